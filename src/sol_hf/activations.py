@@ -1,0 +1,58 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The two MLP axes as pure functions: keep the largest channels of a token, and fake-quantize a token.
+
+Both accept any number of leading dimensions after the rows, and per-row settings that live on the device.
+"""
+
+import torch
+
+
+def kept_count(fraction: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
+    """`ceil(fraction * total)`, at least 1, immune to the rounding of `fraction` itself.
+
+    In float32 `0.6 * 50` is 30.000002, whose ceiling would be 31. The relative slack of 1e-6 is larger than that
+    error and smaller than one part in `total` for every length below a million.
+    """
+    return torch.ceil(fraction * total * (1.0 - 1e-6)).clamp(min=1).long()
+
+
+def _per_row(setting: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return setting.view(-1, *[1] * (x.dim() - 1))
+
+
+def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
+    """Zero all but the `ceil(fraction * channels)` channels of largest magnitude of every token.
+
+    Args:
+        x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of an MLP.
+        fraction (`torch.Tensor` of shape `(rows,)`): Fraction in (0, 1] per row.
+
+    Returns:
+        `torch.Tensor`: `x` with the other channels set to zero.
+    """
+    order = x.abs().argsort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(x.shape[-1], device=x.device).expand_as(order)
+    keep = torch.zeros_like(x, dtype=torch.bool).scatter_(
+        -1, order, rank < _per_row(kept_count(fraction, x.shape[-1]), x)
+    )
+    return torch.where(keep, x, 0)
+
+
+def fake_quantize(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Symmetric per-token quantization to `bits` bits and back, in float32; 16 bits is the identity.
+
+    Args:
+        x (`torch.Tensor` of shape `(rows, ..., channels)`): Output of an MLP.
+        bits (`torch.Tensor` of shape `(rows,)`): Bit-width in 2..16 per row.
+
+    Returns:
+        `torch.Tensor`: The quantized values, in the dtype of `x`.
+    """
+    bits = _per_row(bits, x).float()
+    limit = torch.exp2(bits - 1) - 1
+    values = x.float()
+    scale = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / limit
+    quantized = torch.round(values / scale).clamp(-limit, limit) * scale
+    return torch.where(bits >= 16, x, quantized.to(x.dtype))

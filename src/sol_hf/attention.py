@@ -1,0 +1,236 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention that reads only the selected keys, registered beside the base's own implementation.
+
+For every implementation that a base may use, a second name is registered with transformers: `sol_sdpa` beside `sdpa`,
+and so on, attention *and* mask function together. Under that name a forward without a [`StepPlan`] is the original
+implementation, called with the original arguments; a decode step with a plan gathers the selected keys and values and
+runs scaled dot product attention on those alone.
+
+The plan of the running forward lives in a context variable, so that threads that share a model cannot see each other's
+and nothing is stored on the base's modules.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .activations import kept_count
+from .cache import SOLCache
+from .criteria import Selection, SelectionRule, page_bounds, select_quest, select_recency, select_relevancy
+from .paged_layer import PagedLayer
+
+
+PREFIX = "sol_"
+UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one decode step computes: per-row settings on the device, `None` on an axis that is dense for all rows.
+
+    Args:
+        token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the cached tokens to read.
+        mlp_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the MLP input channels to keep.
+        bits (`torch.Tensor` of shape `(rows,)`, *optional*): Bit-width of the MLP output.
+        cache ([`SOLCache`], *optional*): Where the attention function finds layers, page index and padding.
+        rule ([`SelectionRule`], *optional*): How keys are selected.
+    """
+
+    token_keep: torch.Tensor | None = None
+    mlp_keep: torch.Tensor | None = None
+    bits: torch.Tensor | None = None
+    cache: SOLCache | None = None
+    rule: SelectionRule = SelectionRule()
+
+    @classmethod
+    def from_values(cls, values: torch.Tensor, cache: SOLCache, rule: SelectionRule) -> "StepPlan":
+        """Plan for action values `(rows, 3)` in axis units.
+
+        On the CPU an axis that is dense for all rows is recognised and left out. On an accelerator looking at the
+        values would stall the device, so all axes are planned.
+        """
+        columns: list[torch.Tensor | None] = list(values.unbind(dim=-1))
+        if values.device.type == "cpu":
+            dense = (1.0, 1.0, 16.0)
+            columns = [c if bool((c < d).any()) else None for c, d in zip(columns, dense, strict=True)]
+        return cls(columns[0], columns[1], columns[2], cache, rule)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the host knows that this step computes exactly what the base would."""
+        return self.token_keep is None and self.mlp_keep is None and self.bits is None
+
+
+@dataclass
+class ForwardContext:
+    """What a running forward of the base is told (`plan`) and what it reports (`hidden_state`).
+
+    `hidden_state` is what the LM head received for the last token, of shape `(rows, hidden_size)`.
+    """
+
+    plan: StepPlan | None = None
+    hidden_state: torch.Tensor | None = None
+
+
+ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", default=None)
+
+
+@contextmanager
+def active_forward(plan: StepPlan | None = None) -> Iterator[ForwardContext]:
+    """Make `plan` the one that attention and MLP hooks of this thread see within the block."""
+    context = ForwardContext(plan)
+    token = ACTIVE.set(context)
+    try:
+        yield context
+    finally:
+        ACTIVE.reset(token)
+
+
+def register_attention(implementation: str) -> str:
+    """Register the twin of an attention implementation, function and mask together, and return its name.
+
+    Args:
+        implementation (`str`): Name of the implementation that the base uses, e.g. `"sdpa"` or `"eager"`.
+    """
+    name = PREFIX + implementation
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _attention_function(implementation))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    return name
+
+
+def _attention_function(implementation: str) -> Callable:
+    def sol_attention_forward(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        context = ACTIVE.get()
+        plan = context.plan if context is not None else None
+        if plan is None or plan.token_keep is None or module.layer_idx not in plan.cache.sparse_layers:
+            original = _original(implementation, module)
+            return original(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        for name in UNSUPPORTED_ARGUMENTS:
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention uses "
+                    f"`{name}`, which attention over selected keys does not support."
+                )
+        return attend_selected(plan, module.layer_idx, query, key, value, scaling), None
+
+    return sol_attention_forward
+
+
+def _original(implementation: str, module: torch.nn.Module) -> Callable:
+    """The implementation that the twin stands beside; `eager` is each model file's own function."""
+    if implementation in ALL_ATTENTION_FUNCTIONS:
+        return ALL_ATTENTION_FUNCTIONS[implementation]
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def attend_selected(
+    plan: StepPlan,
+    layer_idx: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of one new token per row over the keys that the plan's criterion selects.
+
+    Args:
+        plan ([`StepPlan`]): With `token_keep` set.
+        layer_idx (`int`): Layer of the cache that `key` and `value` come from.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
+        key, value (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys and values.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, 1, heads, head_dim)`.
+    """
+    rows, heads, _, dim = query.shape
+    kv_heads, slots = key.shape[1], key.shape[2]
+    first, start = _row_origins(plan, layer_idx, rows, slots, key.device)
+    selection = _select(plan, layer_idx, query, key, first, start)
+    slot = selection.ranks + first[:, None, None]
+    in_use = selection.in_use & (slot >= start[:, None, None]) & (slot < slots)
+    per_head = slot.shape[1] == heads and heads != kv_heads
+    chosen_key, chosen_value = _gather(plan, layer_idx, key, value, slot.clamp(0, slots - 1), heads if per_head else 0)
+    if not per_head:
+        query = query.reshape(rows, kv_heads, heads // kv_heads, dim)
+    output = scaled_dot_product_attention(
+        query, chosen_key, chosen_value, attn_mask=in_use[:, :, None, :], scale=scaling
+    )
+    return output.reshape(rows, 1, heads, value.shape[-1])
+
+
+def _row_origins(plan: StepPlan, layer_idx: int, rows: int, slots: int, device: torch.device):
+    """Slot at which every row's page 0 begins, and its first slot with a real key, each of shape `(rows,)`."""
+    padding = plan.cache.padding
+    padding = torch.zeros(rows, dtype=torch.long, device=device) if padding is None else padding.to(device)
+    dropped = plan.cache.layers[layer_idx].get_seq_length() - slots
+    if dropped == 0:
+        return padding, padding
+    # A sliding layer shows its last `slots` keys: pages stay aligned to the row's first token, which is long gone.
+    offset = (padding - dropped).clamp(min=0)
+    phase = (dropped - padding).clamp(min=0) % plan.rule.page_size
+    return offset - phase, offset
+
+
+def _select(
+    plan: StepPlan, layer_idx: int, query: torch.Tensor, key: torch.Tensor, first: torch.Tensor, start: torch.Tensor
+) -> Selection:
+    rule, slots, on_host = plan.rule, key.shape[2], key.device.type == "cpu"
+    token_keep = plan.token_keep.to(key.device)
+    if rule.criterion == "quest":
+        layer = plan.cache.layers[layer_idx]
+        if isinstance(layer, PagedLayer):
+            upper, lower = layer.page_index(first, plan.cache.padding_range)
+        else:
+            pages = slots // rule.page_size + 2
+            upper, lower = page_bounds(key, rule.page_size, first, start, pages)
+        most = None
+        if on_host:
+            most = -(-int(kept_count(token_keep, slots - start).max()) // rule.page_size)
+        return select_quest(query, upper, lower, token_keep, first, start, slots, rule, most)
+    if rule.criterion == "relevancy":
+        selection = select_relevancy(query, key, token_keep, first, start, rule)
+    else:
+        selection = select_recency(token_keep, first, start, slots, rule)
+    if not on_host:
+        return selection
+    most = int(selection.in_use.sum(dim=-1).max())
+    return Selection(selection.ranks[..., :most], selection.in_use[..., :most])
+
+
+def _gather(
+    plan: StepPlan, layer_idx: int, key: torch.Tensor, value: torch.Tensor, slot: torch.Tensor, heads: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values at `slot` `(rows, H, m)`, of shape `(rows, H', m, head_dim)`; H' is `heads`, else kv_heads."""
+    rows, kv_heads = key.shape[:2]
+    layer = plan.cache.layers[layer_idx]
+    if isinstance(layer, PagedLayer):
+        flat_key, flat_value, stride = layer.flat_store()
+    else:
+        flat_key, flat_value, stride = key.flatten(0, 2), value.flatten(0, 2), key.shape[2]
+    wide = heads or kv_heads
+    kv_head = torch.arange(wide, device=key.device) // (wide // kv_heads)
+    base = (torch.arange(rows, device=key.device)[:, None] * kv_heads + kv_head) * stride
+    index = (slot + base[:, :, None]).flatten()
+    shape = (rows, wide, slot.shape[-1], -1)
+    return flat_key.index_select(0, index).view(shape), flat_value.index_select(0, index).view(shape)

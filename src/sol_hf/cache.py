@@ -1,0 +1,232 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""All state of a generation under a budget, on top of the cache layers that the base asks for.
+
+transformers' generation loop knows one stateful object, the cache. [`SOLCache`] therefore holds, beside keys and
+values, everything that a decode step remembers: the running episode, the policy's own cache and the budget ledger.
+Whatever the loop does to the cache (reorder beams, repeat rows, crop) happens to all of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from .actions import ActionSpace
+from .ledger import BudgetLedger
+from .paged_layer import PagedLayer
+
+
+RowFunction = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class StepRecord:
+    """One executed decode step: the token (or its embedding), the action, what it counts, and the state before it."""
+
+    token: torch.Tensor
+    action: torch.Tensor
+    counted: torch.Tensor
+    previous_hidden: torch.Tensor | None
+
+    def map_rows(self, function: RowFunction) -> None:
+        self.token, self.action, self.counted = function(self.token), function(self.action), function(self.counted)
+        self.previous_hidden = None if self.previous_hidden is None else function(self.previous_hidden)
+
+
+@dataclass
+class Episode:
+    """The steps since the last dense forward.
+
+    Args:
+        hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): What the LM head received for the
+            last processed token; `None` before the first forward.
+        steps (`list[StepRecord]`): The steps of this episode.
+        controller_state (`dict[str, Any]`): What the controller remembers within an episode: tensors with one entry
+            per row, or transformers caches.
+        polluted (`bool`): Whether any step wrote keys and values that a dense forward would not have written.
+    """
+
+    hidden_state: torch.Tensor | None = None
+    steps: list[StepRecord] = field(default_factory=list)
+    controller_state: dict[str, Any] = field(default_factory=dict)
+    polluted: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.steps)
+
+    def actions(self, rows: int, device: torch.device) -> torch.Tensor:
+        """Actions so far, of shape `(rows, steps)`."""
+        if not self.steps:
+            return torch.empty(rows, 0, dtype=torch.long, device=device)
+        return torch.stack([step.action for step in self.steps], dim=1)
+
+
+class SOLCache(DynamicCache):
+    """Keys, values and all decode state of a generation under a budget.
+
+    Full-attention layers become [`PagedLayer`]; sliding layers record enough of the past to be rolled back by an
+    episode; any other kind is left as the base's config asks for it.
+
+    Args:
+        config (`PreTrainedConfig`): Config of the base model.
+        action_space ([`ActionSpace`]): Meaning of the action ids.
+        page_size (`int`, *optional*, defaults to 8): Keys in a page.
+    """
+
+    def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):
+        super().__init__(config=config)
+        self.layers = [PagedLayer(page_size) if type(layer) is DynamicLayer else layer for layer in self.layers]
+        self.activate_past_recording()
+        self.action_space = action_space
+        self.controls: Any = None
+        self.decode_from: int | None = None
+        self.episode = Episode()
+        self.ledger: BudgetLedger | None = None
+        self.targets: torch.Tensor | None = None
+        self.padding: torch.Tensor | None = None
+        self.padding_range = (0, 0)
+        self.position_offset: torch.Tensor | None = None
+        self.trace: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def rows(self) -> int | None:
+        """Number of rows, `None` before the first forward."""
+        return None if self.ledger is None else len(self.ledger.total_counts)
+
+    @property
+    def sparse_layers(self) -> frozenset[int]:
+        """Layers to which `token_keep` applies: full attention, or all if every layer has a sliding window."""
+        full = [i for i, layer in enumerate(self.layers) if isinstance(layer, PagedLayer)]
+        sliding = [i for i, layer in enumerate(self.layers) if type(layer) is DynamicSlidingWindowLayer]
+        return frozenset(full or sliding)
+
+    def start(self, controls: Any, decode_from: int | None) -> None:
+        """Set what the next forwards run under.
+
+        Args:
+            controls (`DecodeControls`): Budget, controller and options; `None` for a dense continuation.
+            decode_from (`int`, *optional*): Length of the cache at which decode steps begin. Tokens before it are
+                processed densely. By default every forward ends with one decode step.
+        """
+        self.controls, self.decode_from, self.trace, self.targets = controls, decode_from, [], None
+        if self.ledger is not None:
+            self.ledger = BudgetLedger(self.rows, self.ledger.total_counts.device)
+
+    def set_up_rows(self, rows: int, device: torch.device) -> None:
+        """Create the per-row state at the first forward, and the targets once the number of rows is known."""
+        if self.ledger is None:
+            self.ledger = BudgetLedger(rows, device)
+        if rows != self.rows:
+            raise ValueError(f"The cache holds {self.rows} rows, but the input has {rows}.")
+        if self.targets is None and self.controls is not None and self.controls.budget is not None:
+            self.targets = self.controls.budget.targets(rows, device)
+
+    def observe_inputs(
+        self, tokens: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> None:
+        """Take rows, padding and positions from the arguments of a forward, `tokens` being `(rows, length, ...)`."""
+        self.set_up_rows(len(tokens), tokens.device)
+        begin, length = self.get_seq_length(), tokens.shape[1]
+        if attention_mask is not None and (begin == 0 or length > 1):
+            real = attention_mask.bool()
+            padding = (~real).sum(dim=1)
+            left_padded = torch.arange(real.shape[1], device=real.device) >= padding[:, None]
+            if real.shape[1] != begin + length or not bool((real == left_padded).all() & real[:, -1].all()):
+                raise ValueError(
+                    "`attention_mask` must cover cached and new tokens and mark padding on the left of the first turn "
+                    "only: a gap between two turns, or padding on the right, would change which keys a page holds."
+                )
+            self.set_padding(padding)
+        if position_ids is not None:
+            last = position_ids[..., -1].expand(len(tokens))
+            self.position_offset = begin + length - 1 - last
+
+    def set_padding(self, padding: torch.Tensor) -> None:
+        """Set the number of padding slots on the left of every row, `(rows,)`; positions follow it."""
+        least, most = int(padding.min()), int(padding.max())
+        self.padding, self.padding_range = (padding, (least, most)) if most else (None, (0, 0))
+        self.position_offset = padding
+
+    def record(self, token: torch.Tensor, action: torch.Tensor, counted: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Store an executed step and the hidden state that it led to."""
+        self.episode.steps.append(StepRecord(token, action, counted, self.episode.hidden_state))
+        self.episode.hidden_state = hidden
+        self.trace.append((action, counted))
+        self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
+
+    def end_episode(self, hidden_state: torch.Tensor | None) -> None:
+        """Start the next episode from `hidden_state`; window layers forget what no rollback can need any more."""
+        self.episode = Episode(hidden_state)
+        if self.ledger is not None:
+            self.ledger.start_episode()
+        for layer in self.layers:
+            if layer.is_sliding and layer.is_initialized:
+                layer.crop(0)
+
+    def drop_tokens(self, number: int) -> None:
+        """Remove the last `number` tokens from keys and values only."""
+        super().crop(-number)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` tokens, and rewind episode, controller and ledger with them.
+
+        Going back beyond the running episode drops it: the next forward then needs at least two tokens, since the
+        hidden state before the crop point is not kept.
+        """
+        super().crop(tokens_to_remove)
+        if tokens_to_remove == 0:
+            return
+        ratios = self.action_space.ratios
+        for _ in range(min(-tokens_to_remove, self.episode.length)):
+            step = self.episode.steps.pop()
+            self.ledger.record(ratios.to(step.action.device)[step.action], step.counted, sign=-1)
+            self.episode.hidden_state = step.previous_hidden
+            self.trace.pop()
+            tokens_to_remove += 1
+            for value in self.episode.controller_state.values():
+                if isinstance(value, Cache):
+                    value.crop(-1)
+        if tokens_to_remove < 0:
+            self.end_episode(None)
+
+    def reset(self) -> None:
+        super().reset()
+        self.episode, self.ledger, self.targets, self.trace = Episode(), None, None, []
+        self.padding, self.padding_range, self.position_offset, self.decode_from = None, (0, 0), None, None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorder all state for beam search. The trace stays as executed: `beam_indices` lead through it."""
+        super().reorder_cache(beam_idx)
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)), "reorder_cache", beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0), "batch_repeat_interleave", repeats)
+        self.trace = [tuple(x.repeat_interleave(repeats, dim=0) for x in step) for step in self.trace]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_rows(lambda x: x[indices], "batch_select_indices", indices)
+        self.trace = [tuple(x[indices] for x in step) for step in self.trace]
+
+    def _map_rows(self, function: RowFunction, cache_method: str, argument: Any) -> None:
+        episode = self.episode
+        for step in episode.steps:
+            step.map_rows(function)
+        episode.hidden_state = None if episode.hidden_state is None else function(episode.hidden_state)
+        for name, value in episode.controller_state.items():
+            if isinstance(value, Cache):
+                getattr(value, cache_method)(argument)
+            else:
+                episode.controller_state[name] = function(value)
+        if self.ledger is not None:
+            self.ledger.map_rows(function)
+        for name in ("targets", "padding", "position_offset"):
+            if getattr(self, name) is not None:
+                setattr(self, name, function(getattr(self, name)))

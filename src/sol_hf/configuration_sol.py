@@ -1,0 +1,163 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Configuration of a policy and of the wrapped model: base, action space, selection rule, policy sizes."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from .actions import ActionSpace
+from .criteria import CRITERIA, PAGE_SELECTIONS, SelectionRule
+
+
+logger = logging.get_logger(__name__)
+
+_WRITTEN_BY_TRANSFORMERS = frozenset(
+    "name_or_path _name_or_path _commit_hash output_attentions attn_implementation experts_implementation "
+    "per_layer_config auto_map model_type transformers_version torch_dtype".split()
+)
+
+
+def _percent_levels(start: int, step: int) -> list[float]:
+    return [percent / 100 for percent in range(start, 101, step)]
+
+
+@strict
+class SOLConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`SOLPolicyModel`] and of the [`SOLForCausalLM`] that it controls.
+
+    `SOLConfig()` is the published setting with the full action grid (1,560 actions); sizes that depend on the base
+    are filled in by [`SOLForCausalLM.from_base`].
+
+    Args:
+        base_model_name_or_path (`str`, *optional*): Hub id or folder of the frozen base model.
+        base_model_revision (`str`, *optional*): Branch, tag or commit of the base model.
+        token_keep (`list[float]`, *optional*, defaults to 0.1, 0.2, ... 1.0): Levels of the KV axis.
+        mlp_keep (`list[float]`, *optional*, defaults to 0.40, 0.45, ... 1.0): Levels of the MLP axis.
+        bits (`list[int]`, *optional*, defaults to 5, 6, ... 16): Levels of the bit-width axis.
+        criterion (`str`, *optional*, defaults to `"quest"`): How cached keys are chosen: `"quest"`, `"relevancy"` or
+            `"recency"`.
+        page_size (`int`, *optional*, defaults to 8): Keys in a page (`quest`).
+        page_selection (`str`, *optional*, defaults to `"head"`): `"head"` chooses pages for every query head (the
+            published method), `"group"` once per key-value head.
+        sink_tokens (`int`, *optional*, defaults to 4): First tokens that are always kept (`relevancy`, `recency`).
+        window_tokens (`int`, *optional*, defaults to 2): Recent tokens that are always kept. A step is controllable
+            once it sees more than `sink_tokens + window_tokens + 1` keys.
+        episode_length (`int`, *optional*, defaults to 16): Decode steps in an episode.
+        policy_hidden_size (`int`, *optional*, defaults to 512): Width of the policy.
+        policy_num_layers (`int`, *optional*, defaults to 1): Transformer blocks of the policy.
+        policy_num_heads (`int`, *optional*, defaults to 4): Attention heads of the policy.
+        policy_mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the policy's MLP over its hidden size.
+        action_embedding_size (`int`, *optional*, defaults to 32): Size of the previous action's embedding.
+        base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
+        base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
+        base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh weights.
+        sol_hf_version (`str`, *optional*): Version that wrote the file.
+
+    Examples:
+
+    ```python
+    >>> from sol_hf import SOLConfig
+    >>> config = SOLConfig(token_keep=[0.2, 1.0], mlp_keep=[0.6, 0.8, 1.0], bits=[8, 16])
+    >>> len(config.action_space)
+    12
+    ```
+    """
+
+    model_type = "sol"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    token_keep: list[float | int] | None = None
+    mlp_keep: list[float | int] | None = None
+    bits: list[int] | None = None
+    criterion: str = "quest"
+    page_size: int = 8
+    page_selection: str = "head"
+    sink_tokens: int = 4
+    window_tokens: int = 2
+    episode_length: int = 16
+    policy_hidden_size: int = 512
+    policy_num_layers: int = 1
+    policy_num_heads: int = 4
+    policy_mlp_ratio: float | int = 4.0
+    action_embedding_size: int = 32
+    base_hidden_size: int | None = None
+    base_embedding_size: int | None = None
+    base_vocab_size: int | None = None
+    initializer_range: float = 0.02
+    sol_hf_version: str | None = None
+
+    def __post_init__(self, **kwargs):
+        unknown = sorted(set(kwargs) - _WRITTEN_BY_TRANSFORMERS)
+        if unknown:
+            raise ValueError(_describe_unknown(unknown, self.known_keys()))
+        self.token_keep = [float(v) for v in self.token_keep] if self.token_keep else _percent_levels(10, 10)
+        self.mlp_keep = [float(v) for v in self.mlp_keep] if self.mlp_keep else _percent_levels(40, 5)
+        self.bits = list(self.bits) if self.bits else list(range(5, 17))
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        ActionSpace(self.token_keep, self.mlp_keep, self.bits)
+        choices = {"criterion": CRITERIA, "page_selection": PAGE_SELECTIONS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        for name in "page_size episode_length policy_hidden_size policy_num_layers policy_num_heads".split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if min(self.sink_tokens, self.window_tokens) < 0:
+            raise ValueError("`sink_tokens` and `window_tokens` cannot be negative.")
+        if self.policy_hidden_size % self.policy_num_heads:
+            raise ValueError(
+                f"`policy_hidden_size` ({self.policy_hidden_size}) must be a multiple of `policy_num_heads` "
+                f"({self.policy_num_heads})."
+            )
+
+    @classmethod
+    def known_keys(cls) -> frozenset[str]:
+        """Names of all fields, inherited ones included."""
+        return frozenset(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Build a config from a loaded file: keys that this version does not know are dropped with one warning."""
+        known = cls.known_keys() | _WRITTEN_BY_TRANSFORMERS
+        unknown = sorted(set(config_dict) - known)
+        if unknown:
+            writer = config_dict.get("sol_hf_version")
+            logger.warning(
+                f"Ignoring keys of the configuration that this version of sol_hf does not know: {unknown}"
+                + (f" (the file was written by sol_hf {writer})." if writer else ".")
+            )
+            config_dict = {key: value for key, value in config_dict.items() if key in known}
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """The [`ActionSpace`] of the three lists of levels."""
+        return ActionSpace(self.token_keep, self.mlp_keep, self.bits)
+
+    @property
+    def selection_rule(self) -> SelectionRule:
+        """The [`SelectionRule`] of criterion, page size, sink and window."""
+        return SelectionRule(
+            self.criterion, self.page_size, self.page_selection, self.sink_tokens, self.window_tokens
+        )
+
+
+def _describe_unknown(unknown: list[str], known: frozenset[str]) -> str:
+    parts = []
+    for key in unknown:
+        near = difflib.get_close_matches(key, sorted(known), n=1)
+        parts.append(f"`{key}`" + (f" (did you mean `{near[0]}`?)" if near else ""))
+    return f"SOLConfig has no field {', '.join(parts)}."

@@ -1,0 +1,194 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which cached keys a decode step reads: `quest`, `relevancy` and `recency` as pure functions.
+
+Every criterion answers with a [`Selection`]: for each head, the *ranks* of the keys to read. Rank 0 is the row's
+first real token, so a left-padded row selects the very keys that it would select alone:
+
+    slot      0    1    2    3    4    5    6          rows are left-padded
+    row 0     pad  pad  a    b    c    d    e          rank = slot - 2, five keys
+    row 1     p    q    r    s    t    u    v          rank = slot,     seven keys
+
+`H` is the number of query heads, or of key-value heads where one choice serves a whole group.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .activations import kept_count
+
+
+CRITERIA = ("quest", "relevancy", "recency")
+PAGE_SELECTIONS = ("head", "group")
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """The settings of a selection that do not change from step to step.
+
+    Args:
+        criterion (`str`): `"quest"`, `"relevancy"` or `"recency"`.
+        page_size (`int`): Keys in a page (`quest`).
+        page_selection (`str`): `"head"` chooses per query head; `"group"` once per key-value head, by the sum of the
+            scores of its query heads, so that the bytes read are really `token_keep` of the cache.
+        sink_tokens (`int`): First tokens that `relevancy` and `recency` always keep.
+        window_tokens (`int`): Width of the recent window that they always keep.
+    """
+
+    criterion: str = "quest"
+    page_size: int = 8
+    page_selection: str = "head"
+    sink_tokens: int = 4
+    window_tokens: int = 2
+
+    def is_controllable(self, count: torch.Tensor) -> torch.Tensor:
+        """Whether a step that sees `count` keys (itself included) is under control, of the shape of `count`."""
+        return count > self.sink_tokens + self.window_tokens + 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Keys to read, of shape `(rows, H, m)`: their ranks, and which of the `m` places are in use.
+
+    A rank out of `[first valid, count)` is never in use; `H` is 1 where all heads read the same keys.
+    """
+
+    ranks: torch.Tensor
+    in_use: torch.Tensor
+
+
+def page_bounds(keys: torch.Tensor, page_size: int, first: torch.Tensor, start: torch.Tensor, pages: int):
+    """Per-channel maximum and minimum of the keys of every page, computed from all keys.
+
+    Args:
+        keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Cached keys.
+        page_size (`int`): Keys in a page.
+        first (`torch.Tensor` of shape `(rows,)`): Slot at which a row's page 0 begins; may be negative.
+        start (`torch.Tensor` of shape `(rows,)`): First slot that holds a real key.
+        pages (`int`): Number of pages to describe.
+
+    Returns:
+        Two `torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`; 0 for a page without keys.
+    """
+    rows, heads, slots, dim = keys.shape
+    slot = first[:, None] + torch.arange(pages * page_size, device=keys.device)
+    valid = (slot >= start[:, None]) & (slot < slots)
+    index = slot.clamp(0, slots - 1)[:, None, :, None].expand(rows, heads, -1, dim)
+    paged = keys.gather(2, index).view(rows, heads, pages, page_size, dim)
+    valid = valid.view(rows, 1, pages, page_size, 1)
+    empty = ~valid.any(dim=3)
+    upper = paged.masked_fill(~valid, float("-inf")).amax(dim=3).masked_fill(empty, 0)
+    lower = paged.masked_fill(~valid, float("inf")).amin(dim=3).masked_fill(empty, 0)
+    return upper, lower
+
+
+def _grouped(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """Query heads of one token by key-value head: `(rows, heads, 1, dim)` to `(rows, kv_heads, group, dim)`."""
+    rows, heads, _, dim = query.shape
+    return query.reshape(rows, kv_heads, heads // kv_heads, dim)
+
+
+def _shared(scores: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+    """`(rows, kv_heads, group, n)` to `(rows, H, n)`, summed over the group where one choice serves it."""
+    return scores.sum(dim=2) if rule.page_selection == "group" else scores.flatten(1, 2)
+
+
+def _top_ranked(scores: torch.Tensor, wanted: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the `wanted` highest scores per row, padded to `most`, and which of them are wanted."""
+    order = scores.topk(most, dim=-1).indices
+    place = torch.arange(most, device=scores.device)
+    return order, (place < wanted[:, None, None]).expand_as(order)
+
+
+def select_quest(
+    query: torch.Tensor,
+    upper: torch.Tensor,
+    lower: torch.Tensor,
+    token_keep: torch.Tensor,
+    first: torch.Tensor,
+    start: torch.Tensor,
+    slots: int,
+    rule: SelectionRule,
+    most_pages: int | None = None,
+) -> Selection:
+    """Keep the pages with the highest upper bound of `q . k` over their keys.
+
+    The bound of a page is the sum over channels of max(q * max, q * min), which equals relu(q) . max - relu(-q) . min:
+    two small matrix products instead of a `(rows, heads, pages, head_dim)` intermediate.
+
+    Args:
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the current token.
+        upper, lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): From [`page_bounds`].
+        token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to read.
+        first, start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        slots (`int`): Number of cached slots.
+        rule ([`SelectionRule`]): Page size, and per query head or per group.
+        most_pages (`int`, *optional*): Upper limit of the page budget over the rows if the host knows it.
+    """
+    kv_heads, pages = upper.shape[1], upper.shape[2]
+    grouped = _grouped(query, kv_heads)
+    scores = grouped.clamp(min=0) @ upper.transpose(2, 3) + grouped.clamp(max=0) @ lower.transpose(2, 3)
+    has_keys = torch.arange(pages, device=query.device) * rule.page_size < (slots - first)[:, None]
+    scores = _shared(scores, rule).masked_fill(~has_keys[:, None], float("-inf"))
+    tokens = kept_count(token_keep, slots - start)
+    wanted = torch.div(tokens + rule.page_size - 1, rule.page_size, rounding_mode="floor")
+    order, in_use = _top_ranked(scores, wanted, min(most_pages or pages, pages))
+    ranks = order[..., None] * rule.page_size + torch.arange(rule.page_size, device=query.device)
+    return Selection(ranks.flatten(2), in_use.repeat_interleave(rule.page_size, dim=-1))
+
+
+def select_relevancy(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    token_keep: torch.Tensor,
+    first: torch.Tensor,
+    start: torch.Tensor,
+    rule: SelectionRule,
+) -> Selection:
+    """Keep the sink, the recent window, and of the other tokens those with the highest exact `q . k`.
+
+    Args:
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the current token.
+        keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Cached keys.
+        token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the other tokens to keep.
+        first, start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        rule ([`SelectionRule`]): Sink and window.
+    """
+    slots = keys.shape[2]
+    slot = torch.arange(slots, device=keys.device)
+    order_in_row = slot - start[:, None]
+    count = slots - start
+    valid = order_in_row >= 0
+    forced = valid & (
+        (order_in_row < rule.sink_tokens) | (order_in_row >= (count - rule.window_tokens - 2)[:, None])
+    )
+    others = count - forced.sum(dim=-1)
+    wanted = forced.sum(dim=-1) + torch.where(others > 0, kept_count(token_keep, others), 0)
+    scores = _shared(_grouped(query, keys.shape[1]) @ keys.transpose(2, 3), rule)
+    scores = scores.masked_fill(forced[:, None], float("inf")).masked_fill(~valid[:, None], float("-inf"))
+    order, in_use = _top_ranked(scores, wanted, slots)
+    return Selection(order - first[:, None, None], in_use)
+
+
+def select_recency(
+    token_keep: torch.Tensor, first: torch.Tensor, start: torch.Tensor, slots: int, rule: SelectionRule
+) -> Selection:
+    """Keep the sink and the most recent tokens, the same for all heads.
+
+    Args:
+        token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the tokens outside of sink and window to keep.
+        first, start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        slots (`int`): Number of cached slots.
+        rule ([`SelectionRule`]): Sink and window.
+    """
+    count = slots - start
+    always = rule.sink_tokens + rule.window_tokens + 1
+    middle = count - always
+    extra = torch.where(middle > 0, kept_count(token_keep, middle), 0)
+    kept = torch.minimum(count, always + extra)
+    place = torch.arange(slots, device=start.device)
+    in_row = torch.where(place < rule.sink_tokens, place, place + (count - kept)[:, None])
+    ranks = in_row + (start - first)[:, None]
+    return Selection(ranks[:, None], (place < kept[:, None])[:, None])

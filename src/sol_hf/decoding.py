@@ -1,0 +1,245 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One forward of the base under a budget: dense prefix, decode steps, KV refresh.
+
+`generate`, `score` and everything built on them come through [`decode_forward`]. It is stateless: what has to be
+remembered is in the [`SOLCache`].
+
+    tokens of a call     | d d d d d d d d | s |        d: one dense forward of the base
+    cache.decode_from                        ^          s: a decode step each
+"""
+
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .actions import Budget
+from .attention import StepPlan, active_forward
+from .cache import SOLCache
+from .controllers import Controller, Observation
+from .criteria import SelectionRule
+
+
+@dataclass(frozen=True)
+class DecodeControls:
+    """What a generation runs under; one object per `generate` or `score` call.
+
+    Args:
+        controller ([`Controller`]): Scores the actions.
+        budget ([`Budget`], *optional*): Targets; `None` for a controller that needs none.
+        processors ([`ActionProcessorList`]): Applied to the scores in order.
+        rule ([`SelectionRule`]): How cached keys are selected.
+        episode_length (`int`): Steps in an episode.
+        kv_refresh (`bool`): Whether an episode ends with a dense forward over its tokens.
+        do_sample (`bool`): Draw the action instead of taking the best.
+        temperature (`float`): Divides the scores before drawing.
+    """
+
+    controller: Controller
+    budget: Budget | None
+    processors: LogitsProcessorList
+    rule: SelectionRule
+    episode_length: int
+    kv_refresh: bool = True
+    do_sample: bool = False
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """The arguments of a forward that concern its tokens; slices of it are what the base gets.
+
+    Args:
+        tokens (`torch.Tensor`): Ids `(rows, length)`, or embeddings `(rows, length, embedding_size)`.
+        attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 marks left padding.
+        has_positions (`bool`): Whether position ids are handed to the base.
+        extra (`dict[str, Any]`): Further arguments for the base.
+    """
+
+    tokens: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+    has_positions: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@functools.lru_cache
+def accepted_arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
+    """Names of the arguments that the forward of a model class spells out."""
+    return frozenset(inspect.signature(model_class.forward).parameters)
+
+
+def base_forward(
+    base: PreTrainedModel,
+    tokens: torch.Tensor,
+    cache: SOLCache,
+    inputs: ForwardInputs,
+    logits_to_keep: int = 1,
+) -> CausalLMOutputWithPast:
+    """Run the base on `tokens`, which follow what the cache holds."""
+    begin, length = cache.get_seq_length(), tokens.shape[1]
+    arguments: dict[str, Any] = dict(inputs.extra)
+    arguments["inputs_embeds" if tokens.is_floating_point() else "input_ids"] = tokens
+    if inputs.attention_mask is not None:
+        arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
+    accepted = accepted_arguments(type(base))
+    if inputs.has_positions and "position_ids" in accepted:
+        slots = torch.arange(begin, begin + length, device=tokens.device)
+        arguments["position_ids"] = (slots - cache.position_offset[:, None]).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = logits_to_keep
+    output = base(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
+    if logits_to_keep and output.logits.shape[1] > logits_to_keep:
+        output.logits = output.logits[:, -logits_to_keep:]
+    return output
+
+
+def dense_forward(
+    base: PreTrainedModel, tokens: torch.Tensor, cache: SOLCache, inputs: ForwardInputs, logits_to_keep: int = 1
+) -> CausalLMOutputWithPast:
+    """Process `tokens` densely and begin a new episode after them."""
+    with active_forward() as context:
+        output = base_forward(base, tokens, cache, inputs, logits_to_keep)
+    cache.end_episode(context.hidden_state)
+    return output
+
+
+def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
+    """Input embedding of ids; embeddings pass through."""
+    return token if token.is_floating_point() else base.get_input_embeddings()(token)
+
+
+def episode_tokens(base: PreTrainedModel, cache: SOLCache) -> torch.Tensor:
+    """The tokens of the running episode, `(rows, steps)`, as embeddings if any of them came as one."""
+    tokens = [step.token for step in cache.episode.steps]
+    if any(token.is_floating_point() for token in tokens):
+        tokens = [embed(base, token) for token in tokens]
+    return torch.cat(tokens, dim=1)
+
+
+def refresh(base: PreTrainedModel, cache: SOLCache, inputs: ForwardInputs) -> None:
+    """KV refresh: replace what the episode's sparse steps wrote by a dense forward over its tokens."""
+    tokens = episode_tokens(base, cache)
+    cache.drop_tokens(tokens.shape[1])
+    dense_forward(base, tokens, cache, ForwardInputs(tokens, inputs.attention_mask, inputs.has_positions))
+
+
+def needs_refresh(cache: SOLCache) -> bool:
+    """Whether the running episode left anything in the cache that a dense forward would not have."""
+    wanted = cache.controls is None or cache.controls.kv_refresh
+    return wanted and cache.episode.polluted
+
+
+def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Observation:
+    """What the controller gets to see before processing `token` `(rows, 1)`."""
+    controls, episode = cache.controls, cache.episode
+    rows, device = cache.rows, token.device
+    seen = cache.get_seq_length() + 1
+    count = torch.full((rows,), seen, device=device) if cache.padding is None else seen - cache.padding
+    if episode.hidden_state is None and seen > 1:
+        raise ValueError("The hidden state before this token is unknown after `crop`: pass two tokens or more.")
+    embedding = embed(base, token)[:, -1]
+    if episode.hidden_state is None:
+        size = base.get_output_embeddings().weight.shape[-1]
+        episode.hidden_state = torch.zeros(rows, size, device=device, dtype=embedding.dtype)
+    last = controls.episode_length - episode.length
+    uncontrollable_ahead = (controls.rule.sink_tokens + controls.rule.window_tokens + 2 - count).clamp(min=0)
+    space = cache.action_space
+    start = torch.full((rows,), len(space), dtype=torch.long, device=device)
+    return Observation(
+        hidden_state=episode.hidden_state,
+        token_embedding=embedding,
+        previous_action=episode.steps[-1].action if episode.steps else start,
+        controllable=controls.rule.is_controllable(count),
+        remaining=(last - uncontrollable_ahead).clamp(min=0).float(),
+        step=episode.length,
+        total_step=len(cache.trace),
+        episode_length=controls.episode_length,
+        targets=cache.targets,
+        ledger=cache.ledger,
+        action_space=space,
+        state=episode.controller_state,
+    )
+
+
+def choose(observation: Observation, cache: SOLCache) -> torch.Tensor:
+    """Action ids `(rows,)`: the controller's scores, processed, then the best or a draw; dense where not controllable."""
+    controls, space = cache.controls, cache.action_space
+    scores = controls.controller(observation)
+    if scores.shape != (observation.rows, len(space)):
+        raise ValueError(
+            f"{type(controls.controller).__name__} returned scores of shape {tuple(scores.shape)}, expected "
+            f"{(observation.rows, len(space))}."
+        )
+    action_ids = cache.episode.actions(observation.rows, scores.device)
+    scores = controls.processors(action_ids, scores, observation=observation)
+    if controls.do_sample:
+        actions = torch.multinomial((scores / controls.temperature).softmax(dim=-1), 1).squeeze(1)
+    else:
+        actions = scores.argmax(dim=-1)
+    return torch.where(observation.controllable, actions, space.dense_id)
+
+
+def decode_step(
+    base: PreTrainedModel, token: torch.Tensor, cache: SOLCache, inputs: ForwardInputs, active: torch.Tensor | None
+) -> CausalLMOutputWithPast:
+    """Process one token per row, `(rows, 1)` or `(rows, 1, embedding_size)`, under an action chosen for it.
+
+    `active` `(rows,)` names the rows that are still running; the others do not count in the averages.
+    """
+    if cache.episode.length == cache.controls.episode_length:
+        if needs_refresh(cache):
+            refresh(base, cache, inputs)
+        else:
+            cache.end_episode(cache.episode.hidden_state)
+    observation = observe(base, cache, token)
+    actions = choose(observation, cache)
+    plan = StepPlan.from_values(cache.action_space.values_on(actions.device)[actions], cache, cache.controls.rule)
+    with active_forward(plan) as context:
+        output = base_forward(base, token, cache, inputs)
+    counted = observation.controllable if active is None else observation.controllable & active
+    cache.record(token, actions, counted, context.hidden_state)
+    cache.episode.polluted |= not plan.is_dense
+    return output
+
+
+def decode_forward(
+    base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache, all_logits: bool, active: torch.Tensor | None = None
+) -> CausalLMOutputWithPast:
+    """Process `inputs`: densely up to `cache.decode_from`, one decode step for each token from there on.
+
+    Without `decode_from`, all tokens but the last are dense. A dense part that follows an unfinished episode takes
+    that episode's tokens along, which refreshes them.
+
+    Returns:
+        `CausalLMOutputWithPast`: the last step's output; its logits are of the last token `(rows, 1, vocab)`, or of all
+        tokens `(rows, length, vocab)` with `all_logits`.
+    """
+    tokens, length = inputs.tokens, inputs.tokens.shape[1]
+    dense = length - 1
+    if cache.controls is None:
+        dense = length
+    elif cache.decode_from is not None:
+        dense = min(max(cache.decode_from - cache.get_seq_length(), 0), length)
+    outputs = []
+    if dense:
+        prefix = tokens[:, :dense]
+        if cache.episode.length and needs_refresh(cache):
+            replayed = episode_tokens(base, cache)
+            cache.drop_tokens(replayed.shape[1])
+            if replayed.is_floating_point() != prefix.is_floating_point():
+                replayed, prefix = embed(base, replayed), embed(base, prefix)
+            prefix = torch.cat([replayed, prefix], dim=1)
+        outputs.append(dense_forward(base, prefix, cache, inputs, dense if all_logits else 1))
+    for index in range(dense, length):
+        outputs.append(decode_step(base, tokens[:, index : index + 1], cache, inputs, active))
+    last = outputs[-1]
+    if all_logits and len(outputs) > 1:
+        last.logits = torch.cat([output.logits for output in outputs], dim=1)
+    last.past_key_values = cache
+    return last

@@ -1,0 +1,84 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The elastic MLP: finds the MLPs of any base and applies `mlp_keep` to their input and `bits` to their output.
+
+Nothing is patched. Hooks are put on the base's own modules while a generation runs and taken off after it; they act on
+the [`StepPlan`] of their own thread's forward, and do nothing in any other.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .activations import fake_quantize, keep_top_channels
+from .attention import ACTIVE
+
+
+MLP_NAMES = ("mlp", "feed_forward", "ffn")
+EXPERT_NAMES = ("experts", "router")
+
+
+class UnsupportedAxisError(ValueError):
+    """A base cannot be controlled on an axis; the message names the axis and the reason."""
+
+
+def decoder_layers(base: PreTrainedModel) -> nn.ModuleList | None:
+    """The list of decoder layers: the module list with as many entries as the config has hidden layers."""
+    wanted = base.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    return lists[0] if lists else None
+
+
+def find_mlps(base: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """One MLP module per decoder layer.
+
+    Raises:
+        UnsupportedAxisError: if a layer has none, or has a mixture of experts, whose routing would change.
+    """
+    name = type(base).__name__
+    layers = decoder_layers(base)
+    if layers is None:
+        raise UnsupportedAxisError(f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: no decoder layers.")
+    mlps = []
+    for index, layer in enumerate(layers):
+        found = [child for child_name, child in layer.named_children() if child_name in MLP_NAMES]
+        if len(found) != 1:
+            raise UnsupportedAxisError(
+                f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: layer {index} "
+                f"({type(layer).__name__}) has no single MLP module among {', '.join(MLP_NAMES)}."
+            )
+        if any(child_name in EXPERT_NAMES for child_name, _ in found[0].named_children()):
+            raise UnsupportedAxisError(
+                f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: the MLP of layer {index} is a "
+                "mixture of experts, and zeroed inputs would change its routing."
+            )
+        mlps.append(found[0])
+    return tuple(mlps)
+
+
+def reduce_mlp_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Forward pre-hook of an MLP: keep the channels that the plan of this thread's forward asks for."""
+    context = ACTIVE.get()
+    if context is None or context.plan is None or context.plan.mlp_keep is None:
+        return None
+    fraction = context.plan.mlp_keep
+    if args:
+        return (keep_top_channels(args[0], fraction.to(args[0].device)), *args[1:]), kwargs
+    name, x = next((name, x) for name, x in kwargs.items() if isinstance(x, torch.Tensor))
+    return args, {**kwargs, name: keep_top_channels(x, fraction.to(x.device))}
+
+
+def quantize_mlp_output(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    """Forward hook of an MLP: fake-quantize its output to the bit-widths of the plan of this thread's forward."""
+    context = ACTIVE.get()
+    if context is None or context.plan is None or context.plan.bits is None:
+        return None
+    return fake_quantize(output, context.plan.bits.to(output.device))
+
+
+def capture_hidden_state(module: nn.Module, args: tuple) -> None:
+    """Forward pre-hook of the LM head: report the last token's hidden state to this thread's forward."""
+    context = ACTIVE.get()
+    if context is not None:
+        context.hidden_state = args[0][:, -1]

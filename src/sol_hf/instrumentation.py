@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Puts hooks and attention twin on a base while at least one generation runs, and takes them off after the last.
+
+One [`Instrumentation`] exists per base, whatever number of wrappers and threads use it; it counts who is inside.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from .attention import register_attention
+from .cache import SOLCache
+from .elastic import (
+    UnsupportedAxisError,
+    capture_hidden_state,
+    find_mlps,
+    quantize_mlp_output,
+    reduce_mlp_input,
+)
+
+
+_INSTRUMENTATIONS: "weakref.WeakKeyDictionary[nn.Module, Instrumentation]" = weakref.WeakKeyDictionary()
+_REGISTRY_LOCK = threading.Lock()
+
+
+class Instrumentation:
+    """Re-entrant, thread-safe context in which a base obeys the step plans of its callers.
+
+    Args:
+        base (`PreTrainedModel`): The frozen base model.
+    """
+
+    def __init__(self, base: PreTrainedModel):
+        self._base = weakref.ref(base)
+        self._head = base.get_output_embeddings()
+        self._config = base.config.get_text_config(decoder=True)
+        if self._head is None:
+            raise UnsupportedAxisError(f"{type(base).__name__} has no output embeddings, so no hidden state to read.")
+        self._mlps: tuple[nn.Module, ...] = ()
+        self.unsupported: dict[str, UnsupportedAxisError] = {}
+        try:
+            self._mlps = find_mlps(base)
+        except UnsupportedAxisError as error:
+            self.unsupported.update(mlp_keep=error, bits=error)
+        try:
+            check_attention(base)
+        except UnsupportedAxisError as error:
+            self.unsupported.update(token_keep=error)
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def require(self, axes: Iterable[str]) -> None:
+        """Raise [`UnsupportedAxisError`] if the base cannot be controlled on one of `axes`."""
+        for axis in axes:
+            if axis in self.unsupported:
+                raise self.unsupported[axis]
+
+    def require_cache(self, cache: SOLCache, kv_refresh: bool) -> None:
+        """Raise [`UnsupportedAxisError`] if the base's cache has no layer to read sparsely, or cannot be rolled back."""
+        name = type(self._base()).__name__
+        if not cache.sparse_layers:
+            raise UnsupportedAxisError(
+                f"The axis `token_keep` cannot be controlled on {name}: none of its cache layers holds all keys."
+            )
+        if kv_refresh and not cache.is_croppable:
+            kinds = sorted({type(layer).__name__ for layer in cache.layers if not layer.is_croppable})
+            raise UnsupportedAxisError(
+                f"The axis `token_keep` cannot be controlled on {name} with a KV refresh: {', '.join(kinds)} cannot be "
+                "rolled back. Pass `kv_refresh=False`."
+            )
+
+    @classmethod
+    def of(cls, base: PreTrainedModel) -> "Instrumentation":
+        """The one instrumentation of `base`."""
+        with _REGISTRY_LOCK:
+            if base not in _INSTRUMENTATIONS:
+                _INSTRUMENTATIONS[base] = cls(base)
+            return _INSTRUMENTATIONS[base]
+
+    def __enter__(self) -> "Instrumentation":
+        with self._lock:
+            if self._inside == 0:
+                self._install()
+            self._inside += 1
+        return self
+
+    def __exit__(self, *exception) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._remove()
+
+    def _install(self) -> None:
+        base = self._base()
+        self._handles: list = []
+        self._implementation = self._config._attn_implementation
+        self._training = [module for module in base.modules() if module.training]
+        try:
+            if "token_keep" not in self.unsupported:
+                self._config._attn_implementation = register_attention(self._implementation)
+            for module in self._training:
+                module.training = False
+            for mlp in self._mlps:
+                self._handles.append(mlp.register_forward_pre_hook(reduce_mlp_input, with_kwargs=True))
+                self._handles.append(mlp.register_forward_hook(quantize_mlp_output))
+            self._handles.append(self._head.register_forward_pre_hook(capture_hidden_state))
+        except BaseException:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for module in self._training:
+            module.training = True
+        self._config._attn_implementation = self._implementation
+        self._handles, self._training = [], []
+
+
+def check_attention(base: PreTrainedModel) -> None:
+    """Raise [`UnsupportedAxisError`] if the attention of `base` cannot be reached through AttentionInterface."""
+    config = base.config.get_text_config(decoder=True)
+    if not base._supports_attention_backend:
+        raise UnsupportedAxisError(
+            f"The axis `token_keep` cannot be controlled on {type(base).__name__}: its attention does not go through "
+            "transformers' AttentionInterface."
+        )
+    if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise UnsupportedAxisError(
+            f"The axis `token_keep` cannot be controlled on {type(base).__name__} with the attention implementation "
+            f"{config._attn_implementation!r}: load the base with attn_implementation='sdpa' or 'eager'."
+        )

@@ -1,0 +1,69 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Loading a policy so that a damaged or unfitting file never goes unnoticed."""
+
+import os
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from .configuration_sol import SOLConfig
+from .modeling_sol_policy import SOLPolicyModel
+
+
+def load_policy(
+    name_or_path: str | os.PathLike, config: SOLConfig | None, location: dict[str, Any]
+) -> SOLPolicyModel:
+    """Load the policy of a repository or folder.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): Repository id or folder.
+        config ([`SOLConfig`], *optional*): Instead of the stored one.
+        location (`dict[str, Any]`): `revision`, `subfolder` and Hub arguments.
+
+    Raises:
+        ValueError: if the weights are damaged, or are not those that the config describes.
+    """
+    try:
+        policy, info = SOLPolicyModel.from_pretrained(
+            name_or_path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **location
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"The policy weights in {name_or_path} are truncated or corrupt ({error}): fetch them again."
+        ) from error
+    problems = [f"missing {name}" for name in info["missing_keys"]]
+    problems += [f"unexpected {name}" for name in info["unexpected_keys"]]
+    problems += [
+        f"{name} has shape {tuple(found)}, the config asks for {tuple(wanted)}"
+        for name, found, wanted in info["mismatched_keys"]
+    ]
+    if problems:
+        raise ValueError(f"The policy weights in {name_or_path} do not fit their config: {'; '.join(problems)}.")
+    return policy.eval()
+
+
+def base_sizes(base: PreTrainedModel) -> dict[str, int]:
+    """What a policy has to know of its base: the fields `base_*` of [`SOLConfig`]."""
+    embeddings = base.get_input_embeddings()
+    return {
+        "base_hidden_size": base.get_output_embeddings().weight.shape[-1],
+        "base_embedding_size": embeddings.weight.shape[-1],
+        "base_vocab_size": embeddings.weight.shape[0],
+    }
+
+
+def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel) -> None:
+    """Raise a ValueError if policy and base do not belong together."""
+    for name, size in base_sizes(base).items():
+        expected = getattr(config, name)
+        if expected is not None and expected != size:
+            what = name.removeprefix("base_").replace("_", " ")
+            raise ValueError(
+                f"The policy was made for a base with {what} {expected}, but {type(base).__name__} has {size}."
+            )
+    actions = policy.action_head.out_features
+    if actions != len(config.action_space):
+        raise ValueError(f"The policy has {actions} actions, but its config describes {len(config.action_space)}.")

@@ -1,0 +1,427 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`SOLForCausalLM`: a frozen causal LM under the control of a policy, with transformers' own `generate`."""
+
+import contextlib
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation import GenerationMode
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from . import hub
+from .actions import ActionSpace, AxisTarget, Budget
+from .cache import SOLCache
+from .configuration_sol import SOLConfig
+from .controllers import Controller, PolicyController
+from .decoding import DecodeControls, ForwardInputs, accepted_arguments, decode_forward
+from .instrumentation import Instrumentation
+from .loading import base_sizes, check_fit, load_policy
+from .modeling_sol_policy import SOLPolicyModel
+from .options import DecodeOptions, explain_unknown, pop_options, resolve_options
+from .outputs import SOLScoreOutput, attach_steps, running_steps
+from .scoring import align_rows, score_rows, score_rows_densely
+from .version import __version__
+
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
+STEPWISE_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+
+
+class SOLForCausalLM(PreTrainedModel, GenerationMixin):
+    """A frozen causal LM and the policy that decides how much of it every decode step uses.
+
+    Make one with [`SOLForCausalLM.from_base`] (fresh policy) or [`SOLForCausalLM.from_pretrained`] (trained policy).
+
+    Args:
+        config ([`SOLConfig`]): Config of the policy.
+        base (`PreTrainedModel`): The causal LM. It is neither changed nor saved.
+        policy ([`SOLPolicyModel`]): The policy.
+    """
+
+    config_class = SOLConfig
+    base_model_prefix = "base"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self, config: SOLConfig, base: PreTrainedModel | None = None, policy: SOLPolicyModel | None = None
+    ):
+        super().__init__(config)
+        if base is None or policy is None:
+            raise ValueError("SOLForCausalLM needs a base and a policy: use `from_base` or `from_pretrained`.")
+        check_fit(config, base, policy)
+        self.base = base
+        self.policy = policy
+        self.action_space: ActionSpace = config.action_space
+        self.generation_config = copy.deepcopy(base.generation_config)
+        self.all_tied_weights_keys = {f"base.{k}": f"base.{v}" for k, v in base.all_tied_weights_keys.items()}
+
+    @classmethod
+    def from_base(cls, base: PreTrainedModel, config: SOLConfig | None = None) -> "SOLForCausalLM":
+        """Put a fresh policy on a loaded base.
+
+        Args:
+            base (`PreTrainedModel`): A causal LM.
+            config ([`SOLConfig`], *optional*): Sizes and settings; what depends on the base is filled in on a copy.
+        """
+        config = copy.deepcopy(config) if config is not None else SOLConfig()
+        derived = base_sizes(base) | {"base_model_name_or_path": base.config.name_or_path or None}
+        for name, value in derived.items():
+            if getattr(config, name) is None:
+                setattr(config, name, value)
+        return cls(config, base, SOLPolicyModel(config).to(base.device).eval())
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args,
+        config: SOLConfig | None = None,
+        base: PreTrainedModel | None = None,
+        revision: str = "main",
+        subfolder: str = "",
+        **kwargs,
+    ) -> "SOLForCausalLM":
+        """Load a trained policy, and the base that its config names.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Policy repository or folder.
+            config ([`SOLConfig`], *optional*): Instead of the stored one.
+            base (`PreTrainedModel`, *optional*): An already loaded base, instead of the one that the config names.
+            revision (`str`, *optional*, defaults to `"main"`): Of the policy repository.
+            subfolder (`str`, *optional*): Of the policy repository.
+            kwargs: Hub arguments (`token`, `cache_dir`, `local_files_only`, ...) serve both repositories; all others
+                (`dtype`, `device_map`, `attn_implementation`, ...) load the base.
+
+        Raises:
+            ValueError: if the file is damaged, does not fit its config, or the policy does not fit the base.
+        """
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        location = dict(revision=revision, subfolder=subfolder, **hub_arguments)
+        kwargs.pop("output_loading_info", None)
+        policy = load_policy(pretrained_model_name_or_path, config, location)
+        config = policy.config
+        if base is None:
+            if config.base_model_name_or_path is None:
+                raise ValueError("The config names no base model: pass `base=`.")
+            base = AutoModelForCausalLM.from_pretrained(
+                config.base_model_name_or_path,
+                revision=config.base_model_revision or "main",
+                **hub_arguments,
+                **kwargs,
+            )
+        model = cls(config, base, policy.to(base.device))
+        with contextlib.suppress(OSError):  # a repository without generation_config.json keeps the base's
+            model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **location)
+        return model.eval()
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, is_main_process: bool = True, **kwargs
+    ) -> None:
+        """Write config, policy (safetensors), generation config and, if there is none yet, a model card.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder to write to.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Also upload; `repo_id`, `token`, `private`,
+                `revision`, `commit_message` and `create_pr` are then taken from `kwargs`.
+            is_main_process (`bool`, *optional*, defaults to `True`): Other processes of a run write nothing.
+            kwargs: For `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
+        """
+        names = ("repo_id", "token", "private", "revision", "commit_message", "create_pr")
+        upload = {name: kwargs.pop(name) for name in names if name in kwargs}
+        if is_main_process:
+            self.policy.config.sol_hf_version = __version__
+            self.policy.config.auto_map = dict(hub.AUTO_MAP)
+            self.policy.save_pretrained(save_directory, **kwargs)
+            self.policy.config.architectures = [type(self).__name__]
+            self.policy.config.save_pretrained(save_directory)
+            self.generation_config.save_pretrained(save_directory)
+            with open(os.path.join(save_directory, hub.REMOTE_CODE_NAME), "w", encoding="utf-8") as file:
+                file.write(hub.REMOTE_CODE)
+            card = os.path.join(save_directory, hub.CARD_NAME)
+            if not os.path.exists(card):
+                hub.build_card(self.config, upload.get("repo_id")).save(card)
+            if push_to_hub:
+                upload.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
+                self.push_to_hub(**upload)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = "50GB",
+        tags: list[str] | None = None,
+    ) -> str:
+        """Upload the policy with its card; arguments as for `PreTrainedModel.push_to_hub`."""
+        return hub.push_policy(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            tags=tags,
+        )
+
+    def get_input_embeddings(self):
+        return self.base.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.base.get_output_embeddings()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """The base's own forward, unless the cache is a [`SOLCache`]: then its last token is a decode step.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(rows, length)`, *optional*): Tokens that follow the cache.
+            attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 marks left padding.
+            position_ids (`torch.LongTensor` of shape `(rows, length)`, *optional*): Positions of the tokens.
+            past_key_values (`Cache`, *optional*): A [`SOLCache`] for a forward under a budget.
+            inputs_embeds (`torch.FloatTensor` of shape `(rows, length, embedding_size)`, *optional*): Instead of ids.
+            labels (`torch.LongTensor` of shape `(rows, length)`, *optional*): For the base's loss, dense only.
+            use_cache (`bool`, *optional*): Dense only; under a budget the cache is always used.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): As in the base; 0 keeps all.
+            kwargs: For the base.
+        """
+        if not isinstance(past_key_values, SOLCache):
+            arguments = dict(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+            )
+            accepted = accepted_arguments(type(self.base))
+            return self.base(**{k: v for k, v in arguments.items() if v is not None and k in accepted}, **kwargs)
+        if labels is not None:
+            raise ValueError("There is no loss under a budget: use `score`.")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens is None:
+            raise ValueError("Pass `input_ids` or `inputs_embeds`.")
+        kwargs.pop("return_dict", None)
+        inputs = ForwardInputs(tokens, attention_mask, position_ids is not None, kwargs)
+        past_key_values.observe_inputs(tokens, attention_mask, position_ids)
+        all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
+        with torch.no_grad(), Instrumentation.of(self.base):
+            output = decode_forward(self.base, inputs, past_key_values, all_logits)
+        if isinstance(logits_to_keep, torch.Tensor):
+            output.logits = output.logits[:, logits_to_keep]
+        elif logits_to_keep > 1:
+            output.logits = output.logits[:, -logits_to_keep:]
+        return output
+
+    def new_cache(self) -> SOLCache:
+        """An empty [`SOLCache`] for this model, to be passed as `past_key_values` over several turns."""
+        return SOLCache(self.base.config, self.action_space, self.config.page_size)
+
+    def generate(  # type: ignore[override]
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        token_keep: AxisTarget = None,
+        mlp_keep: AxisTarget = None,
+        bits: AxisTarget = None,
+        budget: Budget | None = None,
+        budget_mode: str | None = None,
+        controller: Controller | None = None,
+        action_processors: Sequence | None = None,
+        kv_refresh: bool | None = None,
+        action_temperature: float | None = None,
+        do_sample_actions: bool | None = None,
+        **kwargs,
+    ) -> ModelOutput | torch.LongTensor:
+        """transformers' `generate`, with a compute budget. Without one, it is exactly the base's.
+
+        Every option below but the objects (`budget`, `controller`, `action_processors`) can also be stored in the
+        generation config.
+
+        Args:
+            inputs (`torch.Tensor` of shape `(rows, length)`, *optional*): Prompt ids.
+            generation_config (`GenerationConfig`, *optional*): As in transformers.
+            token_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of cached tokens read.
+            mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
+            bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
+            budget ([`Budget`], *optional*): The three targets as one object, instead of the numbers.
+            budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` never exceeds a target over an episode,
+                `"soft"` trusts the controller.
+            controller ([`Controller`], *optional*): What chooses; the policy by default.
+            action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
+            kv_refresh (`bool`, *optional*, defaults to `True`): Recompute every episode densely once it is over.
+            action_temperature (`float`, *optional*, defaults to 1.0): Divides the action scores before drawing.
+            do_sample_actions (`bool`, *optional*, defaults to `False`): Draw actions instead of taking the best.
+            kwargs: Everything that transformers' generate takes.
+
+        Returns:
+            What transformers' generate returns; with `return_dict_in_generate=True` and a budget also `actions` and
+            `realised`, see [`SOLGenerateDecoderOnlyOutput`].
+
+        Raises:
+            ValueError: for a budget that cannot be met, before any compute.
+        """
+        options = resolve_options(pop_options(locals()), generation_config, self.generation_config)
+        prompt = _prompt(inputs, kwargs)
+        controls = self._controls(options, len(prompt))
+        self._check_generate(prompt, controls, kwargs)
+        cache = kwargs.get("past_key_values")
+        if controls is not None and cache is None:
+            cache = kwargs["past_key_values"] = self.new_cache()
+        if isinstance(cache, SOLCache):
+            mask = kwargs.get("attention_mask")
+            cache.start(controls, (prompt if mask is None else mask).shape[1] - 1)
+        context = Instrumentation.of(self.base) if controls is not None else contextlib.nullcontext()
+        with context:
+            output = super().generate(inputs, generation_config=generation_config, **kwargs)
+        if not isinstance(output, ModelOutput) or options.is_empty:
+            return output
+        return self._with_steps(output, cache if controls is not None else None, prompt, generation_config, kwargs)
+
+    def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
+        """Controls for the options, `None` where they ask for the dense base."""
+        budget = options.budget
+        if budget is not None:
+            budget.check(self.action_space, rows)
+        if options.is_dense:
+            return None
+        instrumentation = Instrumentation.of(self.base)
+        instrumentation.require(options.controlled_axes(self.action_space))
+        if options.controls_axis("token_keep", self.action_space):
+            instrumentation.require_cache(self.new_cache(), options.kv_refresh)
+        if self.policy.device.type != self.base.device.type:
+            raise ValueError(f"The policy is on {self.policy.device}, the base on {self.base.device}.")
+        controller = options.controller or PolicyController(self.policy)
+        if controller.needs_budget and budget is None:
+            raise ValueError(f"{type(controller).__name__} needs a budget.")
+        return options.controls(controller, self.config)
+
+    def _check_generate(self, prompt: torch.Tensor, controls: DecodeControls | None, kwargs: dict[str, Any]) -> None:
+        if controls is None:
+            return
+        if prompt.shape[1] == 0:
+            raise ValueError("The prompt is empty: at least one token is needed.")
+        if prompt.device.type not in ("cpu", self.base.device.type):
+            raise ValueError(f"The prompt is on {prompt.device}, the model on {self.base.device}.")
+        cache = kwargs.get("past_key_values")
+        if cache is not None and not isinstance(cache, SOLCache):
+            raise ValueError(
+                f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
+                "`past_key_values` of an earlier output."
+            )
+        if kwargs.get("use_cache") is False:
+            raise ValueError("A budget needs the cache: remove `use_cache=False`.")
+        if kwargs.get("cache_implementation") not in (None, "dynamic"):
+            raise ValueError(
+                f"A budget needs its own cache, so `cache_implementation={kwargs['cache_implementation']!r}` (static, "
+                "quantized, offloaded, or the paged cache of continuous batching) cannot be used with it."
+            )
+
+    def _with_steps(self, output, cache: SOLCache | None, prompt: torch.Tensor, generation_config, kwargs):
+        """`output` with actions and realised means; without a cache, all steps were dense."""
+        configs = [kwargs, vars(generation_config) if generation_config else {}, vars(self.generation_config)]
+        eos = next((c["eos_token_id"] for c in configs if c.get("eos_token_id") is not None), None)
+        begin = prompt.shape[1] if prompt.dim() == 2 else 0
+        new_tokens = output.sequences[:, begin:]
+        running = running_steps(new_tokens, [] if eos is None else torch.as_tensor(eos).flatten().tolist())
+        if cache is None:
+            dense = torch.full((len(output.sequences),), self.action_space.dense_id, device=new_tokens.device)
+            trace = [(dense, torch.zeros_like(dense, dtype=torch.bool))] * new_tokens.shape[1]
+        else:
+            trace = cache.trace
+        return attach_steps(output, trace, running, self.action_space)
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        context_length: int | Sequence[int] | torch.Tensor,
+        return_logits: bool = False,
+        **options,
+    ) -> SOLScoreOutput:
+        """Log-probabilities of given continuations, computed step by step under a budget.
+
+        The first `context_length` tokens of a row are processed densely. Every later token but the last is processed
+        by one decode step and scored on the token after it: `length - context_length - 1` steps.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(rows, length)`): Context and continuation, padded on either side.
+            attention_mask (`torch.Tensor` of shape `(rows, length)`, *optional*): 0 marks padding.
+            context_length (`int` or one per row): Tokens, not counting padding, that are processed densely.
+            return_logits (`bool`, *optional*, defaults to `False`): Also return the logits of every step.
+            options: The budget options of [`SOLForCausalLM.generate`].
+
+        Returns:
+            [`SOLScoreOutput`]
+        """
+        rows = align_rows(input_ids, attention_mask, context_length)
+        if input_ids.device != self.base.device:
+            raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {self.base.device}.")
+        controls = self._controls(resolve_options(options, None, self.generation_config), len(input_ids))
+        with Instrumentation.of(self.base):
+            if controls is None:
+                return score_rows_densely(self.base, rows, self.action_space, return_logits)
+
+            cache = self.new_cache()
+            cache.start(controls, rows.context)
+            return score_rows(self.base, rows, cache, return_logits)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        return self.base.prepare_inputs_for_generation(*args, **kwargs)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        try:
+            self.base._validate_model_kwargs(model_kwargs)
+        except ValueError as error:
+            raise ValueError(str(error) + explain_unknown(model_kwargs)) from error
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args):
+        cache = model_kwargs.get("past_key_values")
+        if isinstance(cache, SOLCache) and cache.controls is not None and generation_mode not in STEPWISE_MODES:
+            raise ValueError(
+                f"Generation mode `{generation_mode.value}` cannot run under a budget: it verifies several tokens in one "
+                "forward, but a budget chooses the compute of every token on its own."
+            )
+        return self.base._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
+
+
+def _prompt(inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> torch.Tensor:
+    for prompt in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
+        if prompt is not None:
+            return prompt
+    raise ValueError("Pass a prompt: `input_ids` or `inputs_embeds`.")

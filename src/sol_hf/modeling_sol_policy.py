@@ -1,0 +1,222 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The policy: a small causal transformer that reads the LM's state before every decode step and scores actions."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .actions import AXES
+from .configuration_sol import SOLConfig
+
+
+SCALARS = 8
+SCALAR_FEATURES = 64
+BUDGET_FEATURES = 32
+FIRST_TARGET = 2
+
+_PUBLISHED_NAMES = (
+    (r"^action_emb\.", "action_embedding."),
+    (r"^pos_emb\.", "position_embedding."),
+    (r"^scalar_proj\.", "scalar_features."),
+    (r"^obs_proj\.", "input_projection."),
+    (r"^blocks\.(\d+)\.ln1\.", r"layers.\1.attention_norm."),
+    (r"^blocks\.(\d+)\.ln2\.", r"layers.\1.mlp_norm."),
+    (r"^blocks\.(\d+)\.attn\.", r"layers.\1.attention."),
+    (r"^blocks\.(\d+)\.ff\.", r"layers.\1.mlp."),
+    (r"^ln_f\.", "final_norm."),
+    (r"^pi\.", "action_head."),
+    (r"^v\.", "value_head."),
+)
+
+
+@dataclass
+class SOLPolicyOutput(ModelOutput):
+    """Scores of every action.
+
+    Args:
+        logits (`torch.Tensor` of shape `(rows, steps, n_actions)`): Action logits at temperature 1.
+        past_key_values (`Cache`, *optional*): The policy's own cache, one entry per step of the episode.
+    """
+
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+
+
+class SOLPolicyAttention(nn.Module):
+    """Causal self-attention without biases over the steps of an episode."""
+
+    def __init__(self, config: SOLConfig, layer_idx: int):
+        super().__init__()
+        size = config.policy_hidden_size
+        self.layer_idx = layer_idx
+        self.head_dim = size // config.policy_num_heads
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:
+        """`(rows, steps, policy_hidden_size)` to the same shape."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        query, key, value = (proj(x).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        steps, total = query.shape[2], key.shape[2]
+        mask = None
+        if steps > 1:
+            mask = torch.ones(steps, total, dtype=torch.bool, device=x.device).tril(total - steps)
+        output = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.o_proj(output.transpose(1, 2).reshape(x.shape))
+
+
+class SOLPolicyLayer(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: SOLConfig, layer_idx: int):
+        super().__init__()
+        size = config.policy_hidden_size
+        width = int(size * config.policy_mlp_ratio)
+        self.attention_norm = nn.LayerNorm(size)
+        self.attention = SOLPolicyAttention(config, layer_idx)
+        self.mlp_norm = nn.LayerNorm(size)
+        self.mlp = nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, size))
+
+    def forward(self, x: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:
+        """`(rows, steps, policy_hidden_size)` to the same shape."""
+        x = x + self.attention(self.attention_norm(x), past_key_values)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class SOLPolicyModel(PreTrainedModel):
+    """The policy network, as published.
+
+    Args:
+        config ([`SOLConfig`]): With `base_hidden_size` and `base_embedding_size` set.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> from sol_hf import SOLConfig, SOLPolicyModel
+    >>> config = SOLConfig(bits=[8, 16], base_hidden_size=32, base_embedding_size=32, policy_hidden_size=64)
+    >>> policy = SOLPolicyModel(config)
+    >>> state = torch.zeros(2, 1, 32)
+    >>> previous = torch.full((2, 1), len(config.action_space))
+    >>> policy(state, state, torch.zeros(2, 1, 8), previous).logits.shape
+    torch.Size([2, 1, 260])
+    ```
+    """
+
+    config_class = SOLConfig
+    base_model_prefix = "policy"
+    main_input_name = "hidden_states"
+    _no_split_modules = ["SOLPolicyLayer"]
+
+    def __init__(self, config: SOLConfig):
+        super().__init__(config)
+        if config.base_hidden_size is None or config.base_embedding_size is None:
+            raise ValueError(
+                "The policy needs `base_hidden_size` and `base_embedding_size` in its config; "
+                "SOLForCausalLM.from_base fills them in."
+            )
+        n_actions, size = len(config.action_space), config.policy_hidden_size
+        self.action_embedding = nn.Embedding(n_actions + 1, config.action_embedding_size)
+        self.position_embedding = nn.Embedding(config.episode_length, size)
+        self.scalar_features = nn.Sequential(
+            nn.Linear(SCALARS, SCALAR_FEATURES), nn.GELU(), nn.LayerNorm(SCALAR_FEATURES)
+        )
+        observed = config.base_hidden_size + config.base_embedding_size
+        self.input_projection = nn.Linear(observed + SCALAR_FEATURES + config.action_embedding_size, size)
+        self.layers = nn.ModuleList(SOLPolicyLayer(config, i) for i in range(config.policy_num_layers))
+        self.final_norm = nn.LayerNorm(size)
+        self.action_head = nn.Linear(size, n_actions)
+        self.budget_head = nn.Sequential(
+            nn.Linear(len(AXES), BUDGET_FEATURES), nn.GELU(), nn.Linear(BUDGET_FEATURES, n_actions)
+        )
+        self.value_head = nn.Linear(size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        token_embeddings: torch.Tensor,
+        scalars: torch.Tensor,
+        previous_actions: torch.Tensor,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        return_dict: bool = True,
+    ) -> SOLPolicyOutput:
+        """Score every action at every step.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(rows, steps, base_hidden_size)`): The LM's last hidden state,
+                after the final norm, before each step.
+            token_embeddings (`torch.Tensor` of shape `(rows, steps, base_embedding_size)`): Input embedding of the
+                token that each step processes.
+            scalars (`torch.Tensor` of shape `(rows, steps, 8)`): From [`BudgetLedger.scalars`].
+            previous_actions (`torch.LongTensor` of shape `(rows, steps)`): Action of the step before, `n_actions` at
+                the start of an episode.
+            past_key_values (`Cache`, *optional*): Keys and values of earlier steps of the episode.
+            use_cache (`bool`, *optional*, defaults to `False`): Create a cache if none is given.
+            return_dict (`bool`, *optional*, defaults to `True`): Return a [`SOLPolicyOutput`] instead of a tuple.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        begin = past_key_values.get_seq_length() if past_key_values is not None else 0
+        steps = hidden_states.shape[1]
+        if begin + steps > self.config.episode_length:
+            raise ValueError(f"{begin + steps} steps do not fit an episode of {self.config.episode_length}.")
+        positions = torch.arange(begin, begin + steps, device=hidden_states.device)
+        dtype = self.input_projection.weight.dtype
+        targets = scalars[..., FIRST_TARGET : FIRST_TARGET + len(AXES)].to(dtype)
+        features = [
+            hidden_states.to(dtype),
+            token_embeddings.to(dtype),
+            self.scalar_features(scalars.to(dtype)),
+            self.action_embedding(previous_actions),
+        ]
+        x = self.input_projection(torch.cat(features, dim=-1)) + self.position_embedding(positions)
+        for layer in self.layers:
+            x = layer(x, past_key_values)
+        logits = self.action_head(self.final_norm(x)) + self.budget_head(targets)
+        output = SOLPolicyOutput(logits=logits, past_key_values=past_key_values)
+        return output if return_dict else output.to_tuple()
+
+    def load_published(self, state_dict: dict[str, torch.Tensor]) -> "SOLPolicyModel":
+        """Load weights under the published parameter names.
+
+        A longer position table than `episode_length` is cut to it.
+
+        Args:
+            state_dict (`dict[str, torch.Tensor]`): Published parameters.
+
+        Raises:
+            ValueError: if a parameter is missing, unknown, or has another shape than this policy's.
+        """
+        renamed = {}
+        for name, tensor in state_dict.items():
+            for pattern, replacement in _PUBLISHED_NAMES:
+                name = re.sub(pattern, replacement, name)
+            renamed[name] = tensor
+        positions = renamed.get("position_embedding.weight")
+        if positions is not None and len(positions) > self.config.episode_length:
+            renamed["position_embedding.weight"] = positions[: self.config.episode_length]
+        own = self.state_dict()
+        problems = [f"missing {name}" for name in own.keys() - renamed.keys()]
+        problems += [f"unknown {name}" for name in renamed.keys() - own.keys()]
+        problems += [
+            f"{name} has shape {tuple(renamed[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own.keys() & renamed.keys()
+            if renamed[name].shape != own[name].shape
+        ]
+        if problems:
+            raise ValueError("The published weights do not fit this policy: " + "; ".join(sorted(problems)) + ".")
+        self.load_state_dict(renamed)
+        return self

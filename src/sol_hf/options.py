@@ -1,0 +1,151 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The budget options of `generate` and `score`: defaults, stored values, checks."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig
+
+from .actions import AXES, DENSE, ActionSpace, Budget
+from .configuration_sol import SOLConfig
+from .controllers import Controller
+from .decoding import DecodeControls
+from .processors import ActionProcessorList, HardBudgetProcessor, PinnedAxesProcessor
+
+
+BUDGET_MODES = ("hard", "soft")
+STORED_DEFAULTS: dict[str, Any] = {
+    "token_keep": None,
+    "mlp_keep": None,
+    "bits": None,
+    "budget_mode": "hard",
+    "kv_refresh": True,
+    "action_temperature": 1.0,
+    "do_sample_actions": False,
+}
+OPTION_NAMES = (*STORED_DEFAULTS, "budget", "controller", "action_processors")
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Resolved options of one call; the arguments of [`SOLForCausalLM.generate`]."""
+
+    budget: Budget | None
+    budget_mode: str
+    controller: Controller | None
+    action_processors: Sequence | None
+    kv_refresh: bool
+    action_temperature: float
+    do_sample_actions: bool
+
+    def __post_init__(self):
+        if self.budget_mode not in BUDGET_MODES:
+            raise ValueError(f"`budget_mode` must be one of {', '.join(BUDGET_MODES)}, got {self.budget_mode!r}.")
+        if not (math.isfinite(self.action_temperature) and self.action_temperature > 0):
+            raise ValueError(f"`action_temperature` must be positive, got {self.action_temperature}.")
+        if self.action_processors and self.is_empty:
+            raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was asked for."""
+        return self.budget is None and self.controller is None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the base itself is what was asked for.
+
+        In hard mode a target of (1, 1, 16) leaves nothing to choose; in soft mode only a controller that was passed
+        explicitly may still choose less.
+        """
+        if self.budget is None:
+            return self.controller is None
+        return self.budget.is_dense and (self.controller is None or self.budget_mode == "hard")
+
+    def controls_axis(self, axis: str, space: ActionSpace) -> bool:
+        """Whether steps may be less than dense on an axis."""
+        if self.budget is not None and getattr(self.budget, axis) is None:
+            return False
+        return min(space.levels[axis]) < DENSE[AXES.index(axis)]
+
+    def controlled_axes(self, space: ActionSpace) -> list[str]:
+        """The axes on which steps may be less than dense."""
+        return [axis for axis in AXES if self.controls_axis(axis, space)]
+
+    def controls(self, controller: Controller, config: SOLConfig) -> DecodeControls:
+        """What the decode steps run under.
+
+        User processors come first, then those that keep the budget, so that nothing can undo them.
+        """
+        processors = ActionProcessorList(self.action_processors or [])
+        if self.budget is not None:
+            token_keep, mlp_keep, bits = self.budget.controlled
+            if not (token_keep and mlp_keep and bits):
+                processors.append(PinnedAxesProcessor((not token_keep, not mlp_keep, not bits)))
+            if self.budget_mode == "hard":
+                processors.append(HardBudgetProcessor())
+        return DecodeControls(
+            controller=controller,
+            budget=self.budget,
+            processors=processors,
+            rule=config.selection_rule,
+            episode_length=config.episode_length,
+            kv_refresh=self.kv_refresh,
+            do_sample=self.do_sample_actions,
+            temperature=self.action_temperature,
+        )
+
+
+def pop_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The budget options among the arguments of a call."""
+    return {name: arguments[name] for name in OPTION_NAMES}
+
+
+def resolve_options(
+    given: Mapping[str, Any], generation_config: GenerationConfig | None, stored: GenerationConfig
+) -> DecodeOptions:
+    """Combine what a call was given with stored generation configs; the first that sets an option wins.
+
+    Raises:
+        ValueError: for an unknown option, or a budget given twice.
+    """
+    unknown = sorted(set(given) - set(OPTION_NAMES))
+    if unknown:
+        raise ValueError(f"Unknown options: {unknown}." + explain_unknown(given))
+    given = {name: value for name, value in given.items() if value is not None}
+    budget = given.get("budget")
+    if budget is not None and any(axis in given for axis in AXES):
+        raise ValueError("Pass either `budget` or `token_keep`, `mlp_keep` and `bits`, not both.")
+    if budget is not None and not isinstance(budget, Budget):
+        raise ValueError(f"`budget` must be a Budget, got {type(budget).__name__}.")
+    resolved = {}
+    explicit = budget is not None or any(axis in given for axis in AXES)
+    for name, default in STORED_DEFAULTS.items():
+        sources = [given.get(name)]
+        if not (name in AXES and explicit):
+            sources += [getattr(config, name, None) for config in (generation_config, stored) if config is not None]
+        resolved[name] = next((value for value in sources if value is not None), default)
+    targets = {axis: resolved.pop(axis) for axis in AXES}
+    if budget is None and any(value is not None for value in targets.values()):
+        budget = Budget(**targets)
+    return DecodeOptions(
+        budget=budget,
+        controller=given.get("controller"),
+        action_processors=given.get("action_processors"),
+        **resolved,
+    )
+
+
+def explain_unknown(names: Mapping[str, Any]) -> str:
+    """Near matches of misspelt option names, as the tail of an error message."""
+    hints = []
+    for name in names:
+        near = difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.75)
+        if near and name not in OPTION_NAMES:
+            hints.append(f"`{name}`: did you mean `{near[0]}`?")
+    return " " + " ".join(hints) if hints else ""

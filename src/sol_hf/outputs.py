@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What `generate` and `score` return, and how the executed steps are read off a cache."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from transformers.generation.utils import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateDecoderOnlyOutput,
+)
+from transformers.utils import ModelOutput
+
+from .actions import AXIS_SCALE, DENSE, ActionSpace
+
+
+NO_ACTION = -1
+
+_ACTIONS_AND_REALISED = """
+        actions (`torch.LongTensor` of shape `(rows, steps)`): Action under which each new token was computed, -1 where
+            the row had already ended.
+        realised (`torch.Tensor` of shape `(rows, 3)`): Means of `token_keep`, `mlp_keep` and `bits` over the row's
+            controllable steps; (1, 1, 16) for a row that had none.
+"""
+
+
+@dataclass
+class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+    __doc__ = f"""Output of greedy search and sampling under a budget.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}"""
+
+    actions: torch.LongTensor | None = None
+    realised: torch.FloatTensor | None = None
+
+
+@dataclass
+class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
+    __doc__ = f"""Output of beam search under a budget.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}"""
+
+    actions: torch.LongTensor | None = None
+    realised: torch.FloatTensor | None = None
+
+
+@dataclass
+class SOLScoreOutput(ModelOutput):
+    """Teacher-forced scores of a continuation; `steps` is that of the longest row.
+
+    Args:
+        logprobs (`torch.FloatTensor` of shape `(rows, steps)`): Log-probability (nats) of every scored token, 0 where a
+            row has no step.
+        actions (`torch.LongTensor` of shape `(rows, steps)`): Action of every step, -1 where a row has none.
+        realised (`torch.FloatTensor` of shape `(rows, 3)`): Means of `token_keep`, `mlp_keep` and `bits` over the row's
+            controllable steps; (1, 1, 16) for a row that had none.
+        step_mask (`torch.BoolTensor` of shape `(rows, steps)`): Which steps a row has.
+        logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
+    """
+
+    logprobs: torch.FloatTensor | None = None
+    actions: torch.LongTensor | None = None
+    realised: torch.FloatTensor | None = None
+    step_mask: torch.BoolTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """Means in axis units over the counted steps, `(rows, 3)`, from `(rows, steps)` actions and flags."""
+    ratios = space.ratios_on(actions.device)[actions.clamp(min=0)]
+    weight = counted.to(ratios.dtype)[..., None]
+    means = (ratios * weight).sum(1) / weight.sum(1).clamp(min=1) * torch.tensor(AXIS_SCALE, device=actions.device)
+    return torch.where(weight.sum(1) > 0, means, torch.tensor(DENSE, device=actions.device))
+
+
+def running_steps(new_tokens: torch.Tensor, end_token_ids: list[int]) -> torch.Tensor:
+    """Which of the new tokens `(rows, steps)` were generated before their row ended, the end token included."""
+    is_end = torch.isin(new_tokens, torch.tensor(end_token_ids, dtype=torch.long, device=new_tokens.device))
+    return is_end.cumsum(1) - is_end.long() == 0
+
+
+def attach_steps(
+    output: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput,
+    trace: list[tuple[torch.Tensor, torch.Tensor]],
+    running: torch.Tensor,
+    space: ActionSpace,
+) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
+    """Add `actions` and `realised` to what transformers' generate returned.
+
+    Args:
+        output: From `generate`.
+        trace (`list`): Per step, actions and counted flags `(flat rows,)` as executed.
+        running (`torch.BoolTensor` of shape `(rows, steps)`): Steps before the end of each row.
+        space ([`ActionSpace`]): Meaning of the ids.
+    """
+    steps = min(len(trace), running.shape[1])
+    running = running[:, :steps]
+    actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
+    counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
+    beam_indices = getattr(output, "beam_indices", None)
+    if beam_indices is not None:
+        beams = beam_indices[:, :steps].long()
+        running = beams >= 0
+        actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
+    target = SOLGenerateDecoderOnlyOutput if beam_indices is None else SOLGenerateBeamDecoderOnlyOutput
+    values = {field.name: getattr(output, field.name) for field in fields(output)}
+    return target(
+        **values,
+        actions=actions.masked_fill(~running, NO_ACTION),
+        realised=realised_means(actions, counted & running, space),
+    )

@@ -1,0 +1,151 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A key-value cache layer that grows in place and keeps the page index of `quest` beside the keys.
+
+transformers' `DynamicLayer` copies all keys and values at every token (`torch.cat`). [`PagedLayer`] writes into storage
+that is allocated ahead, so a decode step moves one token. The page index (maximum and minimum of every channel over
+each page) is brought up to date when a step asks for it: one page per new token, all pages after a prefill.
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from .criteria import page_bounds
+
+
+GROWTH_SLOTS = 256
+
+
+class PagedLayer(DynamicLayer):
+    """A full-attention cache layer with preallocated storage and a lazily maintained page index.
+
+    `keys` and `values` are views of the storage, of shape `(rows, kv_heads, length, head_dim)`.
+
+    Args:
+        page_size (`int`): Keys in a page.
+    """
+
+    def __init__(self, page_size: int):
+        super().__init__()
+        self.page_size = page_size
+        self.length = 0
+        self._key_store: torch.Tensor | None = None
+        self._value_store: torch.Tensor | None = None
+        self._forget_pages()
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._key_store = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[-1])
+        self._value_store = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[-1])
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append keys and values of shape `(rows, kv_heads, new, head_dim)` and return all of them, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        begin, end = self.length, self.length + key_states.shape[-2]
+        if end > self._key_store.shape[2]:
+            self._grow(end)
+        self._key_store[:, :, begin:end] = key_states
+        self._value_store[:, :, begin:end] = value_states
+        self._set_length(end)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` tokens; a positive number is refused, as in transformers."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"`crop` takes the number of tokens to remove as a negative number: {tokens_to_remove}.")
+        if tokens_to_remove and self.is_initialized:
+            self._set_length(max(0, self.length + tokens_to_remove))
+            self._indexed = max(0, min(self._indexed, self.length + 1 - self.page_size))
+
+    def reset(self) -> None:
+        self.length = 0
+        self._key_store = self._value_store = None
+        self._forget_pages()
+        super().reset()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._map_rows(lambda x: x[indices, ...])
+
+    def flat_store(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Keys and values as `(rows * kv_heads * stride, head_dim)`, and the stride between key-value heads."""
+        assert self._key_store is not None and self._value_store is not None
+        return self._key_store.flatten(0, 2), self._value_store.flatten(0, 2), self._key_store.shape[2]
+
+    def page_index(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Channel-wise maximum and minimum of every page, of shape `(rows, kv_heads, pages, head_dim)`.
+
+        Args:
+            first (`torch.Tensor` of shape `(rows,)`): Slot of every row's first real token, where its page 0 begins.
+            padding (`tuple[int, int]`): Smallest and largest value of `first`, known to the host.
+        """
+        least, most = padding
+        pages = -(-(self.length - least) // self.page_size)
+        if self._upper is None or self._upper.shape[2] < pages:
+            self._grow_pages(pages)
+        if self._indexed == self.length - 1 and least == most:
+            self._index_one_token(least)
+        elif self._indexed < self.length:
+            self._index_from(max(0, (self._indexed - most) // self.page_size), pages, first)
+        self._indexed = self.length
+        return self._upper[:, :, :pages], self._lower[:, :, :pages]
+
+    def _index_one_token(self, padding: int) -> None:
+        page, place = divmod(self.length - 1 - padding, self.page_size)
+        key = self.keys[:, :, -1]
+        if place == 0:
+            self._upper[:, :, page], self._lower[:, :, page] = key, key
+        else:
+            self._upper[:, :, page] = torch.maximum(self._upper[:, :, page], key)
+            self._lower[:, :, page] = torch.minimum(self._lower[:, :, page], key)
+
+    def _index_from(self, page: int, pages: int, first: torch.Tensor) -> None:
+        offset = first + page * self.page_size
+        upper, lower = page_bounds(self.keys, self.page_size, offset, first, pages - page)
+        self._upper[:, :, page:pages], self._lower[:, :, page:pages] = upper, lower
+
+    def _set_length(self, length: int) -> None:
+        self.length = length
+        self.keys, self.values = self._key_store[:, :, :length], self._value_store[:, :, :length]
+
+    def _grow(self, needed: int) -> None:
+        spare = max(GROWTH_SLOTS, needed // 4)
+        for name in ("_key_store", "_value_store"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], needed + spare, old.shape[-1])
+            new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
+
+    def _grow_pages(self, needed: int) -> None:
+        rows, heads, slots, dim = self._key_store.shape
+        capacity = max(needed, -(-slots // self.page_size))
+        for name in ("_upper", "_lower"):
+            old, new = getattr(self, name), self._key_store.new_zeros(rows, heads, capacity, dim)
+            if old is not None:
+                new[:, :, : old.shape[2]] = old
+            setattr(self, name, new)
+
+    def _forget_pages(self) -> None:
+        self._upper: torch.Tensor | None = None
+        self._lower: torch.Tensor | None = None
+        self._indexed = 0
+
+    def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if not self.is_initialized:
+            return
+        self._key_store, self._value_store = function(self._key_store), function(self._value_store)
+        if self._upper is not None:
+            self._upper, self._lower = function(self._upper), function(self._lower)
+        self._set_length(self.length)

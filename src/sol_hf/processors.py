@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Processors edit action scores before an action is chosen, in the manner of transformers' logits processors.
+
+Each is called as `processor(action_ids, scores, observation)`: the actions of the running episode
+`(rows, steps)`, the scores `(rows, n_actions)` and the [`Observation`]. transformers' own warpers, which take the first
+two arguments only, work unchanged.
+"""
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from .actions import AXES, ActionSpace
+from .controllers import Observation
+
+
+TOLERANCE = 1e-5
+
+
+class ActionProcessor(LogitsProcessor):
+    """Base class of processors that need the observation."""
+
+    def __call__(  # type: ignore[override]
+        self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation
+    ) -> torch.Tensor:
+        """Edited scores, of shape `(rows, n_actions)`."""
+        raise NotImplementedError
+
+
+class ActionProcessorList(LogitsProcessorList):
+    """Applies processors in order. The only change w.r.t. `LogitsProcessorList` is its name."""
+
+
+class HardBudgetProcessor(ActionProcessor):
+    """Rules out every action after which the budget could not be kept.
+
+    With `n` controllable steps done and this one chosen, on every axis
+      - the sum stays at most `target * n + (largest level - target)`: the running mean overshoots by one step at most;
+      - the cheapest way to finish the episode still ends at a mean of at most `target`.
+    The cheapest action is always allowed, since a target is never below the smallest level. An axis whose target is
+    its largest level (or above) stays there: who asks for 1.0 gets 1.0.
+    """
+
+    def __call__(
+        self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation
+    ) -> torch.Tensor:
+        space, targets, ledger = observation.action_space, observation.require_targets(), observation.ledger
+        ratios = space.ratios_on(scores.device)
+        cheapest, largest = ratios.amin(0), ratios.amax(0)
+        spent, done = ledger.episode_sums, ledger.episode_counts[:, None]
+        left = observation.remaining[:, None]
+        goal = torch.minimum(targets, largest)
+        running = goal * done + largest - spent
+        final = goal * (done + left) - spent - (left - 1) * cheapest
+        most = torch.maximum(torch.minimum(running, final), cheapest)
+        least = torch.where(targets >= largest - TOLERANCE, largest, cheapest)
+        allowed = (ratios <= most[:, None] + TOLERANCE) & (ratios >= least[:, None] - TOLERANCE)
+        return scores.masked_fill(~allowed.all(dim=-1), float("-inf"))
+
+
+class PinnedAxesProcessor(ActionProcessor):
+    """Holds axes at their largest level: those that the budget leaves dense.
+
+    Args:
+        pinned (`tuple[bool, bool, bool]`): For every axis, whether to hold it.
+    """
+
+    def __init__(self, pinned: tuple[bool, bool, bool]):
+        self.pinned = pinned
+
+    def __call__(
+        self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation
+    ) -> torch.Tensor:
+        ratios = observation.action_space.ratios_on(scores.device)
+        free = torch.tensor([not pinned for pinned in self.pinned], device=scores.device)
+        return scores.masked_fill(~((ratios == ratios.amax(0)) | free).all(dim=-1), float("-inf"))
+
+
+class AxisBiasProcessor(ActionProcessor):
+    """Subtracts `bias * (axis value scaled to 0..1 over the action space)` per axis: positive favours cheaper actions.
+
+    Args:
+        token_keep (`float`, *optional*, defaults to 0.0): Bias on the KV axis.
+        mlp_keep (`float`, *optional*, defaults to 0.0): Bias on the MLP axis.
+        bits (`float`, *optional*, defaults to 0.0): Bias on the bit-width axis.
+    """
+
+    def __init__(self, token_keep: float = 0.0, mlp_keep: float = 0.0, bits: float = 0.0):
+        self.biases = (token_keep, mlp_keep, bits)
+
+    def penalties(self, space: ActionSpace) -> torch.Tensor:
+        """What is subtracted from the score of every action, of shape `(n_actions,)`."""
+        ratios = space.ratios
+        spread = (ratios.amax(0) - ratios.amin(0)).clamp(min=1e-12)
+        scaled = (ratios - ratios.amin(0)) / spread
+        return scaled @ torch.tensor(self.biases, dtype=ratios.dtype)
+
+    def __call__(
+        self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation
+    ) -> torch.Tensor:
+        return scores - self.penalties(observation.action_space).to(scores.device)
+
+    def __repr__(self) -> str:
+        return "AxisBiasProcessor({})".format(", ".join(f"{a}={b}" for a, b in zip(AXES, self.biases, strict=True)))

@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Fixtures: the golden model, tiny bases built in code, offline environment, upstream deprecations as errors."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("CI", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+from sol_hf import SOLConfig, SOLForCausalLM  # noqa: E402
+
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden_meta() -> dict:
+    return json.loads((GOLDEN / "meta.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_vectors() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "vectors.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_meta):
+    """Factory of the golden LM under the golden policy, `golden_model(criterion=..., episode_length=...)`."""
+
+    def build(**overrides) -> SOLForCausalLM:
+        base = LlamaForCausalLM(LlamaConfig(**golden_meta["lm"])).eval()
+        base.load_state_dict(load_file(GOLDEN / "lm.safetensors"))
+        policy = golden_meta["policy"]
+        settings = dict(
+            **golden_meta["axes"],
+            page_size=golden_meta["page_size"],
+            sink_tokens=golden_meta["sink_tokens"],
+            window_tokens=golden_meta["window_tokens"],
+            episode_length=golden_meta["episode_len"],
+            policy_hidden_size=policy["d_model"],
+            policy_num_layers=policy["n_layers"],
+            policy_num_heads=policy["n_heads"],
+            policy_mlp_ratio=policy["mlp_ratio"],
+            action_embedding_size=policy["action_dim"],
+        )
+        model = SOLForCausalLM.from_base(base, SOLConfig(**{**settings, **overrides}))
+        if model.config.episode_length <= policy["max_len"]:
+            model.policy.load_published(load_file(GOLDEN / "policy.safetensors"))
+        return model
+
+    return build
