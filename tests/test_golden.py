@@ -21,7 +21,9 @@ def axis_schedule(vectors, space, axis):
     columns[axis] = vectors[f"action_{axis}"][schedule].double()
     ids = torch.empty_like(schedule)
     for place, _ in enumerate(schedule.flatten()):
-        row = [min(space.levels[name], key=lambda v: abs(v - columns[name].flatten()[place].item())) for name in columns]
+        row = [
+            min(space.levels[name], key=lambda v: abs(v - columns[name].flatten()[place].item())) for name in columns
+        ]
         ids.view(-1)[place] = space.index(*row)
     return ids
 
@@ -86,7 +88,9 @@ def test_policy_alone(golden_model, golden_vectors):
             scalars=golden_vectors["policy.scalars"].transpose(0, 1),
             previous_actions=golden_vectors["policy.prev_actions"].transpose(0, 1),
         ).logits
-    torch.testing.assert_close(logits.transpose(0, 1) / 1.3, golden_vectors["policy.logits_temp1.3"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits.transpose(0, 1) / 1.3, golden_vectors["policy.logits_temp1.3"], atol=1e-4, rtol=0
+    )
 
 
 TARGETS = ["0.3-0.6-8", "0.6-0.8-10", "0.9-0.5-6", "0.25-1.0-16"]

@@ -150,9 +150,7 @@ class SOLConfig(PreTrainedConfig):
     @property
     def selection_rule(self) -> SelectionRule:
         """The [`SelectionRule`] of criterion, page size, sink and window."""
-        return SelectionRule(
-            self.criterion, self.page_size, self.page_selection, self.sink_tokens, self.window_tokens
-        )
+        return SelectionRule(self.criterion, self.page_size, self.page_selection, self.sink_tokens, self.window_tokens)
 
 
 def _describe_unknown(unknown: list[str], known: frozenset[str]) -> str:

@@ -161,9 +161,7 @@ def select_relevancy(
     order_in_row = slot - start[:, None]
     count = slots - start
     valid = order_in_row >= 0
-    forced = valid & (
-        (order_in_row < rule.sink_tokens) | (order_in_row >= (count - rule.window_tokens - 2)[:, None])
-    )
+    forced = valid & ((order_in_row < rule.sink_tokens) | (order_in_row >= (count - rule.window_tokens - 2)[:, None]))
     others = count - forced.sum(dim=-1)
     wanted = forced.sum(dim=-1) + torch.where(others > 0, kept_count(token_keep, others), 0)
     scores = _shared(_grouped(query, keys.shape[1]) @ keys.transpose(2, 3), rule)

@@ -39,7 +39,9 @@ def find_mlps(base: PreTrainedModel) -> tuple[nn.Module, ...]:
     name = type(base).__name__
     layers = decoder_layers(base)
     if layers is None:
-        raise UnsupportedAxisError(f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: no decoder layers.")
+        raise UnsupportedAxisError(
+            f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: no decoder layers."
+        )
     mlps = []
     for index, layer in enumerate(layers):
         found = [child for child_name, child in layer.named_children() if child_name in MLP_NAMES]

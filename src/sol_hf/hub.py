@@ -53,7 +53,9 @@ def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | 
         license="apache-2.0",
         tags=[*TAGS, *(tag for tag in tags or [] if tag not in TAGS)],
     )
-    levels = {name: f"{values[0]:g} … {values[-1]:g} ({len(values)})" for name, values in config.action_space.levels.items()}
+    levels = {
+        name: f"{values[0]:g} … {values[-1]:g} ({len(values)})" for name, values in config.action_space.levels.items()
+    }
     return ModelCard.from_template(
         data,
         template_path=str(CARD_TEMPLATE),

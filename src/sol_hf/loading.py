@@ -13,9 +13,7 @@ from .configuration_sol import SOLConfig
 from .modeling_sol_policy import SOLPolicyModel
 
 
-def load_policy(
-    name_or_path: str | os.PathLike, config: SOLConfig | None, location: dict[str, Any]
-) -> SOLPolicyModel:
+def load_policy(name_or_path: str | os.PathLike, config: SOLConfig | None, location: dict[str, Any]) -> SOLPolicyModel:
     """Load the policy of a repository or folder.
 
     Args:

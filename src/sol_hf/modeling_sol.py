@@ -56,9 +56,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    def __init__(
-        self, config: SOLConfig, base: PreTrainedModel | None = None, policy: SOLPolicyModel | None = None
-    ):
+    def __init__(self, config: SOLConfig, base: PreTrainedModel | None = None, policy: SOLPolicyModel | None = None):
         super().__init__(config)
         if base is None or policy is None:
             raise ValueError("SOLForCausalLM needs a base and a policy: use `from_base` or `from_pretrained`.")

@@ -42,9 +42,7 @@ class HardBudgetProcessor(ActionProcessor):
     its largest level (or above) stays there: who asks for 1.0 gets 1.0.
     """
 
-    def __call__(
-        self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation
-    ) -> torch.Tensor:
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         space, targets, ledger = observation.action_space, observation.require_targets(), observation.ledger
         ratios = space.ratios_on(scores.device)
         cheapest, largest = ratios.amin(0), ratios.amax(0)
@@ -69,9 +67,7 @@ class PinnedAxesProcessor(ActionProcessor):
     def __init__(self, pinned: tuple[bool, bool, bool]):
         self.pinned = pinned
 
-    def __call__(
-        self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation
-    ) -> torch.Tensor:
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         ratios = observation.action_space.ratios_on(scores.device)
         free = torch.tensor([not pinned for pinned in self.pinned], device=scores.device)
         return scores.masked_fill(~((ratios == ratios.amax(0)) | free).all(dim=-1), float("-inf"))
@@ -96,9 +92,7 @@ class AxisBiasProcessor(ActionProcessor):
         scaled = (ratios - ratios.amin(0)) / spread
         return scaled @ torch.tensor(self.biases, dtype=ratios.dtype)
 
-    def __call__(
-        self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation
-    ) -> torch.Tensor:
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         return scores - self.penalties(observation.action_space).to(scores.device)
 
     def __repr__(self) -> str:

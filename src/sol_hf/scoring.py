@@ -3,9 +3,9 @@
 
 """Teacher-forced scoring: rows of any length, aligned so that all decode steps begin together.
 
-    row 0   pad pad c c | s s s l            c: context, processed densely
-    row 1   c   c   c c | s l . .            s: a decode step each, scored on the token after it
-                        ^ context ends       l: label of the last step only;  .: filler, not counted
+row 0   pad pad c c | s s s l            c: context, processed densely
+row 1   c   c   c c | s l . .            s: a decode step each, scored on the token after it
+                    ^ context ends       l: label of the last step only;  .: filler, not counted
 """
 
 from collections.abc import Sequence
@@ -100,9 +100,7 @@ def label_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(dim=-1).gather(-1, labels[..., None]).squeeze(-1)
 
 
-def score_rows(
-    base: PreTrainedModel, rows: AlignedRows, cache: SOLCache, return_logits: bool
-) -> SOLScoreOutput:
+def score_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache, return_logits: bool) -> SOLScoreOutput:
     """Score every row through the decode step.
 
     Args:

