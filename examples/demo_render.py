@@ -4,10 +4,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.rule import Rule
 from rich.table import Table
@@ -71,6 +72,19 @@ class Token:
         return f"{describe(self.action)}: compute {compute_of(self.action):.2f}"
 
 
+class Spending(NamedTuple):
+    """What was asked for and spent on one axis."""
+
+    name: str
+    asked: float
+    spent: float
+    dense: float
+
+    def text(self, value: float) -> str:
+        """A value of this axis as it is displayed."""
+        return f"{value:.1f}" if self.name == "bits" else f"{value:.2f}"
+
+
 @dataclass(frozen=True)
 class Continuation:
     """One way in which the prompt went on. `requested` is `None` for the dense model."""
@@ -86,14 +100,11 @@ class Continuation:
         """The net keep rate asked for, as a heading."""
         return "dense" if self.requested is None else f"budget {compute_of(self.requested):.2f}"
 
-    @property
-    def net_keep(self) -> float:
-        """The net keep rate that was spent."""
-        return compute_of(self.realised)
-
-    def axes(self) -> list[tuple[str, float, float, float]]:
-        """Per axis its name, what was asked for, what was spent, and the dense value."""
-        return list(zip(AXES, self.requested or DENSE, self.realised, DENSE, strict=True))
+    def axes(self) -> list[Spending]:
+        """One entry per axis, and the net keep rate as a last one."""
+        asked, spent = self.requested or DENSE, self.realised
+        rows = [*zip(AXES, asked, spent, DENSE, strict=True), ("net keep", compute_of(asked), compute_of(spent), 1.0)]
+        return [Spending(*row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ def legend() -> Text:
     for step in range(5):
         compute = CHEAPEST + (1 - CHEAPEST) * step / 4
         text.append(f" {compute:.2f} ", style=terminal_style(heat_of(compute)))
-    return text.append("  = mean(token_keep, mlp_keep, bits / 16), 1 is dense")
+    return text.append("  = mean(token_keep, mlp_keep, bits/16)")
 
 
 def texts_table(continuations: tuple[Continuation, ...]) -> Table:
@@ -142,33 +153,32 @@ def texts_table(continuations: tuple[Continuation, ...]) -> Table:
 
 
 def numbers_table(comparison: Comparison) -> Table:
-    """What was asked for, what was spent, and what it did to quality and speed."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in (*AXES, "net keep"):
-        table.add_column(f"{name}\nasked / spent", justify="right", no_wrap=True)
-    for name in ("log-prob\nper token", "tokens/s\n", "speed\nvs dense"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """What was spent of what was asked for, and what that did to quality and speed."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("spent of asked", no_wrap=True)
     for continuation in comparison.continuations:
-        pairs = [f"{asked:.3g} / {spent:.3g}" for _, asked, spent, _ in continuation.axes()]
-        asked = compute_of(continuation.requested or DENSE)
+        table.add_column(continuation.title, justify="right", no_wrap=True)
+    rows = zip(*(continuation.axes() for continuation in comparison.continuations), strict=True)
+    for name, cells in zip((*AXES, "net keep"), rows, strict=True):
         table.add_row(
-            continuation.title,
-            *pairs,
-            f"{asked:.2f} / {continuation.net_keep:.2f}",
-            f"{continuation.mean_log_prob:.2f}",
-            f"{continuation.tokens_per_second:.1f}",
-            f"{comparison.speedup(continuation):.2f}x",
+            name,
+            *(f"{cell.text(cell.spent)} of {cell.text(cell.asked)}" for cell in cells),
+            end_section=name == "net keep",
         )
+    items = comparison.continuations
+    table.add_row("log-prob per token", *(f"{item.mean_log_prob:.2f}" for item in items))
+    table.add_row("tokens per second", *(f"{item.tokens_per_second:.1f}" for item in items))
+    table.add_row("speed, dense = 1", *(f"{comparison.speedup(item):.2f}" for item in items))
     return table
 
 
 def show(comparison: Comparison, console: Console) -> None:
     """Prints the comparison; as many columns side by side as the width can hold."""
     columns = max(1, min(len(comparison.continuations), console.width // 28))
-    parts = [
+    prompt = Text(visible(comparison.prompt).replace("↵", ""))
+    parts: list[RenderableType] = [
         Text(f"{comparison.model}, controller: {comparison.controller}", style="bold"),
-        Panel(Text(visible(comparison.prompt).replace("↵", "")), title="prompt", title_align="left", border_style="dim"),
+        Panel(prompt, title="prompt", title_align="left", border_style="dim"),
         legend(),
     ]
     for begin in range(0, len(comparison.continuations), columns):
@@ -183,4 +193,4 @@ def render_page(comparison: Comparison) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.get_template("demo_page.html.jinja")
-    return template.render(comparison=comparison, cheapest=CHEAPEST, compute_of=compute_of, dense=DENSE)
+    return template.render(comparison=comparison, cheapest=CHEAPEST)

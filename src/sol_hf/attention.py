@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -24,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .actions import AXES, DENSE
 from .activations import kept_count
 from .cache import SOLCache
 from .criteria import Selection, SelectionRule, page_bounds, select_quest, select_recency, select_relevancy
@@ -39,18 +41,18 @@ class StepPlan:
     """What one decode step computes: per-row settings on the device, `None` on an axis that is dense for all rows.
 
     Args:
+        cache ([`SOLCache`]): Where the attention function finds layers, page index and padding.
+        rule ([`SelectionRule`]): How keys are selected.
         token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the cached tokens to read.
         mlp_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the MLP input channels to keep.
         bits (`torch.Tensor` of shape `(rows,)`, *optional*): Bit-width of the MLP output.
-        cache ([`SOLCache`], *optional*): Where the attention function finds layers, page index and padding.
-        rule ([`SelectionRule`], *optional*): How keys are selected.
     """
 
+    cache: SOLCache
+    rule: SelectionRule
     token_keep: torch.Tensor | None = None
     mlp_keep: torch.Tensor | None = None
     bits: torch.Tensor | None = None
-    cache: SOLCache | None = None
-    rule: SelectionRule = SelectionRule()
 
     @classmethod
     def from_values(cls, values: torch.Tensor, cache: SOLCache, rule: SelectionRule) -> "StepPlan":
@@ -59,11 +61,11 @@ class StepPlan:
         On the CPU an axis that is dense for all rows is recognised and left out. On an accelerator looking at the
         values would stall the device, so all axes are planned.
         """
-        columns: list[torch.Tensor | None] = list(values.unbind(dim=-1))
+        columns = dict(zip(AXES, values.unbind(dim=-1), strict=True))
         if values.device.type == "cpu":
-            dense = (1.0, 1.0, 16.0)
-            columns = [c if bool((c < d).any()) else None for c, d in zip(columns, dense, strict=True)]
-        return cls(columns[0], columns[1], columns[2], cache, rule)
+            dense = dict(zip(AXES, DENSE, strict=True))
+            columns = {axis: column for axis, column in columns.items() if bool((column < dense[axis]).any())}
+        return cls(cache, rule, **columns)
 
     @property
     def is_dense(self) -> bool:
@@ -80,6 +82,16 @@ class ForwardContext:
 
     plan: StepPlan | None = None
     hidden_state: torch.Tensor | None = None
+
+    def last_hidden_state(self) -> torch.Tensor:
+        """What the forward reported.
+
+        Raises:
+            RuntimeError: if the LM head did not run, or the base was not instrumented.
+        """
+        if self.hidden_state is None:
+            raise RuntimeError("The base's LM head did not run within this forward, so there is no hidden state.")
+        return self.hidden_state
 
 
 ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", default=None)
@@ -111,7 +123,7 @@ def register_attention(implementation: str) -> str:
 
 def _attention_function(implementation: str) -> Callable:
     def sol_attention_forward(
-        module: torch.nn.Module,
+        module: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -131,7 +143,7 @@ def _attention_function(implementation: str) -> Callable:
                     f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention uses "
                     f"`{name}`, which attention over selected keys does not support."
                 )
-        return attend_selected(plan, module.layer_idx, query, key, value, scaling), None
+        return attend_selected(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
 
     return sol_attention_forward
 
@@ -145,6 +157,7 @@ def _original(implementation: str, module: torch.nn.Module) -> Callable:
 
 def attend_selected(
     plan: StepPlan,
+    token_keep: torch.Tensor,
     layer_idx: int,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -154,10 +167,12 @@ def attend_selected(
     """Attention of one new token per row over the keys that the plan's criterion selects.
 
     Args:
-        plan ([`StepPlan`]): With `token_keep` set.
+        plan ([`StepPlan`]): Cache and selection rule.
+        token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the cached tokens to read.
         layer_idx (`int`): Layer of the cache that `key` and `value` come from.
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
-        key, value (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys and values.
+        key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
+        value (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached values.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
 
     Returns:
@@ -166,7 +181,7 @@ def attend_selected(
     rows, heads, _, dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
     first, start = _row_origins(plan, layer_idx, rows, slots, key.device)
-    selection = _select(plan, layer_idx, query, key, first, start)
+    selection = _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start)
     slot = selection.ranks + first[:, None, None]
     in_use = selection.in_use & (slot >= start[:, None, None]) & (slot < slots)
     per_head = slot.shape[1] == heads and heads != kv_heads
@@ -193,10 +208,15 @@ def _row_origins(plan: StepPlan, layer_idx: int, rows: int, slots: int, device: 
 
 
 def _select(
-    plan: StepPlan, layer_idx: int, query: torch.Tensor, key: torch.Tensor, first: torch.Tensor, start: torch.Tensor
+    plan: StepPlan,
+    token_keep: torch.Tensor,
+    layer_idx: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    first: torch.Tensor,
+    start: torch.Tensor,
 ) -> Selection:
     rule, slots, on_host = plan.rule, key.shape[2], key.device.type == "cpu"
-    token_keep = plan.token_keep.to(key.device)
     if rule.criterion == "quest":
         layer = plan.cache.layers[layer_idx]
         if isinstance(layer, PagedLayer):

@@ -81,13 +81,15 @@ class SOLCache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):
         super().__init__(config=config)
-        self.layers = [PagedLayer(page_size) if type(layer) is DynamicLayer else layer for layer in self.layers]
+        for index, layer in enumerate(self.layers):
+            if type(layer) is DynamicLayer:
+                self.layers[index] = PagedLayer(page_size)
         self.activate_past_recording()
         self.action_space = action_space
         self.controls: Any = None
         self.decode_from: int | None = None
         self.episode = Episode()
-        self.ledger: BudgetLedger | None = None
+        self.ledger = BudgetLedger(0)
         self.targets: torch.Tensor | None = None
         self.padding: torch.Tensor | None = None
         self.padding_range = (0, 0)
@@ -95,9 +97,9 @@ class SOLCache(DynamicCache):
         self.trace: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
-    def rows(self) -> int | None:
-        """Number of rows, `None` before the first forward."""
-        return None if self.ledger is None else len(self.ledger.total_counts)
+    def rows(self) -> int:
+        """Number of rows, 0 before the first forward."""
+        return len(self.ledger.total_counts)
 
     @property
     def sparse_layers(self) -> frozenset[int]:
@@ -115,12 +117,11 @@ class SOLCache(DynamicCache):
                 processed densely. By default every forward ends with one decode step.
         """
         self.controls, self.decode_from, self.trace, self.targets = controls, decode_from, [], None
-        if self.ledger is not None:
-            self.ledger = BudgetLedger(self.rows, self.ledger.total_counts.device)
+        self.ledger = BudgetLedger(self.rows, self.ledger.total_counts.device)
 
     def set_up_rows(self, rows: int, device: torch.device) -> None:
         """Create the per-row state at the first forward, and the targets once the number of rows is known."""
-        if self.ledger is None:
+        if self.rows == 0:
             self.ledger = BudgetLedger(rows, device)
         if rows != self.rows:
             raise ValueError(f"The cache holds {self.rows} rows, but the input has {rows}.")
@@ -148,10 +149,9 @@ class SOLCache(DynamicCache):
             self.position_offset = begin + length - 1 - last
 
     def set_padding(self, padding: torch.Tensor) -> None:
-        """Set the number of padding slots on the left of every row, `(rows,)`; positions follow it."""
+        """Set the number of padding slots on the left of every row, `(rows,)`."""
         least, most = int(padding.min()), int(padding.max())
         self.padding, self.padding_range = (padding, (least, most)) if most else (None, (0, 0))
-        self.position_offset = padding
 
     def record(self, token: torch.Tensor, action: torch.Tensor, counted: torch.Tensor, hidden: torch.Tensor) -> None:
         """Store an executed step and the hidden state that it led to."""
@@ -163,8 +163,7 @@ class SOLCache(DynamicCache):
     def end_episode(self, hidden_state: torch.Tensor | None) -> None:
         """Start the next episode from `hidden_state`; window layers forget what no rollback can need any more."""
         self.episode = Episode(hidden_state)
-        if self.ledger is not None:
-            self.ledger.start_episode()
+        self.ledger.start_episode()
         for layer in self.layers:
             if layer.is_sliding and layer.is_initialized:
                 layer.crop(0)
@@ -197,7 +196,7 @@ class SOLCache(DynamicCache):
 
     def reset(self) -> None:
         super().reset()
-        self.episode, self.ledger, self.targets, self.trace = Episode(), None, None, []
+        self.episode, self.ledger, self.targets, self.trace = Episode(), BudgetLedger(0), None, []
         self.padding, self.padding_range, self.position_offset, self.decode_from = None, (0, 0), None, None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -208,12 +207,12 @@ class SOLCache(DynamicCache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0), "batch_repeat_interleave", repeats)
-        self.trace = [tuple(x.repeat_interleave(repeats, dim=0) for x in step) for step in self.trace]
+        self.trace = [(a.repeat_interleave(repeats), c.repeat_interleave(repeats)) for a, c in self.trace]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
         self._map_rows(lambda x: x[indices], "batch_select_indices", indices)
-        self.trace = [tuple(x[indices] for x in step) for step in self.trace]
+        self.trace = [(action[indices], counted[indices]) for action, counted in self.trace]
 
     def _map_rows(self, function: RowFunction, cache_method: str, argument: Any) -> None:
         episode = self.episode
@@ -225,8 +224,7 @@ class SOLCache(DynamicCache):
                 getattr(value, cache_method)(argument)
             else:
                 episode.controller_state[name] = function(value)
-        if self.ledger is not None:
-            self.ledger.map_rows(function)
+        self.ledger.map_rows(function)
         for name in ("targets", "padding", "position_offset"):
             if getattr(self, name) is not None:
                 setattr(self, name, function(getattr(self, name)))

@@ -107,7 +107,7 @@ class SOLConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        ActionSpace(self.token_keep, self.mlp_keep, self.bits)
+        ActionSpace(self.token_keep or (), self.mlp_keep or (), self.bits or ())
         choices = {"criterion": CRITERIA, "page_selection": PAGE_SELECTIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -142,10 +142,14 @@ class SOLConfig(PreTrainedConfig):
             config_dict = {key: value for key, value in config_dict.items() if key in known}
         return super().from_dict(config_dict, **kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing to register: a saved folder finds the classes through its own stub file."""
+
     @property
     def action_space(self) -> ActionSpace:
         """The [`ActionSpace`] of the three lists of levels."""
-        return ActionSpace(self.token_keep, self.mlp_keep, self.bits)
+        return ActionSpace(self.token_keep or (), self.mlp_keep or (), self.bits or ())
 
     @property
     def selection_rule(self) -> SelectionRule:

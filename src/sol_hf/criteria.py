@@ -120,9 +120,11 @@ def select_quest(
 
     Args:
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the current token.
-        upper, lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): From [`page_bounds`].
+        upper (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Maxima, from [`page_bounds`].
+        lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Minima.
         token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to read.
-        first, start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        first (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
         slots (`int`): Number of cached slots.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
         most_pages (`int`, *optional*): Upper limit of the page budget over the rows if the host knows it.
@@ -153,7 +155,8 @@ def select_relevancy(
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the current token.
         keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Cached keys.
         token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the other tokens to keep.
-        first, start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        first (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
         rule ([`SelectionRule`]): Sink and window.
     """
     slots = keys.shape[2]
@@ -177,7 +180,8 @@ def select_recency(
 
     Args:
         token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the tokens outside of sink and window to keep.
-        first, start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        first (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
+        start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
         slots (`int`): Number of cached slots.
         rule ([`SelectionRule`]): Sink and window.
     """

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -58,18 +59,16 @@ class ForwardInputs:
     Args:
         tokens (`torch.Tensor`): Ids `(rows, length)`, or embeddings `(rows, length, embedding_size)`.
         attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 marks left padding.
-        has_positions (`bool`): Whether position ids are handed to the base.
         extra (`dict[str, Any]`): Further arguments for the base.
     """
 
     tokens: torch.Tensor
     attention_mask: torch.Tensor | None = None
-    has_positions: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 @functools.lru_cache
-def accepted_arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
+def accepted_arguments(model_class: type[nn.Module]) -> frozenset[str]:
     """Names of the arguments that the forward of a model class spells out."""
     return frozenset(inspect.signature(model_class.forward).parameters)
 
@@ -87,8 +86,8 @@ def base_forward(
     arguments["inputs_embeds" if tokens.is_floating_point() else "input_ids"] = tokens
     if inputs.attention_mask is not None:
         arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
-    accepted = accepted_arguments(type(base))
-    if inputs.has_positions and "position_ids" in accepted:
+    accepted = accepted_arguments(base.__class__)
+    if cache.position_offset is not None and "position_ids" in accepted:
         slots = torch.arange(begin, begin + length, device=tokens.device)
         arguments["position_ids"] = (slots - cache.position_offset[:, None]).clamp(min=0)
     if "logits_to_keep" in accepted:
@@ -105,7 +104,7 @@ def dense_forward(
     """Process `tokens` densely and begin a new episode after them."""
     with active_forward() as context:
         output = base_forward(base, tokens, cache, inputs, logits_to_keep)
-    cache.end_episode(context.hidden_state)
+    cache.end_episode(context.last_hidden_state())
     return output
 
 
@@ -126,7 +125,7 @@ def refresh(base: PreTrainedModel, cache: SOLCache, inputs: ForwardInputs) -> No
     """KV refresh: replace what the episode's sparse steps wrote by a dense forward over its tokens."""
     tokens = episode_tokens(base, cache)
     cache.drop_tokens(tokens.shape[1])
-    dense_forward(base, tokens, cache, ForwardInputs(tokens, inputs.attention_mask, inputs.has_positions))
+    dense_forward(base, tokens, cache, ForwardInputs(tokens, inputs.attention_mask))
 
 
 def needs_refresh(cache: SOLCache) -> bool:
@@ -168,7 +167,7 @@ def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Obse
 
 
 def choose(observation: Observation, cache: SOLCache) -> torch.Tensor:
-    """Action ids `(rows,)`: the controller's scores, processed, then the best or a draw; dense where not controllable."""
+    """Action ids `(rows,)`: the best by the controller's processed scores, or a draw; dense where not controllable."""
     controls, space = cache.controls, cache.action_space
     scores = controls.controller(observation)
     if scores.shape != (observation.rows, len(space)):
@@ -203,7 +202,7 @@ def decode_step(
     with active_forward(plan) as context:
         output = base_forward(base, token, cache, inputs)
     counted = observation.controllable if active is None else observation.controllable & active
-    cache.record(token, actions, counted, context.hidden_state)
+    cache.record(token, actions, counted, context.last_hidden_state())
     cache.episode.polluted |= not plan.is_dense
     return output
 
@@ -217,8 +216,8 @@ def decode_forward(
     that episode's tokens along, which refreshes them.
 
     Returns:
-        `CausalLMOutputWithPast`: the last step's output; its logits are of the last token `(rows, 1, vocab)`, or of all
-        tokens `(rows, length, vocab)` with `all_logits`.
+        `CausalLMOutputWithPast`: the last step's output; its logits are of the last token, `(rows, 1, vocab)`, or of
+        all tokens, `(rows, length, vocab)`, with `all_logits`.
     """
     tokens, length = inputs.tokens, inputs.tokens.shape[1]
     dense = length - 1

@@ -24,7 +24,7 @@ CARD_NAME = "README.md"
 CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 TAGS = ("sol", "self-optimizing-language-model", "adaptive-compute", "sol_hf")
 REMOTE_CODE_NAME = "sol_remote.py"
-REMOTE_CODE = '''"""Lets the Auto classes find this repository's classes with `trust_remote_code=True`; needs `pip install sol_hf`."""
+REMOTE_CODE = '''"""Where the Auto classes find this repository's classes; needs `pip install sol_hf`."""
 
 from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
 '''
@@ -88,21 +88,22 @@ def push_policy(
 ) -> str:
     """Create the repository if need be and upload what `save_pretrained` writes.
 
-    A card that already stands in the repository is left as it is.
+    A card that already stands in the repository keeps its text and gains the new tags.
 
     Returns:
         `str`: Address of the commit.
     """
-    api = HfApi(token=token if isinstance(token, str) else None)
+    api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
+        card = build_card(model.config, repo_id, tags)
         if api.file_exists(repo_id, CARD_NAME, revision=revision):
-            os.remove(os.path.join(folder, CARD_NAME))
-        else:
-            build_card(model.config, repo_id, tags).save(os.path.join(folder, CARD_NAME))
+            card = ModelCard.load(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))
+            card.data.tags = [*(card.data.tags or []), *(tag for tag in tags or [] if tag not in card.data.tags)]
+        card.save(os.path.join(folder, CARD_NAME))
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

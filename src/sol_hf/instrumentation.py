@@ -62,7 +62,7 @@ class Instrumentation:
                 raise self.unsupported[axis]
 
     def require_cache(self, cache: SOLCache, kv_refresh: bool) -> None:
-        """Raise [`UnsupportedAxisError`] if the base's cache has no layer to read sparsely, or cannot be rolled back."""
+        """Raise [`UnsupportedAxisError`] if no cache layer can be read sparsely, or one cannot be rolled back."""
         name = type(self._base()).__name__
         if not cache.sparse_layers:
             raise UnsupportedAxisError(
@@ -71,8 +71,8 @@ class Instrumentation:
         if kv_refresh and not cache.is_croppable:
             kinds = sorted({type(layer).__name__ for layer in cache.layers if not layer.is_croppable})
             raise UnsupportedAxisError(
-                f"The axis `token_keep` cannot be controlled on {name} with a KV refresh: {', '.join(kinds)} cannot be "
-                "rolled back. Pass `kv_refresh=False`."
+                f"The axis `token_keep` cannot be controlled on {name} with a KV refresh: {', '.join(kinds)} cannot "
+                "be rolled back. Pass `kv_refresh=False`."
             )
 
     @classmethod
@@ -98,6 +98,7 @@ class Instrumentation:
 
     def _install(self) -> None:
         base = self._base()
+        assert base is not None, "an instrumentation is only reached through its base"
         self._handles: list = []
         self._implementation = self._config._attn_implementation
         self._training = [module for module in base.modules() if module.training]

@@ -83,10 +83,10 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         return cls(config, base, SOLPolicyModel(config).to(base.device).eval())
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
-        *model_args,
+        *,
         config: SOLConfig | None = None,
         base: PreTrainedModel | None = None,
         revision: str = "main",
@@ -109,7 +109,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         """
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         location = dict(revision=revision, subfolder=subfolder, **hub_arguments)
-        kwargs.pop("output_loading_info", None)
+        kwargs.pop("adapter_kwargs", None)  # the Auto classes put the policy's commit there, which the base lacks
         policy = load_policy(pretrained_model_name_or_path, config, location)
         config = policy.config
         if base is None:
@@ -126,19 +126,19 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **location)
         return model.eval()
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, is_main_process: bool = True, **kwargs
     ) -> None:
         """Write config, policy (safetensors), generation config and, if there is none yet, a model card.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to write to.
-            push_to_hub (`bool`, *optional*, defaults to `False`): Also upload; `repo_id`, `token`, `private`,
-                `revision`, `commit_message` and `create_pr` are then taken from `kwargs`.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Also upload; the arguments of `push_to_hub` are then
+                taken from `kwargs`.
             is_main_process (`bool`, *optional*, defaults to `True`): Other processes of a run write nothing.
             kwargs: For `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
         """
-        names = ("repo_id", "token", "private", "revision", "commit_message", "create_pr")
+        names = "repo_id token private revision commit_message commit_description create_pr tags".split()
         upload = {name: kwargs.pop(name) for name in names if name in kwargs}
         if is_main_process:
             self.policy.config.sol_hf_version = __version__
@@ -156,7 +156,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 upload.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
                 self.push_to_hub(**upload)
 
-    def push_to_hub(  # type: ignore[override]
+    def push_to_hub(
         self,
         repo_id: str,
         *,
@@ -166,10 +166,9 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         token: bool | str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
-        max_shard_size: int | str | None = "50GB",
         tags: list[str] | None = None,
     ) -> str:
-        """Upload the policy with its card; arguments as for `PreTrainedModel.push_to_hub`."""
+        """Upload the policy with its card; arguments as for `PreTrainedModel.push_to_hub` (it is never sharded)."""
         return hub.push_policy(
             self,
             repo_id,
@@ -181,6 +180,10 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             create_pr=create_pr,
             tags=tags,
         )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
+        """Nothing to register: a saved folder finds the classes through its own stub file."""
 
     def get_input_embeddings(self):
         return self.base.get_input_embeddings()
@@ -224,7 +227,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
             )
-            accepted = accepted_arguments(type(self.base))
+            accepted = accepted_arguments(self.base.__class__)
             return self.base(**{k: v for k, v in arguments.items() if v is not None and k in accepted}, **kwargs)
         if labels is not None:
             raise ValueError("There is no loss under a budget: use `score`.")
@@ -232,7 +235,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if tokens is None:
             raise ValueError("Pass `input_ids` or `inputs_embeds`.")
         kwargs.pop("return_dict", None)
-        inputs = ForwardInputs(tokens, attention_mask, position_ids is not None, kwargs)
+        inputs = ForwardInputs(tokens, attention_mask, kwargs)
         past_key_values.observe_inputs(tokens, attention_mask, position_ids)
         all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
         with torch.no_grad(), Instrumentation.of(self.base):
@@ -247,7 +250,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         """An empty [`SOLCache`] for this model, to be passed as `past_key_values` over several turns."""
         return SOLCache(self.base.config, self.action_space, self.config.page_size)
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -412,8 +415,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         cache = model_kwargs.get("past_key_values")
         if isinstance(cache, SOLCache) and cache.controls is not None and generation_mode not in STEPWISE_MODES:
             raise ValueError(
-                f"Generation mode `{generation_mode.value}` cannot run under a budget: it verifies several tokens in one "
-                "forward, but a budget chooses the compute of every token on its own."
+                f"Generation mode `{generation_mode.value}` cannot run under a budget: it verifies several tokens in "
+                "one forward, but a budget chooses the compute of every token on its own."
             )
         return self.base._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
 

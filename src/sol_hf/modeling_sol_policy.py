@@ -189,6 +189,10 @@ class SOLPolicyModel(PreTrainedModel):
         output = SOLPolicyOutput(logits=logits, past_key_values=past_key_values)
         return output if return_dict else output.to_tuple()
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing to register: a saved folder finds the classes through its own stub file."""
+
     def load_published(self, state_dict: dict[str, torch.Tensor]) -> "SOLPolicyModel":
         """Load weights under the published parameter names.
 

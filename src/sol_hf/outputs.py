@@ -32,8 +32,8 @@ class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     Args:
         sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}"""
 
-    actions: torch.LongTensor | None = None
-    realised: torch.FloatTensor | None = None
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
 
 
 @dataclass
@@ -43,8 +43,8 @@ class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
     Args:
         sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}"""
 
-    actions: torch.LongTensor | None = None
-    realised: torch.FloatTensor | None = None
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
 
 
 @dataclass
@@ -52,20 +52,20 @@ class SOLScoreOutput(ModelOutput):
     """Teacher-forced scores of a continuation; `steps` is that of the longest row.
 
     Args:
-        logprobs (`torch.FloatTensor` of shape `(rows, steps)`): Log-probability (nats) of every scored token, 0 where a
-            row has no step.
+        logprobs (`torch.FloatTensor` of shape `(rows, steps)`): Log-probability (nats) of every scored token, 0
+            where a row has no step.
         actions (`torch.LongTensor` of shape `(rows, steps)`): Action of every step, -1 where a row has none.
-        realised (`torch.FloatTensor` of shape `(rows, 3)`): Means of `token_keep`, `mlp_keep` and `bits` over the row's
-            controllable steps; (1, 1, 16) for a row that had none.
+        realised (`torch.FloatTensor` of shape `(rows, 3)`): Means of `token_keep`, `mlp_keep` and `bits` over the
+            row's controllable steps; (1, 1, 16) for a row that had none.
         step_mask (`torch.BoolTensor` of shape `(rows, steps)`): Which steps a row has.
         logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
     """
 
-    logprobs: torch.FloatTensor | None = None
-    actions: torch.LongTensor | None = None
-    realised: torch.FloatTensor | None = None
-    step_mask: torch.BoolTensor | None = None
-    logits: torch.FloatTensor | None = None
+    logprobs: torch.Tensor | None = None
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
+    step_mask: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
 def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:

@@ -3,9 +3,9 @@
 
 """A key-value cache layer that grows in place and keeps the page index of `quest` beside the keys.
 
-transformers' `DynamicLayer` copies all keys and values at every token (`torch.cat`). [`PagedLayer`] writes into storage
-that is allocated ahead, so a decode step moves one token. The page index (maximum and minimum of every channel over
-each page) is brought up to date when a step asks for it: one page per new token, all pages after a prefill.
+transformers' `DynamicLayer` copies all keys and values at every token (`torch.cat`). [`PagedLayer`] writes into
+storage that is allocated ahead, so a decode step moves one token. The page index (maximum and minimum of every channel
+over each page) is brought up to date when a step asks for it: one page per new token, all pages after a prefill.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,10 @@ class PagedLayer(DynamicLayer):
         super().__init__()
         self.page_size = page_size
         self.length = 0
-        self._key_store: torch.Tensor | None = None
-        self._value_store: torch.Tensor | None = None
-        self._forget_pages()
+        self._key_store = self._value_store = torch.empty(0)
+        self._upper = self._lower = torch.empty(0)
+        self._page_capacity = 0
+        self._indexed = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -66,7 +67,7 @@ class PagedLayer(DynamicLayer):
 
     def reset(self) -> None:
         self.length = 0
-        self._key_store = self._value_store = None
+        self._key_store = self._value_store = torch.empty(0)
         self._forget_pages()
         super().reset()
 
@@ -81,7 +82,6 @@ class PagedLayer(DynamicLayer):
 
     def flat_store(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Keys and values as `(rows * kv_heads * stride, head_dim)`, and the stride between key-value heads."""
-        assert self._key_store is not None and self._value_store is not None
         return self._key_store.flatten(0, 2), self._value_store.flatten(0, 2), self._key_store.shape[2]
 
     def page_index(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +93,7 @@ class PagedLayer(DynamicLayer):
         """
         least, most = padding
         pages = -(-(self.length - least) // self.page_size)
-        if self._upper is None or self._upper.shape[2] < pages:
+        if self._page_capacity < pages:
             self._grow_pages(pages)
         if self._indexed == self.length - 1 and least == most:
             self._index_one_token(least)
@@ -133,19 +133,19 @@ class PagedLayer(DynamicLayer):
         capacity = max(needed, -(-slots // self.page_size))
         for name in ("_upper", "_lower"):
             old, new = getattr(self, name), self._key_store.new_zeros(rows, heads, capacity, dim)
-            if old is not None:
-                new[:, :, : old.shape[2]] = old
+            if self._page_capacity:
+                new[:, :, : self._page_capacity] = old
             setattr(self, name, new)
+        self._page_capacity = capacity
 
     def _forget_pages(self) -> None:
-        self._upper: torch.Tensor | None = None
-        self._lower: torch.Tensor | None = None
-        self._indexed = 0
+        self._upper = self._lower = torch.empty(0)
+        self._page_capacity = self._indexed = 0
 
     def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if not self.is_initialized:
             return
         self._key_store, self._value_store = function(self._key_store), function(self._value_store)
-        if self._upper is not None:
+        if self._page_capacity:
             self._upper, self._lower = function(self._upper), function(self._lower)
         self._set_length(self.length)

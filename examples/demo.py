@@ -1,0 +1,199 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Continues one prompt dense and at three compute budgets, and shows what every token cost.
+
+    python examples/demo.py --prompt "Explain in a few sentences why the sky is blue." --out demo.html
+
+Without `--model` it takes SmolLM2-135M-Instruct, downloaded once. Without `--policy` the fixed schedule spends the
+budget, the baseline that a trained policy has to beat.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from demo_render import AXES, DENSE, END_MARK, Action, Comparison, Continuation, Token, compute_of, render_page, show
+from sol_hf import Controller, FixedController, RandomController, SOLForCausalLM
+from sol_hf.smollm2 import ModelUnavailableError, fetch_smollm2
+
+
+BUDGETS: tuple[Action, ...] = ((0.8, 0.9, 12), (0.5, 0.7, 8), (0.3, 0.6, 7))
+PROMPT = "Explain in a few sentences why the sky is blue."
+
+
+class TickingStreamer(BaseStreamer):
+    """Advances a progress bar and notes the time at every new token."""
+
+    def __init__(self, progress: Progress, title: str, max_new_tokens: int):
+        self.progress = progress
+        self.task = progress.add_task(title, total=max_new_tokens)
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, then one token at a time."""
+        if self.times:
+            self.progress.advance(self.task)
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Fills the bar, as a text may end early."""
+        self.progress.update(self.task, total=len(self.times) - 1)
+
+    def tokens_per_second(self) -> float:
+        """Speed of decoding: the prompt, and the first token that comes with it, do not count if there are more."""
+        first = 1 if len(self.times) > 2 else 0
+        return (len(self.times) - 1 - first) / (self.times[-1] - self.times[first])
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> BatchEncoding:
+    """The prompt as model inputs, through the chat template if there is one."""
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    add_special_tokens = not tokenizer.chat_template  # a template writes them itself
+    return tokenizer(prompt, add_special_tokens=add_special_tokens, return_tensors="pt", return_token_type_ids=False)
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: set[int]) -> list[str]:
+    """What each token adds to the text; empty where only a later token completes a character."""
+    texts, before = [], ""
+    for index, token in enumerate(ids):
+        if token in end_ids:
+            texts.append(END_MARK)
+            continue
+        text = tokenizer.decode([i for i in ids[: index + 1] if i not in end_ids])
+        if text.endswith("\ufffd") and index + 1 < len(ids):
+            texts.append("")
+            continue
+        texts.append(text.removeprefix(before))
+        before = text
+    return texts
+
+
+@torch.no_grad()
+def mean_log_probs(base: PreTrainedModel, prompt: torch.Tensor, continuations: list[torch.Tensor]) -> list[float]:
+    """Mean log-probability of every continuation under the dense model, in one batched forward."""
+    rows = [torch.cat([prompt[0], continuation]) for continuation in continuations]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    logits = base(input_ids=ids, attention_mask=mask).logits[:, prompt.shape[1] - 1 : -1]
+    scores = logits.float().log_softmax(-1).gather(-1, ids[:, prompt.shape[1] :, None]).squeeze(-1)
+    return [row[: len(new)].mean().item() for row, new in zip(scores, continuations, strict=True)]
+
+
+def make_controller(name: str, seed: int) -> Controller | None:
+    """A fresh controller; `None` stands for the model's own policy."""
+    return {"fixed": FixedController, "random": lambda: RandomController(seed), "policy": lambda: None}[name]()
+
+
+def compare(model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace, console: Console):
+    """Continues the prompt in all ways, and returns the continuations as the renderer takes them."""
+    inputs = encode(tokenizer, options.prompt).to(model.device)
+    length = inputs["input_ids"].shape[1]
+    end_ids = set(torch.as_tensor(model.generation_config.eos_token_id or []).flatten().tolist())
+
+    def generate(budget: Action | None, max_new_tokens: int, streamer: BaseStreamer | None = None):
+        arguments = dict(inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True)
+        if budget is not None:
+            arguments |= dict(zip(AXES, budget, strict=True))
+            arguments["controller"] = make_controller(options.controller, options.seed)
+        return model.generate(**arguments, streamer=streamer)
+
+    results = []
+    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for budget in (None, BUDGETS[0]):
+            generate(budget, max_new_tokens=2)  # so that the measured runs find everything warm
+        for budget in (None, *BUDGETS):
+            title = "dense" if budget is None else f"budget {compute_of(budget):.2f}"
+            streamer = TickingStreamer(progress, title, options.max_new_tokens)
+            output = generate(budget, options.max_new_tokens, streamer)
+            results.append((budget, output, streamer.tokens_per_second()))
+
+    new_tokens = [output.sequences[0, length:] for _, output, _ in results]
+    continuations = []
+    for (budget, output, speed), new, score in zip(
+        results, new_tokens, mean_log_probs(model.base, inputs["input_ids"], new_tokens), strict=True
+    ):
+        actions, realised = [DENSE] * len(new), DENSE
+        if budget is not None:
+            actions = [tuple(row) for row in model.action_space.values[output.actions[0].cpu()].tolist()]
+            realised = tuple(output.realised[0].tolist())
+        texts = token_texts(tokenizer, new.tolist(), end_ids)
+        tokens = tuple(Token(text, action) for text, action in zip(texts, actions, strict=True))
+        continuations.append(Continuation(budget, realised, tokens, score, speed))
+    return tuple(continuations)
+
+
+def footnotes(options: argparse.Namespace, device: torch.device) -> tuple[str, ...]:
+    """What a reader has to know to read the numbers."""
+    notes = [
+        "log-prob per token: mean log-probability (nats) of the written text under the dense model, higher is better.",
+        f"Speeds: one run on {device.type} with {torch.get_num_threads()} threads, the prompt not counted.",
+    ]
+    if options.controller == "fixed":
+        notes.append(
+            "Controller: the fixed schedule, which treats all tokens alike. No trained policy is shipped yet; "
+            "give one with --policy."
+        )
+    return tuple(notes)
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Continue one prompt dense and at three compute budgets.")
+    parser.add_argument("--model", help="folder or hub id of a causal LM (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--policy", help="folder or hub id of a trained policy")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("demo.html"), help="where to write the page")
+    parser.add_argument("--controller", choices=("fixed", "random", "policy"), help="what spends the budget")
+    parser.add_argument("--seed", type=int, default=0, help="of the random controller")
+    options = parser.parse_args(arguments)
+    options.controller = options.controller or ("policy" if options.policy else "fixed")
+    if options.controller == "policy" and not options.policy:
+        parser.error("--controller policy needs --policy")
+    if options.max_new_tokens < 1:
+        parser.error("--max-new-tokens must be at least 1")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the demo; returns the exit status."""
+    options = parse_options(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    try:
+        source = options.model or fetch_smollm2()
+    except ModelUnavailableError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 1
+    name = Path(source).name if Path(source).is_dir() else str(source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with console.status(f"Loading {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        base = AutoModelForCausalLM.from_pretrained(source, dtype="auto" if device.type == "cuda" else torch.float32)
+        base = base.to(device).eval()
+        if options.policy:
+            model = SOLForCausalLM.from_pretrained(options.policy, base=base)
+        else:
+            model = SOLForCausalLM.from_base(base)
+    continuations = compare(model, tokenizer, options, console)
+    controller = f"policy {options.policy}" if options.controller == "policy" else options.controller
+    comparison = Comparison(name, controller, options.prompt, continuations, footnotes(options, device))
+    show(comparison, console)
+    options.out.write_text(render_page(comparison), encoding="utf-8")
+    console.print(f"The same as a page, with the action of every token: {options.out}", style="bold", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
