@@ -24,8 +24,16 @@ from .decoding import DecodeControls, ForwardInputs, accepted_arguments, decode_
 from .instrumentation import Instrumentation
 from .loading import base_sizes, check_fit, load_policy
 from .modeling_sol_policy import SOLPolicyModel
-from .options import DecodeOptions, explain_unknown, pop_options, resolve_options
-from .outputs import SOLScoreOutput, attach_steps, running_steps
+from .options import (
+    DecodeOptions,
+    check_generate_arguments,
+    end_token_ids,
+    explain_unknown,
+    find_prompt,
+    pop_options,
+    resolve_options,
+)
+from .outputs import SOLScoreOutput, attach_steps
 from .scoring import align_rows, score_rows, score_rows_densely
 from .version import __version__
 
@@ -296,21 +304,22 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: for a budget that cannot be met, before any compute.
         """
         options = resolve_options(pop_options(locals()), generation_config, self.generation_config)
-        prompt = _prompt(inputs, kwargs)
-        controls = self._controls(options, len(prompt))
-        self._check_generate(prompt, controls, kwargs)
+        prompt = find_prompt(inputs, kwargs)
+        controls = self._controls(options, 1 if prompt is None else len(prompt))
         cache = kwargs.get("past_key_values")
-        if controls is not None and cache is None:
-            cache = kwargs["past_key_values"] = self.new_cache()
-        if isinstance(cache, SOLCache):
+        if controls is not None:
+            check_generate_arguments(prompt, kwargs, self.base.device)
+            cache = kwargs["past_key_values"] = self.new_cache() if cache is None else cache
+        if isinstance(cache, SOLCache) and prompt is not None:
             mask = kwargs.get("attention_mask")
             cache.start(controls, (prompt if mask is None else mask).shape[1] - 1)
-        context = Instrumentation.of(self.base) if controls is not None else contextlib.nullcontext()
-        with context:
+        with Instrumentation.of(self.base) if controls is not None else contextlib.nullcontext():
             output = super().generate(inputs, generation_config=generation_config, **kwargs)
-        if not isinstance(output, ModelOutput) or options.is_empty:
+        if options.is_empty or not isinstance(output, ModelOutput):
             return output
-        return self._with_steps(output, cache if controls is not None else None, prompt, generation_config, kwargs)
+        end_tokens = end_token_ids(kwargs, generation_config, self.generation_config)
+        trace = cache.trace if controls is not None and cache is not None else None
+        return attach_steps(output, prompt, end_tokens, trace, self.action_space)
 
     def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
         """Controls for the options, `None` where they ask for the dense base."""
@@ -330,48 +339,13 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{type(controller).__name__} needs a budget.")
         return options.controls(controller, self.config)
 
-    def _check_generate(self, prompt: torch.Tensor, controls: DecodeControls | None, kwargs: dict[str, Any]) -> None:
-        if controls is None:
-            return
-        if prompt.shape[1] == 0:
-            raise ValueError("The prompt is empty: at least one token is needed.")
-        if prompt.device.type not in ("cpu", self.base.device.type):
-            raise ValueError(f"The prompt is on {prompt.device}, the model on {self.base.device}.")
-        cache = kwargs.get("past_key_values")
-        if cache is not None and not isinstance(cache, SOLCache):
-            raise ValueError(
-                f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
-                "`past_key_values` of an earlier output."
-            )
-        if kwargs.get("use_cache") is False:
-            raise ValueError("A budget needs the cache: remove `use_cache=False`.")
-        if kwargs.get("cache_implementation") not in (None, "dynamic"):
-            raise ValueError(
-                f"A budget needs its own cache, so `cache_implementation={kwargs['cache_implementation']!r}` (static, "
-                "quantized, offloaded, or the paged cache of continuous batching) cannot be used with it."
-            )
-
-    def _with_steps(self, output, cache: SOLCache | None, prompt: torch.Tensor, generation_config, kwargs):
-        """`output` with actions and realised means; without a cache, all steps were dense."""
-        configs = [kwargs, vars(generation_config) if generation_config else {}, vars(self.generation_config)]
-        eos = next((c["eos_token_id"] for c in configs if c.get("eos_token_id") is not None), None)
-        begin = prompt.shape[1] if prompt.dim() == 2 else 0
-        new_tokens = output.sequences[:, begin:]
-        running = running_steps(new_tokens, [] if eos is None else torch.as_tensor(eos).flatten().tolist())
-        if cache is None:
-            dense = torch.full((len(output.sequences),), self.action_space.dense_id, device=new_tokens.device)
-            trace = [(dense, torch.zeros_like(dense, dtype=torch.bool))] * new_tokens.shape[1]
-        else:
-            trace = cache.trace
-        return attach_steps(output, trace, running, self.action_space)
-
     @torch.no_grad()
     def score(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
+        context_length: int | Sequence[int] | torch.Tensor | None = None,
         *,
-        context_length: int | Sequence[int] | torch.Tensor,
         return_logits: bool = False,
         **options,
     ) -> SOLScoreOutput:
@@ -390,6 +364,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             [`SOLScoreOutput`]
         """
+        if context_length is None:
+            raise ValueError("`context_length` is needed: how many tokens of every row are processed densely.")
         rows = align_rows(input_ids, attention_mask, context_length)
         if input_ids.device != self.base.device:
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {self.base.device}.")
@@ -397,7 +373,6 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         with Instrumentation.of(self.base):
             if controls is None:
                 return score_rows_densely(self.base, rows, self.action_space, return_logits)
-
             cache = self.new_cache()
             cache.start(controls, rows.context)
             return score_rows(self.base, rows, cache, return_logits)
@@ -419,10 +394,3 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 "one forward, but a budget chooses the compute of every token on its own."
             )
         return self.base._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
-
-
-def _prompt(inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> torch.Tensor:
-    for prompt in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
-        if prompt is not None:
-            return prompt
-    raise ValueError("Pass a prompt: `input_ids` or `inputs_embeds`.")

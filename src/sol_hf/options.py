@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from .actions import AXES, DENSE, ActionSpace, Budget
+from .cache import SOLCache
 from .configuration_sol import SOLConfig
 from .controllers import Controller
 from .decoding import DecodeControls
@@ -149,3 +151,43 @@ def explain_unknown(names: Mapping[str, Any]) -> str:
         if near and name not in OPTION_NAMES:
             hints.append(f"`{name}`: did you mean `{near[0]}`?")
     return " " + " ".join(hints) if hints else ""
+
+
+def find_prompt(inputs: torch.Tensor | None, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """The prompt of a `generate` call: ids `(rows, length)`, or embeddings `(rows, length, embedding_size)`."""
+    candidates = (inputs, arguments.get("input_ids"), arguments.get("inputs_embeds"))
+    return next((prompt for prompt in candidates if prompt is not None), None)
+
+
+def check_generate_arguments(prompt: torch.Tensor | None, arguments: Mapping[str, Any], device: torch.device) -> None:
+    """Raise a ValueError for what cannot run under a budget.
+
+    Args:
+        prompt (`torch.Tensor`, *optional*): From [`find_prompt`].
+        arguments (`Mapping[str, Any]`): Of the `generate` call.
+        device (`torch.device`): Of the base.
+    """
+    if prompt is None or prompt.shape[1] == 0:
+        raise ValueError("The prompt is empty: at least one token is needed.")
+    if prompt.device.type not in ("cpu", device.type):
+        raise ValueError(f"The prompt is on {prompt.device}, the model on {device}.")
+    cache = arguments.get("past_key_values")
+    if cache is not None and not isinstance(cache, SOLCache):
+        raise ValueError(
+            f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
+            "`past_key_values` of an earlier output."
+        )
+    if arguments.get("use_cache") is False:
+        raise ValueError("A budget needs the cache: remove `use_cache=False`.")
+    if arguments.get("cache_implementation") not in (None, "dynamic"):
+        raise ValueError(
+            f"A budget needs its own cache, so `cache_implementation={arguments['cache_implementation']!r}` (static, "
+            "quantized, offloaded, or the paged cache of continuous batching) cannot be used with it."
+        )
+
+
+def end_token_ids(arguments: Mapping[str, Any], *configs: GenerationConfig | None) -> list[int]:
+    """Ids that end a row: the first `eos_token_id` that the arguments or a generation config set."""
+    sources = [arguments.get("eos_token_id"), *(config.eos_token_id for config in configs if config is not None)]
+    found: int | list[int] = next((ids for ids in sources if ids is not None), [])
+    return torch.as_tensor(found).flatten().tolist()

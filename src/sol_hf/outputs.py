@@ -84,31 +84,41 @@ def running_steps(new_tokens: torch.Tensor, end_token_ids: list[int]) -> torch.T
 
 def attach_steps(
     output: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput,
-    trace: list[tuple[torch.Tensor, torch.Tensor]],
-    running: torch.Tensor,
+    prompt: torch.Tensor | None,
+    end_token_ids: list[int],
+    trace: list[tuple[torch.Tensor, torch.Tensor]] | None,
     space: ActionSpace,
 ) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
     """Add `actions` and `realised` to what transformers' generate returned.
 
     Args:
         output: From `generate`.
-        trace (`list`): Per step, actions and counted flags `(flat rows,)` as executed.
-        running (`torch.BoolTensor` of shape `(rows, steps)`): Steps before the end of each row.
+        prompt (`torch.Tensor`, *optional*): Ids `(rows, length)`, which `output.sequences` repeat, or embeddings.
+        end_token_ids (`list[int]`): Tokens that end a row.
+        trace (`list`, *optional*): Per step, actions and counted flags `(flat rows,)` as executed; `None` where all
+            steps were dense.
         space ([`ActionSpace`]): Meaning of the ids.
     """
-    steps = min(len(trace), running.shape[1])
-    running = running[:, :steps]
+    begin = prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0
+    new_tokens = output.sequences[:, begin:]
+    if trace is None:
+        dense = torch.full((len(new_tokens),), space.dense_id, device=new_tokens.device)
+        trace = [(dense, torch.zeros_like(dense, dtype=torch.bool))] * new_tokens.shape[1]
+        beams = None
+    else:
+        beams = getattr(output, "beam_indices", None)
+    steps = min(len(trace), new_tokens.shape[1])
     actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
     counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
-    beam_indices = getattr(output, "beam_indices", None)
-    if beam_indices is not None:
-        beams = beam_indices[:, :steps].long()
+    running = running_steps(new_tokens[:, :steps], end_token_ids)
+    if beams is not None:
+        beams = beams[:, :steps].long()
         running = beams >= 0
         actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
-    target = SOLGenerateDecoderOnlyOutput if beam_indices is None else SOLGenerateBeamDecoderOnlyOutput
-    values = {field.name: getattr(output, field.name) for field in fields(output)}
+    is_beam_search = isinstance(output, GenerateBeamDecoderOnlyOutput)
+    target = SOLGenerateBeamDecoderOnlyOutput if is_beam_search else SOLGenerateDecoderOnlyOutput
     return target(
-        **values,
+        **{field.name: getattr(output, field.name) for field in fields(output)},
         actions=actions.masked_fill(~running, NO_ACTION),
         realised=realised_means(actions, counted & running, space),
     )
