@@ -94,7 +94,9 @@ class Stopwatch(BaseStreamer):
 
     def share(self, name: str) -> float:
         """Share of the window that a part took."""
-        return sum(end - begin for part, begin, end in self.spans if part == name and begin > self.times[1]) / self.window
+        return (
+            sum(end - begin for part, begin, end in self.spans if part == name and begin > self.times[1]) / self.window
+        )
 
 
 class TimedController(sol_hf.Controller):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Continues one prompt dense and at three compute budgets, and shows what every token cost.
 
-    python examples/demo.py --prompt "Explain in a few sentences why the sky is blue." --out demo.html
+    python examples/demo.py --prompt "Tell me about the Roman Empire." --out demo.html
 
 Without `--model` it takes SmolLM2-135M-Instruct, downloaded once. Without `--policy` the fixed schedule spends the
 budget, the baseline that a trained policy has to beat.
@@ -25,7 +25,7 @@ from sol_hf.smollm2 import ModelUnavailableError, fetch_smollm2
 
 
 BUDGETS: tuple[Action, ...] = ((0.8, 0.9, 12), (0.5, 0.7, 8), (0.3, 0.6, 7))
-PROMPT = "Explain in a few sentences why the sky is blue."
+PROMPT = "Write a short story about a lighthouse keeper who finds a letter in a bottle."
 
 
 class TickingStreamer(BaseStreamer):
@@ -46,10 +46,10 @@ class TickingStreamer(BaseStreamer):
         """Fills the bar, as a text may end early."""
         self.progress.update(self.task, total=len(self.times) - 1)
 
-    def tokens_per_second(self) -> float:
-        """Speed of decoding: the prompt, and the first token that comes with it, do not count if there are more."""
-        first = 1 if len(self.times) > 2 else 0
-        return (len(self.times) - 1 - first) / (self.times[-1] - self.times[first])
+    def tokens_per_second(self) -> float | None:
+        """Speed of decoding: the prompt, and the first token that comes with it, do not count."""
+        steps = len(self.times) - 2
+        return steps / (self.times[-1] - self.times[1]) if steps > 0 else None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> BatchEncoding:
@@ -57,8 +57,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> BatchEncoding:
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    add_special_tokens = not tokenizer.chat_template  # a template writes them itself
-    return tokenizer(prompt, add_special_tokens=add_special_tokens, return_tensors="pt", return_token_type_ids=False)
+    bare = not tokenizer.chat_template  # a template writes the special tokens itself
+    return tokenizer(prompt, add_special_tokens=bare, return_tensors="pt", return_token_type_ids=False)
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: set[int]) -> list[str]:
@@ -97,7 +97,8 @@ def compare(model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, options: 
     """Continues the prompt in all ways, and returns the continuations as the renderer takes them."""
     inputs = encode(tokenizer, options.prompt).to(model.device)
     length = inputs["input_ids"].shape[1]
-    end_ids = set(torch.as_tensor(model.generation_config.eos_token_id or []).flatten().tolist())
+    end = model.generation_config.eos_token_id
+    end_ids = set() if end is None else set(torch.as_tensor(end).flatten().tolist())
 
     def generate(budget: Action | None, max_new_tokens: int, streamer: BaseStreamer | None = None):
         arguments = dict(inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True)
@@ -118,10 +119,9 @@ def compare(model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, options: 
             results.append((budget, output, streamer.tokens_per_second()))
 
     new_tokens = [output.sequences[0, length:] for _, output, _ in results]
+    scores = mean_log_probs(model.base, inputs["input_ids"], new_tokens)
     continuations = []
-    for (budget, output, speed), new, score in zip(
-        results, new_tokens, mean_log_probs(model.base, inputs["input_ids"], new_tokens), strict=True
-    ):
+    for (budget, output, speed), new, score in zip(results, new_tokens, scores, strict=True):
         actions, realised = [DENSE] * len(new), DENSE
         if budget is not None:
             actions = [tuple(row) for row in model.action_space.values[output.actions[0].cpu()].tolist()]

@@ -35,10 +35,9 @@ def heat_of(compute: float) -> float:
     return min(max((compute - CHEAPEST) / (1 - CHEAPEST), 0.0), 1.0)
 
 
-def describe(action: Action) -> str:
-    """An action in words, as tooltips and table cells have it."""
-    token_keep, mlp_keep, bits = action
-    return f"token_keep {token_keep:.2f}, mlp_keep {mlp_keep:.2f}, bits {bits:g}"
+def number(value: float | None, form: str) -> str:
+    """A number in the given format, a dash where there is none."""
+    return "–" if value is None else format(value, form)
 
 
 def visible(text: str) -> str:
@@ -69,7 +68,9 @@ class Token:
     @property
     def tooltip(self) -> str:
         """Action and compute in words."""
-        return f"{describe(self.action)}: compute {compute_of(self.action):.2f}"
+        token_keep, mlp_keep, bits = self.action
+        compute = compute_of(self.action)
+        return f"token_keep {token_keep:.2f}, mlp_keep {mlp_keep:.2f}, bits {bits:g}: compute {compute:.2f}"
 
 
 class Spending(NamedTuple):
@@ -87,13 +88,16 @@ class Spending(NamedTuple):
 
 @dataclass(frozen=True)
 class Continuation:
-    """One way in which the prompt went on. `requested` is `None` for the dense model."""
+    """One way in which the prompt went on.
+
+    `requested` is `None` for the dense model, `tokens_per_second` for a text too short to be timed.
+    """
 
     requested: Action | None
     realised: Action
     tokens: tuple[Token, ...]
     mean_log_prob: float
-    tokens_per_second: float
+    tokens_per_second: float | None
 
     @property
     def title(self) -> str:
@@ -117,9 +121,10 @@ class Comparison:
     continuations: tuple[Continuation, ...]
     footnotes: tuple[str, ...] = ()
 
-    def speedup(self, continuation: Continuation) -> float:
+    def speedup(self, continuation: Continuation) -> float | None:
         """Tokens per second over those of the dense model in the same run."""
-        return continuation.tokens_per_second / self.continuations[0].tokens_per_second
+        own, dense = continuation.tokens_per_second, self.continuations[0].tokens_per_second
+        return own / dense if own and dense else None
 
 
 def terminal_style(heat: float) -> str:
@@ -159,16 +164,13 @@ def numbers_table(comparison: Comparison) -> Table:
     for continuation in comparison.continuations:
         table.add_column(continuation.title, justify="right", no_wrap=True)
     rows = zip(*(continuation.axes() for continuation in comparison.continuations), strict=True)
-    for name, cells in zip((*AXES, "net keep"), rows, strict=True):
-        table.add_row(
-            name,
-            *(f"{cell.text(cell.spent)} of {cell.text(cell.asked)}" for cell in cells),
-            end_section=name == "net keep",
-        )
+    for row in rows:
+        cells = (f"{cell.text(cell.spent)} of {cell.text(cell.asked)}" for cell in row)
+        table.add_row(row[0].name, *cells, end_section=row[0].name == "net keep")
     items = comparison.continuations
     table.add_row("log-prob per token", *(f"{item.mean_log_prob:.2f}" for item in items))
-    table.add_row("tokens per second", *(f"{item.tokens_per_second:.1f}" for item in items))
-    table.add_row("speed, dense = 1", *(f"{comparison.speedup(item):.2f}" for item in items))
+    table.add_row("tokens per second", *(number(item.tokens_per_second, ".1f") for item in items))
+    table.add_row("speed, dense = 1", *(number(comparison.speedup(item), ".2f") for item in items))
     return table
 
 
@@ -193,4 +195,4 @@ def render_page(comparison: Comparison) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.get_template("demo_page.html.jinja")
-    return template.render(comparison=comparison, cheapest=CHEAPEST)
+    return template.render(comparison=comparison, cheapest=CHEAPEST, number=number)

@@ -47,7 +47,7 @@ def tiny_base(family: str, dtype: torch.dtype = torch.float32, **overrides) -> P
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(0.25 / parameter.float().std().clamp(min=1e-6))
     model.generation_config.pad_token_id = 0

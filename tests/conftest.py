@@ -42,8 +42,9 @@ def golden_vectors() -> dict[str, torch.Tensor]:
 def golden_model(golden_meta):
     """Factory of the golden LM under the golden policy, `golden_model(criterion=..., episode_length=...)`."""
 
-    def build(**overrides) -> SOLForCausalLM:
-        base = LlamaForCausalLM(LlamaConfig(**golden_meta["lm"])).eval()
+    def build(attn_implementation: str = "sdpa", **overrides) -> SOLForCausalLM:
+        config = LlamaConfig(**golden_meta["lm"], attn_implementation=attn_implementation)
+        base = LlamaForCausalLM(config).eval()
         base.load_state_dict(load_file(GOLDEN / "lm.safetensors"))
         policy = golden_meta["policy"]
         settings = dict(

@@ -6,7 +6,8 @@
 import pytest
 import torch
 
-from sol_hf import ScheduleController
+from sol_hf import FixedController, ScheduleController
+from stale_prefill import stale_prefill
 
 
 CONTEXT = 43
@@ -64,12 +65,33 @@ def test_mlp_axes_alone(golden_model, golden_vectors, axis):
     torch.testing.assert_close(logits, golden_vectors[f"{axis}_only.logits"], atol=1e-4, rtol=0)
 
 
-def test_dense(golden_model, golden_vectors, golden_meta):
+def test_dense_logits(golden_model, golden_vectors):
     model = golden_model()
     output = model.score(golden_vectors["input_ids"], context_length=CONTEXT, return_logits=True)
     torch.testing.assert_close(output.logits.transpose(0, 1), golden_vectors["dense.logits"], atol=1e-4, rtol=0)
+
+
+def test_dense_perplexity(golden_model, golden_vectors, golden_meta):
+    model = golden_model(attn_implementation="stale_prefill")
+    with stale_prefill([0.25, 0.25, 0.25]):
+        output = model.score(golden_vectors["input_ids"], context_length=CONTEXT)
     perplexity = (-output.logprobs.mean()).exp().item()
     assert perplexity == pytest.approx(golden_meta["scalars"]["dense_full"]["ppl"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["joint.quest", "joint.relevancy", "joint.recency"])
+def test_hidden_states(golden_model, golden_vectors, name):
+    model = golden_model(criterion=name.split(".")[1])
+    seen = []
+
+    class Recording(ScheduleController):
+        def __call__(self, observation):
+            seen.append(observation.hidden_state)
+            return super().__call__(observation)
+
+    controller = Recording(golden_vectors["action_schedule"])
+    model.score(golden_vectors["input_ids"], context_length=CONTEXT, controller=controller, kv_refresh=False)
+    torch.testing.assert_close(torch.stack(seen[1:]), golden_vectors[f"{name}.hidden"][:-1], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("criterion", ["quest", "recency"])
@@ -93,28 +115,51 @@ def test_policy_alone(golden_model, golden_vectors):
     )
 
 
-TARGETS = ["0.3-0.6-8", "0.6-0.8-10", "0.9-0.5-6", "0.25-1.0-16"]
+# Target -> `token_keep` per row of the last step of the run recorded before, for the closed loop and for `fixed`.
+CLOSED_LOOP = {
+    "0.3-0.6-8": [1.0, 1.0, 1.0],
+    "0.6-0.8-10": [0.25, 0.25, 0.25],
+    "0.9-0.5-6": [0.5, 0.5, 0.5],
+    "0.25-1.0-16": [1.0, 1.0, 1.0],
+}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_closed_loop(golden_model, golden_vectors, golden_meta, target):
+def score_at_target(model, vectors, target, **options):
     token_keep, mlp_keep, bits = map(float, target.split("-"))
-    model = golden_model()
-    output = model.score(
-        golden_vectors["input_ids"],
+    return model.score(
+        vectors["input_ids"],
         context_length=CONTEXT,
         token_keep=token_keep,
         mlp_keep=mlp_keep,
         bits=bits,
         budget_mode="soft",
         kv_refresh=False,
+        **options,
     )
-    values = model.action_space.values[output.actions].transpose(0, 1)
-    for column, axis in enumerate(("token_keep", "mlp_keep", "bits")):
-        torch.testing.assert_close(values[..., column], golden_vectors[f"closed_loop.{target}.{axis}"].float())
-    expected = golden_meta["scalars"][f"closed_loop.{target}"]
+
+
+def check_means(output, expected):
     assert (-output.logprobs.mean()).exp().item() == pytest.approx(expected["ppl"], rel=1e-3)
     means = output.realised.mean(0)
     assert means[0].item() == pytest.approx(expected["avg_keep_effective"], abs=1e-5)
     assert means[1].item() == pytest.approx(expected["avg_prune_keep"], abs=1e-5)
     assert means[2].item() / 16 == pytest.approx(expected["avg_quant_ratio"], abs=1e-5)
+
+
+@pytest.mark.parametrize("target", CLOSED_LOOP)
+def test_closed_loop(golden_model, golden_vectors, golden_meta, target):
+    model = golden_model(attn_implementation="stale_prefill")
+    with stale_prefill(CLOSED_LOOP[target]):
+        output = score_at_target(model, golden_vectors, target)
+    values = model.action_space.values[output.actions].transpose(0, 1)
+    for column, axis in enumerate(("token_keep", "mlp_keep", "bits")):
+        torch.testing.assert_close(values[..., column], golden_vectors[f"closed_loop.{target}.{axis}"].float())
+    check_means(output, golden_meta["scalars"][f"closed_loop.{target}"])
+
+
+@pytest.mark.parametrize("target", CLOSED_LOOP)
+def test_fixed(golden_model, golden_vectors, golden_meta, target):
+    model = golden_model(attn_implementation="stale_prefill")
+    with stale_prefill(golden_vectors[f"closed_loop.{target}.token_keep"][-1].tolist()):
+        output = score_at_target(model, golden_vectors, target, controller=FixedController())
+    check_means(output, golden_meta["scalars"][f"fixed.{target}"])

@@ -92,7 +92,9 @@ def test_scalars_in_their_published_order():
     ledger = BudgetLedger(2)
     ledger.record(levels([0.2, 0.6, 0.5], [1.0, 1.0, 1.0]), flags(True, False))
     targets = levels([0.5, 0.8, 0.75], [0.3, 0.4, 0.5])
-    scalars = ledger.scalars(step=1, episode_length=16, controllable=flags(True, False), targets=targets, max_mlp_keep=0.8)
+    scalars = ledger.scalars(
+        step=1, episode_length=16, controllable=flags(True, False), targets=targets, max_mlp_keep=0.8
+    )
     expected = levels(
         [2 / 16, 1, 0.5, 0.8, 0.75, 0.2 - 0.5, 0.6 / 0.8 - 0.8, 0.5 - 0.75],
         [2 / 16, 0, 0.3, 0.4, 0.5, 0, 0, 0],

@@ -10,6 +10,7 @@ from .cache import SOLCache
 from .configuration_sol import SOLConfig
 from .controllers import (
     Controller,
+    FixedController,
     Observation,
     PolicyController,
     RandomController,
@@ -41,6 +42,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Controller",
+    "FixedController",
     "HardBudgetProcessor",
     "Observation",
     "PinnedAxesProcessor",

@@ -7,13 +7,14 @@ A controller has one method to write, [`Controller.__call__`]. What it remembers
 `observation.state`, which lives in the cache and follows its rows wherever the generation loop moves them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from .actions import ActionSpace
+from .actions import AXES, ActionSpace
 from .ledger import BudgetLedger
 from .modeling_sol_policy import SOLPolicyModel
 
@@ -182,7 +183,48 @@ def neighbouring_levels(targets: torch.Tensor, space: ActionSpace) -> tuple[torc
         upper.append(torch.where(low >= target - 1e-6, low, levels[(last + 1).clamp(max=len(levels) - 1)]))
     low, high = torch.stack(lower, -1), torch.stack(upper, -1)
     share = ((targets - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    return low, high, torch.where(high > low, share, 0.0)
+    return low, high, torch.where(high > low, torch.round(share, decimals=4), 0.0)
+
+
+class FixedController(Controller):
+    """The static schedule: the two levels next to each target, dealt round-robin over the rows.
+
+    At every step an axis gives its upper level to as many rows as its share asks for, beginning at a row that moves on
+    with the steps. On an axis in `carry` the remainder of that rounding is carried to the next step, so that the mean
+    over rows and steps meets the target. The published baseline carries it on `mlp_keep` and `bits`, but rounds
+    `token_keep` anew at every step.
+
+    With one target per row, each row deals to itself over time, and every axis carries.
+
+    Args:
+        carry (`Sequence[str]`, *optional*, defaults to `("mlp_keep", "bits")`): Axes that carry the remainder. All
+            three make every axis meet its target.
+    """
+
+    def __init__(self, carry: Sequence[str] = ("mlp_keep", "bits")):
+        unknown = set(carry) - set(AXES)
+        if unknown:
+            raise ValueError(f"`carry` names no axis: {sorted(unknown)}. The axes are {', '.join(AXES)}.")
+        self.carry = tuple(axis in carry for axis in AXES)
+
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        targets = observation.require_targets()
+        low, high, share = neighbouring_levels(targets, observation.action_space)
+        rows, step = observation.rows, observation.total_step
+        before, after = torch.round(share * step), torch.round(share * (step + 1))
+        own_turn = after > before
+
+        total = share.sum(dim=0)
+        carried = torch.tensor(self.carry, device=targets.device)
+        dealt = torch.where(carried, torch.round(total * step), 0)
+        hands = torch.where(carried, torch.round(total * (step + 1)) - dealt, torch.round(total))
+        begin = torch.stack([torch.zeros_like(dealt[0]) + step, hands[0] + dealt[1], hands[0] + step])
+        place = (torch.arange(rows, device=targets.device)[:, None] - begin) % rows
+        shared_turn = place < hands
+
+        same_target = (targets == targets[0]).all()
+        is_high = torch.where(same_target, shared_turn, own_turn)
+        return closeness(torch.where(is_high, high, low), observation.action_space)
 
 
 class RandomController(Controller):
