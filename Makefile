@@ -31,7 +31,7 @@ demo: venv
 
 # Two processes with one torch thread each: faster on small models than one process with two threads.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not invariant" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not invariant" $(PYTEST_ARGS)
 
 test-slow: venv
 	$(BIN)/python -m pytest -m "slow and not gpu and not invariant" $(PYTEST_ARGS)

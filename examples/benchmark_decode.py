@@ -19,8 +19,8 @@ generation would instead leave the noise of two long prefills in a short differe
 a step, so `ms/token` is the time of one step. The time inside of the controller and of the KV refresh is measured in
 the same window; the rest is the base with hooks, key selection and bookkeeping.
 
-The variants take turns in every round, so that a machine that gets slower does so for all. `ms/token` and the shares
-are medians over the rounds; `ratio` is the median of the quotients with the dense variant of the same round.
+The variants take turns in every round, so that a machine that gets slower does so for all. `ms/token`, `policy` and
+`refresh` are medians over the rounds; `ratio` is the median of the quotients with the same round's dense variant.
 """
 
 import argparse
@@ -31,18 +31,17 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-import sol_hf
-from sol_hf import decoding
+from sol_hf import Controller, FixedController, PolicyController, ScheduleController, SOLForCausalLM, decoding
 from sol_hf.smollm2 import ModelUnavailableError, fetch_smollm2
 
 
@@ -52,16 +51,7 @@ COLUMNS = ("context", "rows", "variant", "ms/token", "ratio", "policy", "refresh
 
 
 class Stopwatch(BaseStreamer):
-    """Notes when tokens arrive and from when to when parts of the work run.
-
-    Examples:
-
-    ```python
-    watch = Stopwatch()
-    base.generate(**inputs, streamer=watch)
-    watch.ms_per_token(), watch.share("policy")
-    ```
-    """
+    """Notes when tokens arrive, and from when to when parts of the work run."""
 
     def __init__(self):
         self.times: list[float] = []
@@ -74,58 +64,39 @@ class Stopwatch(BaseStreamer):
     def end(self) -> None:
         """Nothing is left to do."""
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Books the time inside of the block as a part of the work."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spans.append((name, begin, time.perf_counter()))
+    def timed(self, part: str, function: Callable) -> Callable:
+        """`function`, whose calls are booked as a part of the work."""
+
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.spans.append((part, begin, time.perf_counter()))
+
+        return wrapper
 
     @property
-    def window(self) -> float:
-        """Seconds from the first new token to the last."""
-        return self.times[-1] - self.times[1]
-
     def ms_per_token(self) -> float:
         """Mean milliseconds of a decode step after the first new token."""
-        return 1000 * self.window / (len(self.times) - 2)
+        return 1000 * (self.times[-1] - self.times[1]) / (len(self.times) - 2)
 
-    def share(self, name: str) -> float:
-        """Share of the window that a part took."""
-        return (
-            sum(end - begin for part, begin, end in self.spans if part == name and begin > self.times[1]) / self.window
-        )
+    def share(self, part: str) -> float:
+        """Share of the same time that a part took."""
+        inside = [end - begin for name, begin, end in self.spans if name == part and begin > self.times[1]]
+        return sum(inside) / (self.times[-1] - self.times[1])
 
 
-class TimedController(sol_hf.Controller):
-    """Another controller, whose calls are booked on a stopwatch."""
+class TimedController(Controller):
+    """Another controller, whose calls are booked on a stopwatch as the part `policy`."""
 
-    def __init__(self, inner: sol_hf.Controller, watch: Stopwatch):
-        self.inner, self.watch = inner, watch
+    def __init__(self, inner: Controller, watch: Stopwatch):
         self.needs_budget = inner.needs_budget
+        self.call = watch.timed("policy", inner.__call__)
 
-    def __call__(self, observation: sol_hf.Observation) -> torch.Tensor:
-        with self.watch.part("policy"):
-            return self.inner(observation)
-
-
-@contextmanager
-def timed_refresh(watch: Stopwatch) -> Iterator[None]:
-    """Books every KV refresh within the block on a stopwatch."""
-    original = decoding.refresh
-
-    @functools.wraps(original)
-    def refresh(*args, **kwargs):
-        with watch.part("refresh"):
-            return original(*args, **kwargs)
-
-    decoding.refresh = refresh
-    try:
-        yield
-    finally:
-        decoding.refresh = original
+    def __call__(self, observation) -> torch.Tensor:
+        return self.call(observation)
 
 
 @dataclass(frozen=True)
@@ -144,33 +115,33 @@ class Result:
 
     def cells(self) -> tuple[str, ...]:
         """What the table shows, in the order of `COLUMNS`."""
-        shares = (f"{100 * share:.1f} %" for share in (self.policy, self.refresh, self.rest))
-        numbers = (f"{self.ms_per_token:.2f}", f"{self.ratio:.3f}", *shares)
-        return (str(self.context), str(self.rows), self.variant, *numbers)
+        shares = (f"{100 * share:.1f}%" for share in (self.policy, self.refresh, self.rest))
+        return (
+            str(self.context),
+            str(self.rows),
+            self.variant,
+            f"{self.ms_per_token:.2f}",
+            f"{self.ratio:.3f}",
+            *shares,
+        )
 
 
-def make_variants(model: sol_hf.SOLForCausalLM, controller: str, steps: int) -> dict[str, Callable]:
-    """The generations to compare, by name; each takes generate's arguments and a stopwatch."""
-    dense_schedule = torch.full((steps, 1), model.action_space.dense_id)
+def make_variants(model: SOLForCausalLM, controller: str, steps: int) -> dict[str, Callable]:
+    """The generations to compare, by name; each takes a stopwatch and the arguments of generate."""
+    dense_schedule = ScheduleController(torch.full((steps, 1), model.action_space.dense_id))
+    chooser = FixedController() if controller == "fixed" else PolicyController(model.policy)
 
-    def under(make_controller: Callable[[], sol_hf.Controller], **targets) -> Callable:
-        def generate(watch: Stopwatch, **arguments):
-            return model.generate(**arguments, **targets, controller=TimedController(make_controller(), watch))
+    def under(inner: Controller, **targets) -> Callable:
+        return lambda watch, **kwargs: model.generate(**kwargs, **targets, controller=TimedController(inner, watch))
 
-        return generate
-
-    makers = {
-        "policy": lambda: sol_hf.PolicyController(model.policy),
-        "fixed": lambda: sol_hf.FixedController(),
-    }
     variants: dict[str, Callable] = {
-        "dense": lambda watch, **arguments: model.base.generate(**arguments),
-        "SOL, budget 1": lambda watch, **arguments: model.generate(**arguments, token_keep=1, mlp_keep=1, bits=16),
-        "SOL, dense schedule": under(lambda: sol_hf.ScheduleController(dense_schedule)),
+        "dense": lambda watch, **kwargs: model.base.generate(**kwargs),
+        "SOL, budget 1": lambda watch, **kwargs: model.generate(**kwargs, token_keep=1, mlp_keep=1, bits=16),
+        "SOL, dense schedule": under(dense_schedule),
     }
-    for budget in BUDGETS:
-        targets = dict(zip(("token_keep", "mlp_keep", "bits"), budget, strict=True), budget_mode="hard")
-        variants[f"SOL {budget}"] = under(makers[controller], **targets)
+    for token_keep, mlp_keep, bits in BUDGETS:
+        targets = dict(token_keep=token_keep, mlp_keep=mlp_keep, bits=bits, budget_mode="hard")
+        variants[f"SOL ({token_keep}, {mlp_keep}, {bits})"] = under(chooser, **targets)
     return variants
 
 
@@ -178,27 +149,25 @@ def measure(generate: Callable, prompt: torch.Tensor, new_tokens: int) -> Stopwa
     """Runs one generation with `new_tokens` steps after the first new token."""
     watch, length = Stopwatch(), new_tokens + 1
     arguments = dict(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, streamer=watch)
-    with timed_refresh(watch):
+    with patch.object(decoding, "refresh", watch.timed("refresh", decoding.refresh)):
         generate(watch, **arguments, max_new_tokens=length, min_new_tokens=length)
     return watch
 
 
-def summarise(context: int, rows: int, variant: str, watches: list[Stopwatch], dense: list[Stopwatch]) -> Result:
-    """Medians over the rounds of a variant, next to the dense variant's rounds."""
-    rounds = [watch.ms_per_token() for watch in watches]
-    ratios = [mine / other.ms_per_token() for mine, other in zip(rounds, dense, strict=True)]
+def summarise(case: tuple[int, int, str], watches: Sequence[Stopwatch], dense: Sequence[Stopwatch]) -> Result:
+    """Medians over the rounds of a case (context, rows, variant), next to the dense variant's rounds."""
+    rounds = [watch.ms_per_token for watch in watches]
+    ratios = [mine / other.ms_per_token for mine, other in zip(rounds, dense, strict=True)]
     policy, refresh = (statistics.median(w.share(part) for w in watches) for part in ("policy", "refresh"))
-    rest = statistics.median(1 - w.share("policy") - w.share("refresh") for w in watches)
-    ms_per_token, ratio = statistics.median(rounds), statistics.median(ratios)
-    return Result(context, rows, variant, ms_per_token, ratio, policy, refresh, rest, rounds)
+    times = statistics.median(rounds), statistics.median(ratios)
+    return Result(*case, *times, policy, refresh, 1 - policy - refresh, rounds)
 
 
-def benchmark(model: sol_hf.SOLForCausalLM, options: argparse.Namespace) -> list[Result]:
+def benchmark(model: SOLForCausalLM, options: argparse.Namespace) -> list[Result]:
     """All variants at all contexts and batch sizes."""
     variants = make_variants(model, options.controller, options.new_tokens + 1)
     cases = [(context, rows) for context in options.contexts for rows in options.batch_sizes]
-    vocabulary = model.config.base_vocab_size
-    results: list[Result] = []
+    results = []
     with tqdm(total=len(variants) * (1 + options.repeats * len(cases)), unit="run") as bar:
 
         def run(name: str, prompt: torch.Tensor, new_tokens: int) -> Stopwatch:
@@ -208,26 +177,21 @@ def benchmark(model: sol_hf.SOLForCausalLM, options: argparse.Namespace) -> list
             return watch
 
         for name in variants:  # so that the measured runs find everything warm
-            run(name, torch.randint(vocabulary, (1, min(options.contexts))), 1)
+            run(name, torch.ones(1, min(options.contexts), dtype=torch.long), 1)
         for context, rows in cases:
-            prompt = torch.randint(vocabulary, (rows, context), generator=torch.Generator().manual_seed(0))
-            watches: dict[str, list[Stopwatch]] = {name: [] for name in variants}
-            for _ in range(options.repeats):
-                for name in variants:
-                    watches[name].append(run(name, prompt, options.new_tokens))
-            results += [summarise(context, rows, name, watches[name], watches["dense"]) for name in variants]
+            seeded = torch.Generator().manual_seed(0)
+            prompt = torch.randint(model.config.base_vocab_size, (rows, context), generator=seeded)
+            rounds = [[run(name, prompt, options.new_tokens) for name in variants] for _ in range(options.repeats)]
+            watches = list(zip(*rounds, strict=True))
+            for name, own in zip(variants, watches, strict=True):
+                results.append(summarise((context, rows, name), own, watches[0]))
     return results
 
 
-def describe_machine(base: PreTrainedModel) -> dict[str, str | int]:
-    """What the times depend on."""
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count() or 1,
-        "torch threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": str(base.dtype).removeprefix("torch."),
-    }
+def describe_machine() -> dict[str, str | int]:
+    """What the times depend on, next to the dtype."""
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    return {"processor": platform.machine(), "cores": cores, "torch threads": threads, "torch": torch.__version__}
 
 
 def show(results: list[Result]) -> None:
@@ -237,16 +201,14 @@ def show(results: list[Result]) -> None:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        widths = [max(map(len, column)) for column in zip(COLUMNS, *lines, strict=True)]
         for line in (COLUMNS, *lines):
-            print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+            print("{:>7} {:>4} {:<20} {:>8} {:>6} {:>7} {:>7} {:>7}".format(*line))
         return
     table = Table()
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
-    for index, line in enumerate(lines):
-        last_of_case = index + 1 < len(lines) and lines[index + 1][:2] != line[:2]
-        table.add_row(*line, end_section=last_of_case)
+    for line in lines:
+        table.add_row(*line)
     console = Console()
     (console if console.is_terminal else Console(width=100)).print(table)
 
@@ -271,21 +233,19 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = parse_options(arguments)
+    machine = describe_machine() | {"dtype": options.dtype}
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), NOTE, sep="\n")
     try:
         source = options.model or fetch_smollm2()
     except ModelUnavailableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    dtype = getattr(torch, options.dtype)
-    base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa").eval()
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=options.dtype, attn_implementation="sdpa").eval()
     positions = getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and max(options.contexts) + options.new_tokens + 1 > positions:
         print(f"error: the model has {positions} positions, fewer than context and new tokens need", file=sys.stderr)
         return 2
-    machine = describe_machine(base)
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(NOTE)
-    results = benchmark(sol_hf.SOLForCausalLM.from_base(base), options)
+    results = benchmark(SOLForCausalLM.from_base(base), options)
     show(results)
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name not in ("json", "model")}

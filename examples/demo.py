@@ -136,7 +136,8 @@ def footnotes(options: argparse.Namespace, device: torch.device) -> tuple[str, .
     """What a reader has to know to read the numbers."""
     notes = [
         "log-prob per token: mean log-probability (nats) of the written text under the dense model, higher is better.",
-        f"Speeds: one run on {device.type} with {torch.get_num_threads()} threads, the prompt not counted.",
+        f"Speeds: one run on {device.type} with {torch.get_num_threads()} threads, the prompt not counted. "
+        "A budget limits work; how much time that saves depends on the fast paths for this machine.",
     ]
     if options.controller == "fixed":
         notes.append(
@@ -178,16 +179,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     name = Path(source).name if Path(source).is_dir() else str(source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with console.status(f"Loading {name}"):
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        base = AutoModelForCausalLM.from_pretrained(source, dtype="auto" if device.type == "cuda" else torch.float32)
-        base = base.to(device).eval()
-        if options.policy:
-            model = SOLForCausalLM.from_pretrained(options.policy, base=base)
-        else:
-            model = SOLForCausalLM.from_base(base)
+    console.print(f"Loading {name}", style="dim", highlight=False)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    base = AutoModelForCausalLM.from_pretrained(source, dtype="auto" if device.type == "cuda" else torch.float32)
+    base = base.to(device).eval()
+    policy = options.policy
+    model = SOLForCausalLM.from_pretrained(policy, base=base) if policy else SOLForCausalLM.from_base(base)
     continuations = compare(model, tokenizer, options, console)
-    controller = f"policy {options.policy}" if options.controller == "policy" else options.controller
+    controller = f"policy {policy}" if options.controller == "policy" else options.controller
     comparison = Comparison(name, controller, options.prompt, continuations, footnotes(options, device))
     show(comparison, console)
     options.out.write_text(render_page(comparison), encoding="utf-8")

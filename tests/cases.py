@@ -6,9 +6,9 @@
 from collections.abc import Callable
 
 import torch
-from bases import tiny_base
 from transformers import PreTrainedModel
 
+from bases import tiny_base
 from sol_hf import Controller, PolicyController, RandomController, ScheduleController, SOLConfig, SOLForCausalLM
 
 

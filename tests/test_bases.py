@@ -10,6 +10,9 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
+
 from bases import FAMILIES, SIZES, tiny_base
 from cases import (
     ACTIONS,
@@ -25,9 +28,6 @@ from cases import (
     prompts,
     sol_model,
 )
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
-
 from sol_hf import Controller, ScheduleController, SOLForCausalLM, UnsupportedAxisError
 
 

@@ -42,7 +42,7 @@ def comparison(render):
 
 
 def shown_in_terminal(render, comparison, width: int, colours: bool = False) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=colours, color_system="truecolor")
+    console = Console(file=io.StringIO(), width=width, color_system="truecolor" if colours else None)
     render.show(comparison, console)
     return console.file.getvalue()
 

@@ -7,19 +7,6 @@ import threading
 
 import pytest
 import torch
-from bases import tiny_base
-from cases import (
-    DENSE_BUDGETS,
-    HALF,
-    LEVELS,
-    assert_budget_kept,
-    constant_schedule,
-    control,
-    left_padded,
-    mixed_schedule,
-    prompts,
-    sol_model,
-)
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -34,6 +21,19 @@ from transformers import (
     pipeline,
 )
 
+from bases import tiny_base
+from cases import (
+    DENSE_BUDGETS,
+    HALF,
+    LEVELS,
+    assert_budget_kept,
+    constant_schedule,
+    control,
+    left_padded,
+    mixed_schedule,
+    prompts,
+    sol_model,
+)
 from sol_hf import (
     AxisBiasProcessor,
     Budget,
@@ -49,7 +49,7 @@ STEPS = 14
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
 DICT = {"return_dict_in_generate": True}
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-WORDS = {f"w{index:02d}": index for index in range(99)}
+WORDS = {f"w{index:02d}": index for index in range(98)} | {"abcdef": 98}
 TEMPLATE = "{% for m in messages %}w03 {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w04{% endif %}"
 SHORTEST = [prompts(1, length, seed=length)[0] for length in (17, 11)]
 
@@ -81,7 +81,9 @@ def own_model() -> SOLForCausalLM:
 def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(WordLevel(WORDS, unk_token="w02"))
     backend.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w00", unk_token="w02", padding_side="left")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="w00", unk_token="w02", padding_side="left"
+    )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
@@ -215,7 +217,7 @@ class TestModesUnderBudget:
         new = free.sequences[:, 20:]
         end = next(token for token in new[0, 2:].tolist() if token not in new[1])
         length = new[0].tolist().index(end) + 1
-        stop = {"stop_strings": [f"w{end:02d}"], "tokenizer": tokenizer, "eos_token_id": 1}
+        stop = {"stop_strings": [tokenizer.convert_ids_to_tokens(end)], "tokenizer": tokenizer, "eos_token_id": 1}
         assert not (new == 1).any()
         output = model.generate(prompts(), **GREEDY, **DICT, **HALF, **stop)
         assert output.sequences[0, 20 + length :].eq(0).all() and length < STEPS
@@ -231,7 +233,7 @@ class TestModesUnderBudget:
 
     @pytest.mark.parametrize("mode", ["beams", "returned beams"])
     def test_replay_reproduces_the_scores_of_beams(self, model, mode):
-        output = model.generate(prompts(), **MODES[mode], **DICT, **HALF)
+        output = model.generate(prompts(), **MODES[mode], **DICT, **HALF, output_scores=True)
         replayed = replay(model, output, 20).logprobs.mean(dim=1)
         torch.testing.assert_close(output.sequences_scores, replayed, **CLOSE)
 
@@ -295,12 +297,12 @@ class TestSurroundings:
         text = "".join(streamer)
         thread.join(timeout=60)
         expected = self.reference(model, options, prompts(1), **GREEDY)
-        assert text.split() == [f"w{token:02d}" for token in expected[0, 20:].tolist()]
+        assert text.split() == tokenizer.convert_ids_to_tokens(expected[0, 20:])
 
     @options_
     def test_stop_strings(self, model, tokenizer, options):
         free = self.reference(model, options, prompts(1), **GREEDY)[0].tolist()
-        stop = f"w{free[25]:02d}"
+        stop = tokenizer.convert_ids_to_tokens(free[25])
         output = model.generate(prompts(1), stop_strings=[stop], tokenizer=tokenizer, **GREEDY, **OPTIONS[options])
         assert output[0].tolist() == free[: free.index(free[25], 20) + 1]
 
@@ -332,8 +334,10 @@ class TestSurroundings:
         generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
         text = tokenizer.decode(prompts(1)[0])
         arguments = {**GREEDY, "return_full_text": False, **OPTIONS[options]}
-        expected = self.reference(model, options, prompts(1), **GREEDY)[0, 20:]
-        assert generate(text, **arguments)[0]["generated_text"].split() == tokenizer.decode(expected).split()
+        expected = tokenizer.decode(
+            self.reference(model, options, prompts(1), **GREEDY)[0, 20:], skip_special_tokens=True
+        )
+        assert generate(text, **arguments)[0]["generated_text"].split() == expected.split()
 
     @options_
     def test_chat_template(self, model, tokenizer, options):
@@ -368,9 +372,9 @@ class TestSurroundings:
 
 
 def continued(model: SOLForCausalLM, tokens: torch.Tensor, cache, **options):
-    return model.generate(
-        tokens, past_key_values=cache, **{**GREEDY, **HALF, **options}, **DICT, output_logits=True
-    )
+    """Generate after `tokens`, the first of which may be in the cache."""
+    defaults = {"attention_mask": torch.ones_like(tokens), "output_logits": True, **GREEDY, **DICT, **HALF}
+    return model.generate(tokens, past_key_values=cache, **{**defaults, **options})
 
 
 def assert_same(first, second, rows=slice(None)) -> None:
@@ -418,6 +422,14 @@ class TestTurns:
         fresh = continued(model, conversation, None, kv_refresh=False)
         assert (kept.logits[0] - fresh.logits[0]).abs().max() > 1e-3
 
+    def test_one_token_a_call_keeps_the_budget(self, model):
+        output, actions = continued(model, prompts(), None, max_new_tokens=1), []
+        for _ in range(11):
+            actions.append(output.actions)
+            output = continued(model, output.sequences, output.past_key_values, max_new_tokens=1)
+        actions.append(output.actions)
+        assert_budget_kept(model, torch.cat(actions, dim=1), [20, 20], **HALF)
+
     @CACHED
     @pytest.mark.parametrize("first", [2, 6, 8])
     def test_stopping_and_going_on_equals_never_stopping(self, family, first):
@@ -433,8 +445,9 @@ class TestTurns:
         model = sol_model(family)
         turn = continued(model, prompts(), None, max_new_tokens=4)
         conversation = torch.cat([turn.sequences, prompts(length=3, seed=8)], dim=1)
-        output = model.generate(conversation, past_key_values=turn.past_key_values, **GREEDY)
-        assert torch.equal(output, model.base.generate(conversation, **GREEDY))
+        settings = {"attention_mask": torch.ones_like(conversation), **GREEDY}
+        output = model.generate(conversation, past_key_values=turn.past_key_values, **settings)
+        assert torch.equal(output, model.base.generate(conversation, **settings))
 
     @CACHED
     @pytest.mark.parametrize(("first", "back"), [(5, 2), (5, 4), (9, 1), (12, 3)])
@@ -474,9 +487,8 @@ class TestTurns:
         with pytest.raises(ValueError, match="two tokens or more"):
             continued(model, prompts()[:, :15], turn.past_key_values)
         turn.past_key_values.crop(-1)
-        assert_same(
-            continued(model, prompts()[:, :15], turn.past_key_values), continued(model, prompts()[:, :15], None)
-        )
+        output = continued(model, prompts()[:, :15], turn.past_key_values)
+        assert_same(output, continued(model, prompts()[:, :15], None))
 
 
 class TestRowsOfTheCache:
@@ -535,13 +547,16 @@ class TestOptions:
         model = own_model
         model.policy.float()
         expected = model.generate(prompts(), **GREEDY, **DICT, **HALF, kv_refresh=False)
-        model.generation_config.update(**HALF, kv_refresh=False)
+        for name, value in {**HALF, "kv_refresh": False}.items():
+            setattr(model.generation_config, name, value)
         assert torch.equal(model.generate(prompts(), **GREEDY, **DICT).actions, expected.actions)
         model.save_pretrained(tmp_path)
         loaded = SOLForCausalLM.from_pretrained(tmp_path, base=model.base)
         assert loaded.generation_config.token_keep == 0.5 and loaded.generation_config.kv_refresh is False
         assert torch.equal(loaded.generate(prompts(), **GREEDY, **DICT).actions, expected.actions)
-        assert torch.equal(loaded.score(prompts(), context_length=15).actions.ne(26).any(), torch.tensor(True))
+        scored = loaded.score(prompts(), context_length=15)
+        assert torch.equal(scored.actions, model.score(prompts(), context_length=15, **HALF, kv_refresh=False).actions)
+        assert scored.actions.ne(model.action_space.dense_id).any()
         dense = loaded.generate(prompts(), **GREEDY, **DENSE_BUDGETS["dense"])
         assert torch.equal(dense, model.base.generate(prompts(), **GREEDY))
 

@@ -26,13 +26,18 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .actions import AXES, DENSE
-from .activations import kept_count
 from .cache import SOLCache
 from .criteria import Selection, SelectionRule, page_bounds, select_quest, select_recency, select_relevancy
 from .paged_layer import PagedLayer
 
 
 PREFIX = "sol_"
+
+
+class UnsupportedAxisError(ValueError):
+    """A base cannot be controlled on an axis; the message names the axis and the reason."""
+
+
 UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
 
 
@@ -139,7 +144,7 @@ def _attention_function(implementation: str) -> Callable:
             return original(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
         for name in UNSUPPORTED_ARGUMENTS:
             if kwargs.get(name) is not None:
-                raise ValueError(
+                raise UnsupportedAxisError(
                     f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention uses "
                     f"`{name}`, which attention over selected keys does not support."
                 )
@@ -216,7 +221,7 @@ def _select(
     first: torch.Tensor,
     start: torch.Tensor,
 ) -> Selection:
-    rule, slots, on_host = plan.rule, key.shape[2], key.device.type == "cpu"
+    rule, slots = plan.rule, key.shape[2]
     if rule.criterion == "quest":
         layer = plan.cache.layers[layer_idx]
         if isinstance(layer, PagedLayer):
@@ -224,18 +229,10 @@ def _select(
         else:
             pages = slots // rule.page_size + 2
             upper, lower = page_bounds(key, rule.page_size, first, start, pages)
-        most = None
-        if on_host:
-            most = -(-int(kept_count(token_keep, slots - start).max()) // rule.page_size)
-        return select_quest(query, upper, lower, token_keep, first, start, slots, rule, most)
+        return select_quest(query, upper, lower, token_keep, first, start, slots, rule)
     if rule.criterion == "relevancy":
-        selection = select_relevancy(query, key, token_keep, first, start, rule)
-    else:
-        selection = select_recency(token_keep, first, start, slots, rule)
-    if not on_host:
-        return selection
-    most = int(selection.in_use.sum(dim=-1).max())
-    return Selection(selection.ranks[..., :most], selection.in_use[..., :most])
+        return select_relevancy(query, key, token_keep, first, start, rule)
+    return select_recency(token_keep, first, start, slots, rule)
 
 
 def _gather(

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from .actions import ActionSpace
 from .ledger import BudgetLedger
 from .paged_layer import PagedLayer
+from .window_layer import WindowLayer
 
 
 RowFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -70,8 +71,8 @@ class Episode:
 class SOLCache(DynamicCache):
     """Keys, values and all decode state of a generation under a budget.
 
-    Full-attention layers become [`PagedLayer`]; sliding layers record enough of the past to be rolled back by an
-    episode; any other kind is left as the base's config asks for it.
+    Full-attention layers become [`PagedLayer`], sliding layers [`WindowLayer`]; any other kind is left as the base's
+    config asks for it.
 
     Args:
         config (`PreTrainedConfig`): Config of the base model.
@@ -84,7 +85,8 @@ class SOLCache(DynamicCache):
         for index, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:
                 self.layers[index] = PagedLayer(page_size)
-        self.activate_past_recording()
+            elif type(layer) is DynamicSlidingWindowLayer:
+                self.layers[index] = WindowLayer(layer.sliding_window)
         self.action_space = action_space
         self.controls: Any = None
         self.decode_from: int | None = None
@@ -105,7 +107,7 @@ class SOLCache(DynamicCache):
     def sparse_layers(self) -> frozenset[int]:
         """Layers to which `token_keep` applies: full attention, or all if every layer has a sliding window."""
         full = [i for i, layer in enumerate(self.layers) if isinstance(layer, PagedLayer)]
-        sliding = [i for i, layer in enumerate(self.layers) if type(layer) is DynamicSlidingWindowLayer]
+        sliding = [i for i, layer in enumerate(self.layers) if isinstance(layer, WindowLayer)]
         return frozenset(full or sliding)
 
     def start(self, controls: Any, decode_from: int | None) -> None:
@@ -117,7 +119,7 @@ class SOLCache(DynamicCache):
                 processed densely. By default every forward ends with one decode step.
         """
         self.controls, self.decode_from, self.trace, self.targets = controls, decode_from, [], None
-        self.ledger = BudgetLedger(self.rows, self.ledger.total_counts.device)
+        self.ledger.start_call()
 
     def set_up_rows(self, rows: int, device: torch.device) -> None:
         """Create the per-row state at the first forward, and the targets once the number of rows is known."""
@@ -138,11 +140,13 @@ class SOLCache(DynamicCache):
             real = attention_mask.bool()
             padding = (~real).sum(dim=1)
             left_padded = torch.arange(real.shape[1], device=real.device) >= padding[:, None]
-            if real.shape[1] != begin + length or not bool((real == left_padded).all() & real[:, -1].all()):
+            if real.shape[1] != begin + length or not bool((real == left_padded).all()):
                 raise ValueError(
                     "`attention_mask` must cover cached and new tokens and mark padding on the left of the first turn "
                     "only: a gap between two turns, or padding on the right, would change which keys a page holds."
                 )
+            if not bool(real[:, -1].all()) and (self.decode_from is None or begin + length > self.decode_from):
+                raise ValueError("A row of the prompt is nothing but padding: at least one token is needed.")
             self.set_padding(padding)
         if position_ids is not None:
             last = position_ids[..., -1].expand(len(tokens))
@@ -165,8 +169,8 @@ class SOLCache(DynamicCache):
         self.episode = Episode(hidden_state)
         self.ledger.start_episode()
         for layer in self.layers:
-            if layer.is_sliding and layer.is_initialized:
-                layer.crop(0)
+            if isinstance(layer, WindowLayer):
+                layer.forget()
 
     def drop_tokens(self, number: int) -> None:
         """Remove the last `number` tokens from keys and values only."""
@@ -184,9 +188,11 @@ class SOLCache(DynamicCache):
         ratios = self.action_space.ratios
         for _ in range(min(-tokens_to_remove, self.episode.length)):
             step = self.episode.steps.pop()
-            self.ledger.record(ratios.to(step.action.device)[step.action], step.counted, sign=-1)
+            in_this_call = bool(self.trace)
+            self.ledger.take_back(ratios.to(step.action.device)[step.action], step.counted, in_this_call)
             self.episode.hidden_state = step.previous_hidden
-            self.trace.pop()
+            if in_this_call:
+                self.trace.pop()
             tokens_to_remove += 1
             for value in self.episode.controller_state.values():
                 if isinstance(value, Cache):

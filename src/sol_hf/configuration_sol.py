@@ -73,12 +73,13 @@ class SOLConfig(PreTrainedConfig):
 
     model_type = "sol"
     keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"vocab_size": "base_vocab_size"}
 
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
-    token_keep: list[float | int] | None = None
-    mlp_keep: list[float | int] | None = None
-    bits: list[int] | None = None
+    token_keep: list[float | int] | tuple[float | int, ...] | None = None
+    mlp_keep: list[float | int] | tuple[float | int, ...] | None = None
+    bits: list[int] | tuple[int, ...] | None = None
     criterion: str = "quest"
     page_size: int = 8
     page_selection: str = "head"

@@ -183,7 +183,7 @@ def neighbouring_levels(targets: torch.Tensor, space: ActionSpace) -> tuple[torc
         upper.append(torch.where(low >= target - 1e-6, low, levels[(last + 1).clamp(max=len(levels) - 1)]))
     low, high = torch.stack(lower, -1), torch.stack(upper, -1)
     share = ((targets - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    return low, high, torch.where(high > low, torch.round(share, decimals=4), 0.0)
+    return low, high, torch.where(high > low, torch.round(share, decimals=6), 0.0)
 
 
 class FixedController(Controller):

@@ -95,8 +95,13 @@ def _shared(scores: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
     return scores.sum(dim=2) if rule.page_selection == "group" else scores.flatten(1, 2)
 
 
-def _top_ranked(scores: torch.Tensor, wanted: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the `wanted` highest scores per row, padded to `most`, and which of them are wanted."""
+def _top_ranked(scores: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the `wanted` highest scores per row, and which of them are wanted.
+
+    On the CPU there are as many as the row that wants most; elsewhere, where looking would stall the device, all.
+    """
+    total = scores.shape[-1]
+    most = min(int(wanted.max()), total) if scores.device.type == "cpu" else total
     order = scores.topk(most, dim=-1).indices
     place = torch.arange(most, device=scores.device)
     return order, (place < wanted[:, None, None]).expand_as(order)
@@ -111,7 +116,6 @@ def select_quest(
     start: torch.Tensor,
     slots: int,
     rule: SelectionRule,
-    most_pages: int | None = None,
 ) -> Selection:
     """Keep the pages with the highest upper bound of `q . k` over their keys.
 
@@ -127,7 +131,6 @@ def select_quest(
         start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
         slots (`int`): Number of cached slots.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
-        most_pages (`int`, *optional*): Upper limit of the page budget over the rows if the host knows it.
     """
     kv_heads, pages = upper.shape[1], upper.shape[2]
     grouped = _grouped(query, kv_heads)
@@ -136,7 +139,9 @@ def select_quest(
     scores = _shared(scores, rule).masked_fill(~has_keys[:, None], float("-inf"))
     tokens = kept_count(token_keep, slots - start)
     wanted = torch.div(tokens + rule.page_size - 1, rule.page_size, rounding_mode="floor")
-    order, in_use = _top_ranked(scores, wanted, min(most_pages or pages, pages))
+    # A window that begins within a page spans one page more than its keys would fill.
+    wanted = torch.where(tokens >= slots - start, pages, wanted)
+    order, in_use = _top_ranked(scores, wanted)
     ranks = order[..., None] * rule.page_size + torch.arange(rule.page_size, device=query.device)
     return Selection(ranks.flatten(2), in_use.repeat_interleave(rule.page_size, dim=-1))
 
@@ -169,7 +174,7 @@ def select_relevancy(
     wanted = forced.sum(dim=-1) + torch.where(others > 0, kept_count(token_keep, others), 0)
     scores = _shared(_grouped(query, keys.shape[1]) @ keys.transpose(2, 3), rule)
     scores = scores.masked_fill(forced[:, None], float("inf")).masked_fill(~valid[:, None], float("-inf"))
-    order, in_use = _top_ranked(scores, wanted, slots)
+    order, in_use = _top_ranked(scores, wanted)
     return Selection(order - first[:, None, None], in_use)
 
 
@@ -190,7 +195,8 @@ def select_recency(
     middle = count - always
     extra = torch.where(middle > 0, kept_count(token_keep, middle), 0)
     kept = torch.minimum(count, always + extra)
-    place = torch.arange(slots, device=start.device)
+    most = int(kept.max()) if start.device.type == "cpu" else slots
+    place = torch.arange(most, device=start.device)
     in_row = torch.where(place < rule.sink_tokens, place, place + (count - kept)[:, None])
     ranks = in_row + (start - first)[:, None]
     return Selection(ranks[:, None], (place < kept[:, None])[:, None])

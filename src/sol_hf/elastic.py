@@ -12,15 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .activations import fake_quantize, keep_top_channels
-from .attention import ACTIVE
+from .attention import ACTIVE, UnsupportedAxisError
 
 
 MLP_NAMES = ("mlp", "feed_forward", "ffn")
 EXPERT_NAMES = ("experts", "router")
-
-
-class UnsupportedAxisError(ValueError):
-    """A base cannot be controlled on an axis; the message names the axis and the reason."""
 
 
 def decoder_layers(base: PreTrainedModel) -> nn.ModuleList | None:

@@ -61,18 +61,18 @@ class Instrumentation:
             if axis in self.unsupported:
                 raise self.unsupported[axis]
 
-    def require_cache(self, cache: SOLCache, kv_refresh: bool) -> None:
-        """Raise [`UnsupportedAxisError`] if no cache layer can be read sparsely, or one cannot be rolled back."""
+    def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool) -> None:
+        """Raise [`UnsupportedAxisError`] if the cache has no layer to read sparsely, or one cannot be rolled back."""
         name = type(self._base()).__name__
-        if not cache.sparse_layers:
+        if "token_keep" in axes and not cache.sparse_layers:
             raise UnsupportedAxisError(
                 f"The axis `token_keep` cannot be controlled on {name}: none of its cache layers holds all keys."
             )
         if kv_refresh and not cache.is_croppable:
             kinds = sorted({type(layer).__name__ for layer in cache.layers if not layer.is_croppable})
             raise UnsupportedAxisError(
-                f"The axis `token_keep` cannot be controlled on {name} with a KV refresh: {', '.join(kinds)} cannot "
-                "be rolled back. Pass `kv_refresh=False`."
+                f"The axes {', '.join(axes)} cannot be controlled on {name} with a KV refresh: {', '.join(kinds)} "
+                "cannot be rolled back. Pass `kv_refresh=False`."
             )
 
     @classmethod
@@ -131,6 +131,12 @@ def check_attention(base: PreTrainedModel) -> None:
         raise UnsupportedAxisError(
             f"The axis `token_keep` cannot be controlled on {type(base).__name__}: its attention does not go through "
             "transformers' AttentionInterface."
+        )
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    if softcap is not None:
+        raise UnsupportedAxisError(
+            f"The axis `token_keep` cannot be controlled on {type(base).__name__}: its attention soft-caps the scores "
+            f"(softcap={softcap:g}), which attention over selected keys does not support."
         )
     if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
         raise UnsupportedAxisError(

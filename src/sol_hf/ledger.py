@@ -9,7 +9,7 @@ import torch
 
 
 class BudgetLedger:
-    """Running sums of the axes of every row.
+    """Running sums of the axes of every row, over the episode and over the `generate` or `score` call.
 
     Only *counted* steps enter: those that were controllable, of rows that are still running.
 
@@ -29,17 +29,26 @@ class BudgetLedger:
         self.episode_sums = torch.zeros_like(self.episode_sums)
         self.episode_counts = torch.zeros_like(self.episode_counts)
 
-    def record(self, ratios: torch.Tensor, counted: torch.Tensor, sign: float = 1.0) -> None:
-        """Add a step of levels `(rows, 3)` in ratio units for the rows where `counted` `(rows,)` is true.
+    def start_call(self) -> None:
+        """Begin the sums of a new call; those of a running episode go on."""
+        self.total_sums = torch.zeros_like(self.total_sums)
+        self.total_counts = torch.zeros_like(self.total_counts)
 
-        `sign=-1` takes a recorded step back.
-        """
-        weight = counted.to(ratios.dtype) * sign
+    def record(self, ratios: torch.Tensor, counted: torch.Tensor) -> None:
+        """Add a step of levels `(rows, 3)` in ratio units for the rows where `counted` `(rows,)` is true."""
+        self._add(ratios, counted.to(ratios.dtype), in_this_call=True)
+
+    def take_back(self, ratios: torch.Tensor, counted: torch.Tensor, in_this_call: bool = True) -> None:
+        """Undo a recorded step; one of an earlier call no longer stands in this call's sums."""
+        self._add(ratios, -counted.to(ratios.dtype), in_this_call)
+
+    def _add(self, ratios: torch.Tensor, weight: torch.Tensor, in_this_call: bool) -> None:
         spent = ratios * weight[:, None]
         self.episode_sums = self.episode_sums + spent
         self.episode_counts = self.episode_counts + weight
-        self.total_sums = self.total_sums + spent
-        self.total_counts = self.total_counts + weight
+        if in_this_call:
+            self.total_sums = self.total_sums + spent
+            self.total_counts = self.total_counts + weight
 
     def episode_means(self) -> torch.Tensor:
         """Means over the counted steps of this episode, 0 before the first, of shape `(rows, 3)`."""

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
@@ -27,13 +34,13 @@ from .modeling_sol_policy import SOLPolicyModel
 from .options import (
     DecodeOptions,
     check_generate_arguments,
-    end_token_ids,
     explain_unknown,
     find_prompt,
     pop_options,
     resolve_options,
 )
 from .outputs import SOLScoreOutput, attach_steps
+from .row_ends import ObservedStoppingCriteriaList, RowEnds
 from .scoring import align_rows, score_rows, score_rows_densely
 from .version import __version__
 
@@ -313,13 +320,15 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(cache, SOLCache) and prompt is not None:
             mask = kwargs.get("attention_mask")
             cache.start(controls, (prompt if mask is None else mask).shape[1] - 1)
+        row_ends = RowEnds()
+        if not options.is_empty:
+            kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
         with Instrumentation.of(self.base) if controls is not None else contextlib.nullcontext():
             output = super().generate(inputs, generation_config=generation_config, **kwargs)
         if options.is_empty or not isinstance(output, ModelOutput):
             return output
-        end_tokens = end_token_ids(kwargs, generation_config, self.generation_config)
         trace = cache.trace if controls is not None and cache is not None else None
-        return attach_steps(output, prompt, end_tokens, trace, self.action_space)
+        return attach_steps(output, row_ends, trace, self.action_space)
 
     def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
         """Controls for the options, `None` where they ask for the dense base."""
@@ -329,9 +338,9 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if options.is_dense:
             return None
         instrumentation = Instrumentation.of(self.base)
-        instrumentation.require(options.controlled_axes(self.action_space))
-        if options.controls_axis("token_keep", self.action_space):
-            instrumentation.require_cache(self.new_cache(), options.kv_refresh)
+        axes = options.controlled_axes(self.action_space)
+        instrumentation.require(axes)
+        instrumentation.require_cache(self.new_cache(), axes, options.kv_refresh)
         if self.policy.device.type != self.base.device.type:
             raise ValueError(f"The policy is on {self.policy.device}, the base on {self.base.device}.")
         controller = options.controller or PolicyController(self.policy)
@@ -377,8 +386,13 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             cache.start(controls, rows.context)
             return score_rows(self.base, rows, cache, return_logits)
 
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        return self.base.prepare_inputs_for_generation(*args, **kwargs)
+    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+        return self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+    def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
+        return ObservedStoppingCriteriaList(super()._get_stopping_criteria(*args, **kwargs))
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         try:

@@ -184,10 +184,3 @@ def check_generate_arguments(prompt: torch.Tensor | None, arguments: Mapping[str
             f"A budget needs its own cache, so `cache_implementation={arguments['cache_implementation']!r}` (static, "
             "quantized, offloaded, or the paged cache of continuous batching) cannot be used with it."
         )
-
-
-def end_token_ids(arguments: Mapping[str, Any], *configs: GenerationConfig | None) -> list[int]:
-    """Ids that end a row: the first `eos_token_id` that the arguments or a generation config set."""
-    sources = [arguments.get("eos_token_id"), *(config.eos_token_id for config in configs if config is not None)]
-    found: int | list[int] = next((ids for ids in sources if ids is not None), [])
-    return torch.as_tensor(found).flatten().tolist()

@@ -13,6 +13,7 @@ from transformers.generation.utils import (
 from transformers.utils import ModelOutput
 
 from .actions import AXIS_SCALE, DENSE, ActionSpace
+from .row_ends import RowEnds
 
 
 NO_ACTION = -1
@@ -76,16 +77,9 @@ def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSp
     return torch.where(weight.sum(1) > 0, means, torch.tensor(DENSE, device=actions.device))
 
 
-def running_steps(new_tokens: torch.Tensor, end_token_ids: list[int]) -> torch.Tensor:
-    """Which of the new tokens `(rows, steps)` were generated before their row ended, the end token included."""
-    is_end = torch.isin(new_tokens, torch.tensor(end_token_ids, dtype=torch.long, device=new_tokens.device))
-    return is_end.cumsum(1) - is_end.long() == 0
-
-
 def attach_steps(
     output: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput,
-    prompt: torch.Tensor | None,
-    end_token_ids: list[int],
+    row_ends: RowEnds,
     trace: list[tuple[torch.Tensor, torch.Tensor]] | None,
     space: ActionSpace,
 ) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
@@ -93,28 +87,24 @@ def attach_steps(
 
     Args:
         output: From `generate`.
-        prompt (`torch.Tensor`, *optional*): Ids `(rows, length)`, which `output.sequences` repeat, or embeddings.
-        end_token_ids (`list[int]`): Tokens that end a row.
+        row_ends ([`RowEnds`]): When every row ended.
         trace (`list`, *optional*): Per step, actions and counted flags `(flat rows,)` as executed; `None` where all
             steps were dense.
         space ([`ActionSpace`]): Meaning of the ids.
     """
-    begin = prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0
-    new_tokens = output.sequences[:, begin:]
-    if trace is None:
-        dense = torch.full((len(new_tokens),), space.dense_id, device=new_tokens.device)
-        trace = [(dense, torch.zeros_like(dense, dtype=torch.bool))] * new_tokens.shape[1]
-        beams = None
-    else:
-        beams = getattr(output, "beam_indices", None)
-    steps = min(len(trace), new_tokens.shape[1])
-    actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
-    counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
-    running = running_steps(new_tokens[:, :steps], end_token_ids)
+    beams = getattr(output, "beam_indices", None)
     if beams is not None:
-        beams = beams[:, :steps].long()
-        running = beams >= 0
-        actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
+        beams = beams[:, : len(row_ends.ended)].long()
+    steps = len(row_ends.ended) if beams is None else beams.shape[1]
+    running = row_ends.running(steps) if beams is None else beams >= 0
+    if trace is None:
+        actions = torch.full_like(running, space.dense_id, dtype=torch.long)
+        counted = torch.zeros_like(running)
+    else:
+        actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
+        counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
+        if beams is not None:
+            actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
     is_beam_search = isinstance(output, GenerateBeamDecoderOnlyOutput)
     target = SOLGenerateBeamDecoderOnlyOutput if is_beam_search else SOLGenerateDecoderOnlyOutput
     return target(

@@ -26,6 +26,16 @@ class ActionProcessor(LogitsProcessor):
         raise NotImplementedError
 
 
+def restrict(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Rule out all actions that are not `allowed` `(rows, n_actions)`.
+
+    A row in which earlier processors have ruled out every allowed action is left with all allowed actions, as equals.
+    """
+    restricted = scores.masked_fill(~allowed, float("-inf"))
+    stranded = restricted.amax(dim=-1, keepdim=True) == float("-inf")
+    return torch.where(stranded, torch.zeros_like(scores).masked_fill(~allowed, float("-inf")), restricted)
+
+
 class ActionProcessorList(LogitsProcessorList):
     """Applies processors in order. The only change w.r.t. `LogitsProcessorList` is its name."""
 
@@ -49,10 +59,11 @@ class HardBudgetProcessor(ActionProcessor):
         goal = torch.minimum(targets, largest)
         running = goal * done + largest - spent
         final = goal * (done + left) - spent - (left - 1) * cheapest
-        most = torch.maximum(torch.minimum(running, final), cheapest)
-        least = torch.where(targets >= largest - TOLERANCE, largest, cheapest)
+        held = targets >= largest - TOLERANCE
+        most = torch.where(held, largest, torch.maximum(torch.minimum(running, final), cheapest))
+        least = torch.where(held, largest, cheapest)
         allowed = (ratios <= most[:, None] + TOLERANCE) & (ratios >= least[:, None] - TOLERANCE)
-        return scores.masked_fill(~allowed.all(dim=-1), float("-inf"))
+        return restrict(scores, allowed.all(dim=-1))
 
 
 class PinnedAxesProcessor(ActionProcessor):
@@ -68,7 +79,7 @@ class PinnedAxesProcessor(ActionProcessor):
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         ratios = observation.action_space.ratios_on(scores.device)
         free = torch.tensor([not pinned for pinned in self.pinned], device=scores.device)
-        return scores.masked_fill(~((ratios == ratios.amax(0)) | free).all(dim=-1), float("-inf"))
+        return restrict(scores, ((ratios == ratios.amax(0)) | free).all(dim=-1).expand_as(scores))
 
 
 class AxisBiasProcessor(ActionProcessor):

@@ -1,0 +1,117 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Continues a prompt, dense and under a budget, and prints the action of every new token.
+
+    python examples/generate.py --model HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Water boils at" \
+        --token-keep 0.8 --mlp-keep 0.9 --bits 12 --budget-mode hard --max-new-tokens 32 --device cpu
+
+Without `--model` it takes SmolLM2-135M-Instruct, downloaded once. `--policy` names a trained policy; without one the
+fixed schedule spends the budget. In seconds and without any download, with a random base whose text means nothing:
+
+    python examples/generate.py --tiny
+"""
+
+import argparse
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from sol_hf import FixedController, SOLForCausalLM
+from sol_hf.smollm2 import fetch_smollm2
+
+
+AXES = ("token_keep", "mlp_keep", "bits")
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that makes one token of every byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", padding_side="left"
+    )
+
+
+def tiny_base(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A random Llama of two layers of width 32."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.25,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def load(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrainedTokenizerBase]:
+    """The base under a policy, and its tokenizer."""
+    tokenizer: PreTrainedTokenizerBase
+    base: PreTrainedModel
+    if options.tiny:
+        tokenizer = tiny_tokenizer()
+        base = tiny_base(tokenizer)
+    else:
+        source = options.model or fetch_smollm2()
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        base = AutoModelForCausalLM.from_pretrained(source).eval()
+    base = base.to(options.device)
+    if options.policy:
+        return SOLForCausalLM.from_pretrained(options.policy, base=base), tokenizer
+    return SOLForCausalLM.from_base(base), tokenizer
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Continue a prompt, dense and under a budget.")
+    parser.add_argument("--model", help="folder or hub id of a causal LM (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--policy", help="folder or hub id of a trained policy (default: the fixed schedule)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny random base, built in code")
+    parser.add_argument("--prompt", default="Photosynthesis is the process by which")
+    parser.add_argument("--token-keep", type=float, default=0.8)
+    parser.add_argument("--mlp-keep", type=float, default=0.9)
+    parser.add_argument("--bits", type=float, default=12)
+    parser.add_argument("--budget-mode", choices=("hard", "soft"), default="hard")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Generates twice and prints what came out."""
+    options = parse_options(arguments)
+    model, tokenizer = load(options)
+    inputs = tokenizer(options.prompt, return_tensors="pt", return_token_type_ids=False).to(options.device)
+    common = dict(inputs, max_new_tokens=options.max_new_tokens, do_sample=False, return_dict_in_generate=True)
+    targets = {axis: getattr(options, axis) for axis in AXES}
+    controller = None if options.policy else FixedController(carry=AXES)
+
+    dense = model.generate(**common)
+    output = model.generate(**common, **targets, budget_mode=options.budget_mode, controller=controller)
+    print("dense:       ", repr(tokenizer.decode(dense.sequences[0])))
+    print("under budget:", repr(tokenizer.decode(output.sequences[0])))
+    print("actions:     ", *(model.action_space.tag(action) for action in output.actions[0].tolist()))
+    for axis, target, realised in zip(AXES, targets.values(), output.realised[0].tolist(), strict=True):
+        print(f"{axis}: asked for {target:g}, used {realised:.3f}")
+
+
+if __name__ == "__main__":
+    main()

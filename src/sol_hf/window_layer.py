@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A sliding-window cache layer that can be rolled back to where its episode began."""
+
+import torch
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+
+class WindowLayer(DynamicSlidingWindowLayer):
+    """Keeps the keys that left the window since the last [`WindowLayer.forget`].
+
+    The only change w.r.t. `DynamicSlidingWindowLayer` is that `crop` removes tokens and nothing else: upstream's also
+    gives up the past, so that it cannot be followed by a second crop.
+
+    Args:
+        sliding_window (`int`): Keys that a token sees, itself included.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    cumulative_length: int
+
+    def __init__(self, sliding_window: int):
+        super().__init__(sliding_window)
+        self.activate_past_recording()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` tokens.
+
+        Raises:
+            ValueError: for a positive number, or one that goes back beyond what is kept.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"`crop` takes the number of tokens to remove as a negative number: {tokens_to_remove}.")
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
+        length = max(0, self.cumulative_length + tokens_to_remove)
+        kept = self.keys.shape[-2] - (self.cumulative_length - length)
+        if kept < min(length, self.sliding_window - 1):
+            raise ValueError(
+                f"A layer with a window of {self.sliding_window} cannot be cropped by {-tokens_to_remove} tokens: the "
+                "keys before the running episode are gone."
+            )
+        self.keys, self.values = self.keys[..., :kept, :], self.values[..., :kept, :]
+        self.cumulative_length = length
+
+    def forget(self) -> None:
+        """Drop the keys that have left the window."""
+        if self.is_initialized:
+            self.keys = self.keys[..., -self.sliding_window + 1 :, :]
+            self.values = self.values[..., -self.sliding_window + 1 :, :]

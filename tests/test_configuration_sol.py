@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The configuration: published defaults, refusals that name the fix, files that outlive the code."""
+
+import json
+import logging
+
+import pytest
+from transformers import AutoConfig
+
+from sol_hf import ActionSpace, SOLConfig
+from sol_hf.criteria import SelectionRule
+
+
+@pytest.fixture
+def messages():
+    """What transformers' logger emits within a test."""
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("transformers", "sol_hf")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield records
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def test_defaults_are_the_published_setting():
+    config = SOLConfig()
+    assert config.token_keep == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert config.mlp_keep == [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0]
+    assert config.bits == list(range(5, 17))
+    assert len(config.action_space) == 1560
+    assert config.selection_rule == SelectionRule("quest", 8, "head", 4, 2)
+    assert config.episode_length == 16
+    assert (config.policy_num_layers, config.policy_hidden_size, config.policy_num_heads) == (1, 512, 4)
+    assert (config.action_embedding_size, config.policy_mlp_ratio) == (32, 4.0)
+
+
+def test_action_space_and_rule_follow_the_fields():
+    config = SOLConfig(
+        token_keep=[0.2, 1],
+        mlp_keep=[0.5, 1.0],
+        bits=[8, 16],
+        criterion="recency",
+        page_size=3,
+        page_selection="group",
+        sink_tokens=0,
+        window_tokens=7,
+    )
+    assert config.action_space == ActionSpace([0.2, 1.0], [0.5, 1.0], [8, 16])
+    assert config.selection_rule == SelectionRule("recency", 3, "group", 0, 7)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("criterion", "quests", "`criterion` must be one of quest, relevancy, recency, got 'quests'"),
+        ("page_selection", "heads", "`page_selection` must be one of head, group, got 'heads'"),
+        ("page_size", 0, "`page_size` must be at least 1, got 0"),
+        ("episode_length", 0, "`episode_length` must be at least 1"),
+        ("policy_hidden_size", 0, "`policy_hidden_size` must be at least 1"),
+        ("policy_num_layers", 0, "`policy_num_layers` must be at least 1"),
+        ("policy_num_heads", -1, "`policy_num_heads` must be at least 1"),
+        ("policy_num_heads", 3, r"`policy_hidden_size` \(512\) must be a multiple of `policy_num_heads` \(3\)"),
+        ("sink_tokens", -1, "cannot be negative"),
+        ("window_tokens", -1, "cannot be negative"),
+        ("token_keep", [0.5, 0.5], "`token_keep` has a repeated level"),
+        ("mlp_keep", [0.0, 1.0], "`mlp_keep` must lie in"),
+        ("bits", [1, 16], "`bits` must lie in"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        SOLConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("page_size", "8"), ("bits", [8.5]), ("criterion", 3), ("token_keep", 1)]
+)
+def test_wrong_types_are_refused_by_name(field, value):
+    with pytest.raises(Exception, match=field):
+        SOLConfig(**{field: value})
+
+
+def test_a_misspelt_field_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"`pagesize` \(did you mean `page_size`\?\)"):
+        SOLConfig(pagesize=4)
+    with pytest.raises(ValueError, match="SOLConfig has no field `zzzz`"):
+        SOLConfig(zzzz=4)
+
+
+def test_save_and_load(tmp_path, messages):
+    config = SOLConfig(token_keep=[0.2, 1.0], bits=[8, 16], page_size=5, base_model_name_or_path="user/base")
+    config.save_pretrained(tmp_path)
+    loaded = SOLConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.action_space == config.action_space
+    assert type(AutoConfig.from_pretrained(tmp_path)) is SOLConfig
+    assert messages == []
+
+
+def test_an_unknown_key_of_a_file_is_dropped_with_one_warning(tmp_path, messages):
+    SOLConfig(page_size=5).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"from_the_future": 1, "sol_hf_version": "9.9"}))
+    config = SOLConfig.from_pretrained(tmp_path)
+    assert config.page_size == 5
+    assert not hasattr(config, "from_the_future")
+    assert len(messages) == 1
+    assert "'from_the_future'" in messages[0]
+    assert "written by sol_hf 9.9" in messages[0]
+
+
+def test_from_dict_leaves_its_argument_alone():
+    stored = SOLConfig().to_dict() | {"from_the_future": 1}
+    before = dict(stored)
+    SOLConfig.from_dict(stored)
+    assert stored == before
+
+
+def test_round_trip_through_json_and_copies_are_independent():
+    config = SOLConfig(bits=[8, 16])
+    again = SOLConfig.from_dict(json.loads(config.to_json_string(use_diff=False)))
+    assert again.to_dict() == config.to_dict()
+    again.bits.append(4)
+    assert config.bits == [8, 16]
+    assert SOLConfig().bits is not SOLConfig().bits
