@@ -116,14 +116,8 @@ class Result:
     def cells(self) -> tuple[str, ...]:
         """What the table shows, in the order of `COLUMNS`."""
         shares = (f"{100 * share:.1f}%" for share in (self.policy, self.refresh, self.rest))
-        return (
-            str(self.context),
-            str(self.rows),
-            self.variant,
-            f"{self.ms_per_token:.2f}",
-            f"{self.ratio:.3f}",
-            *shares,
-        )
+        case = (str(self.context), str(self.rows), self.variant)
+        return *case, f"{self.ms_per_token:.2f}", f"{self.ratio:.3f}", *shares
 
 
 def make_variants(model: SOLForCausalLM, controller: str, steps: int) -> dict[str, Callable]:
@@ -248,8 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = benchmark(SOLForCausalLM.from_base(base), options)
     show(results)
     if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in ("json", "model")}
-        report = {"machine": machine, "settings": settings, "note": NOTE, "results": [asdict(r) for r in results]}
+        report = {"machine": machine, "controller": options.controller, "new_tokens": options.new_tokens, "note": NOTE}
+        report["results"] = [asdict(result) for result in results]
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
 

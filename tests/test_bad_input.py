@@ -287,7 +287,8 @@ class TestPrompts:
         assert torch.equal(output.sequences, watched.model.base.generate(prompts(length=2), **GREEDY))
 
     def test_no_new_tokens(self, watched):
-        watched.refuses("max_length", prompts(), **{**HALF, "max_new_tokens": 0})
+        watched.refuses("`max_new_tokens` must be greater than 0", prompts(), **HALF, max_new_tokens=0)
+        watched.refuses("`max_length` is set to 20", prompts(), **HALF, max_new_tokens=None, max_length=20)
 
     @pytest.mark.parametrize("context", [-1, 19, 20, [9, 19], [9, 9, 9]])
     def test_context_that_leaves_nothing_to_score(self, watched, context):
@@ -422,7 +423,6 @@ class TestDevices:
 
     def test_prompt_elsewhere(self, watched):
         watched.refuses("The prompt is on meta, the model on cpu", prompts().to("meta"), **HALF)
-        # the message comes from a check of its own: `score` has no prompt that transformers could move
         watched.refuses("are on meta, the model on cpu", prompts().to("meta"), method="score", context_length=9)
 
     def test_base_elsewhere(self):

@@ -44,7 +44,7 @@ def test_table_and_json(benchmark, folder, tmp_path, capsys, controller):
 
     printed = capsys.readouterr().out
     assert "dtype float32" in printed.splitlines()[0] and benchmark.NOTE in printed
-    assert all(printed.count(f" {name}  ") == 4 for name in VARIANTS)
+    assert all(printed.count(f"│ {name} ") == 4 for name in VARIANTS)
 
     report = json.loads(file.read_text())
     results = report["results"]

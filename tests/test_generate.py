@@ -140,7 +140,7 @@ class TestDense:
 
     @modes
     def test_left_padded(self, model, mode):
-        expected, output = both(model, **left_padded(SHORTEST), **{**MODES[mode], "max_length": None})
+        expected, output = both(model, **left_padded(SHORTEST), **MODES[mode])
         assert torch.equal(output, expected)
 
     def test_end_tokens(self, model):
@@ -195,9 +195,8 @@ class TestModesUnderBudget:
 
     @modes
     def test_left_padded(self, model, mode):
-        settings = {**MODES[mode], "max_length": None, "max_new_tokens": STEPS}
-        output = seeded(model.generate, **left_padded(SHORTEST), **settings, **DICT, **HALF)
-        copies = settings.get("num_return_sequences", 1)
+        output = seeded(model.generate, **left_padded(SHORTEST), **MODES[mode], **DICT, **HALF)
+        copies = MODES[mode].get("num_return_sequences", 1)
         assert_budget_kept(model, output.actions, [17] * copies + [11] * copies, **HALF)
         assert_realised(model, output)
 

@@ -136,7 +136,8 @@ class SOLCache(DynamicCache):
         """Take rows, padding and positions from the arguments of a forward, `tokens` being `(rows, length, ...)`."""
         self.set_up_rows(len(tokens), tokens.device)
         begin, length = self.get_seq_length(), tokens.shape[1]
-        if attention_mask is not None and (begin == 0 or length > 1):
+        in_prefill = begin == 0 or length > 1 or (self.decode_from is not None and begin <= self.decode_from)
+        if attention_mask is not None and in_prefill:
             real = attention_mask.bool()
             padding = (~real).sum(dim=1)
             left_padded = torch.arange(real.shape[1], device=real.device) >= padding[:, None]
@@ -146,7 +147,7 @@ class SOLCache(DynamicCache):
                     "only: a gap between two turns, or padding on the right, would change which keys a page holds."
                 )
             if not bool(real[:, -1].all()) and (self.decode_from is None or begin + length > self.decode_from):
-                raise ValueError("A row of the prompt is nothing but padding: at least one token is needed.")
+                raise ValueError("`attention_mask` must leave every row at least one token.")
             self.set_padding(padding)
         if position_ids is not None:
             last = position_ids[..., -1].expand(len(tokens))

@@ -7,6 +7,8 @@ Nothing is patched. Hooks are put on the base's own modules while a generation r
 the [`StepPlan`] of their own thread's forward, and do nothing in any other.
 """
 
+import inspect
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -50,6 +52,11 @@ def find_mlps(base: PreTrainedModel) -> tuple[nn.Module, ...]:
             raise UnsupportedAxisError(
                 f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: the MLP of layer {index} is a "
                 "mixture of experts, and zeroed inputs would change its routing."
+            )
+        if len(inspect.signature(found[0].forward).parameters) != 1:
+            raise UnsupportedAxisError(
+                f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: {type(found[0]).__name__} takes more "
+                "than the hidden state, so its input and output are not those of a plain MLP."
             )
         mlps.append(found[0])
     return tuple(mlps)

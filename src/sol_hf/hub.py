@@ -14,6 +14,7 @@ import transformers
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from .configuration_sol import SOLConfig
+from .version import __version__
 
 
 if TYPE_CHECKING:
@@ -72,6 +73,27 @@ def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | 
             "huggingface_hub": huggingface_hub.__version__,
         },
     )
+
+
+def save_policy(model: "SOLForCausalLM", folder: str | os.PathLike, repo_id: str | None, **kwargs) -> None:
+    """Write what a policy repository holds; a card that is already in the folder stays.
+
+    Args:
+        model ([`SOLForCausalLM`]): Its policy, configs and card are written, its base is not.
+        folder (`str` or `os.PathLike`): Where to.
+        repo_id (`str`, *optional*): Where the policy will live, for the card's snippet.
+        kwargs: For `PreTrainedModel.save_pretrained`.
+    """
+    config = model.policy.config
+    config.sol_hf_version, config.auto_map = __version__, dict(AUTO_MAP)
+    model.policy.save_pretrained(folder, **kwargs)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    Path(folder, REMOTE_CODE_NAME).write_text(REMOTE_CODE, encoding="utf-8")
+    card = Path(folder, CARD_NAME)
+    if not card.exists():
+        build_card(model.config, repo_id).save(card)
 
 
 def push_policy(

@@ -42,7 +42,6 @@ from .options import (
 from .outputs import SOLScoreOutput, attach_steps
 from .row_ends import ObservedStoppingCriteriaList, RowEnds
 from .scoring import align_rows, score_rows, score_rows_densely
-from .version import __version__
 
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
@@ -80,6 +79,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         self.policy = policy
         self.action_space: ActionSpace = config.action_space
         self.generation_config = copy.deepcopy(base.generation_config)
+        self.generation_config._from_model_config = False  # else the options stored in it are not loaded again
         self.all_tied_weights_keys = {f"base.{k}": f"base.{v}" for k, v in base.all_tied_weights_keys.items()}
 
     @classmethod
@@ -156,17 +156,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         names = "repo_id token private revision commit_message commit_description create_pr tags".split()
         upload = {name: kwargs.pop(name) for name in names if name in kwargs}
         if is_main_process:
-            self.policy.config.sol_hf_version = __version__
-            self.policy.config.auto_map = dict(hub.AUTO_MAP)
-            self.policy.save_pretrained(save_directory, **kwargs)
-            self.policy.config.architectures = [type(self).__name__]
-            self.policy.config.save_pretrained(save_directory)
-            self.generation_config.save_pretrained(save_directory)
-            with open(os.path.join(save_directory, hub.REMOTE_CODE_NAME), "w", encoding="utf-8") as file:
-                file.write(hub.REMOTE_CODE)
-            card = os.path.join(save_directory, hub.CARD_NAME)
-            if not os.path.exists(card):
-                hub.build_card(self.config, upload.get("repo_id")).save(card)
+            hub.save_policy(self, save_directory, upload.get("repo_id"), **kwargs)
             if push_to_hub:
                 upload.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
                 self.push_to_hub(**upload)
@@ -315,7 +305,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         controls = self._controls(options, 1 if prompt is None else len(prompt))
         cache = kwargs.get("past_key_values")
         if controls is not None:
-            check_generate_arguments(prompt, kwargs, self.base.device)
+            check_generate_arguments(prompt, kwargs, generation_config, self.generation_config, self.base.device)
             cache = kwargs["past_key_values"] = self.new_cache() if cache is None else cache
         if isinstance(cache, SOLCache) and prompt is not None:
             mask = kwargs.get("attention_mask")
@@ -375,9 +365,9 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if context_length is None:
             raise ValueError("`context_length` is needed: how many tokens of every row are processed densely.")
-        rows = align_rows(input_ids, attention_mask, context_length)
         if input_ids.device != self.base.device:
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {self.base.device}.")
+        rows = align_rows(input_ids, attention_mask, context_length)
         controls = self._controls(resolve_options(options, None, self.generation_config), len(input_ids))
         with Instrumentation.of(self.base):
             if controls is None:

@@ -159,12 +159,20 @@ def find_prompt(inputs: torch.Tensor | None, arguments: Mapping[str, Any]) -> to
     return next((prompt for prompt in candidates if prompt is not None), None)
 
 
-def check_generate_arguments(prompt: torch.Tensor | None, arguments: Mapping[str, Any], device: torch.device) -> None:
+def check_generate_arguments(
+    prompt: torch.Tensor | None,
+    arguments: Mapping[str, Any],
+    generation_config: GenerationConfig | None,
+    stored: GenerationConfig,
+    device: torch.device,
+) -> None:
     """Raise a ValueError for what cannot run under a budget.
 
     Args:
         prompt (`torch.Tensor`, *optional*): From [`find_prompt`].
         arguments (`Mapping[str, Any]`): Of the `generate` call.
+        generation_config (`GenerationConfig`, *optional*): Of the `generate` call.
+        stored (`GenerationConfig`): The model's own.
         device (`torch.device`): Of the base.
     """
     if prompt is None or prompt.shape[1] == 0:
@@ -177,10 +185,21 @@ def check_generate_arguments(prompt: torch.Tensor | None, arguments: Mapping[str
             f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
             "`past_key_values` of an earlier output."
         )
-    if arguments.get("use_cache") is False:
-        raise ValueError("A budget needs the cache: remove `use_cache=False`.")
-    if arguments.get("cache_implementation") not in (None, "dynamic"):
+    mask, past = arguments.get("attention_mask"), 0 if cache is None else cache.get_seq_length()
+    if mask is not None and mask.shape[1] not in (prompt.shape[1], past + prompt.shape[1]):
         raise ValueError(
-            f"A budget needs its own cache, so `cache_implementation={arguments['cache_implementation']!r}` (static, "
+            f"`attention_mask` must cover the prompt ({prompt.shape[1]} tokens) and what the cache holds ({past}), "
+            f"but has {mask.shape[1]} columns."
+        )
+    sources = [arguments, *(vars(config) for config in (generation_config, stored) if config is not None)]
+    in_force = {
+        name: next((source[name] for source in sources if source.get(name) is not None), None)
+        for name in ("use_cache", "cache_implementation")
+    }
+    if in_force["use_cache"] is False:
+        raise ValueError("A budget needs the cache: remove `use_cache=False`.")
+    if in_force["cache_implementation"] not in (None, "dynamic"):
+        raise ValueError(
+            f"A budget needs its own cache, so `cache_implementation={in_force['cache_implementation']!r}` (static, "
             "quantized, offloaded, or the paged cache of continuous batching) cannot be used with it."
         )

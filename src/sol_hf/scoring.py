@@ -70,6 +70,8 @@ def align_rows(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if mask.shape != input_ids.shape:
         raise ValueError(f"`attention_mask` has shape {tuple(mask.shape)}, `input_ids` {tuple(input_ids.shape)}.")
+    if bool((mask.bool().int().diff(dim=1, prepend=mask.new_zeros(rows, 1).int()) > 0).sum(dim=1).max() > 1):
+        raise ValueError("`attention_mask` has a gap: padding may stand on either side of a row, not within.")
     contexts = torch.as_tensor(context_length).expand(rows).tolist() if _is_scalar(context_length) else None
     if contexts is None:
         contexts = [int(value) for value in context_length]  # type: ignore[union-attr]
