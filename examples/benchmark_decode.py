@@ -176,9 +176,8 @@ def benchmark(model: SOLForCausalLM, options: argparse.Namespace) -> list[Result
             seeded = torch.Generator().manual_seed(0)
             prompt = torch.randint(model.config.base_vocab_size, (rows, context), generator=seeded)
             rounds = [[run(name, prompt, options.new_tokens) for name in variants] for _ in range(options.repeats)]
-            watches = list(zip(*rounds, strict=True))
-            for name, own in zip(variants, watches, strict=True):
-                results.append(summarise((context, rows, name), own, watches[0]))
+            for name, watches in zip(variants, zip(*rounds, strict=True), strict=True):
+                results.append(summarise((context, rows, name), watches, [first for first, *_ in rounds]))
     return results
 
 
@@ -203,8 +202,7 @@ def show(results: list[Result]) -> None:
         table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    console = Console()
-    (console if console.is_terminal else Console(width=100)).print(table)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:

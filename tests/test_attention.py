@@ -106,7 +106,7 @@ def test_attention_in_bfloat16(criterion, padding):
     if criterion == "quest":
         pages = -(-(slots - min(padding)) // 4)
         upper, lower = page_bounds(key, 4, first, first, pages)
-        selection = select_quest(query, upper, lower, keep, first, first, slots, rule, pages)
+        selection = select_quest(query, upper, lower, keep, first, first, slots, rule)
     elif criterion == "relevancy":
         selection = select_relevancy(query, key, keep, first, first, rule)
     else:

@@ -121,24 +121,19 @@ def padding_of(keys, counts) -> torch.Tensor:
     return torch.tensor([keys.shape[2] - count for count in counts])
 
 
-def quest(query, keys, first, start, keep, rule, most_pages=None) -> Selection:
+def quest(query, keys, first, start, keep, rule) -> Selection:
     slots = keys.shape[2]
     pages = max(-(-(slots - int(begin)) // rule.page_size) for begin in first)
     upper, lower = page_bounds(keys, rule.page_size, first, start, pages)
-    return select_quest(
-        query, upper, lower, torch.tensor([float(k) for k in keep]), first, start, slots, rule, most_pages
-    )
+    return select_quest(query, upper, lower, torch.tensor([float(k) for k in keep]), first, start, slots, rule)
 
 
 @settings(max_examples=150, deadline=None)
-@given(problem=problems("quest"), limited=st.booleans())
-def test_quest_is_the_naive_one(problem, limited):
+@given(problem=problems("quest"))
+def test_quest_is_the_naive_one(problem):
     query, keys, counts, keep, rule = problem
     padding = padding_of(keys, counts)
-    most = (
-        max(-(-budget(k, count) // rule.page_size) for k, count in zip(keep, counts, strict=True)) if limited else None
-    )
-    selection = quest(query, keys, padding, padding, keep, rule, most)
+    selection = quest(query, keys, padding, padding, keep, rule)
     for row, count in enumerate(counts):
         alone = keys[row, :, keys.shape[2] - count :]
         assert ranks_read(selection, row, counts) == naive_quest(query[row, :, 0], alone, keep[row], rule)

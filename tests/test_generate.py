@@ -173,6 +173,19 @@ class TestDense:
             scores.append(owner.compute_transition_scores(output.sequences, output.scores, beams))
         assert torch.equal(*scores)
 
+    @pytest.mark.parametrize("drafts", ["prompt_lookup_num_tokens", "assistant_model"])
+    def test_every_token_of_an_assisted_generation_has_an_action(self, model, drafts):
+        value = 3 if drafts == "prompt_lookup_num_tokens" else tiny_base("llama", torch.float64)
+        output = model.generate(prompts(1), **GREEDY, **DICT, **DENSE_BUDGETS["dense"], **{drafts: value})
+        assert output.sequences.shape == (1, 20 + STEPS)
+        assert output.actions.tolist() == [[model.action_space.dense_id] * STEPS]
+
+    @pytest.mark.parametrize("options", [{}, HALF])
+    def test_default_length_ends_with_the_positions_of_the_base(self, options):
+        model, ids = sol_model(max_position_embeddings=32), prompts(length=25)
+        assert model.base.generate(ids).shape == (2, 32)
+        assert model.generate(ids, **options).shape == (2, 32)
+
     def test_inputs_embeds(self, model):
         embeds = model.base.get_input_embeddings()(prompts())
         expected, output = both(model, inputs_embeds=embeds, **GREEDY)

@@ -49,7 +49,7 @@ def test_a_step_can_be_taken_back():
     first, second = levels([0.2, 0.6, 0.5], [1.0, 1.0, 1.0]), levels([0.5, 0.7, 0.25], [0.5, 0.5, 0.5])
     ledger.record(first, flags(True, True))
     ledger.record(second, flags(True, False))
-    ledger.record(second, flags(True, False), sign=-1)
+    ledger.take_back(second, flags(True, False))
     torch.testing.assert_close(ledger.episode_means(), first)
     torch.testing.assert_close(ledger.total_means(), first)
     assert ledger.total_counts.tolist() == [1, 1]
