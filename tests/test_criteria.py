@@ -56,7 +56,7 @@ def naive_quest(query, keys, keep: Fraction, rule: SelectionRule, gone: int = 0)
         bounds = [
             [sum(column) for column in zip(*bounds[h * group : (h + 1) * group], strict=True)] for h in range(kv_heads)
         ]
-    wanted = len(pages) if keep == 1 else math.ceil(Fraction(budget(keep, count), rule.page_size))
+    wanted = len(pages) if budget(keep, count) >= count else math.ceil(Fraction(budget(keep, count), rule.page_size))
     read = []
     for of_head in bounds:
         best = sorted(range(len(pages)), key=lambda page: -of_head[page])[:wanted]

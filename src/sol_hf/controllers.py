@@ -194,7 +194,7 @@ class FixedController(Controller):
     over rows and steps meets the target. The published baseline carries it on `mlp_keep` and `bits`, but rounds
     `token_keep` anew at every step.
 
-    With one target per row, each row deals to itself over time, and every axis carries.
+    A row that is alone, or has a target of its own, deals to itself over time, and every axis carries.
 
     Args:
         carry (`Sequence[str]`, *optional*, defaults to `("mlp_keep", "bits")`): Axes that carry the remainder. All
@@ -222,8 +222,8 @@ class FixedController(Controller):
         place = (torch.arange(rows, device=targets.device)[:, None] - begin) % rows
         shared_turn = place < hands
 
-        same_target = (targets == targets[0]).all()
-        is_high = torch.where(same_target, shared_turn, own_turn)
+        shared = (targets == targets[0]).all() & (rows > 1)
+        is_high = torch.where(shared, shared_turn, own_turn)
         return closeness(torch.where(is_high, high, low), observation.action_space)
 
 

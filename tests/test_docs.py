@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The pages run, are complete, and link to what exists.
+
+Every Python block of a page is executed, all blocks of a page in one namespace, in an empty folder. Where a page loads
+a real model, the text that names it is replaced by the path of a tiny one: see `SUBSTITUTES`.
+"""
+
+import contextlib
+import inspect
+import io
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import sol_hf
+from bases import FAMILIES
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+LINKING = [*PAGES, ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+SUBSTITUTES = ("fetch_smollm2()", '"HuggingFaceTB/SmolLM2-135M-Instruct"')
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+ENTRY = re.compile(r"^### `(\w+)(?:\((.*)\))?`\n\n\[\w+\.py\]\(\.\./(src/\S+?)\)", re.MULTILINE)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """Line and code of every Python block of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in BLOCK.finditer(text)]
+
+
+def anchors(page: Path) -> set[str]:
+    """What `#...` can name in a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def run_blocks(page: Path, replacements: dict[str, str]) -> str:
+    """Execute the Python blocks of a page and return what they printed."""
+    namespace: dict = {"__name__": "__page__"}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for line, code in blocks(page):
+            for text, replacement in replacements.items():
+                code = code.replace(text, replacement)
+            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A tiny Llama and its tokenizer, saved: what `examples/generate.py --tiny` takes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    example = runpy.run_path(str(ROOT / "examples" / "generate.py"))
+    tokenizer = example["tiny_tokenizer"]()
+    tokenizer.save_pretrained(folder)
+    example["tiny_base"](tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
+def test_python_blocks_run(page, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_blocks(page, dict.fromkeys(SUBSTITUTES, repr(str(tiny_folder))))
+
+
+def test_the_pages_with_blocks_are_found():
+    assert {"README.md", "docs/quicktour.md"} <= {name_of(page) for page in PAGES if blocks(page)}
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_its_first_block_prints():
+    _, code = blocks(ROOT / "README.md")[0]
+    shown = re.search(r"^prints\n\n```text\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    assert printed.getvalue() == shown.group(1)
+
+
+class TestApi:
+    """docs/api.md against the package."""
+
+    entries = {match[1]: match for match in ENTRY.finditer((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))}
+
+    def test_has_an_entry_for_every_export_and_no_other(self):
+        assert sorted(self.entries) == sorted(sol_hf.__all__)
+
+    @pytest.mark.parametrize("name", [name for name in sol_hf.__all__ if name != "__version__"])
+    def test_entry_names_file_and_arguments(self, name):
+        exported = getattr(sol_hf, name)
+        _, arguments, path = self.entries[name].groups()
+        assert (ROOT / path).samefile(sys.modules[exported.__module__].__file__)
+        if arguments is not None:
+            documented = inspect.signature(eval(f"lambda {arguments}: None")).parameters
+            actual = inspect.signature(exported).parameters
+            assert list(documented) == list(actual)
+            if name not in ("ActionProcessorList", "SOLForCausalLM"):
+                assert [p.default for p in documented.values()] == [p.default for p in actual.values()]
+
+    @pytest.mark.parametrize("method", ["from_base", "from_pretrained", "generate", "score", "new_cache"])
+    def test_methods_of_the_model_name_their_arguments(self, method):
+        text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+        arguments = re.search(rf"^\| `{method}\((.*?)\)` \|", text, re.MULTILINE)[1]
+        documented = inspect.signature(eval(f"lambda {arguments}: None")).parameters
+        actual = inspect.signature(getattr(sol_hf.SOLForCausalLM, method)).parameters
+        assert [(p.name, p.default) for p in documented.values()] == [
+            (p.name, p.default) for p in actual.values() if p.name != "self"
+        ]
+
+    def test_names_every_field_of_the_config(self):
+        text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+        fields = sol_hf.SOLConfig.__annotations__
+        assert [name for name in fields if f"`{name}`" not in text] == []
+
+
+def test_supported_models_names_every_tested_family():
+    text = (ROOT / "docs" / "supported_models.md").read_text(encoding="utf-8").split("## How layers are found")[0]
+    assert re.findall(r"^\| .* \| `(\w+)` \|", text, re.MULTILINE) == ["model_type", *FAMILIES]
+
+
+def test_the_file_tree_of_the_readme_is_complete():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("```text\nsrc/sol_hf/", 1)[1].split("```")[0]
+    names = {path.name for path in (ROOT / "src" / "sol_hf").glob("*.py")} - {"__init__.py", "version.py"}
+    assert sorted(name for name in names if not re.search(rf"\b{re.escape(name)}", tree)) == []
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_relative_links_resolve(page):
+    broken = []
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_agents_stays_short():
+    assert len((ROOT / "AGENTS.md").read_text(encoding="utf-8").splitlines()) < 60

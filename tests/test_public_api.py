@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the package exports, and what a bare import leaves alone."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+import sol_hf
+
+
+OPTIONAL = ("trl", "lm_eval", "matplotlib", "gguf", "rich")
+PROBE = """
+import json, logging, sys, warnings
+import torch, transformers
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+OPTIONAL = {optional!r}
+
+def loggers():
+    every = [logging.getLogger(), *(logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict))]
+    return {{
+        logger.name: [logger.level, logger.propagate, [repr(handler) for handler in logger.handlers]]
+        for logger in every
+        if logger.name == "root" or logger.name.split(".")[0] in ("transformers", "torch", "sol_hf", "huggingface_hub")
+    }}
+
+def state():
+    functions = {{name: id(ALL_ATTENTION_FUNCTIONS[name]) for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}}
+    masks = {{name: id(ALL_MASK_ATTENTION_FUNCTIONS[name]) for name in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()}}
+    return dict(
+        functions=functions,
+        masks=masks,
+        dtype=str(torch.get_default_dtype()),
+        threads=torch.get_num_threads(),
+        grad=torch.is_grad_enabled(),
+        seed=torch.initial_seed(),
+        warnings=[repr(entry) for entry in warnings.filters],
+        generate=id(transformers.GenerationMixin.generate),
+        forward=id(transformers.LlamaForCausalLM.forward),
+        cache=id(transformers.DynamicCache.update),
+    )
+
+loaded, before, before_loggers = set(sys.modules), state(), loggers()
+import sol_hf
+after, after_loggers = state(), loggers()
+print(json.dumps(dict(
+    before=before,
+    after=after,
+    handlers_changed=[name for name, found in before_loggers.items() if after_loggers[name] != found],
+    own=[name for name, found in after_loggers.items() if name.split(".")[0] == "sol_hf" and found[2]],
+    loaded=[name for name in OPTIONAL if name in sys.modules],
+    cuda=torch.cuda.is_initialized(),
+)))
+"""
+
+
+@pytest.fixture(scope="module")
+def probe() -> dict:
+    """The state of a fresh process before and after `import sol_hf`."""
+    code = PROBE.format(optional=OPTIONAL)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1]) | {"stderr": result.stderr, "printed": result.stdout.count("\n")}
+
+
+def test_exports_are_sorted_and_unique():
+    assert sol_hf.__all__ == sorted(set(sol_hf.__all__))
+
+
+@pytest.mark.parametrize("name", sol_hf.__all__)
+def test_an_export_is_there_and_described(name):
+    export = getattr(sol_hf, name)
+    if name == "__version__":
+        assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", export)
+    else:
+        assert export.__module__.startswith("sol_hf.")
+        assert len((vars(export).get("__doc__") or "").strip()) > 20
+
+
+def test_every_public_name_of_the_package_is_exported():
+    own = {
+        name
+        for name, value in vars(sol_hf).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("sol_hf.")
+    }
+    assert own <= set(sol_hf.__all__)
+
+
+def test_a_star_import_gives_the_exports():
+    namespace: dict = {}
+    exec("from sol_hf import *", namespace)
+    assert set(sol_hf.__all__) <= namespace.keys()
+
+
+def test_the_auto_classes_know_the_package():
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("sol")
+    assert type(config) is sol_hf.SOLConfig
+    assert AutoModel._model_mapping[sol_hf.SOLConfig] is sol_hf.SOLPolicyModel
+    assert AutoModelForCausalLM._model_mapping[sol_hf.SOLConfig] is sol_hf.SOLForCausalLM
+
+
+def test_a_bare_import_loads_nothing_optional(probe):
+    assert probe["loaded"] == []
+
+
+def test_a_bare_import_does_not_start_cuda(probe):
+    assert probe["cuda"] is False
+
+
+def test_a_bare_import_leaves_logging_alone(probe):
+    assert probe["handlers_changed"] == []
+    assert probe["own"] == []
+
+
+def test_a_bare_import_says_nothing(probe):
+    assert probe["printed"] == 1
+    assert "sol_hf" not in probe["stderr"]
+    assert "Warning" not in probe["stderr"]
+
+
+@pytest.mark.parametrize("registry", ["functions", "masks"])
+def test_a_bare_import_leaves_the_attention_functions_alone(probe, registry):
+    before, after = probe["before"][registry], probe["after"][registry]
+    assert len(before) > 1
+    assert {name: after[name] for name in before} == before
+    assert all(name.startswith("sol_") for name in after.keys() - before.keys())
+
+
+@pytest.mark.parametrize("what", ["dtype", "threads", "grad", "seed", "warnings", "generate", "forward", "cache"])
+def test_a_bare_import_changes_no_default(probe, what):
+    assert probe["after"][what] == probe["before"][what]
