@@ -526,6 +526,17 @@ class TestRowsOfTheCache:
         output.past_key_values.reorder_cache(torch.tensor([1, 0]))
         assert_same(continued(model, output.sequences.flip(0), output.past_key_values), expected, rows=[1, 0])
 
+    def test_targets_follow_the_rows_into_forwards_by_hand(self, model):
+        budget = {"token_keep": [0.2, 1.0], "mlp_keep": [0.4, 1.0], "bits": [3, 16]}
+        output = model.generate(prompts(), **GREEDY, **DICT, **budget)
+        cache, tokens = output.past_key_values, output.sequences[:, -1:]
+        cache.reorder_cache(torch.tensor([1, 0]))
+        model(tokens.flip(0), past_key_values=cache)
+        assert cache.trace[-1][0].tolist() == [model.action_space.dense_id, 0]
+        cache.batch_select_indices(torch.tensor([1]))
+        model(tokens[:1], past_key_values=cache)
+        assert cache.trace[-1][0].tolist() == [0]
+
 
 class TestOptions:
     def test_budgets_of_rows(self, model):

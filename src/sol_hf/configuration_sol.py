@@ -58,6 +58,7 @@ class SOLConfig(PreTrainedConfig):
         base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
         base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
         base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
+        base_max_position_embeddings (`int`, *optional*): Longest text of the base; `generate` ends there by default.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh weights.
         sol_hf_version (`str`, *optional*): Version that wrote the file.
 
@@ -73,7 +74,10 @@ class SOLConfig(PreTrainedConfig):
 
     model_type = "sol"
     keys_to_ignore_at_inference = ["past_key_values"]
-    attribute_map = {"vocab_size": "base_vocab_size"}
+    attribute_map = {
+        "vocab_size": "base_vocab_size",
+        "max_position_embeddings": "base_max_position_embeddings",
+    }
 
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
@@ -94,6 +98,7 @@ class SOLConfig(PreTrainedConfig):
     base_hidden_size: int | None = None
     base_embedding_size: int | None = None
     base_vocab_size: int | None = None
+    base_max_position_embeddings: int | None = None
     initializer_range: float = 0.02
     sol_hf_version: str | None = None
 

@@ -53,6 +53,14 @@ def base_sizes(base: PreTrainedModel) -> dict[str, int]:
     }
 
 
+def base_facts(base: PreTrainedModel) -> dict[str, str | int | None]:
+    """What else a config keeps of a base, without having to fit it."""
+    return {
+        "base_model_name_or_path": base.config.name_or_path or None,
+        "base_max_position_embeddings": getattr(base.config, "max_position_embeddings", None),
+    }
+
+
 def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel) -> None:
     """Raise a ValueError if policy and base do not belong together."""
     for name, size in base_sizes(base).items():

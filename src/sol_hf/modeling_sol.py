@@ -29,7 +29,7 @@ from .configuration_sol import SOLConfig
 from .controllers import Controller, PolicyController
 from .decoding import DecodeControls, ForwardInputs, accepted_arguments, decode_forward
 from .instrumentation import Instrumentation
-from .loading import base_sizes, check_fit, load_policy
+from .loading import base_facts, base_sizes, check_fit, load_policy
 from .modeling_sol_policy import SOLPolicyModel
 from .options import (
     DecodeOptions,
@@ -91,8 +91,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             config ([`SOLConfig`], *optional*): Sizes and settings; what depends on the base is filled in on a copy.
         """
         config = copy.deepcopy(config) if config is not None else SOLConfig()
-        derived = base_sizes(base) | {"base_model_name_or_path": base.config.name_or_path or None}
-        for name, value in derived.items():
+        for name, value in (base_sizes(base) | base_facts(base)).items():
             if getattr(config, name) is None:
                 setattr(config, name, value)
         return cls(config, base, SOLPolicyModel(config).to(base.device).eval())
@@ -310,7 +309,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(cache, SOLCache) and prompt is not None:
             mask = kwargs.get("attention_mask")
             cache.start(controls, (prompt if mask is None else mask).shape[1] - 1)
-        row_ends = RowEnds()
+        row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
         if not options.is_empty:
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
         with Instrumentation.of(self.base) if controls is not None else contextlib.nullcontext():

@@ -95,8 +95,8 @@ def attach_steps(
     beams = getattr(output, "beam_indices", None)
     if beams is not None:
         beams = beams[:, : len(row_ends.ended)].long()
-    steps = len(row_ends.ended) if beams is None else beams.shape[1]
-    running = row_ends.running(steps) if beams is None else beams >= 0
+    running = row_ends.running() if beams is None else beams >= 0
+    steps = running.shape[1]
     if trace is None:
         actions = torch.full_like(running, space.dense_id, dtype=torch.long)
         counted = torch.zeros_like(running)

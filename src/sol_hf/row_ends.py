@@ -12,22 +12,36 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 
 class RowEnds(StoppingCriteria):
-    """A criterion that never stops a row, and remembers when the others did."""
+    """A criterion that never stops a row, and remembers when the others did.
 
-    def __init__(self):
+    Args:
+        prompt_length (`int`): Tokens of a row before the first new one.
+    """
+
+    def __init__(self, prompt_length: int):
+        self.lengths = [prompt_length]
         self.ended: list[torch.Tensor] = []
+
+    def record(self, length: int, ended: torch.Tensor) -> None:
+        """Note which rows `(rows,)` have ended now that they are `length` tokens long."""
+        self.lengths.append(length)
+        self.ended.append(ended)
 
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    def running(self, steps: int) -> torch.Tensor:
-        """Which of the first `steps` tokens were generated before their row ended, that token included.
+    def running(self) -> torch.Tensor:
+        """Which new tokens were generated before their row ended, that token included.
+
+        The criteria are asked once per forward, which adds a token, or several in assisted decoding.
 
         Returns:
-            `torch.BoolTensor` of shape `(rows, steps)`.
+            `torch.BoolTensor` of shape `(rows, new tokens)`.
         """
-        ended = torch.stack(self.ended[:steps], dim=1)
-        return ended.cumsum(dim=1) - ended.long() == 0
+        ended = torch.stack(self.ended, dim=1)
+        running = ended.cumsum(dim=1) - ended.long() == 0
+        added = torch.tensor(self.lengths, device=ended.device).diff()
+        return running.repeat_interleave(added, dim=1)
 
 
 class ObservedStoppingCriteriaList(StoppingCriteriaList):
@@ -37,5 +51,5 @@ class ObservedStoppingCriteriaList(StoppingCriteriaList):
         ended = super().__call__(input_ids, scores, **kwargs)
         for criterion in self:
             if isinstance(criterion, RowEnds):
-                criterion.ended.append(ended)
+                criterion.record(input_ids.shape[1], ended)
         return ended
