@@ -169,7 +169,7 @@ def simulate(space, budget, controller, episode_length, steps, padding, prompt, 
     return cache
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), space=spaces(), wish=st.sampled_from(WISHES), sample=st.booleans(), seed=st.integers(0, 10**6))
 def test_every_budget_is_kept_at_every_step(data, space, wish, sample, seed):
     torch.manual_seed(seed)

@@ -172,7 +172,7 @@ class Budget:
         value = getattr(self, name)
         if value is None:
             return None
-        if isinstance(value, torch.Tensor):
+        if hasattr(value, "tolist"):  # tensors, and NumPy's arrays and scalars
             value = value.tolist()
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         if not values or any(isinstance(x, bool) or not isinstance(x, int | float) for x in values):

@@ -138,6 +138,11 @@ def check_attention(base: PreTrainedModel) -> None:
             f"The axis `token_keep` cannot be controlled on {type(base).__name__}: its attention soft-caps the scores "
             f"(softcap={softcap:g}), which attention over selected keys does not support."
         )
+    if any(name.rpartition(".")[2] == "sinks" for name, _ in base.named_parameters()):
+        raise UnsupportedAxisError(
+            f"The axis `token_keep` cannot be controlled on {type(base).__name__}: its attention has learned sinks, "
+            "which attention over selected keys does not support."
+        )
     if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
         raise UnsupportedAxisError(
             f"The axis `token_keep` cannot be controlled on {type(base).__name__} with the attention implementation "

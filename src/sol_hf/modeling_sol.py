@@ -37,6 +37,7 @@ from .options import (
     explain_unknown,
     find_prompt,
     pop_options,
+    refuse_continuous_batching,
     resolve_options,
 )
 from .outputs import SOLScoreOutput, attach_steps
@@ -273,8 +274,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> ModelOutput | torch.LongTensor:
         """transformers' `generate`, with a compute budget. Without one, it is exactly the base's.
 
-        Every option below but the objects (`budget`, `controller`, `action_processors`) can also be stored in the
-        generation config.
+        All options but `budget`, `controller` and `action_processors` can also be stored in the generation config.
 
         Args:
             inputs (`torch.Tensor` of shape `(rows, length)`, *optional*): Prompt ids.
@@ -290,7 +290,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             kv_refresh (`bool`, *optional*, defaults to `True`): Recompute every episode densely once it is over.
             action_temperature (`float`, *optional*, defaults to 1.0): Divides the action scores before drawing.
             do_sample_actions (`bool`, *optional*, defaults to `False`): Draw actions instead of taking the best.
-            kwargs: Everything that transformers' generate takes.
+            kwargs: What transformers' generate takes.
 
         Returns:
             What transformers' generate returns; with `return_dict_in_generate=True` and a budget also `actions` and
@@ -309,6 +309,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(cache, SOLCache) and prompt is not None:
             mask = kwargs.get("attention_mask")
             cache.start(controls, (prompt if mask is None else mask).shape[1] - 1)
+        refuse_continuous_batching(kwargs, generation_config)
         row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
         if not options.is_empty:
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])

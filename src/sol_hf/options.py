@@ -203,3 +203,13 @@ def check_generate_arguments(
             f"A budget needs its own cache, so `cache_implementation={in_force['cache_implementation']!r}` (static, "
             "quantized, offloaded, or the paged cache of continuous batching) cannot be used with it."
         )
+
+
+def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: GenerationConfig | None) -> None:
+    """Raise a ValueError if `generate` is asked for the paged cache of continuous batching, budget or not."""
+    stored = getattr(generation_config, "cache_implementation", None)
+    if "paged" in (arguments.get("cache_implementation"), stored):
+        raise ValueError(
+            "Continuous batching (`cache_implementation='paged'`) refuses foreign models and attention: call the "
+            "base's own `model.base.generate_batch`, which runs without a budget."
+        )
