@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fixtures: the golden model, tiny bases built in code, offline environment, upstream deprecations as errors."""
+"""Fixtures: the golden model, tiny bases built in code, offline environment."""
 
 import json
 import os

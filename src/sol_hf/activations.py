@@ -13,7 +13,7 @@ def kept_count(fraction: torch.Tensor, total: torch.Tensor | int) -> torch.Tenso
     """`ceil(fraction * total)`, at least 1, immune to the rounding of `fraction` itself.
 
     In float32 `0.6 * 50` is 30.000002, whose ceiling would be 31. The relative slack of 1e-6 is larger than that
-    error and smaller than one part in `total` for every length below a million.
+    error, and the result exact for every `total` up to 50,000 (beyond, one too few for some fractions).
     """
     return torch.ceil(fraction * total * (1.0 - 1e-6)).clamp(min=1).long()
 

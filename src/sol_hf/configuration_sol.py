@@ -106,9 +106,9 @@ class SOLConfig(PreTrainedConfig):
         unknown = sorted(set(kwargs) - _WRITTEN_BY_TRANSFORMERS)
         if unknown:
             raise ValueError(_describe_unknown(unknown, self.known_keys()))
-        self.token_keep = [float(v) for v in self.token_keep] if self.token_keep else _percent_levels(10, 10)
-        self.mlp_keep = [float(v) for v in self.mlp_keep] if self.mlp_keep else _percent_levels(40, 5)
-        self.bits = list(self.bits) if self.bits else list(range(5, 17))
+        self.token_keep = _percent_levels(10, 10) if self.token_keep is None else [float(v) for v in self.token_keep]
+        self.mlp_keep = _percent_levels(40, 5) if self.mlp_keep is None else [float(v) for v in self.mlp_keep]
+        self.bits = list(range(5, 17)) if self.bits is None else list(self.bits)
         super().__post_init__(**kwargs)
         self._check()
 
@@ -118,9 +118,12 @@ class SOLConfig(PreTrainedConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        for name in "page_size episode_length policy_hidden_size policy_num_layers policy_num_heads".split():
+        sizes = "page_size episode_length action_embedding_size policy_hidden_size policy_num_layers policy_num_heads"
+        for name in sizes.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.policy_mlp_ratio <= 0:
+            raise ValueError(f"`policy_mlp_ratio` must be positive, got {self.policy_mlp_ratio}.")
         if min(self.sink_tokens, self.window_tokens) < 0:
             raise ValueError("`sink_tokens` and `window_tokens` cannot be negative.")
         if self.policy_hidden_size % self.policy_num_heads:
