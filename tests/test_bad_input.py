@@ -40,7 +40,9 @@ class Watched:
     def count(self, *_):
         self.forwards += 1
 
-    def refuses(self, message: str, *args, error: type[Exception] = ValueError, method: str = "generate", **kwargs):
+    def assert_refuses(
+        self, message: str, *args, error: type[Exception] = ValueError, method: str = "generate", **kwargs
+    ):
         """Assert that a call raises `error` with `message` before the base has computed anything."""
         before = self.forwards
         settings = {**GREEDY, **kwargs} if method == "generate" else kwargs
@@ -93,39 +95,43 @@ BAD_BUDGETS = [
 class TestBudgets:
     @pytest.mark.parametrize(("budget", "message"), BAD_BUDGETS)
     def test_in_generate(self, watched, budget, message):
-        watched.refuses(message, prompts(), error=BudgetError, **budget)
+        watched.assert_refuses(message, prompts(), error=BudgetError, **budget)
 
     @pytest.mark.parametrize(("budget", "message"), BAD_BUDGETS)
     def test_in_score(self, watched, budget, message):
-        watched.refuses(message, prompts(), error=BudgetError, method="score", context_length=9, **budget)
+        watched.assert_refuses(message, prompts(), error=BudgetError, method="score", context_length=9, **budget)
 
     @pytest.mark.parametrize("method", ["generate", "score"])
     def test_object_and_numbers_at_once(self, watched, method):
         context = {"context_length": 9} if method == "score" else {}
         message = "either `budget` or `token_keep`, `mlp_keep` and `bits`, not both"
-        watched.refuses(message, prompts(), method=method, budget=Budget(0.5), bits=8, **context)
+        watched.assert_refuses(message, prompts(), method=method, budget=Budget(0.5), bits=8, **context)
 
     def test_stored_budget_is_checked_too(self, watched):
         config = GenerationConfig(token_keep=0.1, **GREEDY)
-        watched.refuses("smallest level of the action space, 0.2", prompts(), generation_config=config)
+        watched.assert_refuses("smallest level of the action space, 0.2", prompts(), generation_config=config)
 
     def test_objects_of_another_kind(self, watched):
-        watched.refuses("`budget` must be a Budget, got float", prompts(), budget=0.5)
-        watched.refuses("`budget` must be a Budget, got dict", prompts(), budget=HALF)
+        watched.assert_refuses("`budget` must be a Budget, got float", prompts(), budget=0.5)
+        watched.assert_refuses("`budget` must be a Budget, got dict", prompts(), budget=HALF)
 
     def test_other_options(self, watched):
-        watched.refuses("`budget_mode` must be one of hard, soft, got 'firm'", prompts(), **HALF, budget_mode="firm")
-        watched.refuses("`action_temperature` must be positive, got 0", prompts(), **HALF, action_temperature=0)
-        watched.refuses("`action_temperature` must be positive", prompts(), **HALF, action_temperature=NAN)
-        watched.refuses(
+        watched.assert_refuses(
+            "`budget_mode` must be one of hard, soft, got 'firm'", prompts(), **HALF, budget_mode="firm"
+        )
+        watched.assert_refuses("`action_temperature` must be positive, got 0", prompts(), **HALF, action_temperature=0)
+        watched.assert_refuses("`action_temperature` must be positive", prompts(), **HALF, action_temperature=NAN)
+        watched.assert_refuses(
             "`action_processors` have nothing to act on", prompts(), action_processors=[TopKLogitsWarper(3)]
         )
-        watched.refuses("FixedController needs a budget", prompts(), controller=FixedController())
+        watched.assert_refuses("FixedController needs a budget", prompts(), controller=FixedController())
 
     def test_axis_without_a_dense_level_must_be_set(self):
         base = tiny_base("llama", torch.float64)
         model = SOLForCausalLM.from_base(base, SOLConfig(**{**SETTINGS, "mlp_keep": [0.4, 0.7]}))
-        Watched(model).refuses("`mlp_keep` is not set, so it would stay dense.*largest level.*0.7", prompts(), bits=8)
+        Watched(model).assert_refuses(
+            "`mlp_keep` is not set, so it would stay dense.*largest level.*0.7", prompts(), bits=8
+        )
 
 
 UNKNOWN = [
@@ -142,12 +148,12 @@ UNKNOWN = [
 class TestUnknownKeywords:
     @pytest.mark.parametrize(("name", "message"), UNKNOWN)
     def test_in_generate(self, watched, name, message):
-        watched.refuses(message, prompts(), **{name: 0.5})
-        watched.refuses(message, prompts(), **HALF, **{name: 0.5})
+        watched.assert_refuses(message, prompts(), **{name: 0.5})
+        watched.assert_refuses(message, prompts(), **HALF, **{name: 0.5})
 
     @pytest.mark.parametrize(("name", "message"), UNKNOWN)
     def test_in_score(self, watched, name, message):
-        watched.refuses(message, prompts(), method="score", context_length=9, **{name: 0.5})
+        watched.assert_refuses(message, prompts(), method="score", context_length=9, **{name: 0.5})
 
 
 class TestFit:
@@ -264,8 +270,8 @@ def test_bad_config(change, message):
 
 class TestPrompts:
     def test_empty(self, watched):
-        watched.refuses("The prompt is empty", prompts()[:, :0], **HALF)
-        watched.refuses("shape|0..-2", prompts()[:, :0], method="score", context_length=0, **HALF)
+        watched.assert_refuses("The prompt is empty", prompts()[:, :0], **HALF)
+        watched.assert_refuses("shape|0..-2", prompts()[:, :0], method="score", context_length=0, **HALF)
 
     @pytest.mark.parametrize("length", [1, 3, 6])
     def test_shorter_than_sink_and_window(self, watched, length):
@@ -287,16 +293,18 @@ class TestPrompts:
         assert torch.equal(output.sequences, watched.model.base.generate(prompts(length=2), **GREEDY))
 
     def test_no_new_tokens(self, watched):
-        watched.refuses("`max_new_tokens` must be greater than 0", prompts(), **HALF, max_new_tokens=0)
-        watched.refuses("`max_length` is set to 20", prompts(), **HALF, max_new_tokens=None, max_length=20)
+        watched.assert_refuses("`max_new_tokens` must be greater than 0", prompts(), **HALF, max_new_tokens=0)
+        watched.assert_refuses("`max_length` is set to 20", prompts(), **HALF, max_new_tokens=None, max_length=20)
 
     @pytest.mark.parametrize("context", [-1, 19, 20, [9, 19], [9, 9, 9]])
     def test_context_that_leaves_nothing_to_score(self, watched, context):
         message = "3 entries, but the input has 2 rows" if context == [9, 9, 9] else r"must lie in 0..18"
-        watched.refuses(message, prompts(), method="score", context_length=context, **HALF)
+        watched.assert_refuses(message, prompts(), method="score", context_length=context, **HALF)
 
     def test_one_dimension(self, watched):
-        watched.refuses(r"shape \(rows, length\), got \(20,\)", prompts()[0], method="score", context_length=9, **HALF)
+        watched.assert_refuses(
+            r"shape \(rows, length\), got \(20,\)", prompts()[0], method="score", context_length=9, **HALF
+        )
 
 
 def mask_with(row: list[int]) -> torch.Tensor:
@@ -311,17 +319,19 @@ GAPS = {"in the middle": [7, 8], "on the right": [18, 19], "after left padding":
 class TestMasks:
     @pytest.mark.parametrize("gap", GAPS)
     def test_gap_in_generate(self, watched, gap):
-        watched.refuses("`attention_mask` must", prompts(), attention_mask=mask_with(GAPS[gap]), **HALF)
+        watched.assert_refuses("`attention_mask` must", prompts(), attention_mask=mask_with(GAPS[gap]), **HALF)
 
     @pytest.mark.parametrize("gap", ["in the middle", "after left padding"])
     def test_gap_in_score(self, watched, gap):
         mask = mask_with(GAPS[gap])
-        watched.refuses("`attention_mask`", prompts(), mask, method="score", context_length=9, **HALF)
+        watched.assert_refuses("`attention_mask`", prompts(), mask, method="score", context_length=9, **HALF)
 
     def test_of_another_length(self, watched):
-        watched.refuses("`attention_mask` must", prompts(), attention_mask=mask_with([0])[:, 2:], **HALF)
+        watched.assert_refuses("`attention_mask` must", prompts(), attention_mask=mask_with([0])[:, 2:], **HALF)
         short = mask_with([0])[:, 2:]
-        watched.refuses("`attention_mask` has shape", prompts(), short, method="score", context_length=9, **HALF)
+        watched.assert_refuses(
+            "`attention_mask` has shape", prompts(), short, method="score", context_length=9, **HALF
+        )
 
     def test_gap_between_two_turns(self, watched):
         model, batch = watched.model, left_padded([prompts(1)[0], prompts(1, 14)[0]])
@@ -330,35 +340,35 @@ class TestMasks:
         mask = torch.cat([batch["attention_mask"], torch.ones(2, 10, dtype=torch.long)], dim=1)
         mask[1, 26] = 0
         cache = turn.past_key_values
-        watched.refuses("a gap", conversation, attention_mask=mask, past_key_values=cache, **HALF)
+        watched.assert_refuses("a gap", conversation, attention_mask=mask, past_key_values=cache, **HALF)
 
 
 class TestCaches:
     def test_foreign_cache(self, watched):
         config = watched.model.base.config
-        watched.refuses("needs a SOLCache, got DynamicCache", prompts(), past_key_values=DynamicCache(), **HALF)
+        watched.assert_refuses("needs a SOLCache, got DynamicCache", prompts(), past_key_values=DynamicCache(), **HALF)
         static = StaticCache(config=config, max_cache_len=64)
-        watched.refuses("needs a SOLCache, got StaticCache", prompts(), past_key_values=static, **HALF)
+        watched.assert_refuses("needs a SOLCache, got StaticCache", prompts(), past_key_values=static, **HALF)
 
     @pytest.mark.parametrize("kind", ["static", "quantized", "offloaded", "paged"])
     def test_cache_implementation(self, watched, kind):
-        watched.refuses("cache", prompts(), cache_implementation=kind, **HALF)
+        watched.assert_refuses("cache", prompts(), cache_implementation=kind, **HALF)
         stored = GenerationConfig(cache_implementation=kind, **GREEDY)
-        watched.refuses("cache", prompts(), generation_config=stored, **HALF)
+        watched.assert_refuses("cache", prompts(), generation_config=stored, **HALF)
 
     def test_without_a_cache(self, watched):
-        watched.refuses("remove `use_cache=False`", prompts(), use_cache=False, **HALF)
+        watched.assert_refuses("remove `use_cache=False`", prompts(), use_cache=False, **HALF)
         stored = GenerationConfig(use_cache=False, **GREEDY)
-        watched.refuses("`use_cache=False`", prompts(), generation_config=stored, **HALF)
+        watched.assert_refuses("`use_cache=False`", prompts(), generation_config=stored, **HALF)
 
     def test_other_number_of_rows(self, watched):
         turn = watched.model.generate(prompts(), **GREEDY, return_dict_in_generate=True, **HALF)
         ids = torch.cat([turn.sequences, prompts(length=4)], dim=1)[:1]
-        watched.refuses("holds 2 rows, but the input has 1", ids, past_key_values=turn.past_key_values, **HALF)
+        watched.assert_refuses("holds 2 rows, but the input has 1", ids, past_key_values=turn.past_key_values, **HALF)
 
     def test_labels(self, watched):
         cache = watched.model.new_cache()
-        watched.refuses("use `score`", prompts(), method="forward", past_key_values=cache, labels=prompts())
+        watched.assert_refuses("use `score`", prompts(), method="forward", past_key_values=cache, labels=prompts())
 
 
 class TestControllers:
@@ -418,17 +428,17 @@ class TestDevices:
         model = sol_model()
         model.policy.to("meta")
         watched = Watched(model)
-        watched.refuses("The policy is on meta, the base on cpu", prompts(), **HALF)
-        watched.refuses("The policy is on meta", prompts(), method="score", context_length=9, **HALF)
+        watched.assert_refuses("The policy is on meta, the base on cpu", prompts(), **HALF)
+        watched.assert_refuses("The policy is on meta", prompts(), method="score", context_length=9, **HALF)
 
     def test_prompt_elsewhere(self, watched):
-        watched.refuses("The prompt is on meta, the model on cpu", prompts().to("meta"), **HALF)
-        watched.refuses("are on meta, the model on cpu", prompts().to("meta"), method="score", context_length=9)
+        watched.assert_refuses("The prompt is on meta, the model on cpu", prompts().to("meta"), **HALF)
+        watched.assert_refuses("are on meta, the model on cpu", prompts().to("meta"), method="score", context_length=9)
 
     def test_base_elsewhere(self):
         model = sol_model()
         model.base.to("meta")
-        Watched(model).refuses("The policy is on cpu, the base on meta", prompts(), **HALF)
+        Watched(model).assert_refuses("The policy is on cpu, the base on meta", prompts(), **HALF)
 
 
 def test_levels_are_what_these_messages_assume():

@@ -283,8 +283,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
             budget ([`Budget`], *optional*): The three targets as one object, instead of the numbers.
-            budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` never exceeds a target over an episode,
-                `"soft"` trusts the controller.
+            budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
             controller ([`Controller`], *optional*): What chooses; the policy by default.
             action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
             kv_refresh (`bool`, *optional*, defaults to `True`): Recompute every episode densely once it is over.
@@ -293,8 +292,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs: What transformers' generate takes.
 
         Returns:
-            What transformers' generate returns; with `return_dict_in_generate=True` and a budget also `actions` and
-            `realised`, see [`SOLGenerateDecoderOnlyOutput`].
+            As in transformers; a dict output under a budget is a [`SOLGenerateDecoderOnlyOutput`] or its beam twin.
 
         Raises:
             ValueError: for a budget that cannot be met, before any compute.
@@ -302,7 +300,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         options = resolve_options(pop_options(locals()), generation_config, self.generation_config)
         prompt = find_prompt(inputs, kwargs)
         controls = self._controls(options, 1 if prompt is None else len(prompt))
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         if controls is not None:
             check_generate_arguments(prompt, kwargs, generation_config, self.generation_config, self.base.device)
             cache = kwargs["past_key_values"] = self.new_cache() if cache is None else cache
@@ -317,8 +315,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             output = super().generate(inputs, generation_config=generation_config, **kwargs)
         if options.is_empty or not isinstance(output, ModelOutput):
             return output
-        trace = cache.trace if controls is not None and cache is not None else None
-        return attach_steps(output, row_ends, trace, self.action_space)
+        return attach_steps(output, row_ends, None if controls is None else cache.trace, self.action_space)
 
     def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
         """Controls for the options, `None` where they ask for the dense base."""
