@@ -17,7 +17,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bases import tiny_base
 from sol_hf import ActionSpace, ScheduleController, SOLCache, SOLConfig, SOLForCausalLM
 from sol_hf.attention import ACTIVE, StepPlan, active_forward, register_attention
-from sol_hf.criteria import CRITERIA, SelectionRule, page_bounds, select_quest, select_recency, select_relevancy
+from sol_hf.criteria import (
+    CRITERIA,
+    SelectionRule,
+    group_queries,
+    page_bounds,
+    page_scores,
+    select_quest,
+    select_recency,
+    select_relevancy,
+)
 from test_criteria import naive_quest, naive_recency, naive_relevancy
 
 
@@ -103,12 +112,13 @@ def test_attention_in_bfloat16(criterion, padding):
     cache, key, value = filled_cache(30, 7, padding, dtype=torch.bfloat16)
     query = torch.randn(3, 6, 1, DIM, dtype=torch.bfloat16)
     keep, first, slots = torch.tensor([float(k) for k in KEEP]), torch.tensor(padding), key.shape[2]
+    grouped = group_queries(query, key.shape[1])
     if criterion == "quest":
         pages = -(-(slots - min(padding)) // 4)
         upper, lower = page_bounds(key, 4, first, first, pages)
-        selection = select_quest(query, upper, lower, keep, first, first, slots, rule)
+        selection = select_quest(page_scores(grouped, upper, lower), keep, first, first, slots, rule)
     elif criterion == "relevancy":
-        selection = select_relevancy(query, key, keep, first, first, rule)
+        selection = select_relevancy(grouped @ key.transpose(2, 3), keep, first, first, rule)
     else:
         selection = select_recency(keep, first, first, slots, rule)
     slot = (selection.ranks + first[:, None, None]).expand(3, 6, -1)

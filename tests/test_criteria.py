@@ -16,7 +16,9 @@ from sol_hf.criteria import (
     PAGE_SELECTIONS,
     Selection,
     SelectionRule,
+    group_queries,
     page_bounds,
+    page_scores,
     select_quest,
     select_recency,
     select_relevancy,
@@ -24,6 +26,10 @@ from sol_hf.criteria import (
 
 
 SLACK = 1e-9
+
+
+def exact_scores(query, keys):
+    return group_queries(query, keys.shape[1]) @ keys.transpose(2, 3)
 
 
 def budget(keep: Fraction, count: int) -> int:
@@ -125,7 +131,8 @@ def quest(query, keys, first, start, keep, rule) -> Selection:
     slots = keys.shape[2]
     pages = max(-(-(slots - int(begin)) // rule.page_size) for begin in first)
     upper, lower = page_bounds(keys, rule.page_size, first, start, pages)
-    return select_quest(query, upper, lower, torch.tensor([float(k) for k in keep]), first, start, slots, rule)
+    scores = page_scores(group_queries(query, keys.shape[1]), upper, lower)
+    return select_quest(scores, torch.tensor([float(k) for k in keep]), first, start, slots, rule)
 
 
 @settings(max_examples=150, deadline=None)
@@ -144,7 +151,8 @@ def test_quest_is_the_naive_one(problem):
 def test_relevancy_is_the_naive_one(problem):
     query, keys, counts, keep, rule = problem
     padding = padding_of(keys, counts)
-    selection = select_relevancy(query, keys, torch.tensor([float(k) for k in keep]), padding, padding, rule)
+    keep_all = torch.tensor([float(k) for k in keep])
+    selection = select_relevancy(exact_scores(query, keys), keep_all, padding, padding, rule)
     for row, count in enumerate(counts):
         alone = keys[row, :, keys.shape[2] - count :]
         assert ranks_read(selection, row, counts) == naive_relevancy(query[row, :, 0], alone, keep[row], rule)
@@ -212,7 +220,7 @@ def test_keeping_all_reads_every_key(criterion, page_selection):
     if criterion == "quest":
         selection = quest(query, keys, padding, padding, keep, rule)
     elif criterion == "relevancy":
-        selection = select_relevancy(query, keys, torch.ones(2), padding, padding, rule)
+        selection = select_relevancy(exact_scores(query, keys), torch.ones(2), padding, padding, rule)
     else:
         selection = select_recency(torch.ones(2), padding, padding, 30, rule)
     for row, count in enumerate(counts):
@@ -232,10 +240,10 @@ def test_group_selection_reads_once_per_key_value_head():
     query, keys = torch.randn(2, 6, 1, 8), torch.randn(2, 2, 40, 8)
     keep = torch.tensor([0.3, 0.5])
     upper, lower = page_bounds(keys, 4, zero, zero, 10)
-    selection = select_quest(query, upper, lower, keep, zero, zero, 40, rule)
+    selection = select_quest(page_scores(group_queries(query, 2), upper, lower), keep, zero, zero, 40, rule)
     assert selection.ranks.shape[:2] == (2, 2)
     assert selection.in_use.sum(-1).tolist() == [[12, 12], [20, 20]]
-    assert select_relevancy(query, keys, keep, zero, zero, rule).ranks.shape[:2] == (2, 2)
+    assert select_relevancy(exact_scores(query, keys), keep, zero, zero, rule).ranks.shape[:2] == (2, 2)
 
 
 @pytest.mark.parametrize(("sink", "window", "first_controllable"), [(4, 2, 8), (0, 0, 2), (1, 5, 8)])

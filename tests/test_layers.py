@@ -15,16 +15,17 @@ import sol_hf
 SOURCE = Path(sol_hf.__file__).parent
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))
 ORDER = """
-    version smollm2 actions activations ledger row_ends window_layer
-    criteria paged_layer configuration_sol outputs cache modeling_sol_policy
+    version smollm2 text_blocks actions rewards activations ledger row_ends window_layer
+    criteria paged_layer shared_prefix configuration_sol outputs cache policy_heads modeling_sol_policy
     attention elastic controllers loading hub
     processors decoding instrumentation options scoring
-    modeling_sol __init__
+    modeling_sol rollouts __init__
 """.split()
 """A module imports only from modules to its left."""
 
 STEP_MODULES = """
-    decoding attention criteria activations elastic controllers processors ledger paged_layer window_layer
+    decoding attention criteria shared_prefix activations elastic controllers processors ledger paged_layer
+    window_layer policy_heads
 """.split()
 LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 HEADER = ["# SPDX-FileCopyrightText: 2026 The sol_hf authors", "# SPDX-License-Identifier: Apache-2.0"]

@@ -27,8 +27,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .actions import AXES, DENSE
 from .cache import SOLCache
-from .criteria import Selection, SelectionRule, page_bounds, select_quest, select_recency, select_relevancy
+from .criteria import (
+    Selection,
+    SelectionRule,
+    group_queries,
+    page_bounds,
+    page_scores,
+    select_quest,
+    select_recency,
+    select_relevancy,
+)
 from .paged_layer import PagedLayer
+from .shared_prefix import SharedPrefixLayer, attend_shared_prefix
 
 
 PREFIX = "sol_"
@@ -82,21 +92,25 @@ class StepPlan:
 class ForwardContext:
     """What a running forward of the base is told (`plan`) and what it reports (`hidden_state`).
 
-    `hidden_state` is what the LM head received for the last token, of shape `(rows, hidden_size)`.
+    `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`.
     """
 
     plan: StepPlan | None = None
-    hidden_state: torch.Tensor | None = None
+    hidden_states: torch.Tensor | None = None
 
-    def last_hidden_state(self) -> torch.Tensor:
+    def head_inputs(self) -> torch.Tensor:
         """What the forward reported.
 
         Raises:
             RuntimeError: if the LM head did not run, or the base was not instrumented.
         """
-        if self.hidden_state is None:
+        if self.hidden_states is None:
             raise RuntimeError("The base's LM head did not run within this forward, so there is no hidden state.")
-        return self.hidden_state
+        return self.hidden_states
+
+    def last_hidden_state(self) -> torch.Tensor:
+        """Of the last token, `(rows, hidden_size)`."""
+        return self.head_inputs()[:, -1]
 
 
 ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", default=None)
@@ -139,18 +153,28 @@ def _attention_function(implementation: str) -> Callable:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         context = ACTIVE.get()
         plan = context.plan if context is not None else None
-        if plan is None or plan.token_keep is None or module.layer_idx not in plan.cache.sparse_layers:
-            original = _original(implementation, module)
-            return original(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-        for name in UNSUPPORTED_ARGUMENTS:
-            if kwargs.get(name) is not None:
-                raise UnsupportedAxisError(
-                    f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention uses "
-                    f"`{name}`, which attention over selected keys does not support."
-                )
-        return attend_selected(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
+        if plan is not None and plan.cache.is_fanned_out:
+            layer = plan.cache.layers[module.layer_idx]
+            if isinstance(layer, SharedPrefixLayer):
+                refuse_unsupported(module, kwargs)
+                return attend_shared_prefix(layer, plan.rule, plan.token_keep, query, scaling), None
+        if plan is not None and plan.token_keep is not None and module.layer_idx in plan.cache.sparse_layers:
+            refuse_unsupported(module, kwargs)
+            return attend_selected(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
+        original = _original(implementation, module)
+        return original(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
     return sol_attention_forward
+
+
+def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
+    """Raise [`UnsupportedAxisError`] if a module's attention needs something that ours does not compute."""
+    for name in UNSUPPORTED_ARGUMENTS:
+        if arguments.get(name) is not None:
+            raise UnsupportedAxisError(
+                f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention uses `{name}`, "
+                "which attention over selected keys does not support."
+            )
 
 
 def _original(implementation: str, module: torch.nn.Module) -> Callable:
@@ -222,6 +246,7 @@ def _select(
     start: torch.Tensor,
 ) -> Selection:
     rule, slots = plan.rule, key.shape[2]
+    grouped = group_queries(query, key.shape[1])
     if rule.criterion == "quest":
         layer = plan.cache.layers[layer_idx]
         if isinstance(layer, PagedLayer):
@@ -229,9 +254,10 @@ def _select(
         else:
             pages = slots // rule.page_size + 2
             upper, lower = page_bounds(key, rule.page_size, first, start, pages)
-        return select_quest(query, upper, lower, token_keep, first, start, slots, rule)
+        scores = page_scores(grouped, upper, lower)
+        return select_quest(scores, token_keep, first, start, slots, rule)
     if rule.criterion == "relevancy":
-        return select_relevancy(query, key, token_keep, first, start, rule)
+        return select_relevancy(grouped @ key.transpose(2, 3), token_keep, first, start, rule)
     return select_recency(token_keep, first, start, slots, rule)
 
 

@@ -8,6 +8,7 @@ values, everything that a decode step remembers: the running episode, the policy
 Whatever the loop does to the cache (reorder beams, repeat rows, crop) happens to all of it.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from .actions import ActionSpace
 from .ledger import BudgetLedger
 from .paged_layer import PagedLayer
+from .shared_prefix import SharedPrefixLayer
 from .window_layer import WindowLayer
 
 
@@ -110,6 +112,11 @@ class SOLCache(DynamicCache):
         sliding = [i for i, layer in enumerate(self.layers) if isinstance(layer, WindowLayer)]
         return frozenset(full or sliding)
 
+    @property
+    def is_fanned_out(self) -> bool:
+        """Whether rows share the prefix of their block, see [`SOLCache.fan_out`]."""
+        return any(isinstance(layer, SharedPrefixLayer) for layer in self.layers)
+
     def start(self, controls: Any, decode_from: int | None) -> None:
         """Set what the next forwards run under.
 
@@ -164,6 +171,38 @@ class SOLCache(DynamicCache):
         self.episode.hidden_state = hidden
         self.trace.append((action, counted))
         self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
+
+    def fan_out(self, repeats: int, hidden_state: torch.Tensor, length: int | None = None) -> "SOLCache":
+        """A cache in which every row stands `repeats` times, adjacent, over this one's keys and values.
+
+        Full-attention layers share them ([`SharedPrefixLayer`]): nothing is copied but what follows the last whole
+        page. Layers of any other kind, which are bounded in size, are copied. This cache must stay as it is.
+
+        Args:
+            repeats (`int`): Rows made of each row.
+            hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`): State before the next token.
+            length (`int`, *optional*): Tokens to start from; all by default.
+
+        Raises:
+            ValueError: if the rows are left-padded.
+        """
+        if self.padding is not None:
+            raise ValueError("Rows that share a prefix cannot be left-padded.")
+        length = self.get_seq_length() if length is None else length
+        layers: list[Any] = []
+        for layer in self.layers:
+            if isinstance(layer, PagedLayer):
+                layers.append(SharedPrefixLayer(layer, length, repeats))
+                continue
+            layers.append(copy.deepcopy(layer))
+            if length < layer.get_seq_length():
+                layers[-1].crop(length - layer.get_seq_length())
+            layers[-1].batch_repeat_interleave(repeats)
+        fanned = copy.copy(self)
+        fanned.layers, fanned.trace, fanned.targets = layers, [], None
+        fanned.ledger = BudgetLedger(self.rows * repeats, hidden_state.device)
+        fanned.episode = Episode(hidden_state.repeat_interleave(repeats, dim=0))
+        return fanned
 
     def end_episode(self, hidden_state: torch.Tensor | None) -> None:
         """Start the next episode from `hidden_state`; window layers forget what no rollback can need any more."""

@@ -17,6 +17,7 @@ from .criteria import CRITERIA, PAGE_SELECTIONS, SelectionRule
 
 logger = logging.get_logger(__name__)
 
+ACTION_HEADS = ("joint", "factored")
 _WRITTEN_BY_TRANSFORMERS = frozenset(
     "name_or_path _name_or_path _commit_hash output_attentions attn_implementation experts_implementation "
     "per_layer_config auto_map model_type transformers_version torch_dtype".split()
@@ -55,6 +56,10 @@ class SOLConfig(PreTrainedConfig):
         policy_num_heads (`int`, *optional*, defaults to 4): Attention heads of the policy.
         policy_mlp_ratio (`float`, *optional*, defaults to 4.0): Width of the policy's MLP over its hidden size.
         action_embedding_size (`int`, *optional*, defaults to 32): Size of the previous action's embedding.
+        action_head (`str`, *optional*, defaults to `"joint"`): `"joint"` learns a logit for every action, as
+            published, `"factored"` one for every level of an axis, whose sum over the axes is the action's logit.
+        budget_prior (`bool`, *optional*, defaults to `False`): Learn the difference to a prior that prefers the levels
+            which the budget asks for next, so that an untrained policy already keeps the budget.
         base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
         base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
         base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
@@ -95,6 +100,8 @@ class SOLConfig(PreTrainedConfig):
     policy_num_heads: int = 4
     policy_mlp_ratio: float | int = 4.0
     action_embedding_size: int = 32
+    action_head: str = "joint"
+    budget_prior: bool = False
     base_hidden_size: int | None = None
     base_embedding_size: int | None = None
     base_vocab_size: int | None = None
@@ -114,7 +121,7 @@ class SOLConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         ActionSpace(self.token_keep or (), self.mlp_keep or (), self.bits or ())
-        choices = {"criterion": CRITERIA, "page_selection": PAGE_SELECTIONS}
+        choices = {"criterion": CRITERIA, "page_selection": PAGE_SELECTIONS, "action_head": ACTION_HEADS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from .actions import AXES, ActionSpace
 from .ledger import BudgetLedger
 from .modeling_sol_policy import SOLPolicyModel
+from .policy_heads import TIE_MARGIN
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ class FixedController(Controller):
         targets = observation.require_targets()
         low, high, share = neighbouring_levels(targets, observation.action_space)
         rows, step = observation.rows, observation.total_step
-        before, after = torch.round(share * step), torch.round(share * (step + 1))
-        own_turn = after > before
+        half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)  # ties go to the lower level, as in a `BudgetPrior`
+        own_turn = torch.ceil(share * (step + 1) - half) > torch.ceil(share * step - half)
 
         total = share.sum(dim=0)
         carried = torch.tensor(self.carry, device=targets.device)

@@ -84,7 +84,7 @@ def page_bounds(keys: torch.Tensor, page_size: int, first: torch.Tensor, start: 
     return upper, lower
 
 
-def _grouped(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
+def group_queries(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
     """Query heads of one token by key-value head: `(rows, heads, 1, dim)` to `(rows, kv_heads, group, dim)`."""
     rows, heads, _, dim = query.shape
     return query.reshape(rows, kv_heads, heads // kv_heads, dim)
@@ -107,10 +107,25 @@ def _top_ranked(scores: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tenso
     return order, (place < wanted[:, None, None]).expand_as(order)
 
 
+def page_scores(grouped: torch.Tensor, upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """Upper bound of `q . k` over the keys of every page: the sum over channels of max(q * max, q * min).
+
+    It equals relu(q) . max - relu(-q) . min: two small matrix products instead of an intermediate with one entry per
+    query, page and channel.
+
+    Args:
+        grouped (`torch.Tensor` of shape `(..., queries, head_dim)`): Queries that look at the same pages.
+        upper (`torch.Tensor` of shape `(..., pages, head_dim)`): Maxima, from [`page_bounds`].
+        lower (`torch.Tensor` of shape `(..., pages, head_dim)`): Minima.
+
+    Returns:
+        `torch.Tensor` of shape `(..., queries, pages)`.
+    """
+    return grouped.clamp(min=0) @ upper.transpose(-1, -2) + grouped.clamp(max=0) @ lower.transpose(-1, -2)
+
+
 def select_quest(
-    query: torch.Tensor,
-    upper: torch.Tensor,
-    lower: torch.Tensor,
+    scores: torch.Tensor,
     token_keep: torch.Tensor,
     first: torch.Tensor,
     start: torch.Tensor,
@@ -119,36 +134,40 @@ def select_quest(
 ) -> Selection:
     """Keep the pages with the highest upper bound of `q . k` over their keys.
 
-    The bound of a page is the sum over channels of max(q * max, q * min), which equals relu(q) . max - relu(-q) . min:
-    two small matrix products instead of a `(rows, heads, pages, head_dim)` intermediate.
-
     Args:
-        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the current token.
-        upper (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Maxima, from [`page_bounds`].
-        lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Minima.
+        scores (`torch.Tensor` of shape `(rows, kv_heads, group, pages)`): From [`page_scores`].
         token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to read.
         first (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
         start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
         slots (`int`): Number of cached slots.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
     """
-    kv_heads, pages = upper.shape[1], upper.shape[2]
-    grouped = _grouped(query, kv_heads)
-    scores = grouped.clamp(min=0) @ upper.transpose(2, 3) + grouped.clamp(max=0) @ lower.transpose(2, 3)
-    has_keys = torch.arange(pages, device=query.device) * rule.page_size < (slots - first)[:, None]
+    order, in_use = choose_pages(scores, token_keep, first, start, slots, rule)
+    ranks = order[..., None] * rule.page_size + torch.arange(rule.page_size, device=scores.device)
+    return Selection(ranks.flatten(2), in_use.repeat_interleave(rule.page_size, dim=-1))
+
+
+def choose_pages(
+    scores: torch.Tensor,
+    token_keep: torch.Tensor,
+    first: torch.Tensor,
+    start: torch.Tensor,
+    slots: int,
+    rule: SelectionRule,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best pages of every head `(rows, H, m)`, and which of the `m` places are in use; see [`select_quest`]."""
+    pages = scores.shape[-1]
+    has_keys = torch.arange(pages, device=scores.device) * rule.page_size < (slots - first)[:, None]
     scores = _shared(scores, rule).masked_fill(~has_keys[:, None], float("-inf"))
     tokens = kept_count(token_keep, slots - start)
     wanted = torch.div(tokens + rule.page_size - 1, rule.page_size, rounding_mode="floor")
     # A window that begins within a page spans one page more than its keys would fill.
     wanted = torch.where(tokens >= slots - start, pages, wanted)
-    order, in_use = _top_ranked(scores, wanted)
-    ranks = order[..., None] * rule.page_size + torch.arange(rule.page_size, device=query.device)
-    return Selection(ranks.flatten(2), in_use.repeat_interleave(rule.page_size, dim=-1))
+    return _top_ranked(scores, wanted)
 
 
 def select_relevancy(
-    query: torch.Tensor,
-    keys: torch.Tensor,
+    scores: torch.Tensor,
     token_keep: torch.Tensor,
     first: torch.Tensor,
     start: torch.Tensor,
@@ -157,22 +176,21 @@ def select_relevancy(
     """Keep the sink, the recent window, and of the other tokens those with the highest exact `q . k`.
 
     Args:
-        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the current token.
-        keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Cached keys.
+        scores (`torch.Tensor` of shape `(rows, kv_heads, group, slots)`): Exact `q . k`.
         token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the other tokens to keep.
         first (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
         start (`torch.Tensor` of shape `(rows,)`): As in [`page_bounds`].
         rule ([`SelectionRule`]): Sink and window.
     """
-    slots = keys.shape[2]
-    slot = torch.arange(slots, device=keys.device)
+    slots = scores.shape[-1]
+    slot = torch.arange(slots, device=scores.device)
     order_in_row = slot - start[:, None]
     count = slots - start
     valid = order_in_row >= 0
     forced = valid & ((order_in_row < rule.sink_tokens) | (order_in_row >= (count - rule.window_tokens - 2)[:, None]))
     others = count - forced.sum(dim=-1)
     wanted = forced.sum(dim=-1) + torch.where(others > 0, kept_count(token_keep, others), 0)
-    scores = _shared(_grouped(query, keys.shape[1]) @ keys.transpose(2, 3), rule)
+    scores = _shared(scores, rule)
     scores = scores.masked_fill(forced[:, None], float("inf")).masked_fill(~valid[:, None], float("-inf"))
     order, in_use = _top_ranked(scores, wanted)
     return Selection(order - first[:, None, None], in_use)

@@ -83,7 +83,7 @@ def quantize_mlp_output(module: nn.Module, args: tuple, output: torch.Tensor) ->
 
 
 def capture_hidden_state(module: nn.Module, args: tuple) -> None:
-    """Forward pre-hook of the LM head: report the last token's hidden state to this thread's forward."""
+    """Forward pre-hook of the LM head: report the hidden states to this thread's forward."""
     context = ACTIVE.get()
     if context is not None:
-        context.hidden_state = args[0][:, -1]
+        context.hidden_states = args[0]

@@ -70,6 +70,12 @@ def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel) 
             raise ValueError(
                 f"The policy was made for a base with {what} {expected}, but {type(base).__name__} has {size}."
             )
-    actions = policy.action_head.out_features
+    actions = policy.action_embedding.num_embeddings - 1
     if actions != len(config.action_space):
         raise ValueError(f"The policy has {actions} actions, but its config describes {len(config.action_space)}.")
+    for name in ("action_head", "budget_prior"):
+        found, wanted = getattr(policy.config, name), getattr(config, name)
+        if found != wanted:
+            raise ValueError(f"The policy was made with `{name}={found!r}`, but its config says {wanted!r}.")
+    if (config.action_head == "factored" or config.budget_prior) and policy.config.action_space != config.action_space:
+        raise ValueError("The policy was made for other levels of the axes than those of its config.")

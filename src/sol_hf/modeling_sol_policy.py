@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .actions import AXES
 from .configuration_sol import SOLConfig
+from .policy_heads import FIRST_TARGET, BudgetPrior, joint_logits
 
 
 SCALARS = 8
 SCALAR_FEATURES = 64
 BUDGET_FEATURES = 32
-FIRST_TARGET = 2
 
 _PUBLISHED_NAMES = (
     (r"^action_emb\.", "action_embedding."),
@@ -45,7 +46,7 @@ class SOLPolicyOutput(ModelOutput):
         past_key_values (`Cache`, *optional*): The policy's own cache, one entry per step of the episode.
     """
 
-    logits: torch.FloatTensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
 
 
@@ -95,7 +96,10 @@ class SOLPolicyLayer(nn.Module):
 
 
 class SOLPolicyModel(PreTrainedModel):
-    """The policy network, as published.
+    """The policy network: by default as published.
+
+    `action_head="factored"` in the config scores the levels of every axis instead of all actions, and `budget_prior`
+    adds a [`BudgetPrior`] to what is learned, which then starts at zero: an untrained policy follows the budget.
 
     Args:
         config ([`SOLConfig`]): With `base_hidden_size` and `base_embedding_size` set.
@@ -136,12 +140,24 @@ class SOLPolicyModel(PreTrainedModel):
         self.input_projection = nn.Linear(observed + SCALAR_FEATURES + config.action_embedding_size, size)
         self.layers = nn.ModuleList(SOLPolicyLayer(config, i) for i in range(config.policy_num_layers))
         self.final_norm = nn.LayerNorm(size)
-        self.action_head = nn.Linear(size, n_actions)
+        self.level_counts = tuple(len(levels) for levels in config.action_space.levels.values())
+        outputs = sum(self.level_counts) if config.action_head == "factored" else n_actions
+        self.action_head = nn.Linear(size, outputs)
         self.budget_head = nn.Sequential(
-            nn.Linear(len(AXES), BUDGET_FEATURES), nn.GELU(), nn.Linear(BUDGET_FEATURES, n_actions)
+            nn.Linear(len(AXES), BUDGET_FEATURES), nn.GELU(), nn.Linear(BUDGET_FEATURES, outputs)
         )
         self.value_head = nn.Linear(size, 1)
+        self.budget_prior = BudgetPrior(config.action_space, config.episode_length) if config.budget_prior else None
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, BudgetPrior):
+            module.reset_parameters()
+        elif self.config.budget_prior and (module is self.action_head or module is self.budget_head[-1]):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
 
     def forward(
         self,
@@ -175,7 +191,6 @@ class SOLPolicyModel(PreTrainedModel):
             raise ValueError(f"{begin + steps} steps do not fit an episode of {self.config.episode_length}.")
         positions = torch.arange(begin, begin + steps, device=hidden_states.device)
         dtype = self.input_projection.weight.dtype
-        targets = scalars[..., FIRST_TARGET : FIRST_TARGET + len(AXES)].to(dtype)
         features = [
             hidden_states.to(dtype),
             token_embeddings.to(dtype),
@@ -185,9 +200,17 @@ class SOLPolicyModel(PreTrainedModel):
         x = self.input_projection(torch.cat(features, dim=-1)) + self.position_embedding(positions)
         for layer in self.layers:
             x = layer(x, past_key_values)
-        logits = self.action_head(self.final_norm(x)) + self.budget_head(targets)
-        output = SOLPolicyOutput(logits=logits, past_key_values=past_key_values)
+        output = SOLPolicyOutput(logits=self._score(self.final_norm(x), scalars), past_key_values=past_key_values)
         return output if return_dict else output.to_tuple()
+
+    def _score(self, x: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """`(rows, steps, policy_hidden_size)` to `(rows, steps, n_actions)`; a prior makes the logits float32."""
+        targets = scalars[..., FIRST_TARGET : FIRST_TARGET + len(AXES)].to(x.dtype)
+        logits = self.action_head(x) + self.budget_head(targets)
+        prior = None if self.budget_prior is None else self.budget_prior(scalars)
+        if self.config.action_head == "factored":
+            return joint_logits(logits if prior is None else logits + prior, self.level_counts)
+        return logits if prior is None else logits + joint_logits(prior, self.level_counts)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
@@ -202,8 +225,14 @@ class SOLPolicyModel(PreTrainedModel):
             state_dict (`dict[str, torch.Tensor]`): Published parameters.
 
         Raises:
-            ValueError: if a parameter is missing, unknown, or has another shape than this policy's.
+            ValueError: if this is not the published network, or a parameter is missing, unknown, or has another
+                shape than this policy's.
         """
+        if self.config.action_head != "joint" or self.config.budget_prior:
+            raise ValueError(
+                'Published weights are those of a policy with `action_head="joint"` and without `budget_prior`: '
+                "leave both out of the config."
+            )
         renamed = {}
         for name, tensor in state_dict.items():
             for pattern, replacement in _PUBLISHED_NAMES:

@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Many rollouts of one text over a single copy of its keys and values.
+
+The rollouts of a block share its prefix. What they write themselves is stored per row, from the last page boundary on,
+so that pages are the same as in a repeated cache:
+
+    prefix, one copy a block    | page | page | page |
+    suffix, one a rollout                            | rest of the prefix, own tokens ...
+
+Queries of all rollouts of a block look at the prefix in one matrix product. Selection works by masking: all prefix
+keys are scored anyway, in a product that the rollouts share, and nothing is gathered.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .criteria import (
+    SelectionRule,
+    choose_pages,
+    group_queries,
+    page_scores,
+    select_recency,
+    select_relevancy,
+)
+from .paged_layer import PagedLayer
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Whole pages that the rollouts of a block share.
+
+    Args:
+        keys (`torch.Tensor` of shape `(blocks, kv_heads, tokens, head_dim)`): Keys; a view.
+        values (`torch.Tensor` of shape `(blocks, kv_heads, tokens, head_dim)`): Values; a view.
+        upper (`torch.Tensor` of shape `(blocks, kv_heads, pages, head_dim)`): Channel-wise maxima of the pages.
+        lower (`torch.Tensor` of shape `(blocks, kv_heads, pages, head_dim)`): Channel-wise minima.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    upper: torch.Tensor
+    lower: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[2]
+
+
+class SharedPrefixLayer(PagedLayer):
+    """A cache layer whose rows share the prefix of their block; its own storage holds the suffixes.
+
+    Args:
+        source ([`PagedLayer`]): Layer of the blocks, without padding. It must stay as it is while this one is used.
+        length (`int`): Tokens of `source` that the rollouts start from.
+        repeats (`int`): Rollouts of every block; those of a block are adjacent rows.
+    """
+
+    def __init__(self, source: PagedLayer, length: int, repeats: int):
+        super().__init__(source.page_size)
+        shared = length // source.page_size * source.page_size
+        pages = shared // source.page_size
+        start = torch.zeros(source.keys.shape[0], dtype=torch.long, device=source.keys.device)
+        upper, lower = source.page_index(start, (0, 0))
+        self.prefix = Prefix(
+            source.keys[:, :, :shared],
+            source.values[:, :, :shared],
+            upper[:, :, :pages],
+            lower[:, :, :pages],
+        )
+        self.repeats = repeats
+        rest = (x[:, :, shared:length].repeat_interleave(repeats, dim=0) for x in (source.keys, source.values))
+        super().update(*rest)
+
+    def get_seq_length(self) -> int:
+        return self.prefix.length + self.length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` tokens of every suffix.
+
+        Raises:
+            ValueError: for a positive number, or one that reaches into the shared prefix.
+        """
+        if -tokens_to_remove > self.length:
+            raise ValueError(f"{-tokens_to_remove} tokens reach into the shared prefix: only {self.length} are own.")
+        super().crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        raise NotImplementedError("Rows over a shared prefix keep their order.")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise NotImplementedError("Rows over a shared prefix cannot be repeated.")
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        raise NotImplementedError("Rows over a shared prefix cannot be selected.")
+
+    def by_block(self, x: torch.Tensor) -> torch.Tensor:
+        """`(rows, kv_heads, group, n)` to `(blocks, kv_heads, repeats * group, n)`."""
+        rows, kv_heads, group, size = x.shape
+        folded = x.view(rows // self.repeats, self.repeats, kv_heads, group, size).transpose(1, 2)
+        return folded.reshape(rows // self.repeats, kv_heads, self.repeats * group, size)
+
+    def by_row(self, x: torch.Tensor) -> torch.Tensor:
+        """`(blocks, kv_heads, repeats * group, n)` to `(rows, kv_heads, group, n)`."""
+        blocks, kv_heads, queries, size = x.shape
+        group = queries // self.repeats
+        unfolded = x.view(blocks, kv_heads, self.repeats, group, size).transpose(1, 2)
+        return unfolded.reshape(blocks * self.repeats, kv_heads, group, size)
+
+
+def attend_shared_prefix(
+    layer: SharedPrefixLayer,
+    rule: SelectionRule,
+    token_keep: torch.Tensor | None,
+    query: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of one new token per row over shared prefix and own suffix.
+
+    Args:
+        layer ([`SharedPrefixLayer`]): With the new token's key and value already in it.
+        rule ([`SelectionRule`]): How keys are selected.
+        token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the keys to read; all by default.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, 1, heads, head_dim)`.
+    """
+    rows, heads, _, dim = query.shape
+    grouped = group_queries(query, layer.prefix.keys.shape[1])
+    folded = layer.by_block(grouped)
+    shared = layer.prefix.length
+    own = layer.by_block(grouped @ layer.keys.transpose(2, 3))
+    scores = torch.cat([folded @ layer.prefix.keys.transpose(2, 3), own], dim=-1)
+    if token_keep is not None:
+        keep = _keep_mask(layer, rule, token_keep.to(query.device), grouped, folded, scores)
+        scores = scores.masked_fill_(~layer.by_block(keep), float("-inf"))
+    scale = scaling if scaling is not None else dim**-0.5
+    weights = (scores * scale).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    output = layer.by_row(weights[..., :shared] @ layer.prefix.values)
+    output = output + layer.by_row(weights[..., shared:]) @ layer.values
+    return output.reshape(rows, 1, heads, output.shape[-1])
+
+
+def _keep_mask(
+    layer: SharedPrefixLayer,
+    rule: SelectionRule,
+    token_keep: torch.Tensor,
+    grouped: torch.Tensor,
+    folded: torch.Tensor,
+    scores: torch.Tensor,
+) -> torch.Tensor:
+    """Which keys every query head reads, `(rows, kv_heads, group, slots)`, or broadcast over the group."""
+    rows, kv_heads, group, _ = grouped.shape
+    slots = scores.shape[-1]
+    zero = torch.zeros(rows, dtype=torch.long, device=grouped.device)
+    if rule.criterion == "quest":
+        upper, lower = layer.page_index(zero, (0, 0))
+        of_prefix = layer.by_row(page_scores(folded, layer.prefix.upper, layer.prefix.lower))
+        of_pages = torch.cat([of_prefix, page_scores(grouped, upper, lower)], dim=-1)
+        chosen, in_use = choose_pages(of_pages, token_keep, zero, zero, slots, rule)
+        size, width = rule.page_size, of_pages.shape[-1]
+    else:
+        if rule.criterion == "relevancy":
+            selection = select_relevancy(layer.by_row(scores), token_keep, zero, zero, rule)
+        else:
+            selection = select_recency(token_keep, zero, zero, slots, rule)
+        chosen, in_use, size, width = selection.ranks, selection.in_use, 1, slots
+    # Places that are not in use may repeat an index that is: they go to one column more, which is cut off.
+    index = torch.where(in_use, chosen, width)
+    mask = torch.zeros(*index.shape[:2], width + 1, dtype=torch.bool, device=grouped.device)
+    mask = mask.scatter_(2, index, True)[..., :width]
+    if size > 1:
+        mask = mask.repeat_interleave(size, dim=-1)[..., :slots]
+    if mask.shape[1] == kv_heads * group:
+        return mask.view(rows, kv_heads, group, slots)
+    return mask[:, :, None].expand(rows, kv_heads, group, slots)

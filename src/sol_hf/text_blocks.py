@@ -1,0 +1,258 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Text to token blocks of one length, for training and evaluation.
+
+documents   "a b c"    "d e"        ""           "f g h i"
+tokens      a b c eos  d e eos      (nothing)    f g h i eos
+blocks of 5 a b c eos d | e eos f g h | (i eos: remainder, dropped)
+
+Documents are tokenized in parallel; then `PACKED_DOCUMENTS` at a time are joined and cut by a single process. The
+blocks therefore do not depend on the number of processes, and a stream gives the same blocks as a dataset in memory.
+What is left over of every `PACKED_DOCUMENTS` documents, less than a block, is dropped.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
+
+
+TOKENS = "input_ids"
+TOKEN_FEATURES = Features({TOKENS: List(Value("int32"))})
+TOKENIZED_DOCUMENTS, PACKED_DOCUMENTS = 100, 1000
+LOADERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".parquet": "parquet"}
+COMPRESSIBLE = tuple(suffix for suffix in LOADERS if suffix != ".parquet")
+
+TextSource: TypeAlias = Dataset | IterableDataset | str | os.PathLike | Sequence[str | os.PathLike]
+
+
+def load_text(
+    source: TextSource, split: str = "train", streaming: bool = False, text_column: str = "text"
+) -> Dataset | IterableDataset:
+    """Load text from files or from the Hub.
+
+    Args:
+        source (`Dataset`, `IterableDataset`, `str`, `os.PathLike` or a list of paths): A dataset is returned as it is.
+            Files end in `.jsonl`, `.json`, `.txt`, `.csv` (each also with `.gz`) or `.parquet`; a `.txt` file is one
+            document. A string that is not a path is the id of a dataset on the Hub.
+        split (`str`, *optional*, defaults to `"train"`): Split to load, also as `"train[:1%]"`. Files belong to
+            whichever split is asked for.
+        streaming (`bool`, *optional*, defaults to `False`): Read while iterating, without a cache on disk.
+        text_column (`str`, *optional*, defaults to `"text"`): Name given to the column of `.txt` files.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if files are empty, of different kinds, or of a kind that is not supported.
+    """
+    if isinstance(source, Dataset | IterableDataset):
+        return source
+    if isinstance(source, dict):
+        names = ", ".join(map(str, source))
+        raise ValueError(f"This is a dictionary of the splits {names}: pass one of them, e.g. `dataset[{split!r}]`.")
+    if isinstance(source, str) and not _is_local(source):
+        return datasets.load_dataset(source, split=split, streaming=streaming)
+    paths = [source] if isinstance(source, str | os.PathLike) else source
+    if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise ValueError(
+            f"Text comes from a dataset, a path, a list of paths or a Hub id, got {type(source).__name__}."
+        )
+    files = [Path(path).expanduser() for path in paths]
+    if len(files) == 1 and files[0].is_dir():
+        return datasets.load_dataset(str(files[0]), split=split, streaming=streaming)
+    return _load_files(files, split, streaming, text_column)
+
+
+def _is_local(source: str) -> bool:
+    """Whether a string means a path rather than a dataset on the Hub."""
+    named_like_a_path = source.startswith(("./", "../", "/", "~")) or _suffix(Path(source)) in LOADERS
+    return named_like_a_path or Path(source).exists()
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that tells the kind of a file, that of its content if it is compressed and may be."""
+    name = path.name.lower()
+    content = Path(name.removesuffix(".gz")).suffix
+    return content if content in COMPRESSIBLE else Path(name).suffix
+
+
+def _load_files(files: list[Path], split: str, streaming: bool, text_column: str) -> Dataset | IterableDataset:
+    if not files:
+        raise ValueError("The list of files is empty: give at least one path.")
+    for path in files:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no file {path}: check the path (a Hub id looks like `user/dataset`).")
+        if _suffix(path) not in LOADERS or path.is_dir():
+            what = "is a folder: list its files" if path.is_dir() else f"has the unknown suffix {path.suffix!r}"
+            endings = ", ".join(LOADERS)
+            raise ValueError(f"{path} {what}; supported are {endings}, and .gz of all but .parquet.")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty: leave it out.")
+    kinds = sorted({LOADERS[_suffix(path)] for path in files})
+    if len(kinds) > 1:
+        raise ValueError(f"The files are of different kinds ({', '.join(kinds)}): load them one kind at a time.")
+    arguments: dict[str, Any] = {}
+    if kinds == ["text"]:
+        arguments = {"sample_by": "document", "features": Features({text_column: Value("string")})}
+    name = re.split(r"[\[+]", split)[0]
+    try:
+        return datasets.load_dataset(
+            kinds[0], data_files={name: [str(path) for path in files]}, split=split, streaming=streaming, **arguments
+        )
+    except StopIteration as error:  # what the JSON loader gives for no row at all
+        raise ValueError(f"{', '.join(map(str, files))} has no rows: nothing to read.") from error
+
+
+class TokenizeDocuments:
+    """Batched map function: text to tokens, the end-of-sequence token after every document that has any.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base.
+        text_column (`str`): Column to read.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_column: str):
+        self.tokenizer = tokenizer
+        self.text_column = text_column
+
+    def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        texts = batch[self.text_column]
+        for index, text in zip(indices, texts, strict=True):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"Row {index} of column `{self.text_column}` is not text but {type(text).__name__} ({text!r:.60}):"
+                    " drop such rows with `dataset.filter`, or convert them."
+                )
+        ids = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            verbose=False,
+        )[TOKENS]
+        eos = self.tokenizer.eos_token_id
+        return {TOKENS: [document + [eos] if document and eos is not None else document for document in ids]}
+
+
+class CutBlocks:
+    """Batched map function: joins the documents of a batch and cuts them into blocks, dropping the remainder.
+
+    Args:
+        block_length (`int`): Tokens in a block.
+    """
+
+    def __init__(self, block_length: int):
+        self.block_length = block_length
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        tokens = list(chain.from_iterable(batch[TOKENS]))
+        starts = range(0, len(tokens) - self.block_length + 1, self.block_length)
+        return {TOKENS: [tokens[start : start + self.block_length] for start in starts]}
+
+
+def pack_blocks(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    block_length: int,
+    text_column: str = "text",
+    num_proc: int | None = None,
+    max_positions: int | None = None,
+) -> Dataset | IterableDataset:
+    """Turn a dataset of documents into one of token blocks.
+
+    A dataset that has a column `input_ids` and no text column is taken as blocks already.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): Documents, as [`load_text`] gives them.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base. Nothing is added but its end-of-sequence token,
+            if it has one, after every document.
+        block_length (`int`): Tokens in a block.
+        text_column (`str`, *optional*, defaults to `"text"`): Column that holds the text.
+        num_proc (`int`, *optional*): Processes that tokenize; not for streams. The blocks are the same for any number.
+        max_positions (`int`, *optional*): Positions of the base, which a block may not exceed.
+
+    Returns:
+        `Dataset` or `IterableDataset`, as given: One column, `input_ids`, lists of `block_length` tokens.
+
+    Raises:
+        ValueError: if the dataset has no rows, no such column, other things than text in it or not enough text for a
+            block, or blocks do not fit the base.
+    """
+    if block_length < 1:
+        raise ValueError(f"`block_length` must be at least 1, got {block_length}.")
+    if max_positions is not None and block_length > max_positions:
+        raise ValueError(
+            f"Blocks of {block_length} tokens are longer than the base's {max_positions} positions: lower "
+            "`context_length` or `episode_length`."
+        )
+    streamed = isinstance(dataset, IterableDataset)
+    dataset = dataset.with_format(None)
+    columns = _column_names(dataset)
+    if TOKENS in columns and text_column not in columns:
+        return _ready_blocks(dataset, block_length)
+    if text_column not in columns:
+        close = get_close_matches(text_column, columns, n=1)
+        hint = f"set `text_column` to {close[0]!r}?" if close else "set `text_column` to the one that holds the text."
+        raise ValueError(f"There is no column {text_column!r}; the columns are {', '.join(columns)}: {hint}")
+    common = {"batched": True, "features": TOKEN_FEATURES}
+    tokenizing = common | {"batch_size": TOKENIZED_DOCUMENTS, "with_indices": True, "remove_columns": columns}
+    packing = common | {"batch_size": PACKED_DOCUMENTS}
+    if not streamed:
+        tokenizing |= {"num_proc": num_proc, "desc": "Tokenizing"}
+        packing |= {"desc": f"Packing blocks of {block_length} tokens"}
+    tokens = dataset.map(TokenizeDocuments(tokenizer, text_column), **tokenizing)
+    blocks = tokens.map(CutBlocks(block_length), **packing)
+    if _first_row(blocks) is None:
+        raise ValueError(_too_short(tokens, block_length))
+    return blocks
+
+
+def _first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
+    return next(iter(dataset), None)
+
+
+def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Names of the columns, from the first row where a stream does not know them."""
+    first = _first_row(dataset)
+    if first is None:
+        split = f" (split {str(dataset.split)!r})" if dataset.split is not None else ""
+        raise ValueError(f"The dataset{split} has no rows: choose another split or file.")
+    return list(dataset.column_names or first)
+
+
+def _ready_blocks(dataset: Dataset | IterableDataset, block_length: int) -> Dataset | IterableDataset:
+    """Check that rows are blocks: all of a dataset, the first of a stream."""
+    blocks = dataset.select_columns(TOKENS)
+    if isinstance(blocks, IterableDataset):
+        lengths = {len(next(iter(blocks))[TOKENS])}
+    else:
+        batches = blocks.with_format("arrow").iter(batch_size=10 * PACKED_DOCUMENTS)
+        lengths = set().union(*(pc.unique(pc.list_value_length(batch[TOKENS])).to_pylist() for batch in batches))
+    wrong = sorted(length or 0 for length in lengths - {block_length})
+    if wrong:
+        raise ValueError(
+            f"`{TOKENS}` has a row of {wrong[0]} tokens, but blocks have {block_length}: cut the rows to that length, "
+            "or give a text column."
+        )
+    return blocks
+
+
+def _too_short(tokens: Dataset | IterableDataset, block_length: int) -> str:
+    number = sum(len(row[TOKENS]) for row in tokens)
+    if number < block_length:
+        return (
+            f"The text has {number} tokens, too few for a block of {block_length}: give more text or shorter blocks."
+        )
+    return (
+        f"The text has {number} tokens, but no {PACKED_DOCUMENTS} documents together have the {block_length} of a "
+        "block: join the documents, or make blocks shorter."
+    )
