@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
-from sol_hf.paged_layer import GROWTH_SLOTS, PagedLayer
+from sol_hf.paged_layer import PagedLayer
 
 
 HEADS, DIM, VALUE_DIM = 2, 3, 5
@@ -158,22 +158,22 @@ def test_storage_grows_ahead_and_keeps_its_place():
     layer = PagedLayer(8)
     layer.update(torch.randn(1, HEADS, 10, DIM), torch.randn(1, HEADS, 10, VALUE_DIM))
     places = [layer.keys.data_ptr()]
-    for _ in range(GROWTH_SLOTS):
+    for _ in range(PagedLayer.growth_slots):
         layer.update(torch.randn(1, HEADS, 1, DIM), torch.randn(1, HEADS, 1, VALUE_DIM))
         places.append(layer.keys.data_ptr())
     assert len(set(places)) == 1
-    assert layer.get_seq_length() == 10 + GROWTH_SLOTS
+    assert layer.get_seq_length() == 10 + PagedLayer.growth_slots
 
 
 def test_storage_grows_by_a_quarter_once_it_is_large():
-    layer, length = PagedLayer(8), 4 * GROWTH_SLOTS * 2
+    layer, length = PagedLayer(8), 4 * PagedLayer.growth_slots * 2
     layer.update(torch.randn(1, 1, length, 1), torch.randn(1, 1, length, 1))
     assert layer.flat_store()[2] == length + length // 4
 
 
 def test_growing_copies_what_is_there():
     layer, plain = PagedLayer(8), DynamicLayer()
-    for tokens in (1, GROWTH_SLOTS + 5, 1, GROWTH_SLOTS, 700):
+    for tokens in (1, PagedLayer.growth_slots + 5, 1, PagedLayer.growth_slots, 700):
         key, value = torch.randn(2, HEADS, tokens, DIM), torch.randn(2, HEADS, tokens, VALUE_DIM)
         layer.update(key, value)
         plain.update(key, value)

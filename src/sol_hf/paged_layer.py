@@ -16,9 +16,6 @@ from transformers.cache_utils import DynamicLayer
 from .criteria import page_bounds
 
 
-GROWTH_SLOTS = 256
-
-
 class PagedLayer(DynamicLayer):
     """A full-attention cache layer with preallocated storage and a lazily maintained page index.
 
@@ -27,6 +24,8 @@ class PagedLayer(DynamicLayer):
     Args:
         page_size (`int`): Keys in a page.
     """
+
+    growth_slots = 256
 
     def __init__(self, page_size: int):
         super().__init__()
@@ -121,7 +120,7 @@ class PagedLayer(DynamicLayer):
         self.keys, self.values = self._key_store[:, :, :length], self._value_store[:, :, :length]
 
     def _grow(self, needed: int) -> None:
-        spare = max(GROWTH_SLOTS, needed // 4)
+        spare = max(self.growth_slots, needed // 4)
         for name in ("_key_store", "_value_store"):
             old = getattr(self, name)
             new = old.new_empty(*old.shape[:2], needed + spare, old.shape[-1])

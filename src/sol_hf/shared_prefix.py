@@ -58,6 +58,8 @@ class SharedPrefixLayer(PagedLayer):
         repeats (`int`): Rollouts of every block; those of a block are adjacent rows.
     """
 
+    growth_slots = 16
+
     def __init__(self, source: PagedLayer, length: int, repeats: int):
         super().__init__(source.page_size)
         shared = length // source.page_size * source.page_size

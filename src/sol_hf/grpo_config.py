@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Arguments of [`SOLGRPOTrainer`]: TRL's, plus what concerns episodes, rewards and budgets."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from .rewards import ADVANTAGE_SCALES, RETURN_KINDS
+
+
+ADVANTAGE_LEVELS = ("process", "outcome")
+WITHOUT_MEANING = """
+    model_init_kwargs chat_template_kwargs generation_kwargs cache_implementation use_vllm use_transformers_paged
+    use_transformers_continuous_batching transformers_continuous_batching_config use_liger_kernel reward_weights
+    mask_truncated_completions max_tool_calling_iterations top_k min_p cast_lm_head_to_fp32 router_aux_loss_coef
+    log_multimodal pad_to_multiple_of max_completion_length off_policy_mask_threshold
+""".split()
+AxisBudgets = list[float] | None
+
+
+@dataclass
+class SOLGRPOConfig(GRPOConfig):
+    r"""
+    Configuration of [`SOLGRPOTrainer`]. The defaults are the published recipe.
+
+    The parameters of [`~trl.GRPOConfig`] keep their meaning, with rollouts of actions in the place of completions:
+    `num_generations` are the rollouts of a block, `temperature` is that of the policy, `beta` weighs the KL divergence
+    to the initial policy. Those that concern text generation are refused.
+
+    Args:
+        context_length (`int`, *optional*, defaults to 512): Tokens of a block that are processed densely.
+        rollout_batch_size (`int`, *optional*, defaults to 32): Rollouts that run at the same time; a multiple of
+            `num_generations`.
+        return_kind (`str`, *optional*, defaults to `"sum"`): `"sum"` or `"max"`, see [`discounted_returns`].
+        gamma (`float`, *optional*, defaults to 0.85): Discount of later rewards.
+        advantage_level (`str`, *optional*, defaults to `"process"`): `"process"` for an advantage per step,
+            `"outcome"` for one per rollout.
+        advantage_scale (`str`, *optional*, defaults to `"center"`): `"center"` or `"zscore"` within a group.
+        whiten_advantages (`bool`, *optional*, defaults to `True`): Normalize advantages over the whole batch.
+        penalty_weights (`list[float]`, *optional*, defaults to 100, 100, 200): Weight of the squared budget error of
+            `token_keep`, `mlp_keep` and `bits` (in ratio units).
+        penalty_tolerance (`float`, *optional*, defaults to 0.02): Budget error that is free.
+        kl_reward_weight (`float`, *optional*, defaults to 0.0): Share of -KL(dense ‖ sparse) in the reward; above 0,
+            every block also runs densely.
+        token_keep_budgets (`list[float]`, *optional*, defaults to 0.1, 1.0): Range from which budgets are drawn; a
+            list of more or fewer than two values is a choice among them.
+        mlp_keep_budgets (`list[float]`, *optional*, defaults to 0.4, 1.0): As above.
+        bits_budgets (`list[float]`, *optional*, defaults to 5, 16): As above, in bits.
+        draw_from_list (`bool`, *optional*, defaults to `False`): Take the three lists as choices, whatever their
+            length.
+        eval_budgets (`list[list[float]]`, *optional*): Triples (token_keep, mlp_keep, bits) to evaluate at.
+        shard_base (`bool`, *optional*, defaults to `False`): Shard the base over the processes (FSDP2).
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate."})
+    max_grad_norm: float = field(default=2.0, metadata={"help": "Largest gradient norm."})
+    temperature: float = field(default=1.3, metadata={"help": "Temperature at which actions are drawn."})
+    num_generations: int | None = field(default=16, metadata={"help": "Rollouts of every block."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rollouts per device and minibatch."})
+    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Minibatches of an update."})
+    entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the entropy bonus."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "The policy is too small for it."})
+    bf16: bool | None = field(default=False, metadata={"help": "Autocast the policy to bfloat16."})
+    context_length: int = field(default=512, metadata={"help": "Tokens of a block that are processed densely."})
+    rollout_batch_size: int = field(default=32, metadata={"help": "Rollouts that run at the same time."})
+    return_kind: str = field(default="sum", metadata={"help": "How rewards become returns: sum or max."})
+    gamma: float = field(default=0.85, metadata={"help": "Discount of later rewards."})
+    advantage_level: str = field(default="process", metadata={"help": "process: per step; outcome: per rollout."})
+    advantage_scale: str = field(default="center", metadata={"help": "Within a group: center or zscore."})
+    whiten_advantages: bool = field(default=True, metadata={"help": "Normalize advantages over the batch."})
+    penalty_weights: list[float] = field(
+        default_factory=lambda: [100.0, 100.0, 200.0], metadata={"help": "Weights of the squared budget errors."}
+    )
+    penalty_tolerance: float = field(default=0.02, metadata={"help": "Budget error that is free."})
+    kl_reward_weight: float = field(default=0.0, metadata={"help": "Share of -KL(dense, sparse) in the reward."})
+    token_keep_budgets: list[float] = field(
+        default_factory=lambda: [0.1, 1.0], metadata={"help": "Range of the budgets of token_keep."}
+    )
+    mlp_keep_budgets: list[float] = field(
+        default_factory=lambda: [0.4, 1.0], metadata={"help": "Range of the budgets of mlp_keep."}
+    )
+    bits_budgets: list[float] = field(
+        default_factory=lambda: [5.0, 16.0], metadata={"help": "Range of the budgets of bits."}
+    )
+    draw_from_list: bool = field(default=False, metadata={"help": "Draw budgets from the lists, not their range."})
+    eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Triples to evaluate at."})
+    shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
+
+    def __post_init__(self):
+        self._refuse_what_has_no_meaning()
+        super().__post_init__()
+        choices = {
+            "return_kind": RETURN_KINDS,
+            "advantage_level": ADVANTAGE_LEVELS,
+            "advantage_scale": ADVANTAGE_SCALES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        for name in ("gamma", "kl_reward_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in 0..1, got {getattr(self, name)}.")
+        if self.penalty_tolerance < 0 or len(self.penalty_weights) != 3 or min(self.penalty_weights) < 0:
+            raise ValueError("`penalty_weights` are three numbers of at least 0, `penalty_tolerance` at least 0.")
+        if self.context_length < 1:
+            raise ValueError(f"`context_length` must be at least 1, got {self.context_length}.")
+        if self.num_generations is None or self.rollout_batch_size % self.num_generations:
+            raise ValueError(
+                f"`rollout_batch_size` ({self.rollout_batch_size}) must be a multiple of `num_generations` "
+                f"({self.num_generations}): the rollouts of a block share its prefix."
+            )
+        for name in ("token_keep_budgets", "mlp_keep_budgets", "bits_budgets"):
+            values = getattr(self, name)
+            if not values or (not self.draw_from_list and (len(values) != 2 or values[0] > values[1])):
+                raise ValueError(
+                    f"`{name}` must be a range [low, high], or any list with `draw_from_list=True`, got {values}."
+                )
+
+    def _refuse_what_has_no_meaning(self) -> None:
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(GRPOConfig)}
+        changed = [name for name in WITHOUT_MEANING if getattr(self, name) != defaults[name]]
+        if changed:
+            raise ValueError(
+                f"{', '.join(f'`{name}`' for name in changed)}: no text is generated when a policy is trained, the "
+                "tokens are given and the actions are the completion. Leave these options at their defaults."
+            )
