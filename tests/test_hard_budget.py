@@ -54,7 +54,7 @@ class EmptyBase(nn.Module):
     def forward(self, input_ids, past_key_values, attention_mask=None, use_cache=True, return_dict=True):
         nothing = torch.zeros(*input_ids.shape, 1)[:, None]
         past_key_values.update(nothing, nothing, 0)
-        ACTIVE.get().hidden_state = torch.randn(len(input_ids), HIDDEN)
+        ACTIVE.get().hidden_states = torch.randn(len(input_ids), 1, HIDDEN)
         return CausalLMOutputWithPast(logits=torch.zeros(len(input_ids), 1, 8), past_key_values=past_key_values)
 
 
