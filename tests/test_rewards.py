@@ -25,7 +25,7 @@ ALPHAS = (100.0, 100.0, 200.0)
 SHAPES = dict(seed=st.integers(0, 10**6), groups=st.integers(1, 3), size=st.integers(1, 5), steps=st.integers(1, 7))
 
 
-def close(actual: torch.Tensor, expected, tolerance: float = 1e-5) -> None:
+def check_close(actual: torch.Tensor, expected, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=0)
 
 
@@ -56,11 +56,11 @@ def golden_penalty(golden, settings) -> torch.Tensor:
 
 def test_golden_penalty(golden, golden_meta):
     assert not golden["controllable"].bool().all()
-    close(golden_penalty(golden, golden_meta["grpo"]), golden["penalty"])
+    check_close(golden_penalty(golden, golden_meta["grpo"]), golden["penalty"])
 
 
 def test_golden_returns(golden, golden_meta):
-    close(discounted_returns(golden["task_reward"], golden_meta["grpo"]["gamma"]), golden["returns"])
+    check_close(discounted_returns(golden["task_reward"], golden_meta["grpo"]["gamma"]), golden["returns"])
 
 
 def test_golden_advantages(golden, golden_meta):
@@ -68,14 +68,14 @@ def test_golden_advantages(golden, golden_meta):
     options = golden_meta["grpo"]
     returns = discounted_returns(golden["task_reward"], options["gamma"])
     advantages = group_advantages(returns - golden_penalty(golden, options)[:, None], options["group_size"])
-    close(advantages, golden["advantages_center"])
-    close(whiten(advantages), golden["advantages_whitened"])
+    check_close(advantages, golden["advantages_center"])
+    check_close(whiten(advantages), golden["advantages_whitened"])
 
 
 def test_task_reward():
     logprobs, divergence = torch.tensor([[-1.0, -2.0]]), torch.tensor([[0.5, 1.0]])
-    close(task_reward(logprobs, divergence, 0.25), [[-0.875, -1.75]])
-    close(task_reward(logprobs, divergence, 1.0), [[-0.5, -1.0]])
+    check_close(task_reward(logprobs, divergence, 0.25), [[-0.875, -1.75]])
+    check_close(task_reward(logprobs, divergence, 1.0), [[-0.5, -1.0]])
     assert task_reward(logprobs, None, 0).equal(logprobs)
 
 
@@ -85,11 +85,11 @@ def test_an_infinite_divergence_without_weight_does_no_harm():
 
 def test_returns_by_hand():
     rewards = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, -8.0]])
-    close(discounted_returns(rewards, 0.5), [[3.0, 4.0, 4.0], [-2.0, -4.0, -8.0]])
-    close(discounted_returns(rewards, 0.5, "max"), [[1.0, 2.0, 4.0], [0.0, 0.0, -8.0]])
-    close(discounted_returns(rewards, 1.0, "max"), [[4.0, 4.0, 4.0], [0.0, 0.0, -8.0]])
-    close(discounted_returns(rewards, 0.0), rewards)
-    close(discounted_returns(rewards[:, :1], 0.85), rewards[:, :1])
+    check_close(discounted_returns(rewards, 0.5), [[3.0, 4.0, 4.0], [-2.0, -4.0, -8.0]])
+    check_close(discounted_returns(rewards, 0.5, "max"), [[1.0, 2.0, 4.0], [0.0, 0.0, -8.0]])
+    check_close(discounted_returns(rewards, 1.0, "max"), [[4.0, 4.0, 4.0], [0.0, 0.0, -8.0]])
+    check_close(discounted_returns(rewards, 0.0), rewards)
+    check_close(discounted_returns(rewards[:, :1], 0.85), rewards[:, :1])
 
 
 def test_returns_leave_the_rewards_alone():
@@ -103,13 +103,13 @@ def test_penalty_by_hand():
     counted = torch.tensor([[True, True, False]])
     targets = torch.tensor([[0.3, 0.99, 1.0]])
     expected = 100 * (0.4 - 0.3 - 0.02) ** 2 + 0 + 200 * (1.0 - 0.75 - 0.02) ** 2
-    close(budget_penalty(ratios, counted, targets, ALPHAS, 0.02), [expected])
+    check_close(budget_penalty(ratios, counted, targets, ALPHAS, 0.02), [expected])
 
 
 def test_an_axis_without_a_choice_costs_nothing():
     ratios, counted, targets = torch.ones(1, 2, 3), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 3)
-    close(budget_penalty(ratios, counted, targets, ALPHAS, 0.0, (True, False, False)), [100.0])
-    close(budget_penalty(ratios, counted, targets, ALPHAS, 0.0, (False, False, False)), [0.0])
+    check_close(budget_penalty(ratios, counted, targets, ALPHAS, 0.0, (True, False, False)), [100.0])
+    check_close(budget_penalty(ratios, counted, targets, ALPHAS, 0.0, (False, False, False)), [0.0])
 
 
 def test_uncontrollable_steps_do_not_count():
@@ -122,14 +122,14 @@ def test_uncontrollable_steps_do_not_count():
 
 def test_outcome():
     returns = outcome_returns(torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.0]]), torch.tensor([0.5, 2.0]))
-    close(returns, [[5.5] * 3, [-3.0] * 3])
-    close(group_advantages(returns, 2), [[4.25] * 3, [-4.25] * 3])
+    check_close(returns, [[5.5] * 3, [-3.0] * 3])
+    check_close(group_advantages(returns, 2), [[4.25] * 3, [-4.25] * 3])
 
 
 def test_advantages_by_hand():
     returns = torch.tensor([[1.0, 0.0], [3.0, 0.0], [10.0, 5.0], [10.0, 7.0]])
-    close(group_advantages(returns, 2), [[-1, 0], [1, 0], [0, -1], [0, 1]])
-    close(group_advantages(3 * returns, 2, "zscore"), [[-1, 0], [1, 0], [0, -1], [0, 1]])
+    check_close(group_advantages(returns, 2), [[-1, 0], [1, 0], [0, -1], [0, 1]])
+    check_close(group_advantages(3 * returns, 2, "zscore"), [[-1, 0], [1, 0], [0, -1], [0, 1]])
 
 
 @pytest.mark.parametrize("value", [0.1, -1.7, 1e4 + 0.1])
@@ -144,13 +144,14 @@ def test_equal_rewards_give_exactly_no_advantage(value, size, scale):
 
 
 def test_whitening_by_hand():
-    close(whiten(torch.tensor([[1.0, 3.0], [5.0, 7.0]])), torch.tensor([[-3.0, -1.0], [1.0, 3.0]]) / math.sqrt(5))
+    by_hand = torch.tensor([[-3.0, -1.0], [1.0, 3.0]]) / math.sqrt(5)
+    check_close(whiten(torch.tensor([[1.0, 3.0], [5.0, 7.0]])), by_hand)
 
 
 def test_whitening_under_a_mask():
     advantages = torch.tensor([[1.0, 3.0, torch.nan], [math.inf, 5.0, 7.0]])
     mask = torch.tensor([[True, True, False], [False, True, True]])
-    close(whiten(advantages, mask), torch.tensor([[-3.0, -1.0, 0.0], [0.0, 1.0, 3.0]]) / math.sqrt(5))
+    check_close(whiten(advantages, mask), torch.tensor([[-3.0, -1.0, 0.0], [0.0, 1.0, 3.0]]) / math.sqrt(5))
     assert whiten(advantages, torch.zeros_like(mask)).tolist() == [[0.0] * 3] * 2
 
 
@@ -164,7 +165,7 @@ def test_returns_equal_the_recursion(seed, groups, size, steps, gamma, kind):
         for reward in row[-2::-1]:
             back.append(reward + gamma * back[-1] if kind == "sum" else max(reward, gamma * back[-1]))
         expected.append(back[::-1])
-    close(discounted_returns(rewards, gamma, kind), expected, 1e-9)
+    check_close(discounted_returns(rewards, gamma, kind), expected, 1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -182,7 +183,7 @@ def test_penalty_equals_the_loops(seed, groups, size, steps, tolerance, free):
                 mean = fmean(float(ratios[row, step, axis]) for step in kept)
                 total += ALPHAS[axis] * max(abs(mean - float(targets[row, axis])) - tolerance, 0) ** 2
         expected.append(total)
-    close(budget_penalty(ratios, counted, targets, ALPHAS, tolerance, free), expected, 1e-9)
+    check_close(budget_penalty(ratios, counted, targets, ALPHAS, tolerance, free), expected, 1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -197,7 +198,7 @@ def test_advantages_equal_the_loops(seed, groups, size, steps, scale):
             divisor = pstdev(values) + 1e-8 if scale == "zscore" else 1.0
             for row, value in zip(rows, values, strict=True):
                 expected[row, step] = (value - fmean(values)) / divisor
-    close(group_advantages(returns, size, scale), expected, 1e-6)
+    check_close(group_advantages(returns, size, scale), expected, 1e-6)
 
 
 @settings(max_examples=50, deadline=None)

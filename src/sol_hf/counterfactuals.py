@@ -17,11 +17,10 @@ from torch.nn.functional import kl_div
 from .actions import AXES, ActionSpace
 from .cache import SOLCache
 from .controllers import FixedController, ScheduleController
-from .decoding import DecodeControls, ForwardInputs, decode_step
+from .decoding import ForwardInputs, decode_step
 from .instrumentation import Instrumentation
 from .modeling_sol import SOLForCausalLM
-from .processors import ActionProcessorList
-from .rollouts import Recorder, prefill
+from .rollouts import Recorder, one_episode, prefill
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def measure(
     with Instrumentation.of(model.base), torch.inference_mode():
         cache.drop_tokens(steps)
         cache.end_episode(prefix.hidden_states[:, 0])
-        cache.start(_controls(model, recorder, steps), context_length)
+        cache.start(one_episode(model, recorder, steps), context_length)
         cache.targets = targets
         for step in range(steps):
             token = blocks[:, context_length + step, None]
@@ -129,24 +128,13 @@ def measure(
     return Counterfactuals.concatenate([measured])
 
 
-def _controls(model: SOLForCausalLM, controller, steps: int) -> DecodeControls:
-    return DecodeControls(
-        controller=controller,
-        budget=None,
-        processors=ActionProcessorList(),
-        rule=model.config.selection_rule,
-        episode_length=steps,
-        kv_refresh=False,
-    )
-
-
 def _try(model: SOLForCausalLM, cache: SOLCache, token: torch.Tensor, probes: Probes) -> torch.Tensor:
     """Logits of `token` `(rows, 1)` under every probe, `(rows, probes, vocab)`, in float32."""
     rows, count = len(token), len(probes.actions)
     hidden = cache.episode.hidden_state
     assert hidden is not None, "set by the prefill"
     fanned = cache.fan_out(count, hidden)
-    fanned.start(_controls(model, ScheduleController(probes.actions.repeat(rows)[None]), 1), None)
+    fanned.start(one_episode(model, ScheduleController(probes.actions.repeat(rows)[None]), 1), None)
     repeated = token.repeat_interleave(count, dim=0)
     logits = decode_step(model.base, repeated, fanned, ForwardInputs(repeated), None).logits[:, -1]
     return logits.float().view(rows, count, -1)

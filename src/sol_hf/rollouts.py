@@ -146,6 +146,20 @@ class Recorder(Controller):
         return self.controller(observation)
 
 
+def one_episode(
+    model: SOLForCausalLM, controller: Controller, steps: int, processors: ActionProcessorList | None = None
+) -> DecodeControls:
+    """Controls of a single episode of `steps` steps, for rows that bring their own targets."""
+    return DecodeControls(
+        controller=controller,
+        budget=None,
+        processors=processors if processors is not None else ActionProcessorList(),
+        rule=model.config.selection_rule,
+        episode_length=steps,
+        kv_refresh=False,
+    )
+
+
 def roll_out(
     model: SOLForCausalLM,
     prefix: DensePrefix,
@@ -169,14 +183,7 @@ def roll_out(
     repeats, context_length = len(targets) // len(blocks), prefix.context_length
     steps = blocks.shape[1] - context_length - 1
     recorder = Recorder(controller)
-    controls = DecodeControls(
-        controller=recorder,
-        budget=None,
-        processors=processors if processors is not None else ActionProcessorList(),
-        rule=model.config.selection_rule,
-        episode_length=steps,
-        kv_refresh=False,
-    )
+    controls = one_episode(model, recorder, steps, processors)
     rows = blocks.repeat_interleave(repeats, dim=0)
     logprobs, divergence = [], []
     with Instrumentation.of(model.base), torch.inference_mode():
