@@ -6,6 +6,7 @@
 Both accept any number of leading dimensions after the rows, and per-row settings that live on the device.
 """
 
+import numpy as np
 import torch
 
 
@@ -32,12 +33,23 @@ def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor`: `x` with the other channels set to zero.
     """
-    order = x.abs().argsort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(x.shape[-1], device=x.device).expand_as(order)
-    keep = torch.zeros_like(x, dtype=torch.bool).scatter_(
-        -1, order, rank < _per_row(kept_count(fraction, x.shape[-1]), x)
-    )
+    magnitude = x.detach().abs()
+    count = _per_row(kept_count(fraction, x.shape[-1]), x)
+    place = (x.shape[-1] - count).expand(*x.shape[:-1], 1)
+    least = _sort(magnitude).gather(-1, place)
+    larger = ~(magnitude <= least)  # NaN counts as large, so that it stays visible
+    equal = magnitude == least
+    # Of channels as large as the least one that is kept, the first ones are.
+    keep = larger | (equal & (equal.cumsum(dim=-1) <= count - larger.sum(dim=-1, keepdim=True)))
     return torch.where(keep, x, 0)
+
+
+def _sort(x: torch.Tensor) -> torch.Tensor:
+    """Ascending along the last dimension. On the CPU numpy sorts short rows several times faster than torch."""
+    if x.device.type != "cpu":
+        return x.sort(dim=-1).values
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return torch.from_numpy(np.sort(wide.numpy(), axis=-1)).to(x.dtype)
 
 
 def fake_quantize(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
