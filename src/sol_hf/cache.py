@@ -9,7 +9,7 @@ Whatever the loop does to the cache (reorder beams, repeat rows, crop) happens t
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,37 +172,52 @@ class SOLCache(DynamicCache):
         self.trace.append((action, counted))
         self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
 
-    def fan_out(self, repeats: int, hidden_state: torch.Tensor, length: int | None = None) -> "SOLCache":
+    def fan_out(
+        self, repeats: int, hidden_state: torch.Tensor, length: int | Sequence[int] | None = None
+    ) -> "SOLCache":
         """A cache in which every row stands `repeats` times, adjacent, over this one's keys and values.
 
         Full-attention layers share them ([`SharedPrefixLayer`]): nothing is copied but what follows the last whole
         page. Layers of any other kind, which are bounded in size, are copied. This cache must stay as it is.
 
         Args:
-            repeats (`int`): Rows made of each row.
+            repeats (`int`): Rows made of each row, from each length.
             hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`): State before the next token.
-            length (`int`, *optional*): Tokens to start from; all by default.
+            length (`int` or `Sequence[int]`, *optional*): Tokens to start from; all by default. Several lengths, whole
+                pages apart, make `repeats` rows each; see [`SOLCache.can_stagger`].
 
         Raises:
-            ValueError: if the rows are left-padded.
+            ValueError: if the rows are left-padded, or lengths are not whole pages apart.
         """
         if self.padding is not None:
             raise ValueError("Rows that share a prefix cannot be left-padded.")
         length = self.get_seq_length() if length is None else length
+        lengths = (length,) if isinstance(length, int) else tuple(length)
         layers: list[Any] = []
         for layer in self.layers:
             if isinstance(layer, PagedLayer):
-                layers.append(SharedPrefixLayer(layer, length, repeats))
+                layers.append(SharedPrefixLayer(layer, lengths, repeats))
                 continue
+            if len(lengths) > 1:
+                raise ValueError(f"{type(layer).__name__} cannot be cut at several lengths: see `can_stagger`.")
             layers.append(copy.deepcopy(layer))
-            if length < layer.get_seq_length():
-                layers[-1].crop(length - layer.get_seq_length())
+            if lengths[0] < layer.get_seq_length():
+                layers[-1].crop(lengths[0] - layer.get_seq_length())
             layers[-1].batch_repeat_interleave(repeats)
         fanned = copy.copy(self)
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
-        fanned.ledger = BudgetLedger(self.rows * repeats, hidden_state.device)
-        fanned.episode = Episode(hidden_state.repeat_interleave(repeats, dim=0))
+        rows = repeats * len(lengths)
+        fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device)
+        fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))
+        if len(lengths) > 1:
+            begins = torch.tensor(lengths, device=hidden_state.device).repeat_interleave(repeats)
+            fanned.position_offset = (fanned.get_seq_length() - begins).repeat(self.rows)
         return fanned
+
+    @property
+    def can_stagger(self) -> bool:
+        """Whether [`SOLCache.fan_out`] takes several lengths: every layer is a full-attention one."""
+        return all(isinstance(layer, PagedLayer) for layer in self.layers)
 
     def end_episode(self, hidden_state: torch.Tensor | None) -> None:
         """Start the next episode from `hidden_state`; window layers forget what no rollback can need any more."""

@@ -13,6 +13,7 @@ Queries of all rollouts of a block look at the prefix in one matrix product. Sel
 keys are scored anyway, in a product that the rollouts share, and nothing is gathered.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +38,15 @@ class Prefix:
         values (`torch.Tensor` of shape `(blocks, kv_heads, tokens, head_dim)`): Values; a view.
         upper (`torch.Tensor` of shape `(blocks, kv_heads, pages, head_dim)`): Channel-wise maxima of the pages.
         lower (`torch.Tensor` of shape `(blocks, kv_heads, pages, head_dim)`): Channel-wise minima.
+        visible_pages (`torch.Tensor` of shape `(repeats,)`, *optional*): Pages that the rollouts of a block see, where
+            they differ.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     upper: torch.Tensor
     lower: torch.Tensor
+    visible_pages: torch.Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -54,16 +58,21 @@ class SharedPrefixLayer(PagedLayer):
 
     Args:
         source ([`PagedLayer`]): Layer of the blocks, without padding. It must stay as it is while this one is used.
-        length (`int`): Tokens of `source` that the rollouts start from.
-        repeats (`int`): Rollouts of every block; those of a block are adjacent rows.
+        lengths (`Sequence[int]`): Tokens of `source` that rollouts start from. Several lengths must be whole pages
+            apart: every suffix then begins with as many tokens.
+        repeats (`int`): Rollouts from every length. Those of a block are adjacent rows, and among them those of a
+            length.
     """
 
     growth_slots = 16
 
-    def __init__(self, source: PagedLayer, length: int, repeats: int):
+    def __init__(self, source: PagedLayer, lengths: Sequence[int], repeats: int):
         super().__init__(source.page_size)
-        shared = length // source.page_size * source.page_size
-        pages = shared // source.page_size
+        size = source.page_size
+        if len({length % size for length in lengths}) != 1:
+            raise ValueError(f"Rollouts can only start whole pages of {size} tokens apart, not at {list(lengths)}.")
+        shared = max(lengths) // size * size
+        pages = shared // size
         start = torch.zeros(source.keys.shape[0], dtype=torch.long, device=source.keys.device)
         upper, lower = source.page_index(start, (0, 0))
         self.prefix = Prefix(
@@ -71,10 +80,14 @@ class SharedPrefixLayer(PagedLayer):
             source.values[:, :, :shared],
             upper[:, :, :pages],
             lower[:, :, :pages],
+            _visible_pages(lengths, size, repeats, start.device),
         )
-        self.repeats = repeats
-        rest = (x[:, :, shared:length].repeat_interleave(repeats, dim=0) for x in (source.keys, source.values))
-        super().update(*rest)
+        self.repeats = repeats * len(lengths)
+        rest = [
+            torch.stack([x[:, :, length // size * size : length] for length in lengths], dim=1).flatten(0, 1)
+            for x in (source.keys, source.values)
+        ]
+        super().update(*(x.repeat_interleave(repeats, dim=0) for x in rest))
 
     def get_seq_length(self) -> int:
         return self.prefix.length + self.length
@@ -112,6 +125,12 @@ class SharedPrefixLayer(PagedLayer):
         return unfolded.reshape(blocks * self.repeats, kv_heads, group, size)
 
 
+def _visible_pages(lengths: Sequence[int], size: int, repeats: int, device: torch.device) -> torch.Tensor | None:
+    if len(lengths) == 1:
+        return None
+    return (torch.tensor(lengths, device=device) // size).repeat_interleave(repeats)
+
+
 def attend_shared_prefix(
     layer: SharedPrefixLayer,
     rule: SelectionRule,
@@ -140,11 +159,19 @@ def attend_shared_prefix(
     if token_keep is not None:
         keep = _keep_mask(layer, rule, token_keep.to(query.device), grouped, folded, scores)
         scores = scores.masked_fill_(~layer.by_block(keep), float("-inf"))
+    if layer.prefix.visible_pages is not None:
+        hidden = _hidden(layer.prefix.visible_pages * layer.page_size, shared)
+        scores[..., :shared].masked_fill_(hidden.repeat_interleave(grouped.shape[2], dim=0), float("-inf"))
     scale = scaling if scaling is not None else dim**-0.5
     weights = (scores * scale).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     output = layer.by_row(weights[..., :shared] @ layer.prefix.values)
     output = output + layer.by_row(weights[..., shared:]) @ layer.values
     return output.reshape(rows, 1, heads, output.shape[-1])
+
+
+def _hidden(visible: torch.Tensor, total: int) -> torch.Tensor:
+    """`(repeats, total)`: which of `total` places lie behind the first `visible` `(repeats,)`."""
+    return torch.arange(total, device=visible.device) >= visible[:, None]
 
 
 def _keep_mask(
@@ -162,10 +189,16 @@ def _keep_mask(
     if rule.criterion == "quest":
         upper, lower = layer.page_index(zero, (0, 0))
         of_prefix = layer.by_row(page_scores(folded, layer.prefix.upper, layer.prefix.lower))
+        visible, start = layer.prefix.visible_pages, zero
+        if visible is not None:
+            hidden = _hidden(visible, of_prefix.shape[-1]).repeat(rows // layer.repeats, 1)
+            of_prefix = of_prefix.masked_fill(hidden[:, None, None], float("-inf"))
+            start = hidden.sum(dim=1) * rule.page_size  # so many keys fewer than slots
         of_pages = torch.cat([of_prefix, page_scores(grouped, upper, lower)], dim=-1)
-        chosen, in_use = choose_pages(of_pages, token_keep, zero, zero, slots, rule)
+        chosen, in_use = choose_pages(of_pages, token_keep, zero, start, slots, rule)
         size, width = rule.page_size, of_pages.shape[-1]
     else:
+        assert layer.prefix.visible_pages is None, "only `quest` is asked for rows that see different pages"
         if rule.criterion == "relevancy":
             selection = select_relevancy(layer.by_row(scores), token_keep, zero, zero, rule)
         else:
