@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What `train_grpo.py` takes besides the arguments of the trainer: base, texts, policy, adapter.
+
+Every argument is an entry of the YAML file and an option of the command line, which wins.
+"""
+
+from dataclasses import dataclass, field, fields
+
+import datasets
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sol_hf import SOLConfig, SOLForCausalLM
+from sol_hf.smollm2 import fetch_smollm2
+from sol_hf.text_blocks import load_text
+
+
+SMOLLM2 = "smollm2-135m"
+
+
+@dataclass
+class ScriptArguments:
+    """The base, the texts, and whether to go on from a checkpoint."""
+
+    base: str = field(
+        default=SMOLLM2, metadata={"help": f"Hub id or folder of the base; {SMOLLM2!r} needs no Hub, see smollm2.py."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "Of the base: auto, float32, bfloat16 or float16."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the base: sdpa or eager."})
+    train_file: str | None = field(default=None, metadata={"help": "Texts: .jsonl, .txt, .csv, also .gz; .parquet."})
+    valid_file: str | None = field(default=None, metadata={"help": "Texts to evaluate on, as above."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, instead of a file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split, also as train[:1%%]."})
+    dataset_eval_split: str | None = field(default=None, metadata={"help": "Its split to evaluate on."})
+    streaming: bool = field(default=False, metadata={"help": "Read texts while training; needs max_steps."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    shuffle_texts_seed: int | None = field(
+        default=None, metadata={"help": "Shuffle texts before they are cut into blocks. Blocks are always shuffled."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in output_dir, if any."})
+
+    def __post_init__(self):
+        if (self.train_file is None) == (self.dataset_name is None):
+            raise ValueError("Texts come from `train_file` or from `dataset_name`: give one of them.")
+        if self.dataset_name is None and self.dataset_eval_split is not None:
+            raise ValueError("`dataset_eval_split` belongs to `dataset_name`: with files, give `valid_file`.")
+
+    def load_base(self, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The base, on the CPU, and its tokenizer."""
+        source, revision = fetch_smollm2() if self.base == SMOLLM2 else self.base, revision or "main"
+        base = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=self.dtype, attn_implementation=self.attn_implementation
+        )
+        return base, AutoTokenizer.from_pretrained(source, revision=revision)
+
+    def load_texts(self) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+        """Texts to train on, and to evaluate on if there are any."""
+        train = self._texts(self.train_file, self.dataset_split)
+        if self.shuffle_texts_seed is not None:
+            train = train.shuffle(seed=self.shuffle_texts_seed)
+        if self.valid_file is None and self.dataset_eval_split is None:
+            return train, None
+        return train, self._texts(self.valid_file, self.dataset_eval_split)
+
+    def _texts(self, file: str | None, split: str | None) -> Dataset | IterableDataset:
+        if file is not None:
+            texts = load_text(file, streaming=self.streaming)
+        else:
+            source = self.dataset_name, self.dataset_config
+            texts = datasets.load_dataset(*source, split=split, streaming=self.streaming)
+        return texts if self.text_column == "text" else texts.rename_column(self.text_column, "text")
+
+
+@dataclass
+class PolicyArguments:
+    """A fresh policy, whose fields are those of [`SOLConfig`], or a released one; with an adapter or without."""
+
+    policy: str | None = field(default=None, metadata={"help": "Folder or Hub id of a policy to go on from."})
+    policy_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of that policy."})
+    base_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Name of the base in the policy's config, if it is not the one it loads from."}
+    )
+    base_model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the base."})
+    token_keep: list[float] | None = field(default=None, metadata={"help": "Levels of token_keep; the full grid."})
+    mlp_keep: list[float] | None = field(default=None, metadata={"help": "Levels of mlp_keep; the full grid."})
+    bits: list[int] | None = field(default=None, metadata={"help": "Levels of bits; the full grid."})
+    criterion: str = field(default="quest", metadata={"help": "quest, relevancy or recency."})
+    page_size: int = field(default=8, metadata={"help": "Keys in a page."})
+    page_selection: str = field(default="head", metadata={"help": "head or group."})
+    sink_tokens: int = field(default=4, metadata={"help": "First tokens that are always kept."})
+    window_tokens: int = field(default=2, metadata={"help": "Recent tokens that are always kept."})
+    episode_length: int = field(default=16, metadata={"help": "Steps of an episode."})
+    policy_hidden_size: int = field(default=512, metadata={"help": "Width of the policy."})
+    policy_num_layers: int = field(default=1, metadata={"help": "Its transformer blocks."})
+    policy_num_heads: int = field(default=4, metadata={"help": "Its attention heads."})
+    policy_mlp_ratio: float = field(default=4.0, metadata={"help": "Width of its MLP over its own."})
+    action_embedding_size: int = field(default=32, metadata={"help": "Size of the previous action's embedding."})
+    action_head: str = field(default="joint", metadata={"help": "joint or factored."})
+    budget_prior: bool = field(default=False, metadata={"help": "Learn the difference to the budget's own schedule."})
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA on the policy instead of the policy."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the LoRA."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], metadata={"help": "Modules that get one."}
+    )
+
+    def load_model(self, base: PreTrainedModel) -> SOLForCausalLM:
+        """A policy on `base`: a fresh one, or the released one.
+
+        Raises:
+            ValueError: if a released policy has another config than the arguments ask for.
+        """
+        if self.policy is None:
+            return SOLForCausalLM.from_base(base, SOLConfig(**self._settings(changed_only=False)))
+        model = SOLForCausalLM.from_pretrained(self.policy, revision=self.policy_revision, base=base)
+        for name, wanted in self._settings(changed_only=True).items():
+            found = getattr(model.config, name)
+            if found != wanted:
+                raise ValueError(f"`{name}` is {found} in the policy {self.policy}, but {wanted} in the arguments.")
+        return model
+
+    def peft_config(self) -> LoraConfig | None:
+        """The adapter to train, if one is asked for."""
+        if not self.use_peft:
+            return None
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules,
+        )
+
+    def _settings(self, changed_only: bool) -> dict:
+        names = [f.name for f in fields(self) if f.name in SOLConfig.known_keys()]
+        values = {name: getattr(self, name) for name in names}
+        fresh = PolicyArguments()
+        return {name: value for name, value in values.items() if not changed_only or value != getattr(fresh, name)}

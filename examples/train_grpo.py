@@ -1,0 +1,55 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a policy with GRPO, as a YAML file says; options on the command line win over the file.
+
+    accelerate launch --config_file examples/accelerate/cpu.yaml examples/train_grpo.py \
+        --config examples/configs/smollm2-135m-published.yaml --train_file texts.jsonl.gz --output_dir policy
+
+A run that was stopped goes on from its last checkpoint when the same command is given again with `--resume`.
+`max_steps: 0` trains nothing and saves the policy as it is. The arguments are those of `train_arguments.py` and of
+`SOLGRPOConfig`, which has those of TRL's `GRPOConfig` and of transformers' `TrainingArguments`.
+"""
+
+import os
+import sys
+
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from sol_hf.grpo_config import SOLGRPOConfig
+from sol_hf.grpo_trainer import SOLGRPOTrainer
+from train_arguments import PolicyArguments, ScriptArguments
+
+
+ARGUMENTS = (ScriptArguments, PolicyArguments, SOLGRPOConfig)
+
+
+def main(arguments: list[str] | None = None) -> SOLGRPOTrainer:
+    """Runs the training and returns the trainer."""
+    script, policy, args = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
+    base, tokenizer = script.load_base(policy.base_model_revision)
+    model = policy.load_model(base)
+    train_dataset, eval_dataset = script.load_texts()
+    checkpoint = get_last_checkpoint(args.output_dir) if script.resume and os.path.isdir(args.output_dir) else None
+
+    trainer = SOLGRPOTrainer(
+        model,
+        args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        peft_config=policy.peft_config(),
+    )
+    if args.max_steps != 0:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_state()
+    trainer.save_model()
+    if eval_dataset is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
