@@ -31,7 +31,7 @@ class ScriptArguments:
     attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the base: sdpa or eager."})
     train_file: str | None = field(default=None, metadata={"help": "Texts: .jsonl, .txt, .csv, also .gz; .parquet."})
     valid_file: str | None = field(default=None, metadata={"help": "Texts to evaluate on, as above."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, instead of a file."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, where no file is given."})
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
     dataset_split: str = field(default="train", metadata={"help": "Its split, also as train[:1%%]."})
     dataset_eval_split: str | None = field(default=None, metadata={"help": "Its split to evaluate on."})
@@ -43,7 +43,7 @@ class ScriptArguments:
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in output_dir, if any."})
 
     def __post_init__(self):
-        if (self.train_file is None) == (self.dataset_name is None):
+        if self.train_file is None and self.dataset_name is None:
             raise ValueError("Texts come from `train_file` or from `dataset_name`: give one of them.")
         if self.dataset_name is None and self.dataset_eval_split is not None:
             raise ValueError("`dataset_eval_split` belongs to `dataset_name`: with files, give `valid_file`.")

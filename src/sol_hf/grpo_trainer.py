@@ -25,6 +25,7 @@ from .grpo_config import SOLGRPOConfig
 from .modeling_sol import SOLForCausalLM
 from .rewards import budget_penalty, discounted_returns, group_advantages, outcome_returns, task_reward, whiten
 from .rollouts import Rollouts, SampledPolicyController, prefill, roll_out
+from .sharding import place_base
 from .text_blocks import pack_blocks
 
 
@@ -109,7 +110,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
             args.beta = beta
         self.processing_class = None  # actions need no tokenizer on disk
         self.sol.policy = self.model
-        self.sol.base.to(self.accelerator.device)
+        place_base(self.sol.base, self.accelerator, shard=args.shard_base)
         self._set_reference(beta)
 
     @contextmanager

@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Where a frozen base lives while its policy is trained: whole on every device, or its layers in shards over all.
+
+Sharding (FSDP2) is for a base that does not fit on one device. A layer is gathered when it runs and let go after it;
+embeddings, LM head and final norm stay whole, because they are also read outside of the base's forward. The policy is
+small and stays whole too: its gradients are averaged as ever. All processes have to run the base the same number of
+times, as they do when they play equal parts of a batch of rollouts.
+"""
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import PreTrainedModel
+
+
+def place_base(base: PreTrainedModel, accelerator: Accelerator, shard: bool) -> None:
+    """Move a frozen base to the accelerator's device, whole or as this process's shard.
+
+    Args:
+        base (`PreTrainedModel`): The base, on any device. Sharded, it is changed in place, for good.
+        accelerator (`Accelerator`): Of the run.
+        shard (`bool`): Shard the layers over the processes.
+
+    Raises:
+        ValueError: if the run would shard the policy, there is nothing to shard over, or no layers are found.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"`distributed_type: {accelerator.distributed_type.value}` would shard the policy, which is small: launch "
+            "with MULTI_GPU (or MULTI_CPU), and `shard_base=True` if the base does not fit on one device."
+        )
+    if shard:
+        shard_layers(base, accelerator.device)
+    base.to(accelerator.device)
+
+
+def shard_layers(base: PreTrainedModel, device: torch.device) -> None:
+    """Shard the parameters of every layer over all processes, one layer after the other, with FSDP2."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        raise ValueError(
+            "`shard_base=True` needs several processes: launch with `accelerate launch --num_processes N`, or leave it "
+            "out."
+        )
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for layer in find_layers(base):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+
+
+def find_layers(base: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a base: the outermost modules that its class names as not to be split.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    names = set(base._no_split_modules or ())
+    found = {name: module for name, module in base.named_modules() if type(module).__name__ in names}
+    outermost = [m for name, m in found.items() if not any(name.startswith(f"{other}.") for other in found)]
+    if not outermost:
+        raise ValueError(f"{type(base).__name__} names no layers (`_no_split_modules`), so it cannot be sharded.")
+    return outermost
