@@ -3,6 +3,7 @@
 
 """Training in several processes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,12 +17,17 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 
 
-def train(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+def train(folder: Path, processes: int, *options: str) -> dict[str, torch.Tensor]:
     """Weights after a run of the script in `processes` processes, on the loopback interface."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launcher, str(SCRIPT), str(folder)], check=True, env=environment, timeout=240)
+    subprocess.run([*launcher, str(SCRIPT), str(folder), *options], check=True, env=environment, timeout=240)
     return load_file(folder / "model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
 @pytest.mark.slow
@@ -30,3 +36,11 @@ def test_two_processes_make_the_update_of_one_with_twice_the_batch(tmp_path):
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_sharded_base_trains_the_same_policy(tmp_path):
+    whole, sharded = train(tmp_path / "whole", 2), train(tmp_path / "sharded", 2, "--shard")
+    assert len(losses(tmp_path / "whole")) == 4
+    assert losses(tmp_path / "sharded") == losses(tmp_path / "whole")
+    assert all(torch.equal(whole[name], sharded[name]) for name in whole)

@@ -1,13 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A short training run that processes share: `torchrun --nproc_per_node 2 tests/train_tiny.py FOLDER`."""
+"""A short training run that processes share: `torchrun --nproc_per_node 2 tests/train_tiny.py FOLDER [--shard]`."""
 
 import os
 import sys
 
 import torch
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 
 from bases import tiny_base
 from cases import SETTINGS, control
@@ -18,7 +19,7 @@ from sol_hf.grpo_trainer import SOLGRPOTrainer
 ROLLOUTS, CONTEXT = 16, 20
 
 
-def main(folder: str) -> None:
+def main(folder: str, *options: str) -> None:
     torch.set_num_threads(1)
     model = control(tiny_base("llama"))
     model.policy.float()
@@ -33,14 +34,20 @@ def main(folder: str) -> None:
         gradient_accumulation_steps=2,
         max_steps=4,
         save_strategy="no",
+        shard_base="--shard" in options,
+        logging_steps=1,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
     )
     trainer = SOLGRPOTrainer(model, args, train_dataset=Dataset.from_dict({"input_ids": tokens.tolist()}))
     trainer.train()
+    model.score(tokens[:2], context_length=CONTEXT, bits=9)  # ordinary tensors after those of inference mode
     trainer.save_model(folder)
+    trainer.save_state()
+    shards = [name for name, weight in model.base.named_parameters() if isinstance(weight, DTensor)]
+    assert len(shards) == (18 if "--shard" in options else 0), shards
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -43,12 +43,14 @@ def shard_layers(base: PreTrainedModel, device: torch.device) -> None:
     """Shard the parameters of every layer over all processes, one layer after the other, with FSDP2."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         raise ValueError(
-            "`shard_base=True` needs several processes: launch with `accelerate launch --num_processes N`, or leave it "
-            "out."
+            "`shard_base=True` needs several processes: launch with `accelerate launch --num_processes N`, or leave "
+            "the base whole."
         )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in find_layers(base):
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        sharded = fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        sharded.unshard()  # once here, or buffers that rollouts made in inference mode could serve nothing else
+        sharded.reshard()
 
 
 def find_layers(base: PreTrainedModel) -> list[nn.Module]:
