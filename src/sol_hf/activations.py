@@ -33,15 +33,25 @@ def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor`: `x` with the other channels set to zero.
     """
-    magnitude = x.detach().abs()
-    count = _per_row(kept_count(fraction, x.shape[-1]), x)
-    place = (x.shape[-1] - count).expand(*x.shape[:-1], 1)
-    least = _sort(magnitude).gather(-1, place)
-    larger = ~(magnitude <= least)  # NaN counts as large, so that it stays visible
-    equal = magnitude == least
-    # Of channels as large as the least one that is kept, the first ones are.
-    keep = larger | (equal & (equal.cumsum(dim=-1) <= count - larger.sum(dim=-1, keepdim=True)))
-    return torch.where(keep, x, 0)
+    return torch.where(largest(x.detach().abs(), kept_count(fraction, x.shape[-1])), x, 0)
+
+
+def largest(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Where the `count` largest values of every line are; of equal ones, the first. NaN counts as large.
+
+    Args:
+        values (`torch.Tensor` of shape `(rows, ..., n)`): Lines to choose from.
+        count (`torch.Tensor` of shape `(rows,)`): How many per row, in 1..n.
+
+    Returns:
+        `torch.BoolTensor` of the shape of `values`.
+    """
+    count = _per_row(count, values)
+    place = (values.shape[-1] - count).expand(*values.shape[:-1], 1)
+    least = _sort(values).gather(-1, place)
+    larger = ~(values <= least)
+    equal = values == least
+    return larger | (equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= count - larger.sum(dim=-1, keepdim=True)))
 
 
 def _sort(x: torch.Tensor) -> torch.Tensor:

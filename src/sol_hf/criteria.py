@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .activations import kept_count
+from .activations import kept_count, largest
 
 
 CRITERIA = ("quest", "relevancy", "recency")
@@ -156,14 +156,37 @@ def choose_pages(
     rule: SelectionRule,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best pages of every head `(rows, H, m)`, and which of the `m` places are in use; see [`select_quest`]."""
+    return _top_ranked(*_candidates(scores, token_keep, first, start, slots, rule))
+
+
+def page_mask(
+    scores: torch.Tensor,
+    token_keep: torch.Tensor,
+    first: torch.Tensor,
+    start: torch.Tensor,
+    slots: int,
+    rule: SelectionRule,
+) -> torch.Tensor:
+    """The choice of [`choose_pages`] as a mask `(rows, H, pages)`, for attention that masks instead of gathering."""
+    return largest(*_candidates(scores, token_keep, first, start, slots, rule))
+
+
+def _candidates(
+    scores: torch.Tensor,
+    token_keep: torch.Tensor,
+    first: torch.Tensor,
+    start: torch.Tensor,
+    slots: int,
+    rule: SelectionRule,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores `(rows, H, pages)`, -inf for pages without keys, and the number of pages `(rows,)` to choose."""
     pages = scores.shape[-1]
     has_keys = torch.arange(pages, device=scores.device) * rule.page_size < (slots - first)[:, None]
     scores = _shared(scores, rule).masked_fill(~has_keys[:, None], float("-inf"))
     tokens = kept_count(token_keep, slots - start)
     wanted = torch.div(tokens + rule.page_size - 1, rule.page_size, rounding_mode="floor")
     # A window that begins within a page spans one page more than its keys would fill.
-    wanted = torch.where(tokens >= slots - start, pages, wanted)
-    return _top_ranked(scores, wanted)
+    return scores, torch.where(tokens >= slots - start, pages, wanted)
 
 
 def select_relevancy(

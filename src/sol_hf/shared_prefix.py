@@ -20,8 +20,8 @@ import torch
 
 from .criteria import (
     SelectionRule,
-    choose_pages,
     group_queries,
+    page_mask,
     page_scores,
     select_recency,
     select_relevancy,
@@ -157,8 +157,8 @@ def attend_shared_prefix(
     own = layer.by_block(grouped @ layer.keys.transpose(2, 3))
     scores = torch.cat([folded @ layer.prefix.keys.transpose(2, 3), own], dim=-1)
     if token_keep is not None:
-        keep = _keep_mask(layer, rule, token_keep.to(query.device), grouped, folded, scores)
-        scores = scores.masked_fill_(~layer.by_block(keep), float("-inf"))
+        drop = _drop_mask(layer, rule, token_keep.to(query.device), grouped, folded, scores)
+        scores = scores.masked_fill_(drop, float("-inf"))
     if layer.prefix.visible_pages is not None:
         hidden = _hidden(layer.prefix.visible_pages * layer.page_size, shared)
         scores[..., :shared].masked_fill_(hidden.repeat_interleave(grouped.shape[2], dim=0), float("-inf"))
@@ -174,7 +174,7 @@ def _hidden(visible: torch.Tensor, total: int) -> torch.Tensor:
     return torch.arange(total, device=visible.device) >= visible[:, None]
 
 
-def _keep_mask(
+def _drop_mask(
     layer: SharedPrefixLayer,
     rule: SelectionRule,
     token_keep: torch.Tensor,
@@ -182,34 +182,43 @@ def _keep_mask(
     folded: torch.Tensor,
     scores: torch.Tensor,
 ) -> torch.Tensor:
-    """Which keys every query head reads, `(rows, kv_heads, group, slots)`, or broadcast over the group."""
+    """Which keys every query head does not read, `(blocks, kv_heads, repeats * group, slots)` like `scores`."""
     rows, kv_heads, group, _ = grouped.shape
     slots = scores.shape[-1]
     zero = torch.zeros(rows, dtype=torch.long, device=grouped.device)
     if rule.criterion == "quest":
-        upper, lower = layer.page_index(zero, (0, 0))
-        of_prefix = layer.by_row(page_scores(folded, layer.prefix.upper, layer.prefix.lower))
-        visible, start = layer.prefix.visible_pages, zero
-        if visible is not None:
-            hidden = _hidden(visible, of_prefix.shape[-1]).repeat(rows // layer.repeats, 1)
-            of_prefix = of_prefix.masked_fill(hidden[:, None, None], float("-inf"))
-            start = hidden.sum(dim=1) * rule.page_size  # so many keys fewer than slots
-        of_pages = torch.cat([of_prefix, page_scores(grouped, upper, lower)], dim=-1)
-        chosen, in_use = choose_pages(of_pages, token_keep, zero, start, slots, rule)
-        size, width = rule.page_size, of_pages.shape[-1]
+        keep, size = _kept_pages(layer, rule, token_keep, grouped, folded, slots), rule.page_size
     else:
         assert layer.prefix.visible_pages is None, "only `quest` is asked for rows that see different pages"
         if rule.criterion == "relevancy":
             selection = select_relevancy(layer.by_row(scores), token_keep, zero, zero, rule)
         else:
             selection = select_recency(token_keep, zero, zero, slots, rule)
-        chosen, in_use, size, width = selection.ranks, selection.in_use, 1, slots
-    # Places that are not in use may repeat an index that is: they go to one column more, which is cut off.
-    index = torch.where(in_use, chosen, width)
-    mask = torch.zeros(*index.shape[:2], width + 1, dtype=torch.bool, device=grouped.device)
-    mask = mask.scatter_(2, index, True)[..., :width]
-    if size > 1:
-        mask = mask.repeat_interleave(size, dim=-1)[..., :slots]
-    if mask.shape[1] == kv_heads * group:
-        return mask.view(rows, kv_heads, group, slots)
-    return mask[:, :, None].expand(rows, kv_heads, group, slots)
+        # Places that are not in use may repeat an index that is: they go to one column more, which is cut off.
+        index = torch.where(selection.in_use, selection.ranks, slots)
+        keep = torch.zeros(*index.shape[:2], slots + 1, dtype=torch.bool, device=grouped.device)
+        keep, size = keep.scatter_(2, index, True)[..., :slots], 1
+    keep = keep.view(rows, kv_heads, group, -1) if keep.shape[1] == kv_heads * group else keep[:, :, None]
+    drop = ~layer.by_block(keep.expand(rows, kv_heads, group, -1))
+    return drop if size == 1 else drop.repeat_interleave(size, dim=-1)[..., :slots]
+
+
+def _kept_pages(
+    layer: SharedPrefixLayer,
+    rule: SelectionRule,
+    token_keep: torch.Tensor,
+    grouped: torch.Tensor,
+    folded: torch.Tensor,
+    slots: int,
+) -> torch.Tensor:
+    """Which pages of prefix and suffix every head reads, `(rows, H, pages)`."""
+    rows, visible = len(grouped), layer.prefix.visible_pages
+    zero = start = torch.zeros(rows, dtype=torch.long, device=grouped.device)
+    upper, lower = layer.page_index(zero, (0, 0))
+    of_prefix = layer.by_row(page_scores(folded, layer.prefix.upper, layer.prefix.lower))
+    if visible is not None:
+        hidden = _hidden(visible, of_prefix.shape[-1]).repeat(rows // layer.repeats, 1)
+        of_prefix = of_prefix.masked_fill(hidden[:, None, None], float("-inf"))
+        start = hidden.sum(dim=1) * rule.page_size  # so many keys fewer than slots
+    scores = torch.cat([of_prefix, page_scores(grouped, upper, lower)], dim=-1)
+    return page_mask(scores, token_keep, zero, start, slots, rule)
