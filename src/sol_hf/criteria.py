@@ -156,37 +156,33 @@ def choose_pages(
     rule: SelectionRule,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best pages of every head `(rows, H, m)`, and which of the `m` places are in use; see [`select_quest`]."""
-    return _top_ranked(*_candidates(scores, token_keep, first, start, slots, rule))
-
-
-def page_mask(
-    scores: torch.Tensor,
-    token_keep: torch.Tensor,
-    first: torch.Tensor,
-    start: torch.Tensor,
-    slots: int,
-    rule: SelectionRule,
-) -> torch.Tensor:
-    """The choice of [`choose_pages`] as a mask `(rows, H, pages)`, for attention that masks instead of gathering."""
-    return largest(*_candidates(scores, token_keep, first, start, slots, rule))
-
-
-def _candidates(
-    scores: torch.Tensor,
-    token_keep: torch.Tensor,
-    first: torch.Tensor,
-    start: torch.Tensor,
-    slots: int,
-    rule: SelectionRule,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores `(rows, H, pages)`, -inf for pages without keys, and the number of pages `(rows,)` to choose."""
     pages = scores.shape[-1]
     has_keys = torch.arange(pages, device=scores.device) * rule.page_size < (slots - first)[:, None]
     scores = _shared(scores, rule).masked_fill(~has_keys[:, None], float("-inf"))
-    tokens = kept_count(token_keep, slots - start)
+    return _top_ranked(scores, _wanted_pages(token_keep, slots - start, pages, rule))
+
+
+def page_mask(
+    scores: torch.Tensor, token_keep: torch.Tensor, count: torch.Tensor, rule: SelectionRule
+) -> torch.Tensor:
+    """The choice of [`choose_pages`] as a mask `(rows, H, pages)`, for attention that masks instead of gathering.
+
+    Args:
+        scores (`torch.Tensor` of shape `(rows, kv_heads, group, pages)`): From [`page_scores`], -inf for pages that a
+            row does not see.
+        token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to read.
+        count (`torch.Tensor` of shape `(rows,)`): Keys that a row sees.
+        rule ([`SelectionRule`]): Page size, and per query head or per group.
+    """
+    return largest(_shared(scores, rule), _wanted_pages(token_keep, count, scores.shape[-1], rule))
+
+
+def _wanted_pages(token_keep: torch.Tensor, count: torch.Tensor, pages: int, rule: SelectionRule) -> torch.Tensor:
+    """How many of `pages` pages hold the wanted share of `count` keys, `(rows,)`."""
+    tokens = kept_count(token_keep, count)
     wanted = torch.div(tokens + rule.page_size - 1, rule.page_size, rounding_mode="floor")
     # A window that begins within a page spans one page more than its keys would fill.
-    return scores, torch.where(tokens >= slots - start, pages, wanted)
+    return torch.where(tokens >= count, pages, wanted)
 
 
 def select_relevancy(

@@ -157,13 +157,12 @@ def attend_shared_prefix(
     own = layer.by_block(grouped @ layer.keys.transpose(2, 3))
     scores = torch.cat([folded @ layer.prefix.keys.transpose(2, 3), own], dim=-1)
     if token_keep is not None:
-        drop = _drop_mask(layer, rule, token_keep.to(query.device), grouped, folded, scores)
-        scores = scores.masked_fill_(drop, float("-inf"))
+        _mask_out(layer, rule, token_keep.to(query.device), grouped, folded, scores)
     if layer.prefix.visible_pages is not None:
         hidden = _hidden(layer.prefix.visible_pages * layer.page_size, shared)
         scores[..., :shared].masked_fill_(hidden.repeat_interleave(grouped.shape[2], dim=0), float("-inf"))
     scale = scaling if scaling is not None else dim**-0.5
-    weights = (scores * scale).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = scores.mul_(scale).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     output = layer.by_row(weights[..., :shared] @ layer.prefix.values)
     output = output + layer.by_row(weights[..., shared:]) @ layer.values
     return output.reshape(rows, 1, heads, output.shape[-1])
@@ -174,33 +173,51 @@ def _hidden(visible: torch.Tensor, total: int) -> torch.Tensor:
     return torch.arange(total, device=visible.device) >= visible[:, None]
 
 
-def _drop_mask(
+def _mask_out(
     layer: SharedPrefixLayer,
     rule: SelectionRule,
     token_keep: torch.Tensor,
     grouped: torch.Tensor,
     folded: torch.Tensor,
     scores: torch.Tensor,
-) -> torch.Tensor:
-    """Which keys every query head does not read, `(blocks, kv_heads, repeats * group, slots)` like `scores`."""
-    rows, kv_heads, group, _ = grouped.shape
-    slots = scores.shape[-1]
-    zero = torch.zeros(rows, dtype=torch.long, device=grouped.device)
-    if rule.criterion == "quest":
-        keep, size = _kept_pages(layer, rule, token_keep, grouped, folded, slots), rule.page_size
-    else:
+) -> None:
+    """Set `scores` `(blocks, kv_heads, repeats * group, slots)` to -inf where a query head does not read a key."""
+    slots, shared, size = scores.shape[-1], layer.prefix.length, rule.page_size
+    if rule.criterion != "quest":
         assert layer.prefix.visible_pages is None, "only `quest` is asked for rows that see different pages"
-        if rule.criterion == "relevancy":
-            selection = select_relevancy(layer.by_row(scores), token_keep, zero, zero, rule)
-        else:
-            selection = select_recency(token_keep, zero, zero, slots, rule)
-        # Places that are not in use may repeat an index that is: they go to one column more, which is cut off.
-        index = torch.where(selection.in_use, selection.ranks, slots)
-        keep = torch.zeros(*index.shape[:2], slots + 1, dtype=torch.bool, device=grouped.device)
-        keep, size = keep.scatter_(2, index, True)[..., :slots], 1
-    keep = keep.view(rows, kv_heads, group, -1) if keep.shape[1] == kv_heads * group else keep[:, :, None]
-    drop = ~layer.by_block(keep.expand(rows, kv_heads, group, -1))
-    return drop if size == 1 else drop.repeat_interleave(size, dim=-1)[..., :slots]
+        keep = _per_query(_kept_keys(layer, rule, token_keep, scores), grouped)
+        scores.masked_fill_(~layer.by_block(keep), -torch.inf)
+        return
+    keep = layer.by_block(_per_query(_kept_pages(layer, rule, token_keep, grouped, folded, slots), grouped))
+    # Adding 0 or -inf page by page is cheaper than a mask over all keys.
+    bias = torch.zeros_like(keep, dtype=scores.dtype).masked_fill_(~keep, -torch.inf)
+    whole = shared // size
+    scores[..., :shared].unflatten(-1, (whole, size)).add_(bias[..., :whole, None])
+    scores[..., shared:].add_(bias[..., whole:].repeat_interleave(size, dim=-1)[..., : slots - shared])
+
+
+def _per_query(mask: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+    """A mask `(rows, H, n)` that several query heads may share, as `(rows, kv_heads, group, n)`."""
+    rows, kv_heads, group, _ = grouped.shape
+    if mask.shape[1] == kv_heads * group:
+        return mask.view(rows, kv_heads, group, -1)
+    return mask[:, :, None].expand(rows, kv_heads, group, -1)
+
+
+def _kept_keys(
+    layer: SharedPrefixLayer, rule: SelectionRule, token_keep: torch.Tensor, scores: torch.Tensor
+) -> torch.Tensor:
+    """Which keys every head reads under `relevancy` or `recency`, `(rows, H, slots)`."""
+    slots = scores.shape[-1]
+    zero = torch.zeros(len(token_keep), dtype=torch.long, device=scores.device)
+    if rule.criterion == "relevancy":
+        selection = select_relevancy(layer.by_row(scores), token_keep, zero, zero, rule)
+    else:
+        selection = select_recency(token_keep, zero, zero, slots, rule)
+    # Places that are not in use may repeat an index that is: they go to one column more, which is cut off.
+    index = torch.where(selection.in_use, selection.ranks, slots)
+    keep = torch.zeros(*index.shape[:2], slots + 1, dtype=torch.bool, device=scores.device)
+    return keep.scatter_(2, index, True)[..., :slots]
 
 
 def _kept_pages(
@@ -213,12 +230,12 @@ def _kept_pages(
 ) -> torch.Tensor:
     """Which pages of prefix and suffix every head reads, `(rows, H, pages)`."""
     rows, visible = len(grouped), layer.prefix.visible_pages
-    zero = start = torch.zeros(rows, dtype=torch.long, device=grouped.device)
-    upper, lower = layer.page_index(zero, (0, 0))
+    count = torch.full((rows,), slots, device=grouped.device)
+    upper, lower = layer.page_index(torch.zeros_like(count), (0, 0))
     of_prefix = layer.by_row(page_scores(folded, layer.prefix.upper, layer.prefix.lower))
     if visible is not None:
         hidden = _hidden(visible, of_prefix.shape[-1]).repeat(rows // layer.repeats, 1)
         of_prefix = of_prefix.masked_fill(hidden[:, None, None], float("-inf"))
-        start = hidden.sum(dim=1) * rule.page_size  # so many keys fewer than slots
+        count = count - hidden.sum(dim=1) * rule.page_size
     scores = torch.cat([of_prefix, page_scores(grouped, upper, lower)], dim=-1)
-    return page_mask(scores, token_keep, zero, start, slots, rule)
+    return page_mask(scores, token_keep, count, rule)
