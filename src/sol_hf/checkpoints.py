@@ -75,11 +75,7 @@ class AtomicCheckpoints(Trainer):
         """Write the policy as it stands on the Hub, or its adapter, and the arguments as JSON."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        policy = self.accelerator.unwrap_model(self.model)
-        if hasattr(policy, "peft_config"):
-            policy.save_pretrained(folder)
-        else:
-            hub.save_policy(self.sol, folder, self.hub_model_id)
+        hub.save_policy(self.sol, folder, self.hub_model_id)
         (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:

@@ -116,6 +116,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
     @contextmanager
     def _as_language_model(self, policy):
         """Lend the policy what TRL expects of a language model, and take back what it leaves on it."""
+        policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
         config = copy.deepcopy(policy.config)
         policy.generation_config = GenerationConfig()
         yield

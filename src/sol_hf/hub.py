@@ -78,12 +78,16 @@ def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | 
 def save_policy(model: "SOLForCausalLM", folder: str | os.PathLike, repo_id: str | None, **kwargs) -> None:
     """Write what a policy repository holds; a card that is already in the folder stays.
 
+    Of a policy with an adapter (PEFT), only the adapter is written: it names the policy that it belongs to.
+
     Args:
         model ([`SOLForCausalLM`]): Its policy, configs and card are written, its base is not.
         folder (`str` or `os.PathLike`): Where to.
         repo_id (`str`, *optional*): Where the policy will live, for the card's snippet.
         kwargs: For `PreTrainedModel.save_pretrained`.
     """
+    if hasattr(model.policy, "peft_config"):
+        return model.policy.save_pretrained(folder)
     config = model.policy.config
     config.sol_hf_version, config.auto_map = __version__, dict(AUTO_MAP)
     model.policy.save_pretrained(folder, **kwargs)

@@ -43,6 +43,22 @@ def load_policy(name_or_path: str | os.PathLike, config: SOLConfig | None, locat
     return policy.eval()
 
 
+def without_wrapper(base: PreTrainedModel) -> PreTrainedModel:
+    """The model inside of a `PeftModel`, with its adapters active in it; any other model as it is.
+
+    Raises:
+        ValueError: for an adapter that does not live in the model's layers (prompt learning).
+    """
+    if not hasattr(base, "get_base_model"):
+        return base
+    if base.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"A base with {base.active_peft_config.peft_type.value} has virtual tokens before its text, which a "
+            "budget cannot count: use an adapter that changes layers, such as LoRA."
+        )
+    return base.get_base_model()
+
+
 def base_sizes(base: PreTrainedModel) -> dict[str, int]:
     """What a policy has to know of its base: the fields `base_*` of [`SOLConfig`]."""
     embeddings = base.get_input_embeddings()
@@ -55,8 +71,9 @@ def base_sizes(base: PreTrainedModel) -> dict[str, int]:
 
 def base_facts(base: PreTrainedModel) -> dict[str, str | int | None]:
     """What else a config keeps of a base, without having to fit it."""
+    adapted = hasattr(base, "peft_config")  # then the name is that of the base without its adapter
     return {
-        "base_model_name_or_path": base.config.name_or_path or None,
+        "base_model_name_or_path": None if adapted else base.config.name_or_path or None,
         "base_max_position_embeddings": getattr(base.config, "max_position_embeddings", None),
     }
 

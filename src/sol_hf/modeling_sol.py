@@ -29,7 +29,7 @@ from .configuration_sol import SOLConfig
 from .controllers import Controller, PolicyController
 from .decoding import DecodeControls, ForwardInputs, accepted_arguments, decode_forward
 from .instrumentation import Instrumentation
-from .loading import base_facts, base_sizes, check_fit, load_policy
+from .loading import base_facts, base_sizes, check_fit, load_policy, without_wrapper
 from .modeling_sol_policy import SOLPolicyModel
 from .options import (
     DecodeOptions,
@@ -61,7 +61,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
 
     Args:
         config ([`SOLConfig`]): Config of the policy.
-        base (`PreTrainedModel`): The causal LM. It is neither changed nor saved.
+        base (`PreTrainedModel`): The causal LM, a `PeftModel` too. It is neither changed nor saved.
         policy ([`SOLPolicyModel`]): The policy.
     """
 
@@ -75,6 +75,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         if base is None or policy is None:
             raise ValueError("SOLForCausalLM needs a base and a policy: use `from_base` or `from_pretrained`.")
+        base = without_wrapper(base)
         check_fit(config, base, policy)
         self.base = base
         self.policy = policy
