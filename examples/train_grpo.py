@@ -13,6 +13,7 @@ A run that was stopped goes on from its last checkpoint when the same command is
 import os
 import sys
 
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
@@ -27,6 +28,7 @@ ARGUMENTS = (ScriptArguments, PolicyArguments, SOLGRPOConfig)
 def main(arguments: list[str] | None = None) -> SOLGRPOTrainer:
     """Runs the training and returns the trainer."""
     script, policy, args = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
+    set_seed(args.seed)
     base, tokenizer = script.load_base(policy.base_model_revision)
     model = policy.load_model(base)
     train_dataset, eval_dataset = script.load_texts()

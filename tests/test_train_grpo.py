@@ -207,6 +207,15 @@ def test_texts_to_evaluate_on(script, tmp_path, base):
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text())
 
 
+def test_the_seed_makes_the_policy(script, tmp_path, base):
+    one, same, other = (
+        run(script, tmp_path / str(number), base, max_steps=1, seed=seed).sol.policy.state_dict()
+        for number, seed in enumerate((1, 1, 2))
+    )
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["action_head.weight"], other["action_head.weight"])
+
+
 def test_resuming_without_a_checkpoint_begins(script, tmp_path, base):
     assert run(script, tmp_path, base, resume=True, max_steps=1).state.global_step == 1
 
