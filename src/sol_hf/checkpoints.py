@@ -11,12 +11,15 @@ the Hub. A run that is stopped between the updates of one batch of rollouts stor
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
+from transformers.utils import PushInProgress
 
 from . import hub
 
@@ -24,14 +27,18 @@ from . import hub
 UNFINISHED = ".unfinished"
 TRAINER_STATE = "trainer_state.json"
 ROLLOUTS = "rollouts-{rank}.safetensors"
+NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{UNFINISHED}/*"]
 
 
 class AtomicCheckpoints(Trainer):
     """Mixin of [`SOLGRPOTrainer`]: how its checkpoints are written and taken up."""
 
+    push_in_progress: PushInProgress | None
+    _is_writing = False
+
     def _get_output_dir(self, trial) -> str:
         run = super()._get_output_dir(trial)
-        return os.path.join(run, UNFINISHED) if getattr(self, "_is_writing", False) else run
+        return os.path.join(run, UNFINISHED) if self._is_writing else run
 
     def _save_checkpoint(self, model, trial) -> None:
         run = Path(self._get_output_dir(trial))
@@ -48,6 +55,7 @@ class AtomicCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._publish(staged, run / staged.name)
+            self._push_from_checkpoint(str(run / staged.name))
             rotate_checkpoints(
                 output_dir=str(run),
                 save_total_limit=self.args.save_total_limit,
@@ -70,6 +78,28 @@ class AtomicCheckpoints(Trainer):
             final.rename(staged.parent / f"replaced-{final.name}")
         staged.rename(final)
         shutil.rmtree(staged.parent)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As in `Trainer`, but once the checkpoint is in its place, and without a pickle of the arguments."""
+        args, current = self.args, self.push_in_progress if self.args.push_to_hub else None
+        is_busy = current is not None and not current.is_done() and not args.hub_always_push
+        if self._is_writing or not args.push_to_hub or is_busy or args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self._save(args.output_dir)
+        upload = partial(
+            HfApi(token=args.hub_token).upload_folder,
+            repo_id=self.hub_model_id,
+            revision=args.hub_revision,
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            run_as_future=True,
+        )
+        jobs = [upload(folder_path=args.output_dir, ignore_patterns=NOT_PUSHED)]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            is_last = args.hub_strategy == HubStrategy.CHECKPOINT
+            place = "last-checkpoint" if is_last else Path(checkpoint_folder).name
+            jobs.append(upload(folder_path=checkpoint_folder, path_in_repo=place))
+        self.push_in_progress = PushInProgress(jobs + (current.jobs if current is not None else []))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the policy as it stands on the Hub, or its adapter, and the arguments as JSON."""
