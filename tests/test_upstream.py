@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -23,11 +24,16 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
+    Trainer,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import PushInProgress
+from trl import GRPOConfig, GRPOTrainer, TrlParser
+from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_tensor_dict
 
 from bases import FAMILIES, tiny_base
 from sol_hf import SOLConfig, SOLForCausalLM
@@ -359,6 +365,207 @@ class TestLoading:
         model = SOLForCausalLM.from_base(tiny_base("llama"), SOLConfig(policy_hidden_size=32, bits=[16]))
         model.policy.save_pretrained(tmp_path)
         assert type(AutoModel.from_pretrained(tmp_path)) is type(model.policy)
+
+
+TRAINING_METHODS: dict[str, tuple[type, list[str]]] = {
+    "_set_signature_columns_if_needed": (GRPOTrainer, []),
+    "_prepare_inputs": (GRPOTrainer, ["generation_batch"]),
+    "_generate_and_score_completions": (GRPOTrainer, ["inputs"]),
+    "_compute_loss": (GRPOTrainer, ["model", "inputs"]),
+    "_get_per_token_logps_and_entropies": (GRPOTrainer, ["model", "input_ids", "attention_mask", "logits_to_keep"]),
+    "_save_checkpoint": (GRPOTrainer, ["model", "trial"]),
+    "_load_optimizer_and_scheduler": (GRPOTrainer, ["checkpoint"]),
+    "create_model_card": (GRPOTrainer, ["model_name", "dataset_name", "tags"]),
+    "_get_output_dir": (Trainer, ["trial"]),
+    "_save": (Trainer, ["output_dir", "state_dict"]),
+    "_save_rng_state": (Trainer, ["output_dir"]),
+    "_push_from_checkpoint": (Trainer, ["checkpoint_folder"]),
+    "save_state": (Trainer, []),
+    "save_metrics": (Trainer, ["split", "metrics"]),
+}
+TRAINING_MODEL_ARGUMENTS = """
+    model reward_funcs args train_dataset eval_dataset processing_class callbacks optimizers peft_config
+""".split()
+
+
+class Policy(PreTrainedModel):
+    """One parameter that is every log-probability: what the losses below are made of."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.logprob = torch.nn.Parameter(torch.tensor(-1.0))
+        self.post_init()
+        self.generation_config = GenerationConfig()
+
+    def forward(self, input_ids=None):
+        return self.logprob
+
+
+class PlainTrainer(GRPOTrainer):
+    """TRL's trainer with the seams that SOLGRPOTrainer uses, and nothing else."""
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["input_ids"]
+
+    def _generate_and_score_completions(self, inputs):
+        self.seen = [example["input_ids"][0] for example in inputs]
+        rows = len(inputs)
+        empty = torch.zeros(rows, 0, dtype=torch.long)
+        return {
+            "prompt_ids": empty,
+            "prompt_mask": empty,
+            "completion_ids": torch.arange(3).expand(rows, 3),
+            "completion_mask": torch.tensor([1, 1, 0]).expand(rows, 3),
+            "advantages": torch.tensor([1.0, 3.0, 100.0]).expand(rows, 3),
+            "num_items_in_batch": torch.tensor(2.0 * rows),
+            "extra": torch.arange(rows)[:, None],
+        }
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        assert kwargs["compute_entropy"] is True
+        logprobs = model(None).expand(args[0].shape)
+        return logprobs, logprobs.detach() * 0 + 2.0, None
+
+
+def plain_trainer(folder, **arguments) -> PlainTrainer:
+    from sol_hf.grpo_trainer import action_tokenizer
+
+    settings = dict(
+        num_generations=2,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=1,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        activation_checkpointing=False,
+    )
+    return PlainTrainer(
+        model=Policy(PreTrainedConfig()),
+        reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+        args=GRPOConfig(str(folder), **{**settings, **arguments}),
+        train_dataset=Dataset.from_dict({"input_ids": [[number] for number in range(8)]}),
+        processing_class=action_tokenizer(SOLConfig(bits=[8, 16]).action_space),
+    )
+
+
+class TestTraining:
+    @pytest.mark.parametrize("name", TRAINING_METHODS)
+    def test_the_methods_that_are_overridden_or_called(self, name):
+        owner, arguments = TRAINING_METHODS[name]
+        assert list(inspect.signature(getattr(owner, name)).parameters)[1 : 1 + len(arguments)] == arguments
+
+    def test_the_arguments_of_the_trainer(self):
+        assert set(TRAINING_MODEL_ARGUMENTS) <= inspect.signature(GRPOTrainer.__init__).parameters.keys()
+
+    def test_the_arguments_that_are_refused_exist_and_have_plain_defaults(self):
+        from dataclasses import MISSING, fields
+
+        from sol_hf.grpo_config import WITHOUT_MEANING
+
+        defaults = {field.name: field.default for field in fields(GRPOConfig)}
+        assert [name for name in WITHOUT_MEANING if defaults.get(name, MISSING) is MISSING] == []
+
+    def test_attributes_of_a_trainer(self, tmp_path):
+        trainer = plain_trainer(tmp_path)
+        assert (trainer._step, trainer._buffered_inputs, trainer.ref_model) == (0, None, None)
+        assert (trainer.num_generations, trainer.num_iterations, trainer.beta, trainer.temperature) == (2, 1, 0.0, 1.0)
+        assert trainer.hub_model_id is None
+        assert trainer.args.steps_per_generation == 2
+        assert set(trainer._metrics) == {"train", "eval"}
+        trainer._metrics["train"]["new"].append(1.0)
+
+    def test_a_fused_head_is_left_on_the_model(self, tmp_path):
+        assert "forward" in vars(plain_trainer(tmp_path).model)
+
+    def test_a_batch_holds_its_groups_as_adjacent_rows(self, tmp_path):
+        trainer = plain_trainer(tmp_path)
+        trainer.train()
+        assert len(trainer.seen) == 8
+        assert trainer.seen[::2] == trainer.seen[1::2]
+        assert len(set(trainer.seen)) == 4
+        order = list(RepeatSampler(range(4), mini_repeat_count=2, batch_size=2, repeat_count=2, shuffle=False))
+        assert order == [0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2
+
+    def test_the_steps_of_a_batch_are_slices_of_what_was_generated(self, tmp_path):
+        trainer = plain_trainer(tmp_path)
+        trainer.train()
+        assert trainer._step == 2 and len(trainer._buffered_inputs) == 2
+        assert sorted(torch.cat([part["extra"] for part in trainer._buffered_inputs]).flatten().tolist()) == [
+            *range(8)
+        ]
+        assert [part["num_items_in_batch"].item() for part in trainer._buffered_inputs] == [16.0, 16.0]
+
+    def test_every_value_is_shuffled_and_split_on_its_first_dimension(self):
+        batch = {"one": torch.arange(4)[:, None], "other": torch.arange(4), "scalar": torch.tensor(7)}
+        shuffled = shuffle_sequence_dict(batch)
+        assert torch.equal(shuffled["one"].flatten(), shuffled["other"])
+        first, second = split_tensor_dict(shuffled, 2)
+        assert (first["one"].shape, second["other"].shape) == ((2, 1), (2,))
+        assert first["scalar"] == second["scalar"] == 7
+
+    @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo"])
+    def test_the_loss_takes_an_advantage_per_step(self, tmp_path, loss_type):
+        trainer = plain_trainer(tmp_path, loss_type=loss_type, entropy_coef=0.5)
+        trainer.current_gradient_accumulation_steps = 2
+        trainer.model.train()
+        inputs = trainer._generate_and_score_completions([{"input_ids": [0]}] * 8)
+        inputs = split_tensor_dict(inputs, 2)[0]
+        loss = trainer._compute_loss(trainer.model, inputs)
+        loss.backward()
+        mean_advantage, entropy = (1.0 + 3.0) / 2, 2.0
+        assert loss.item() == pytest.approx((-mean_advantage - 0.5 * entropy) / 2)
+        assert trainer.model.logprob.grad.item() == pytest.approx(-mean_advantage / 2)
+
+    def test_the_loss_clips_against_the_log_probabilities_of_the_rollout(self, tmp_path):
+        trainer = plain_trainer(tmp_path, loss_type="bnpo", epsilon=0.2)
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        inputs = trainer._generate_and_score_completions([{"input_ids": [0]}] * 4)
+        inputs["old_per_token_logps"] = torch.full((4, 3), -2.0)
+        loss = trainer._compute_loss(trainer.model, inputs)
+        assert loss.item() == pytest.approx(-1.2 * 2)
+
+    def test_the_loss_reads_the_reference(self, tmp_path):
+        trainer = plain_trainer(tmp_path, loss_type="bnpo")
+        trainer.current_gradient_accumulation_steps, trainer.beta = 1, 0.1
+        trainer.model.train()
+        inputs = trainer._generate_and_score_completions([{"input_ids": [0]}] * 4)
+        inputs["ref_per_token_logps"] = torch.full((4, 3), -2.0)
+        divergence = torch.tensor(-1.0).exp().item() + 1 - 1  # exp(ref - own) - (ref - own) - 1
+        assert trainer._compute_loss(trainer.model, inputs).item() == pytest.approx(-2 + 0.1 * divergence)
+
+    def test_a_checkpoint_is_written_where_the_output_folder_says(self, tmp_path):
+        class Elsewhere(PlainTrainer):
+            def _get_output_dir(self, trial):
+                return str(tmp_path / "elsewhere")
+
+        trainer = plain_trainer(tmp_path, save_strategy="steps", save_steps=1)
+        trainer.__class__ = Elsewhere
+        trainer.train()
+        folder = tmp_path / "elsewhere" / f"{PREFIX_CHECKPOINT_DIR}-1"
+        assert {"optimizer.pt", "scheduler.pt", "trainer_state.json"} <= {path.name for path in folder.iterdir()}
+        assert get_last_checkpoint(str(tmp_path / "elsewhere")) == str(folder)
+        rotate_checkpoints(
+            output_dir=str(folder.parent), save_total_limit=1, best_model_checkpoint=None, use_mtime=True
+        )
+        assert folder.exists()
+
+    def test_pushes_in_the_background(self):
+        assert PushInProgress([]).is_done()
+        assert {"END", "EVERY_SAVE", "CHECKPOINT", "ALL_CHECKPOINTS"} == set(HubStrategy.__members__)
+
+    def test_the_parser_reads_numbers_that_yaml_takes_for_text(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("learning_rate: 1e-4\nuse_cpu: true\nactivation_checkpointing: false\n")
+        arguments = ["--config", str(tmp_path / "config.yaml"), "--temperature", "1.3"]
+        (args,) = TrlParser(GRPOConfig).parse_args_and_config(arguments)
+        assert (args.learning_rate, args.temperature) == (1e-4, 1.3)
+        (tmp_path / "config.yaml").write_text("activation_checkpointing: false\nlerning_rate: 1e-4\n")
+        with pytest.raises(ValueError, match="lerning_rate"):
+            TrlParser(GRPOConfig).parse_args_and_config(arguments[:2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

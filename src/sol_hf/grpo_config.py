@@ -62,7 +62,7 @@ class SOLGRPOConfig(GRPOConfig):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Rollouts per device and minibatch."})
     gradient_accumulation_steps: int = field(default=4, metadata={"help": "Minibatches of an update."})
     entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the entropy bonus."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "The policy is too small for it."})
+    activation_checkpointing: bool | None = field(default=False, metadata={"help": "The policy is too small for it."})
     bf16: bool | None = field(default=False, metadata={"help": "Autocast the policy to bfloat16."})
     context_length: int = field(default=512, metadata={"help": "Tokens of a block that are processed densely."})
     rollout_batch_size: int = field(default=32, metadata={"help": "Rollouts that run at the same time."})
