@@ -563,7 +563,7 @@ class TestTraining:
         arguments = ["--config", str(tmp_path / "config.yaml"), "--temperature", "1.3"]
         (args,) = TrlParser(GRPOConfig).parse_args_and_config(arguments)
         assert (args.learning_rate, args.temperature) == (1e-4, 1.3)
-        (tmp_path / "config.yaml").write_text("activation_checkpointing: false\nlerning_rate: 1e-4\n")
+        (tmp_path / "config.yaml").write_text("use_cpu: true\nactivation_checkpointing: false\nlerning_rate: 1e-4\n")
         with pytest.raises(ValueError, match="lerning_rate"):
             TrlParser(GRPOConfig).parse_args_and_config(arguments[:2])
 
