@@ -9,25 +9,12 @@ import pytest
 import torch
 from accelerate import DistributedType
 
-from bases import FAMILIES, tiny_base
-from sol_hf.sharding import find_layers, place_base
+from bases import tiny_base
+from sol_hf.sharding import place_base
 
 
 def accelerator(kind: DistributedType = DistributedType.NO, device: str = "cpu") -> SimpleNamespace:
     return SimpleNamespace(distributed_type=kind, device=torch.device(device))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_layers_of_every_family_are_found(family):
-    layers = find_layers(tiny_base(family))
-    assert len(layers) == 2 and type(layers[0]) is type(layers[1])
-
-
-def test_a_base_without_named_layers_is_refused():
-    base = tiny_base("llama")
-    base._no_split_modules = None
-    with pytest.raises(ValueError, match="LlamaForCausalLM names no layers"):
-        find_layers(base)
 
 
 def test_a_base_is_moved_to_the_device():

@@ -12,10 +12,11 @@ times, as they do when they play equal parts of a batch of rollouts.
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
+
+from .elastic import decoder_layers
 
 
 def place_base(base: PreTrainedModel, accelerator: Accelerator, shard: bool) -> None:
@@ -47,21 +48,10 @@ def shard_layers(base: PreTrainedModel, device: torch.device) -> None:
             "the base whole."
         )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for layer in find_layers(base):
+    layers = decoder_layers(base)
+    if layers is None:
+        raise ValueError(f"{type(base).__name__} has no list of decoder layers, so it cannot be sharded.")
+    for layer in layers:
         sharded = fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         sharded.unshard()  # once here, or buffers that rollouts made in inference mode could serve nothing else
         sharded.reshard()
-
-
-def find_layers(base: PreTrainedModel) -> list[nn.Module]:
-    """The layers of a base: the outermost modules that its class names as not to be split.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    names = set(base._no_split_modules or ())
-    found = {name: module for name, module in base.named_modules() if type(module).__name__ in names}
-    outermost = [m for name, m in found.items() if not any(name.startswith(f"{other}.") for other in found)]
-    if not outermost:
-        raise ValueError(f"{type(base).__name__} names no layers (`_no_split_modules`), so it cannot be sharded.")
-    return outermost
