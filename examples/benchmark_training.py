@@ -13,7 +13,8 @@ time. A run of `SOLGRPOTrainer` makes one update a batch; before every batch the
     prefill     the context of every block, once
     rollouts    the same steps under sampled schedules, over one copy of the context a block
     rest        rewards, advantages, and the update of the policy
-    batch       all three: a whole training batch
+    no prefill  rollouts and rest
+    batch       a whole training batch: no prefill, and prefill
 
 `seconds` are medians over the batches after the first, `ratio` is the median of the quotients with the dense run
 beside it, `actions/s` counts the rollouts' actions. `peak` is the most memory that a process of its own held, with
@@ -47,7 +48,7 @@ from sol_hf.grpo_config import SOLGRPOConfig
 from sol_hf.smollm2 import ModelUnavailableError, fetch_smollm2
 
 
-PARTS = ("dense", "prefill", "rollouts", "rest", "batch")
+PARTS = ("dense", "prefill", "rollouts", "rest", "no prefill", "batch")
 FUNCTIONS = {"prefill": "prefill", "roll_out": "rollouts"}
 NOTE = "Only ratios within a run mean anything: times depend on the machine and on what else it does."
 COLUMNS = ("context", "part", "seconds", "ratio", "actions/s", "peak MB")
@@ -67,7 +68,7 @@ class Result:
 
     def cells(self) -> tuple[str, ...]:
         """What the table shows, in the order of `COLUMNS`."""
-        speed = f"{self.actions_per_second:.0f}" if self.part in ("dense", "rollouts", "batch") else ""
+        speed = f"{self.actions_per_second:.0f}" if self.part not in ("prefill", "rest") else ""
         peak = "" if self.peak_mb is None else f"{self.peak_mb:.0f}"
         return str(self.context), self.part, f"{self.seconds:.3f}", f"{self.ratio:.3f}", speed, peak
 
@@ -124,8 +125,9 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         batch = time.perf_counter() - self._begin
-        rest = batch - sum(self._spent[part] for part in FUNCTIONS.values())
-        self.rounds.append({**self._spent, "rest": rest, "batch": batch})
+        no_prefill = batch - self._spent["prefill"]
+        rest = no_prefill - self._spent["rollouts"]
+        self.rounds.append({**self._spent, "rest": rest, "no prefill": no_prefill, "batch": batch})
 
 
 def train(
@@ -216,7 +218,7 @@ def describe_machine() -> dict[str, str | int]:
 def show(results: list[Result]) -> None:
     """Prints the table."""
     for line in (COLUMNS, *(result.cells() for result in results)):
-        print("{:>7}  {:<8} {:>8} {:>7} {:>10} {:>8}".format(*line))
+        print("{:>7}  {:<10} {:>8} {:>7} {:>10} {:>8}".format(*line))
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
