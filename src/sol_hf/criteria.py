@@ -159,30 +159,29 @@ def choose_pages(
     pages = scores.shape[-1]
     has_keys = torch.arange(pages, device=scores.device) * rule.page_size < (slots - first)[:, None]
     scores = _shared(scores, rule).masked_fill(~has_keys[:, None], float("-inf"))
-    return _top_ranked(scores, _wanted_pages(token_keep, slots - start, pages, rule))
+    tokens = kept_count(token_keep, slots - start)
+    # A window that begins within a page spans one page more than its keys would fill.
+    return _top_ranked(scores, torch.where(tokens >= slots - start, pages, _pages_of(tokens, rule)))
 
 
 def page_mask(
-    scores: torch.Tensor, token_keep: torch.Tensor, count: torch.Tensor, rule: SelectionRule
+    scores: torch.Tensor, token_keep: torch.Tensor, count: torch.Tensor | int, rule: SelectionRule
 ) -> torch.Tensor:
-    """The choice of [`choose_pages`] as a mask `(rows, H, pages)`, for attention that masks instead of gathering.
+    """The choice of [`choose_pages`] as a mask `(rows, H, pages)`, for rows whose first key begins a page.
 
     Args:
         scores (`torch.Tensor` of shape `(rows, kv_heads, group, pages)`): From [`page_scores`], -inf for pages that a
             row does not see.
         token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to read.
-        count (`torch.Tensor` of shape `(rows,)`): Keys that a row sees.
+        count (`int` or `torch.Tensor` of shape `(rows,)`): Keys that a row sees.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
     """
-    return largest(_shared(scores, rule), _wanted_pages(token_keep, count, scores.shape[-1], rule))
+    return largest(_shared(scores, rule), _pages_of(kept_count(token_keep, count), rule))
 
 
-def _wanted_pages(token_keep: torch.Tensor, count: torch.Tensor, pages: int, rule: SelectionRule) -> torch.Tensor:
-    """How many of `pages` pages hold the wanted share of `count` keys, `(rows,)`."""
-    tokens = kept_count(token_keep, count)
-    wanted = torch.div(tokens + rule.page_size - 1, rule.page_size, rounding_mode="floor")
-    # A window that begins within a page spans one page more than its keys would fill.
-    return torch.where(tokens >= count, pages, wanted)
+def _pages_of(tokens: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+    """How many pages hold so many keys, `(rows,)`."""
+    return torch.div(tokens + (rule.page_size - 1), rule.page_size, rounding_mode="floor")
 
 
 def select_relevancy(

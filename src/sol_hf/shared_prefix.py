@@ -22,7 +22,6 @@ from .criteria import (
     SelectionRule,
     group_queries,
     page_mask,
-    page_scores,
     select_recency,
     select_relevancy,
 )
@@ -36,16 +35,15 @@ class Prefix:
     Args:
         keys (`torch.Tensor` of shape `(blocks, kv_heads, tokens, head_dim)`): Keys; a view.
         values (`torch.Tensor` of shape `(blocks, kv_heads, tokens, head_dim)`): Values; a view.
-        upper (`torch.Tensor` of shape `(blocks, kv_heads, pages, head_dim)`): Channel-wise maxima of the pages.
-        lower (`torch.Tensor` of shape `(blocks, kv_heads, pages, head_dim)`): Channel-wise minima.
+        bounds (`torch.Tensor` of shape `(blocks, kv_heads, pages, 2 * head_dim)`): Channel-wise maxima and minima of
+            the pages, side by side.
         visible_pages (`torch.Tensor` of shape `(repeats,)`, *optional*): Pages that the rollouts of a block see, where
             they differ.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
-    upper: torch.Tensor
-    lower: torch.Tensor
+    bounds: torch.Tensor
     visible_pages: torch.Tensor | None = None
 
     @property
@@ -78,8 +76,7 @@ class SharedPrefixLayer(PagedLayer):
         self.prefix = Prefix(
             source.keys[:, :, :shared],
             source.values[:, :, :shared],
-            upper[:, :, :pages],
-            lower[:, :, :pages],
+            torch.cat([upper[:, :, :pages], lower[:, :, :pages]], dim=-1),
             _visible_pages(lengths, size, repeats, start.device),
         )
         self.repeats = repeats * len(lengths)
@@ -157,7 +154,7 @@ def attend_shared_prefix(
     own = layer.by_block(grouped @ layer.keys.transpose(2, 3))
     scores = torch.cat([folded @ layer.prefix.keys.transpose(2, 3), own], dim=-1)
     if token_keep is not None:
-        _mask_out(layer, rule, token_keep.to(query.device), grouped, folded, scores)
+        _mask_out(layer, rule, token_keep.to(query.device), grouped, scores)
     if layer.prefix.visible_pages is not None:
         hidden = _hidden(layer.prefix.visible_pages * layer.page_size, shared)
         scores[..., :shared].masked_fill_(hidden.repeat_interleave(grouped.shape[2], dim=0), float("-inf"))
@@ -178,7 +175,6 @@ def _mask_out(
     rule: SelectionRule,
     token_keep: torch.Tensor,
     grouped: torch.Tensor,
-    folded: torch.Tensor,
     scores: torch.Tensor,
 ) -> None:
     """Set `scores` `(blocks, kv_heads, repeats * group, slots)` to -inf where a query head does not read a key."""
@@ -188,7 +184,7 @@ def _mask_out(
         keep = _per_query(_kept_keys(layer, rule, token_keep, scores), grouped)
         scores.masked_fill_(~layer.by_block(keep), -torch.inf)
         return
-    keep = layer.by_block(_per_query(_kept_pages(layer, rule, token_keep, grouped, folded, slots), grouped))
+    keep = layer.by_block(_per_query(_kept_pages(layer, rule, token_keep, grouped, slots), grouped))
     # Adding 0 or -inf page by page is cheaper than a mask over all keys.
     bias = torch.zeros_like(keep, dtype=scores.dtype).masked_fill_(~keep, -torch.inf)
     whole = shared // size
@@ -221,21 +217,20 @@ def _kept_keys(
 
 
 def _kept_pages(
-    layer: SharedPrefixLayer,
-    rule: SelectionRule,
-    token_keep: torch.Tensor,
-    grouped: torch.Tensor,
-    folded: torch.Tensor,
-    slots: int,
+    layer: SharedPrefixLayer, rule: SelectionRule, token_keep: torch.Tensor, grouped: torch.Tensor, slots: int
 ) -> torch.Tensor:
-    """Which pages of prefix and suffix every head reads, `(rows, H, pages)`."""
+    """Which pages of prefix and suffix every head reads, `(rows, H, pages)`.
+
+    The scores are those of [`page_scores`], as one product of the queries' positive and negative parts with the pages'
+    maxima and minima.
+    """
     rows, visible = len(grouped), layer.prefix.visible_pages
-    count = torch.full((rows,), slots, device=grouped.device)
-    upper, lower = layer.page_index(torch.zeros_like(count), (0, 0))
-    of_prefix = layer.by_row(page_scores(folded, layer.prefix.upper, layer.prefix.lower))
+    signed = torch.cat([grouped.clamp(min=0), grouped.clamp(max=0)], dim=-1)
+    own = torch.cat(layer.page_index(torch.zeros(rows, dtype=torch.long, device=grouped.device), (0, 0)), dim=-1)
+    of_prefix = layer.by_row(layer.by_block(signed) @ layer.prefix.bounds.transpose(2, 3))
+    count: torch.Tensor | int = slots
     if visible is not None:
         hidden = _hidden(visible, of_prefix.shape[-1]).repeat(rows // layer.repeats, 1)
         of_prefix = of_prefix.masked_fill(hidden[:, None, None], float("-inf"))
-        count = count - hidden.sum(dim=1) * rule.page_size
-    scores = torch.cat([of_prefix, page_scores(grouped, upper, lower)], dim=-1)
-    return page_mask(scores, token_keep, count, rule)
+        count = slots - hidden.sum(dim=1) * rule.page_size
+    return page_mask(torch.cat([of_prefix, signed @ own.transpose(2, 3)], dim=-1), token_keep, count, rule)
