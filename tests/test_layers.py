@@ -19,7 +19,8 @@ ORDER = """
     criteria paged_layer shared_prefix configuration_sol outputs cache policy_heads modeling_sol_policy
     attention elastic controllers loading hub
     processors decoding instrumentation options scoring
-    modeling_sol rollouts counterfactuals measurements grpo_config checkpoints sharding grpo_trainer __init__
+    modeling_sol rollouts counterfactuals measurements evaluation
+    grpo_config checkpoints sharding grpo_trainer __init__
 """.split()
 """A module imports only from modules to its left."""
 

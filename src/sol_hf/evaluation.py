@@ -1,0 +1,375 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a policy is worth: its perplexity at given budgets, beside that of the fixed schedule at the same cost.
+
+A policy may spend less or more than it was asked for, so the fixed schedule is not run at the request:
+
+    pass 1    policy, greedy, all budgets    ->  loss of every block, means of the levels taken ("realised")
+    pass 2    fixed, at the realised means   ->  loss of every block;   gain = fixed - policy, in nats a token
+
+Both passes play one episode a block, teacher-forced, over a dense prefill that all budgets share.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from tqdm.auto import tqdm
+
+from .actions import AXES, AXIS_SCALE, ActionSpace, Budget
+from .controllers import Controller, PolicyController, ScheduleController, closeness, neighbouring_levels
+from .modeling_sol import SOLForCausalLM
+from .policy_heads import TIE_MARGIN
+from .processors import ActionProcessorList, HardBudgetProcessor
+from .rollouts import prefill, roll_out
+
+
+Triple = tuple[float, float, float]
+BUDGETS: tuple[Triple, ...] = (
+    (0.2, 0.5, 6),
+    (0.3, 0.6, 7),
+    (0.5, 0.7, 8),
+    (0.7, 0.8, 9),
+    (0.5, 1.0, 16),
+    (1.0, 0.6, 16),
+    (1.0, 1.0, 6),
+    (0.3, 0.9, 8),
+    (0.8, 0.5, 8),
+)
+"""Budgets (token_keep, mlp_keep, bits) over the range of the published grid, all axes together and one at a time."""
+
+
+@dataclass(frozen=True)
+class BudgetEvaluation:
+    """A policy at one budget. Triples are (token_keep, mlp_keep, bits), in these units; losses are in nats a token.
+
+    Args:
+        requested (`tuple` of 3 `float`): The budget.
+        realised (`tuple` of 3 `float`): Means of the levels that the policy took, over blocks and controllable steps.
+        fixed_realised (`tuple` of 3 `float`): The same of the fixed schedule.
+        mean_overshoot (`tuple` of 3 `float`): Mean over the blocks of (mean of the episode - target), per axis.
+        worst_overshoot (`tuple` of 3 `float`): The largest of these differences over the blocks, per axis.
+        budget_error (`float`): Mean over blocks and axes of |mean of the episode - target|, in ratio units.
+        losses (`tuple` of `float`): Loss of every block under the policy.
+        fixed_losses (`tuple` of `float`): Under the fixed schedule.
+        dense_losses (`tuple` of `float`, *optional*): Of the base itself, if asked for.
+    """
+
+    requested: Triple
+    realised: Triple
+    fixed_realised: Triple
+    mean_overshoot: Triple
+    worst_overshoot: Triple
+    budget_error: float
+    losses: tuple[float, ...] = field(repr=False)
+    fixed_losses: tuple[float, ...] = field(repr=False)
+    dense_losses: tuple[float, ...] | None = field(default=None, repr=False)
+
+    @property
+    def net_keep(self) -> float:
+        """Mean of the realised triple in ratio units."""
+        return sum(value / scale for value, scale in zip(self.realised, AXIS_SCALE, strict=True)) / len(AXES)
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity under the policy."""
+        return _perplexity(self.losses)
+
+    @property
+    def fixed_perplexity(self) -> float:
+        """Perplexity under the fixed schedule."""
+        return _perplexity(self.fixed_losses)
+
+    @property
+    def dense_perplexity(self) -> float | None:
+        """Perplexity of the base itself, if it was asked for."""
+        return None if self.dense_losses is None else _perplexity(self.dense_losses)
+
+    @property
+    def gain(self) -> float:
+        """By how many nats a token the policy is better than the fixed schedule; log of the ratio of perplexities."""
+        gains = self._gains()
+        return sum(gains) / len(gains)
+
+    @property
+    def gain_error(self) -> float:
+        """Standard error of the gain: of the mean of the blocks' differences."""
+        gains, mean = self._gains(), self.gain
+        return math.sqrt(sum((x - mean) ** 2 for x in gains) / (len(gains) - 1) / len(gains))
+
+    def _gains(self) -> list[float]:
+        return [fixed - loss for fixed, loss in zip(self.fixed_losses, self.losses, strict=True)]
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    return math.exp(sum(losses) / len(losses))
+
+
+def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS) -> list[Triple]:
+    """Budgets brought into the range of an action space's levels, without repetitions.
+
+    Args:
+        space ([`ActionSpace`]): The levels.
+        budgets (`Sequence` of triples, *optional*, defaults to `BUDGETS`): (token_keep, mlp_keep, bits).
+    """
+    clipped = []
+    for budget in budgets:
+        levels = [space.levels[axis] for axis in AXES]
+        clipped.append(tuple(min(max(x, min(own)), max(own)) for x, own in zip(budget, levels, strict=True)))
+    return list(dict.fromkeys(clipped))  # type: ignore[arg-type]
+
+
+def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """The static schedule of `blocks` episodes: that of a lone row which plays them one after the other.
+
+    Every axis alternates between the two levels next to its mean and carries the remainder from step to step and from
+    block to block, so every episode is within a step of the means, and all of them together within half a step.
+
+    Args:
+        means (`torch.Tensor` of shape `(3,)`): Means to meet, in ratio units.
+        blocks (`int`): Episodes.
+        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps of an episode; the others are dense.
+        space ([`ActionSpace`]): The levels.
+
+    Returns:
+        `torch.LongTensor` of shape `(blocks, steps)`: Action ids.
+    """
+    low, high, share = neighbouring_levels(means[None].float(), space)
+    each = int(counted.sum())
+    turn = torch.arange(blocks * each, dtype=torch.float64)[:, None]
+    half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6).double()
+    is_high = torch.ceil(share.double() * (turn + 1) - half) > torch.ceil(share.double() * turn - half)
+    corners = torch.tensor(list(product((False, True), repeat=len(AXES))))
+    ids = closeness(torch.where(corners, high, low), space).argmax(dim=-1)
+    schedule = torch.full((blocks, len(counted)), space.dense_id)
+    schedule[:, counted] = ids[(is_high * torch.tensor([4, 2, 1])).sum(dim=-1)].view(blocks, each)
+    return schedule
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Blocks to play, batch by batch, each process of an `accelerate launch` its share.
+
+    A batch is made of the same blocks in any number of processes. One that has no batch left repeats the last and
+    drops the result, since the processes of a sharded base have to run in step.
+    """
+
+    model: SOLForCausalLM
+    tokens: torch.Tensor
+    context_length: int
+    batch_size: int
+    progress: bool
+
+    @property
+    def steps(self) -> int:
+        return self.tokens.shape[1] - self.context_length - 1
+
+    def play(
+        self,
+        targets: torch.Tensor,
+        controller_of: Callable[[int, int], Controller],
+        processors: ActionProcessorList | None,
+        dense: bool,
+        name: str,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Losses `(blocks, budgets)`, actions `(blocks, budgets, steps)` and dense losses `(blocks,)` of all blocks.
+
+        `controller_of(begin, end)` decides for these blocks, at all `targets` `(budgets, 3)`.
+        """
+        state, total, device = PartialState(), len(self.tokens), self.model.base.device
+        losses = torch.zeros(total, len(targets))
+        actions = torch.zeros(total, len(targets), self.steps, dtype=torch.long)
+        dense_losses = torch.zeros(total)
+        batches = math.ceil(total / self.batch_size)
+        rounds = range(math.ceil(batches / state.num_processes))
+        for number in tqdm(rounds, desc=name, disable=not (self.progress and state.is_main_process)):
+            batch = number * state.num_processes + state.process_index
+            begin = min(batch, batches - 1) * self.batch_size
+            tokens = self.tokens[begin : begin + self.batch_size].to(device)
+            prefix = prefill(self.model, tokens, self.context_length, dense=dense)
+            some = slice(begin, begin + len(tokens) if batch < batches else begin)
+            if prefix.logprobs is not None:
+                logprobs = prefix.logprobs.gather(2, tokens[:, self.context_length + 1 :, None])
+                dense_losses[some] = -logprobs.mean(dim=(1, 2)).cpu()[: some.stop - begin]
+                prefix = replace(prefix, logprobs=None)
+            wanted = targets.repeat(len(tokens), 1).to(device)
+            controller = controller_of(begin, begin + len(tokens))
+            rollouts = roll_out(self.model, prefix, tokens, wanted, controller, processors)
+            shape = (len(tokens), len(targets), self.steps)
+            losses[some] = -rollouts.label_logprobs.view(shape).mean(dim=-1).cpu()[: some.stop - begin]
+            actions[some] = rollouts.actions.view(shape).cpu()[: some.stop - begin]
+        gathered = [reduce(x.to(state.device), "sum").cpu() for x in (losses, actions, dense_losses)]
+        return gathered[0].double(), gathered[1], gathered[2].double()
+
+
+@contextmanager
+def _without_dropout(module: torch.nn.Module):
+    """Put a module into evaluation mode, and back as it was."""
+    was = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in was.items():
+            part.training = training
+
+
+def evaluate_budgets(
+    model: SOLForCausalLM,
+    blocks: torch.Tensor,
+    context_length: int,
+    budgets: Sequence[Sequence[float]],
+    hard: bool = False,
+    batch_size: int = 8,
+    progress: bool = False,
+    dense: bool = False,
+) -> list[BudgetEvaluation]:
+    """Perplexity of a policy at every budget, and of the fixed schedule at what the policy really spent.
+
+    A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh.
+    Processes of an `accelerate launch` share the work; the results are those of one process.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base and policy.
+        blocks (`torch.LongTensor` of shape `(blocks, context_length + episode_length + 1)`): Token ids, at least 2
+            blocks, the same in every process. See [`pack_blocks`].
+        context_length (`int`): Tokens before the first step of a block.
+        budgets (`Sequence` of triples): Targets (token_keep, mlp_keep, bits) in these units.
+        hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, as
+            `generate` does by default; otherwise the policy is trusted.
+        batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
+        progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+        dense (`bool`, *optional*, defaults to `False`): Also the loss of the base itself.
+
+    Returns:
+        `list[BudgetEvaluation]`: One per budget, in order.
+
+    Raises:
+        ValueError: if there are no budgets, less than 2 blocks, blocks of another length, or no controllable step.
+        BudgetError: if a budget is malformed or below the smallest level.
+    """
+    space = model.action_space
+    targets = _check_budgets(budgets, space)
+    counted = _check_blocks(model, blocks, context_length, batch_size)
+    run = _Blocks(model, blocks, context_length, batch_size, progress)
+    processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
+    with _without_dropout(model.policy):
+        controller = PolicyController(model.policy)
+        losses, actions, dense_losses = run.play(targets, lambda *_: controller, processors, dense, "Policy")
+    episodes = space.ratios.double()[actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, 3)
+    means = episodes.mean(dim=0)
+    schedule = torch.stack([fixed_schedule(mean, len(blocks), counted, space) for mean in means], dim=1)
+
+    def fixed(begin: int, end: int) -> ScheduleController:
+        return ScheduleController(schedule[begin:end].flatten(0, 1).T)
+
+    fixed_losses, *_ = run.play(means.float(), fixed, None, False, "Fixed")
+    fixed_means = space.ratios.double()[schedule[:, :, counted]].mean(dim=(0, 2))
+    excess = episodes - targets.double()
+    return [
+        BudgetEvaluation(
+            requested=tuple(budget),  # type: ignore[arg-type]
+            realised=_in_axis_units(means[number]),
+            fixed_realised=_in_axis_units(fixed_means[number]),
+            mean_overshoot=_in_axis_units(excess[:, number].mean(dim=0)),
+            worst_overshoot=_in_axis_units(excess[:, number].amax(dim=0)),
+            budget_error=float(excess[:, number].abs().mean()),
+            losses=tuple(losses[:, number].tolist()),
+            fixed_losses=tuple(fixed_losses[:, number].tolist()),
+            dense_losses=tuple(dense_losses.tolist()) if dense else None,
+        )
+        for number, budget in enumerate(budgets)
+    ]
+
+
+def _check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> torch.Tensor:
+    """Targets `(budgets, 3)` in ratio units."""
+    if not budgets:
+        raise ValueError("There is no budget to evaluate at: give triples (token_keep, mlp_keep, bits).")
+    for budget in budgets:
+        if len(budget) != len(AXES):
+            raise ValueError(f"A budget is a triple (token_keep, mlp_keep, bits), got {tuple(budget)}.")
+        Budget(*budget).check(space)
+    return torch.cat([Budget(*budget).targets(1) for budget in budgets])
+
+
+def _check_blocks(model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, batch_size: int) -> torch.Tensor:
+    """Which steps of an episode are controllable, `(steps,)`."""
+    episode = model.config.episode_length
+    if context_length < 1 or batch_size < 1:
+        raise ValueError(f"`context_length` ({context_length}) and `batch_size` ({batch_size}) must be at least 1.")
+    if blocks.dim() != 2 or blocks.shape[1] != context_length + episode + 1:
+        raise ValueError(
+            f"Blocks of shape {tuple(blocks.shape)} do not fit: with a context of {context_length} tokens and "
+            f"episodes of {episode} steps, a block has {context_length + episode + 1} tokens. See `pack_blocks`."
+        )
+    if len(blocks) < 2:
+        raise ValueError(f"A standard error needs 2 blocks or more, got {len(blocks)}: give more text.")
+    rule = model.config.selection_rule
+    counted = rule.is_controllable(torch.arange(context_length + 1, context_length + episode + 1))
+    if not bool(counted.any()):
+        raise ValueError(
+            f"After a context of {context_length} tokens no step of an episode is controllable (it would have to see "
+            f"more than {rule.sink_tokens + rule.window_tokens + 1} keys): raise `context_length`."
+        )
+    return counted
+
+
+def _in_axis_units(ratios: torch.Tensor) -> Triple:
+    return tuple((ratios * torch.tensor(AXIS_SCALE, dtype=ratios.dtype)).tolist())
+
+
+def to_rows(evaluations: Sequence[BudgetEvaluation]) -> list[dict[str, Any]]:
+    """One flat dictionary of numbers per budget, for a data frame or a JSON file; losses of single blocks left out.
+
+    Args:
+        evaluations (`Sequence[BudgetEvaluation]`): From [`evaluate_budgets`].
+    """
+    rows = []
+    for evaluation in evaluations:
+        row: dict[str, Any] = {}
+        for prefix, name in [
+            ("", "requested"),
+            ("realised_", "realised"),
+            ("fixed_", "fixed_realised"),
+            ("mean_overshoot_", "mean_overshoot"),
+            ("worst_overshoot_", "worst_overshoot"),
+        ]:
+            row |= {f"{prefix}{axis}": value for axis, value in zip(AXES, getattr(evaluation, name), strict=True)}
+        names = ["net_keep", "budget_error", "perplexity", "fixed_perplexity", "gain", "gain_error"]
+        names += ["dense_perplexity"] if evaluation.dense_losses is not None else []
+        rows.append(row | {name: getattr(evaluation, name) for name in names} | {"blocks": len(evaluation.losses)})
+    return rows
+
+
+def format_table(evaluations: Sequence[BudgetEvaluation]) -> str:
+    """A Markdown table, one line per budget; triples are token_keep / mlp_keep / bits.
+
+    Args:
+        evaluations (`Sequence[BudgetEvaluation]`): From [`evaluate_budgets`].
+    """
+
+    def triple(values: Triple) -> str:
+        return f"{values[0]:.3g} / {values[1]:.3g} / {values[2]:.3g}"
+
+    columns: dict[str, Callable[[BudgetEvaluation], str]] = {
+        "requested": lambda x: triple(x.requested),
+        "realised": lambda x: triple(x.realised),
+        "net keep": lambda x: f"{x.net_keep:.3f}",
+        "perplexity": lambda x: f"{x.perplexity:.3f}",
+        "fixed": lambda x: f"{x.fixed_perplexity:.3f}",
+        "gain (nats a token)": lambda x: f"{x.gain:+.4f} ± {x.gain_error:.4f}",
+        "worst overshoot": lambda x: "{:+.3f} / {:+.3f} / {:+.2f}".format(*x.worst_overshoot),
+    }
+    if any(evaluation.dense_losses is not None for evaluation in evaluations):
+        columns["dense"] = lambda x: f"{x.dense_perplexity:.3f}"
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cell(evaluation) for cell in columns.values()] for evaluation in evaluations]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
