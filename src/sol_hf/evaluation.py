@@ -14,7 +14,7 @@ Both passes play one episode a block, teacher-forced, over a dense prefill that 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -193,12 +193,10 @@ class _Blocks:
             batch = number * state.num_processes + state.process_index
             begin = min(batch, batches - 1) * self.batch_size
             tokens = self.tokens[begin : begin + self.batch_size].to(device)
-            prefix = prefill(self.model, tokens, self.context_length, dense=dense)
             some = slice(begin, begin + len(tokens) if batch < batches else begin)
-            if prefix.logprobs is not None:
-                logprobs = prefix.logprobs.gather(2, tokens[:, self.context_length + 1 :, None])
-                dense_losses[some] = -logprobs.mean(dim=(1, 2)).cpu()[: some.stop - begin]
-                prefix = replace(prefix, logprobs=None)
+            if dense:  # apart from what is played, whose rounding it would change
+                dense_losses[some] = self._dense_losses(tokens)[: some.stop - begin]
+            prefix = prefill(self.model, tokens, self.context_length)
             wanted = targets.repeat(len(tokens), 1).to(device)
             controller = controller_of(begin, begin + len(tokens))
             rollouts = roll_out(self.model, prefix, tokens, wanted, controller, processors)
@@ -207,6 +205,12 @@ class _Blocks:
             actions[some] = rollouts.actions.view(shape).cpu()[: some.stop - begin]
         gathered = [reduce(x.to(state.device), "sum").cpu() for x in (losses, actions, dense_losses)]
         return gathered[0].double(), gathered[1], gathered[2].double()
+
+    def _dense_losses(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Loss `(blocks,)` of the base itself."""
+        logprobs = prefill(self.model, tokens, self.context_length, dense=True).logprobs
+        assert logprobs is not None, "asked for by `dense`"
+        return -logprobs.gather(2, tokens[:, self.context_length + 1 :, None]).mean(dim=(1, 2)).cpu()
 
 
 @contextmanager
@@ -234,7 +238,8 @@ def evaluate_budgets(
     """Perplexity of a policy at every budget, and of the fixed schedule at what the policy really spent.
 
     A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh.
-    Processes of an `accelerate launch` share the work; the results are those of one process.
+    Processes of an `accelerate launch` share the work; the results are those of one process. Another `batch_size` may
+    round differently, which selection and quantization amplify: losses of single blocks move, their mean hardly.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
