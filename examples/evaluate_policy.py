@@ -6,8 +6,8 @@
         --budgets 0.5,0.7,8 0.3,0.9,8 --hard --dense --json evaluation.json
 
 Without `--base` it takes the base that the policy's config names, without `--budgets` nine over the published grid,
-brought into the policy's action space. Processes of an `accelerate launch` share the work. Texts are read as far as they
-are needed: `--blocks` blocks of context, episode and one token. See `docs/training.md` for what the columns mean.
+brought into the policy's action space. Processes of an `accelerate launch` share the work. Texts are read as far as
+they are needed: `--blocks` blocks of context, episode and one token. `docs/training.md` explains the columns.
 """
 
 import argparse
