@@ -17,21 +17,27 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
+from sol_hf.counterfactual_warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
 from sol_hf.grpo_config import SOLGRPOConfig
 from sol_hf.grpo_trainer import SOLGRPOTrainer
+from sol_hf.text_blocks import pack_blocks
 from train_arguments import PolicyArguments, ScriptArguments
 
 
-ARGUMENTS = (ScriptArguments, PolicyArguments, SOLGRPOConfig)
+ARGUMENTS = (ScriptArguments, PolicyArguments, SOLGRPOConfig, CounterfactualWarmupConfig)
 
 
 def main(arguments: list[str] | None = None) -> SOLGRPOTrainer:
     """Runs the training and returns the trainer."""
-    script, policy, args = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
+    script, policy, args, warmup = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
     set_seed(args.seed)
     base, tokenizer = script.load_base(policy.base_model_revision)
     model = policy.load_model(base)
     train_dataset, eval_dataset = script.load_texts()
+    if warmup.warmup_dir is not None:
+        starter = CounterfactualWarmup(model, warmup)
+        packed = pack_blocks(train_dataset, tokenizer, starter.block_length)
+        starter.run(warmup_blocks(packed, warmup))
     checkpoint = get_last_checkpoint(args.output_dir) if script.resume and os.path.isdir(args.output_dir) else None
 
     trainer = SOLGRPOTrainer(

@@ -43,10 +43,10 @@ def joint_logits(level_logits: torch.Tensor, level_counts: Sequence[int]) -> tor
 class BudgetPrior(nn.Module):
     r"""Logits per level that the budget alone gives: \\(-((level - centre) / width)^2\\) on every axis.
 
-    The centre is `target - overspent / (1 + repayment_spread * (steps left - 1))`, in ratio units. With a spread of 0,
-    the initial one, the next step repays everything that was overspent: the best level is then that of error
-    diffusion, and on evenly spaced levels the schedule is [`FixedController`]'s for a row that is alone. With a spread
-    of 1 the debt is shared by all steps that are left.
+    The centre is `target - overspent / (1 + repayment_spread * steps left)`, in ratio units. With a spread of 0, the
+    initial one, the next step repays everything that was overspent: the best level is then that of error diffusion,
+    and on evenly spaced levels the schedule is [`FixedController`]'s for a row that is alone. The larger the spread,
+    the freer is an episode to cost more or less than its target, so that the budget is kept on average only.
 
     The number of steps that count is not among the scalars. All earlier ones of the episode are taken to count, as
     they do unless the text is shorter than sink and window.
@@ -96,8 +96,8 @@ class BudgetPrior(nn.Module):
         mean = drift + targets
         mean = torch.cat([mean[..., :1], mean[..., 1:2] * self.max_mlp_keep, mean[..., 2:]], dim=-1)
         overspent = (mean - targets) * step
-        later = (self.episode_length - 1 - step).clamp(min=0)
-        share = 1 / (1 + self.repayment_spread.float().clamp(min=0) * later)
+        steps_left = (self.episode_length - step).clamp(min=1)
+        share = 1 / (1 + self.repayment_spread.float().clamp(min=0) * steps_left)
         return targets - overspent * share - TIE_MARGIN
 
     def _levels_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,264 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A supervised start for a policy: the allocation that measured costs call for, at every budget.
+
+Measured once, the cost of each level at each step serves every budget: [`CostModel`] says what steps that look alike
+cost on average, [`Allocation`] which levels are then the cheapest for a mean, and the policy learns to say the same
+from its observations and the budget alone. Debts are not repaid by this teacher: a budget is kept on average over
+steps, which is where the gain comes from; `budget_mode="hard"` keeps it in every episode.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import dropout
+from tqdm.auto import tqdm
+
+from .actions import AXES, AXIS_SCALE
+from .cost_model import Allocation, fit_cost_model, level_costs
+from .counterfactuals import Counterfactuals, Probes
+from .ledger import BudgetLedger
+from .measurements import Measurements
+from .modeling_sol import SOLForCausalLM
+
+
+FITTED, FITTED_SETTINGS = "policy.safetensors", "fit.json"
+JITTER = 2
+"""Levels by which a disturbed action of the history differs at most."""
+
+
+@dataclass
+class CounterfactualWarmupConfig:
+    """
+    What is measured, and how the policy is fitted to it.
+
+    Args:
+        warmup_dir (`str`, *optional*): Folder of the measurements; no warmup without one.
+        warmup_blocks (`int`, *optional*, defaults to 1000): Blocks of text to measure.
+        warmup_context_length (`int`, *optional*, defaults to 192): Tokens of a block before the first step.
+        warmup_steps_per_block (`int`, *optional*, defaults to 128): Steps of a block.
+        warmup_token_keep (`list[float]`, *optional*): Levels of `token_keep` to measure.
+        warmup_mlp_keep (`list[float]`, *optional*): Levels of `mlp_keep` to measure.
+        warmup_bits (`list[float]`, *optional*): Levels of `bits` to measure.
+        warmup_batch_size (`int`, *optional*, defaults to 4): Blocks that are measured at the same time.
+        warmup_cost_models (`int`, *optional*, defaults to 2): Cost models to average.
+        warmup_updates (`int`, *optional*, defaults to 1500): Updates of the policy.
+        warmup_episodes (`int`, *optional*, defaults to 64): Episodes of an update.
+        warmup_learning_rate (`float`, *optional*, defaults to 7e-4): Largest learning rate.
+        warmup_repayment_spread (`float`, *optional*, defaults to 3.0): Initial spread of the budget prior.
+        warmup_seed (`int`, *optional*, defaults to 0): Seed of measurements and fit.
+    """
+
+    warmup_dir: str | None = field(default=None, metadata={"help": "Folder of measurements; no warmup without one."})
+    warmup_blocks: int = field(default=1000, metadata={"help": "Blocks of text to measure."})
+    warmup_context_length: int = field(default=192, metadata={"help": "Tokens before the first step of a block."})
+    warmup_steps_per_block: int = field(default=128, metadata={"help": "Steps of a block."})
+    warmup_token_keep: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.4, 0.7], metadata={"help": "Levels."})
+    warmup_mlp_keep: list[float] = field(default_factory=lambda: [0.4, 0.5, 0.65], metadata={"help": "Levels."})
+    warmup_bits: list[float] = field(default_factory=lambda: [5.0, 6.0], metadata={"help": "Levels."})
+    warmup_batch_size: int = field(default=4, metadata={"help": "Blocks that are measured at the same time."})
+    warmup_cost_models: int = field(default=2, metadata={"help": "Cost models to average."})
+    warmup_updates: int = field(default=1500, metadata={"help": "Updates of the policy."})
+    warmup_episodes: int = field(default=64, metadata={"help": "Episodes of an update."})
+    warmup_learning_rate: float = field(default=7e-4, metadata={"help": "Largest learning rate."})
+    warmup_repayment_spread: float = field(default=3.0, metadata={"help": "Initial spread of the budget prior."})
+    warmup_seed: int = field(default=0, metadata={"help": "Seed of measurements and fit."})
+
+    def __post_init__(self):
+        for name in ("warmup_blocks", "warmup_updates", "warmup_episodes", "warmup_cost_models"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.warmup_repayment_spread < 0:
+            raise ValueError(f"`warmup_repayment_spread` must be at least 0, got {self.warmup_repayment_spread}.")
+
+
+class CounterfactualWarmup:
+    """Measures costs on text and fits a policy to the allocation that they call for.
+
+    Args:
+        model ([`SOLForCausalLM`]): Its policy, with `action_head="factored"` or `"joint"`, is fitted in place.
+        config ([`CounterfactualWarmupConfig`]): What to do; `warmup_dir` is required.
+
+    Raises:
+        ValueError: without a folder, or if an episode is longer than the steps of a block.
+    """
+
+    def __init__(self, model: SOLForCausalLM, config: CounterfactualWarmupConfig):
+        if config.warmup_dir is None:
+            raise ValueError("`warmup_dir` is required: measurements are kept there.")
+        if config.warmup_steps_per_block < model.config.episode_length:
+            raise ValueError("`warmup_steps_per_block` must be at least the length of an episode.")
+        self.model, self.config, self.folder = model, config, Path(config.warmup_dir)
+        levels = {axis: getattr(config, f"warmup_{axis}") for axis in AXES}
+        space = model.action_space
+        self.probes = Probes.at(space, {axis: levels[axis] for axis in AXES if len(space.levels[axis]) > 1})
+
+    @property
+    def block_length(self) -> int:
+        """Tokens of a block."""
+        return self.config.warmup_context_length + self.config.warmup_steps_per_block + 1
+
+    def run(self, blocks: torch.Tensor) -> None:
+        """Fit the policy, or load it from the folder if the same was fitted there before.
+
+        Args:
+            blocks (`torch.LongTensor` of shape `(blocks, block_length)`): Token ids.
+        """
+        state, settings = PartialState(), asdict(self.config) | {"policy": self._network()}
+        settings.pop("warmup_dir")
+        store = Measurements(
+            self.folder, self.config.warmup_context_length, self.probes, 10, self.config.warmup_batch_size
+        )
+        measured = store.collect(self.model, blocks)
+        written = self.folder / FITTED_SETTINGS
+        done = written.exists() and json.loads(written.read_text(encoding="utf-8")) == settings
+        if not done and state.is_main_process:
+            self.fit(measured)
+            weights = {name: tensor.contiguous() for name, tensor in self.model.policy.state_dict().items()}
+            written.unlink(missing_ok=True)
+            save_file(weights, self.folder / FITTED)
+            written.write_text(json.dumps(settings), encoding="utf-8")
+        state.wait_for_everyone()
+        self.model.policy.load_state_dict(load_file(self.folder / FITTED))
+
+    def _network(self) -> dict:
+        settings = self.model.config.to_dict()
+        fields = {
+            name: value for name, value in settings.items() if name.startswith(("policy_", "action_", "budget_"))
+        }
+        return fields | {"levels": {axis: list(self.model.action_space.levels[axis]) for axis in AXES}}
+
+    def fit(self, measured: Counterfactuals) -> list[float]:
+        """Fit the policy to measured costs; returns the loss of every update."""
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.warmup_seed)
+            lesson = Lesson(self.model, measured, self.probes, config)
+            policy = self.model.policy.float().train()
+            if policy.budget_prior is not None:
+                with torch.no_grad():
+                    policy.budget_prior.repayment_spread.fill_(config.warmup_repayment_spread)
+            optimizer, losses = _optimizer(policy, config.warmup_learning_rate), []
+            for update in tqdm(range(config.warmup_updates), desc="Fitting"):
+                rate = min(1.0, (update + 1) / 50) * 0.5 * (1 + math.cos(math.pi * update / config.warmup_updates))
+                for group in optimizer.param_groups:
+                    group["lr"] = config.warmup_learning_rate * (rate + 0.02)
+                loss = lesson.loss(policy)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+                optimizer.step()
+                losses.append(loss.item())
+        policy.eval()
+        return losses
+
+
+def _optimizer(policy: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    named = [(name, p) for name, p in policy.named_parameters() if "value_head" not in name and "spread" not in name]
+    groups = [
+        {"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+
+
+class Lesson:
+    """Episodes out of measured steps, with the levels that the teacher would take there.
+
+    Args:
+        model ([`SOLForCausalLM`]): Gives embeddings, action space and length of an episode.
+        measured ([`Counterfactuals`]): Steps of many blocks.
+        probes ([`Probes`]): What was measured.
+        config ([`CounterfactualWarmupConfig`]): How it is learned.
+    """
+
+    def __init__(
+        self, model: SOLForCausalLM, measured: Counterfactuals, probes: Probes, config: CounterfactualWarmupConfig
+    ):
+        self.space, self.steps, self.episodes = model.action_space, model.config.episode_length, config.warmup_episodes
+        embed = model.base.get_input_embeddings()
+        with torch.no_grad():
+            self.embeddings = embed(measured.tokens.to(embed.weight.device)).to("cpu", torch.bfloat16)
+        self.dense = measured.hidden_states.to(torch.bfloat16)
+        seen = [self.dense[:, :1], measured.next_states[:, :-1].to(torch.bfloat16)]
+        self.sparse = torch.cat(seen, dim=1)  # the state that a cheap step left
+        blocks, length = measured.tokens.shape
+        inputs = torch.cat(
+            [torch.cat([x.float(), self.embeddings.float()], -1).flatten(0, 1) for x in (self.dense, self.sparse)]
+        )
+        costs = measured.divergence.float().flatten(0, 1)
+        held_out = torch.zeros(blocks, length, dtype=torch.bool)
+        held_out[-max(1, blocks // 25) :] = True
+        predicted = 0.0
+        for seed in range(config.warmup_cost_models):
+            fitted, _ = fit_cost_model(inputs, costs.repeat(2, 1), held_out.flatten().repeat(2), seed)
+            predicted = predicted + fitted.costs(inputs[: len(costs)]) / config.warmup_cost_models
+        self.costs = level_costs(predicted.view(blocks, length, -1), probes, self.space)
+        self.allocation = Allocation([table.flatten(0, 1) for table in self.costs], self.space)
+        self.lowest = torch.tensor([min(self.space.levels[a]) / s for a, s in zip(AXES, AXIS_SCALE, strict=True)])
+        self.highest = torch.tensor([max(self.space.levels[a]) / s for a, s in zip(AXES, AXIS_SCALE, strict=True)])
+
+    def loss(self, policy: torch.nn.Module) -> torch.Tensor:
+        """Cross-entropy of the policy's levels, summed over the axes, on fresh episodes and budgets."""
+        blocks, length = self.dense.shape[:2]
+        block = torch.randint(blocks, (self.episodes, 1))
+        where = block, torch.randint(length - self.steps + 1, (self.episodes, 1)) + torch.arange(self.steps)
+        budgets = self.lowest + (self.highest - self.lowest) * torch.rand(self.episodes, 3) ** 1.5
+        wanted, levels = self._wanted(where, budgets)
+        scalars, previous = self._history(levels, budgets)
+        mixed = torch.where(torch.rand(self.episodes, self.steps, 1) < 0.5, self.dense[where], self.sparse[where])
+        hidden, embeddings = dropout(mixed.float(), 0.1), dropout(self.embeddings[where].float(), 0.1)
+        logits = policy(hidden, embeddings, scalars, previous).logits.log_softmax(dim=-1)
+        joint = logits.unflatten(-1, [len(table) for table in self.allocation.levels])
+        others = (3, 4), (2, 4), (2, 3)
+        return -sum((w * joint.logsumexp(o)).sum(-1).mean() for w, o in zip(wanted, others, strict=True))
+
+    def _wanted(self, where: tuple, budgets: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Per axis the probabilities `(episodes, steps, levels)`; and the best levels `(episodes, steps, 3)`."""
+        prices, wanted, best = self.allocation.prices_for(budgets), [], []
+        for axis, (costs, levels) in enumerate(zip(self.costs, self.allocation.levels, strict=True)):
+            price = prices[:, axis, None, None]
+            total = costs[where] + price * levels
+            gap = levels[1] - levels[0] if len(levels) > 1 else 1.0
+            wanted.append((-total / (price * gap + 1e-4)).softmax(dim=-1))
+            best.append(total.argmin(dim=-1))
+        return wanted, torch.stack(best, dim=-1)
+
+    def _history(self, levels: torch.Tensor, budgets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scalars and previous actions of episodes that took these levels, one in ten of them disturbed."""
+        sizes = [len(table) for table in self.allocation.levels]
+        drawn = levels + torch.randint(-JITTER, JITTER + 1, levels.shape)
+        drawn = drawn.clamp(min=0).minimum(torch.tensor(sizes) - 1)
+        taken = torch.where(torch.rand(levels.shape) < 0.1, drawn, levels)
+        actions = (taken[..., 0] * sizes[1] + taken[..., 1]) * sizes[2] + taken[..., 2]
+        ledger, counted = BudgetLedger(len(levels)), torch.ones(len(levels), dtype=torch.bool)
+        scalars, previous = [], [torch.full((len(levels),), len(self.space))]
+        for step in range(self.steps):
+            scalars.append(ledger.scalars(step, self.steps, counted, budgets, max(self.space.levels["mlp_keep"])))
+            ledger.record(self.space.ratios[actions[:, step]], counted)
+            previous.append(actions[:, step])
+        return torch.stack(scalars, dim=1), torch.stack(previous[:-1], dim=1)
+
+
+def warmup_blocks(packed, config: CounterfactualWarmupConfig, seed: int = 42) -> torch.Tensor:
+    """The blocks to measure: `warmup_blocks` of a packed dataset, drawn without replacement.
+
+    Args:
+        packed (`Dataset`): Blocks in a column `input_ids`.
+        config ([`CounterfactualWarmupConfig`]): How many.
+        seed (`int`, *optional*, defaults to 42): Seed of the draw.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    if len(packed) < config.warmup_blocks:
+        raise ValueError(f"`warmup_blocks` is {config.warmup_blocks}, but the texts make {len(packed)} blocks only.")
+    chosen: Sequence = packed.shuffle(seed=seed).select(range(config.warmup_blocks))["input_ids"]
+    return torch.tensor(list(chosen))
