@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
+TIMES = ("eval_runtime", "eval_samples_per_second")
 
 
 def train(folder: Path, processes: int, *options: str) -> dict[str, torch.Tensor]:
@@ -44,3 +45,20 @@ def test_a_sharded_base_trains_the_same_policy(tmp_path):
     assert len(losses(tmp_path / "whole")) == 4
     assert losses(tmp_path / "sharded") == losses(tmp_path / "whole")
     assert all(torch.equal(whole[name], sharded[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["whole base", "sharded base"])
+def test_two_processes_evaluate_as_one_and_both_load_the_best_policy(tmp_path, options):
+    histories = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        train(folder, processes, "--evaluate", *(options if processes == 2 else ()))
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        assert state["best_model_checkpoint"].startswith(str(folder / "checkpoint-"))
+        found = [entry for entry in state["log_history"] if "eval_gain" in entry]
+        assert [entry["step"] for entry in found] == [0, 1, 2, 3, 4]
+        assert state["best_metric"] == max(entry["eval_gain"] for entry in found[1:])
+        histories.append(found)
+    one, two = ({name: x for name, x in found[0].items() if name not in TIMES} for found in histories)
+    assert one == two

@@ -19,7 +19,8 @@ from bases import tiny_base
 from cases import HALF, SETTINGS, control
 from sol_hf import ActionSpace, Budget, BudgetError, FixedController, Observation, ScheduleController
 from sol_hf.actions import AXES
-from sol_hf.evaluation import BUDGETS, budgets_within, evaluate_budgets, fixed_schedule, format_table, to_rows
+from sol_hf.controllers import fixed_schedule
+from sol_hf.evaluation import BUDGETS, budgets_within, evaluate_budgets, format_table, to_rows
 from sol_hf.ledger import BudgetLedger
 
 

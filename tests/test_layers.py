@@ -21,7 +21,7 @@ ORDER = """
     processors decoding instrumentation options scoring
     modeling_sol rollouts counterfactuals measurements evaluation
     cost_model counterfactual_warmup
-    grpo_config checkpoints sharding grpo_trainer __init__
+    grpo_config checkpoints sharding training_metrics grpo_trainer __init__
 """.split()
 """A module imports only from modules to its left."""
 

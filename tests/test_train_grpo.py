@@ -203,8 +203,9 @@ def test_a_run_goes_on_from_its_last_checkpoint(script, tmp_path, base):
 
 
 def test_texts_to_evaluate_on(script, tmp_path, base):
-    run(script, tmp_path, base, valid_file=TEXTS, max_steps=1)
-    assert json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    run(script, tmp_path, base, valid_file=TEXTS, max_steps=1, eval_blocks=3, eval_budgets=[[0.5, 0.75, 12]])
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert results["eval_gain"] == results["eval_gain/0.5-0.75-12"]
 
 
 def test_the_seed_makes_the_policy(script, tmp_path, base):

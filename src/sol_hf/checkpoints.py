@@ -52,6 +52,9 @@ class AtomicCheckpoints(Trainer):
         finally:
             self._is_writing = False
         self._save_rollouts(staged)
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).parent.name == UNFINISHED:  # in every process: each loads the best one
+            self.state.best_model_checkpoint = str(run / Path(best).name)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._publish(staged, run / staged.name)
@@ -66,10 +69,7 @@ class AtomicCheckpoints(Trainer):
 
     def _publish(self, staged: Path, final: Path) -> None:
         """Move a complete checkpoint to its place."""
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best).parent.name == UNFINISHED:
-            self.state.best_model_checkpoint = str(final.parent / Path(best).name)
-            self.state.save_to_json(str(staged / TRAINER_STATE))
+        self.state.save_to_json(str(staged / TRAINER_STATE))
         for path in staged.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:

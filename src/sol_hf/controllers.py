@@ -9,6 +9,7 @@ A controller has one method to write, [`Controller.__call__`]. What it remembers
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -226,6 +227,33 @@ class FixedController(Controller):
         shared = (targets == targets[0]).all() & (rows > 1)
         is_high = torch.where(shared, shared_turn, own_turn)
         return closeness(torch.where(is_high, high, low), observation.action_space)
+
+
+def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """The static schedule of `blocks` episodes: that of a lone row which plays them one after the other.
+
+    Every axis alternates between the two levels next to its mean and carries the remainder from step to step and from
+    block to block, so every episode is within a step of the means, and all of them together within half a step.
+
+    Args:
+        means (`torch.Tensor` of shape `(3,)`): Means to meet, in ratio units.
+        blocks (`int`): Episodes.
+        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps of an episode; the others are dense.
+        space ([`ActionSpace`]): The levels.
+
+    Returns:
+        `torch.LongTensor` of shape `(blocks, steps)`: Action ids.
+    """
+    low, high, share = neighbouring_levels(means[None].float(), space)
+    each = int(counted.sum())
+    turn = torch.arange(blocks * each, dtype=torch.float64)[:, None]
+    half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6).double()
+    is_high = torch.ceil(share.double() * (turn + 1) - half) > torch.ceil(share.double() * turn - half)
+    corners = torch.tensor(list(product((False, True), repeat=len(AXES))))
+    ids = closeness(torch.where(corners, high, low), space).argmax(dim=-1)
+    schedule = torch.full((blocks, len(counted)), space.dense_id)
+    schedule[:, counted] = ids[(is_high * torch.tensor([4, 2, 1])).sum(dim=-1)].view(blocks, each)
+    return schedule
 
 
 class RandomController(Controller):

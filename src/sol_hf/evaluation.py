@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 import torch
@@ -24,9 +23,8 @@ from accelerate.utils import reduce
 from tqdm.auto import tqdm
 
 from .actions import AXES, AXIS_SCALE, ActionSpace, Budget
-from .controllers import Controller, PolicyController, ScheduleController, closeness, neighbouring_levels
+from .controllers import Controller, PolicyController, ScheduleController, fixed_schedule
 from .modeling_sol import SOLForCausalLM
-from .policy_heads import TIE_MARGIN
 from .processors import ActionProcessorList, HardBudgetProcessor
 from .rollouts import prefill, roll_out
 
@@ -93,19 +91,25 @@ class BudgetEvaluation:
         return None if self.dense_losses is None else _perplexity(self.dense_losses)
 
     @property
+    def gains(self) -> tuple[float, ...]:
+        """By how much the policy is better than the fixed schedule on every block, in nats a token."""
+        return tuple(fixed - loss for fixed, loss in zip(self.fixed_losses, self.losses, strict=True))
+
+    @property
     def gain(self) -> float:
-        """By how many nats a token the policy is better than the fixed schedule; log of the ratio of perplexities."""
-        gains = self._gains()
-        return sum(gains) / len(gains)
+        """Mean of the gains: the log of the ratio of the perplexities."""
+        return sum(self.gains) / len(self.gains)
 
     @property
     def gain_error(self) -> float:
-        """Standard error of the gain: of the mean of the blocks' differences."""
-        gains, mean = self._gains(), self.gain
-        return math.sqrt(sum((x - mean) ** 2 for x in gains) / (len(gains) - 1) / len(gains))
+        """Standard error of the gain."""
+        return standard_error(self.gains)
 
-    def _gains(self) -> list[float]:
-        return [fixed - loss for fixed, loss in zip(self.fixed_losses, self.losses, strict=True)]
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean of two or more values."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 def _perplexity(losses: Sequence[float]) -> float:
@@ -124,33 +128,6 @@ def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDG
         levels = [space.levels[axis] for axis in AXES]
         clipped.append(tuple(min(max(x, min(own)), max(own)) for x, own in zip(budget, levels, strict=True)))
     return list(dict.fromkeys(clipped))  # type: ignore[arg-type]
-
-
-def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """The static schedule of `blocks` episodes: that of a lone row which plays them one after the other.
-
-    Every axis alternates between the two levels next to its mean and carries the remainder from step to step and from
-    block to block, so every episode is within a step of the means, and all of them together within half a step.
-
-    Args:
-        means (`torch.Tensor` of shape `(3,)`): Means to meet, in ratio units.
-        blocks (`int`): Episodes.
-        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps of an episode; the others are dense.
-        space ([`ActionSpace`]): The levels.
-
-    Returns:
-        `torch.LongTensor` of shape `(blocks, steps)`: Action ids.
-    """
-    low, high, share = neighbouring_levels(means[None].float(), space)
-    each = int(counted.sum())
-    turn = torch.arange(blocks * each, dtype=torch.float64)[:, None]
-    half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6).double()
-    is_high = torch.ceil(share.double() * (turn + 1) - half) > torch.ceil(share.double() * turn - half)
-    corners = torch.tensor(list(product((False, True), repeat=len(AXES))))
-    ids = closeness(torch.where(corners, high, low), space).argmax(dim=-1)
-    schedule = torch.full((blocks, len(counted)), space.dense_id)
-    schedule[:, counted] = ids[(is_high * torch.tensor([4, 2, 1])).sum(dim=-1)].view(blocks, each)
-    return schedule
 
 
 @dataclass(frozen=True)
@@ -261,7 +238,7 @@ def evaluate_budgets(
         BudgetError: if a budget is malformed or below the smallest level.
     """
     space = model.action_space
-    targets = _check_budgets(budgets, space)
+    targets = check_budgets(budgets, space)
     counted = _check_blocks(model, blocks, context_length, batch_size)
     run = _Blocks(model, blocks, context_length, batch_size, progress)
     processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
@@ -294,8 +271,20 @@ def evaluate_budgets(
     ]
 
 
-def _check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> torch.Tensor:
-    """Targets `(budgets, 3)` in ratio units."""
+def check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> torch.Tensor:
+    """Targets of budgets that can be met.
+
+    Args:
+        budgets (`Sequence` of triples): (token_keep, mlp_keep, bits).
+        space ([`ActionSpace`]): The levels.
+
+    Returns:
+        `torch.Tensor` of shape `(budgets, 3)`: In ratio units.
+
+    Raises:
+        ValueError: if there is none, or one is not a triple.
+        BudgetError: if one is malformed or below the smallest level.
+    """
     if not budgets:
         raise ValueError("There is no budget to evaluate at: give triples (token_keep, mlp_keep, bits).")
     for budget in budgets:

@@ -51,7 +51,10 @@ class SOLGRPOConfig(GRPOConfig):
         bits_budgets (`list[float]`, *optional*, defaults to 5, 16): As above, in bits.
         draw_from_list (`bool`, *optional*, defaults to `False`): Take the three lists as choices, whatever their
             length.
-        eval_budgets (`list[list[float]]`, *optional*): Triples (token_keep, mlp_keep, bits) to evaluate at.
+        eval_budgets (`list[list[float]]`, *optional*): Triples (token_keep, mlp_keep, bits) to evaluate at; by default
+            nine over the published grid, brought into the action space.
+        eval_blocks (`int`, *optional*, defaults to 64): Blocks of the evaluation dataset, from its beginning, that an
+            evaluation plays; at least 2.
         shard_base (`bool`, *optional*, defaults to `False`): Shard the base over the processes (FSDP2).
     """
 
@@ -87,6 +90,8 @@ class SOLGRPOConfig(GRPOConfig):
     )
     draw_from_list: bool = field(default=False, metadata={"help": "Draw budgets from the lists, not their range."})
     eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Triples to evaluate at."})
+    eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation plays."})
+    num_generations_eval: int | None = field(default=1, metadata={"help": "Without meaning: evaluation is greedy."})
     shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
 
     def __post_init__(self):
@@ -105,6 +110,8 @@ class SOLGRPOConfig(GRPOConfig):
                 raise ValueError(f"`{name}` must lie in 0..1, got {getattr(self, name)}.")
         if self.penalty_tolerance < 0 or len(self.penalty_weights) != 3 or min(self.penalty_weights) < 0:
             raise ValueError("`penalty_weights` are three numbers of at least 0, `penalty_tolerance` at least 0.")
+        if self.eval_blocks < 2:
+            raise ValueError(f"`eval_blocks` must be at least 2, got {self.eval_blocks}.")
         if self.context_length < 1:
             raise ValueError(f"`context_length` must be at least 1, got {self.context_length}.")
         if self.num_generations is None or self.rollout_batch_size % self.num_generations:

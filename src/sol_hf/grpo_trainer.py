@@ -27,6 +27,7 @@ from .rewards import budget_penalty, discounted_returns, group_advantages, outco
 from .rollouts import Rollouts, SampledPolicyController, prefill, roll_out
 from .sharding import place_base
 from .text_blocks import pack_blocks
+from .training_metrics import BudgetMetrics
 
 
 OBSERVATIONS = ("hidden_states", "token_embeddings", "scalars", "previous_actions")
@@ -45,7 +46,7 @@ def _rewards_come_from_rollouts(completions: list, **kwargs) -> list[float]:
     raise RuntimeError("SOLGRPOTrainer computes its rewards from rollouts.")
 
 
-class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
+class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
     """GRPO on teacher-forced episodes.
 
     Args:
@@ -53,7 +54,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         args ([`SOLGRPOConfig`], *optional*): Defaults to the published recipe.
         train_dataset (`Dataset` or `IterableDataset`): Texts, or blocks of `context_length + episode_length + 1`
             token ids in a column `input_ids`.
-        eval_dataset (`Dataset` or `IterableDataset`, *optional*): The same, for evaluation.
+        eval_dataset (`Dataset`, `IterableDataset` or a `dict` of them, *optional*): The same, for evaluation.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the base, for datasets of texts.
         reward_terms (`list` of functions, *optional*): Each takes the [`Rollouts`] and returns further rewards
             `(rows, steps)`, which are added.
@@ -70,7 +71,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         model: SOLForCausalLM,
         args: SOLGRPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_terms: Sequence[RewardTerm] = (),
         callbacks: list[TrainerCallback] | None = None,
@@ -88,10 +89,8 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         args.max_completion_length = self.episode_length
         model.base.requires_grad_(False)
         model.policy.value_head.requires_grad_(False)  # it has no part in the loss, and DDP waits for every gradient
-
-        def packed(dataset):
-            return None if dataset is None else self._blocks(dataset, processing_class, args)
-
+        self.args, self._text_tokenizer = args, processing_class
+        self.evaluation_budgets()
         beta, args.beta = args.beta, 0.0
         try:
             with self._as_language_model(model.policy):
@@ -99,8 +98,8 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
                     model=model.policy,
                     reward_funcs=_rewards_come_from_rollouts,
                     args=args,
-                    train_dataset=packed(train_dataset),
-                    eval_dataset=packed(eval_dataset),
+                    train_dataset=self._packed(train_dataset),
+                    eval_dataset=self._packed(eval_dataset),
                     processing_class=action_tokenizer(model.action_space),
                     callbacks=callbacks,
                     optimizers=optimizers,
@@ -112,6 +111,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         self.sol.policy = self.model
         place_base(self.sol.base, self.accelerator, shard=args.shard_base)
         self._set_reference(beta)
+        self._show_progress()
 
     @contextmanager
     def _as_language_model(self, policy):
@@ -138,11 +138,14 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
                 "the rollouts of a block share its prefix."
             )
 
-    def _blocks(self, dataset, tokenizer, args: SOLGRPOConfig):
+    def _packed(self, dataset):
+        """Texts as blocks, blocks as they are; of each dataset in a dictionary, and `None` of `None`."""
+        if dataset is None or isinstance(dataset, dict):
+            return dataset and {name: self._packed(part) for name, part in dataset.items()}
         return pack_blocks(
             dataset,
-            tokenizer,
-            args.context_length + self.episode_length + 1,
+            self._text_tokenizer,
+            self.args.context_length + self.episode_length + 1,
             max_positions=self.sol.config.base_max_position_embeddings,
         )
 
@@ -231,27 +234,11 @@ class SOLGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         else:
             returns = outcome_returns(rewards, penalty)
         advantages = group_advantages(returns, self.num_generations, args.advantage_scale)
-        self._log_rollouts(rollouts, ratios, penalty)
+        self._log_rollouts(rollouts, penalty)
         if not args.whiten_advantages:
             return advantages
         begin = self.accelerator.process_index * len(advantages)
         return whiten(self.accelerator.gather(advantages))[begin : begin + len(advantages)]
-
-    def _log_rollouts(self, rollouts: Rollouts, ratios: torch.Tensor, penalty: torch.Tensor) -> None:
-        counted = rollouts.controllable[..., None].float()
-        realised = (ratios * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
-        error = realised - rollouts.targets
-        figures = {
-            "sol/task_reward": rollouts.label_logprobs.mean(),
-            "sol/penalty": penalty.mean(),
-            "sol/net_keep": realised.mean(),
-            "sol/budget_error": error.abs().mean(),
-        }
-        for number, axis in enumerate(("token_keep", "mlp_keep", "bits_ratio")):
-            figures[f"sol/{axis}"] = realised[:, number].mean()
-            figures[f"sol/requested_{axis}"] = rollouts.targets[:, number].mean()
-        for name, value in figures.items():
-            self._metrics["train"][name].append(self.accelerator.gather(value).mean().item())
 
     def _reference_logprobs(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model)
