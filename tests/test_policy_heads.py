@@ -166,7 +166,7 @@ class TestCentre:
         targets = torch.tensor([0.5, 0.4, 0.75])
         torch.testing.assert_close(prior.centre(self.scalars), targets - owed, atol=2e-5, rtol=0)
         torch.nn.init.constant_(prior.repayment_spread, 1.0)
-        torch.testing.assert_close(prior.centre(self.scalars), targets - owed / 12, atol=2e-5, rtol=0)
+        torch.testing.assert_close(prior.centre(self.scalars), targets - owed / 13, atol=2e-5, rtol=0)
         torch.nn.init.constant_(prior.repayment_spread, -1.0)
         torch.testing.assert_close(prior.centre(self.scalars), targets - owed, atol=2e-5, rtol=0)
 
