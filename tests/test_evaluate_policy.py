@@ -4,12 +4,15 @@
 """The evaluation script, on a policy of a tiny base."""
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.evaluation import evaluate_budgets, format_table
@@ -36,8 +39,6 @@ def base(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def policy(base, tmp_path_factory) -> str:
     """Folder of a policy of that base."""
-    from transformers import AutoModelForCausalLM
-
     folder = str(tmp_path_factory.mktemp("policy"))
     torch.manual_seed(0)
     config = SOLConfig(
@@ -80,3 +81,20 @@ def test_a_budget_has_three_numbers(policy, capsys):
     with pytest.raises(SystemExit):
         main([policy, TEXTS, "--budgets", "0.5,0.7"])
     assert "is not token_keep,mlp_keep,bits" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_print_one_table(policy, tmp_path):
+    script, launcher = ROOT / "examples" / "evaluate_policy.py", ROOT / "examples" / "accelerate" / "cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launcher, script, policy, TEXTS]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    out = subprocess.run(
+        [*command, *OPTIONS, "--batch-size", "2"],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=240,
+    ).stdout
+    expected = format_table(main([policy, TEXTS, *OPTIONS, "--batch-size", "2"]))
+    assert out.count("| requested |") == 1 and expected in out
