@@ -42,11 +42,18 @@ class CostModel(nn.Module):
         dropout (`float`, *optional*, defaults to 0.4): Share of inputs and of hidden units that is left out.
     """
 
+    mean: torch.Tensor
+    spread: torch.Tensor
+    mean_cost: torch.Tensor
+
     def __init__(self, inputs: torch.Tensor, costs: torch.Tensor, width: int = 384, dropout: float = 0.4):
         super().__init__()
         self.register_buffer("mean", inputs.mean(dim=0))
         self.register_buffer("spread", inputs.std(dim=0).clamp(min=1e-6))
         self.register_buffer("mean_cost", costs.clamp(min=LOWEST_COST).mean(dim=0))
+        last = nn.Linear(width // 2, costs.shape[1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.network = nn.Sequential(
             nn.Dropout(dropout / 2),
             nn.Linear(inputs.shape[1], width),
@@ -54,10 +61,8 @@ class CostModel(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(width, width // 2),
             nn.GELU(),
-            nn.Linear(width // 2, costs.shape[1]),
+            last,
         )
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logarithms of the mean costs, relative to those of all steps: `(..., features)` to `(..., probes)`."""

@@ -196,7 +196,7 @@ class Lesson:
         costs = measured.divergence.float().flatten(0, 1)
         held_out = torch.zeros(blocks, length, dtype=torch.bool)
         held_out[-max(1, blocks // 25) :] = True
-        predicted = 0.0
+        predicted = torch.zeros_like(costs)
         for seed in range(config.warmup_cost_models):
             fitted, _ = fit_cost_model(inputs, costs.repeat(2, 1), held_out.flatten().repeat(2), seed)
             predicted = predicted + fitted.costs(inputs[: len(costs)]) / config.warmup_cost_models
