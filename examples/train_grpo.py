@@ -12,8 +12,9 @@ A run that was stopped goes on from its last checkpoint when the same command is
 
 import os
 import sys
+from collections.abc import Sequence
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
@@ -27,7 +28,7 @@ from train_arguments import PolicyArguments, ScriptArguments
 ARGUMENTS = (ScriptArguments, PolicyArguments, SOLGRPOConfig, CounterfactualWarmupConfig)
 
 
-def main(arguments: list[str] | None = None) -> SOLGRPOTrainer:
+def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> SOLGRPOTrainer:
     """Runs the training and returns the trainer."""
     script, policy, args, warmup = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
     set_seed(args.seed)
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> SOLGRPOTrainer:
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         peft_config=policy.peft_config(),
+        callbacks=list(callbacks),
     )
     if args.max_steps != 0:
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -25,6 +25,8 @@ def config(tmp_path):
         warmup_episodes=16,
         warmup_cost_models=1,
         warmup_learning_rate=3e-3,
+        warmup_practice_rounds=1,
+        warmup_practice_episodes=8,
     )
 
 
@@ -43,7 +45,7 @@ def test_it_learns_and_a_second_run_loads_what_was_fitted(config, monkeypatch):
     before = {name: tensor.clone() for name, tensor in starter.model.policy.state_dict().items()}
     losses = []
     real = CounterfactualWarmup.fit
-    monkeypatch.setattr(CounterfactualWarmup, "fit", lambda self, measured: losses.extend(real(self, measured)))
+    monkeypatch.setattr(CounterfactualWarmup, "fit", lambda self, *given: losses.extend(real(self, *given)))
     starter.run(blocks)
     assert len(losses) == 30 and sum(losses[-5:]) < sum(losses[:5])
     fitted = starter.model.policy.state_dict()

@@ -20,7 +20,7 @@ ORDER = """
     attention elastic controllers loading hub
     processors decoding instrumentation options scoring
     modeling_sol rollouts counterfactuals measurements evaluation
-    cost_model counterfactual_warmup
+    cost_model lessons counterfactual_warmup
     grpo_config checkpoints sharding training_metrics grpo_trainer __init__
 """.split()
 """A module imports only from modules to its left."""

@@ -18,20 +18,18 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import dropout
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from .actions import AXES, AXIS_SCALE
-from .cost_model import Allocation, fit_cost_model, level_costs
+from .actions import AXES
 from .counterfactuals import Counterfactuals, Probes
-from .ledger import BudgetLedger
+from .lessons import Lesson, practise
 from .measurements import Measurements
 from .modeling_sol import SOLForCausalLM
 
 
 FITTED, FITTED_SETTINGS = "policy.safetensors", "fit.json"
-JITTER = 2
-"""Levels by which a disturbed action of the history differs at most."""
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -53,6 +51,9 @@ class CounterfactualWarmupConfig:
         warmup_episodes (`int`, *optional*, defaults to 64): Episodes of an update.
         warmup_learning_rate (`float`, *optional*, defaults to 7e-4): Largest learning rate.
         warmup_repayment_spread (`float`, *optional*, defaults to 3.0): Initial spread of the budget prior.
+        warmup_practice_rounds (`int`, *optional*, defaults to 4): How often the policy plays episodes, to learn from
+            what it saw and spent there.
+        warmup_practice_episodes (`int`, *optional*, defaults to 512): Episodes of a round.
         warmup_seed (`int`, *optional*, defaults to 0): Seed of measurements and fit.
     """
 
@@ -69,14 +70,16 @@ class CounterfactualWarmupConfig:
     warmup_episodes: int = field(default=64, metadata={"help": "Episodes of an update."})
     warmup_learning_rate: float = field(default=7e-4, metadata={"help": "Largest learning rate."})
     warmup_repayment_spread: float = field(default=3.0, metadata={"help": "Initial spread of the budget prior."})
+    warmup_practice_rounds: int = field(default=4, metadata={"help": "How often the policy plays episodes."})
+    warmup_practice_episodes: int = field(default=512, metadata={"help": "Episodes of a round."})
     warmup_seed: int = field(default=0, metadata={"help": "Seed of measurements and fit."})
 
     def __post_init__(self):
-        for name in ("warmup_blocks", "warmup_updates", "warmup_episodes", "warmup_cost_models"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.warmup_repayment_spread < 0:
-            raise ValueError(f"`warmup_repayment_spread` must be at least 0, got {self.warmup_repayment_spread}.")
+        counts = ("blocks", "updates", "episodes", "cost_models", "practice_episodes")
+        least = {f"warmup_{name}": 1 for name in counts} | {"warmup_repayment_spread": 0, "warmup_practice_rounds": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
 
 
 class CounterfactualWarmup:
@@ -120,7 +123,7 @@ class CounterfactualWarmup:
         written = self.folder / FITTED_SETTINGS
         done = written.exists() and json.loads(written.read_text(encoding="utf-8")) == settings
         if not done and state.is_main_process:
-            self.fit(measured)
+            self.fit(measured, blocks)
             weights = {name: tensor.contiguous() for name, tensor in self.model.policy.state_dict().items()}
             written.unlink(missing_ok=True)
             save_file(weights, self.folder / FITTED)
@@ -135,18 +138,20 @@ class CounterfactualWarmup:
         }
         return fields | {"levels": {axis: list(self.model.action_space.levels[axis]) for axis in AXES}}
 
-    def fit(self, measured: Counterfactuals) -> list[float]:
-        """Fit the policy to measured costs; returns the loss of every update."""
-        config = self.config
+    def fit(self, measured: Counterfactuals, blocks: torch.Tensor) -> list[float]:
+        """Fit the policy to measured costs of `blocks`; returns the loss of every update."""
+        config, losses = self.config, []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.warmup_seed)
-            lesson = Lesson(self.model, measured, self.probes, config)
+            lesson = Lesson(self.model, measured, self.probes, config.warmup_episodes, config.warmup_cost_models)
             policy = self.model.policy.float().train()
             if policy.budget_prior is not None:
                 with torch.no_grad():
                     policy.budget_prior.repayment_spread.fill_(config.warmup_repayment_spread)
-            optimizer, losses = _optimizer(policy, config.warmup_learning_rate), []
+            optimizer, rounds = _optimizer(policy, config.warmup_learning_rate), self._practice_rounds()
             for update in tqdm(range(config.warmup_updates), desc="Fitting"):
+                if update in rounds:
+                    self._practise(lesson, blocks)
                 rate = min(1.0, (update + 1) / 50) * 0.5 * (1 + math.cos(math.pi * update / config.warmup_updates))
                 for group in optimizer.param_groups:
                     group["lr"] = config.warmup_learning_rate * (rate + 0.02)
@@ -159,6 +164,18 @@ class CounterfactualWarmup:
         policy.eval()
         return losses
 
+    def _practice_rounds(self) -> set[int]:
+        """The updates before which the policy plays: spread over the middle of the fit."""
+        rounds, updates = self.config.warmup_practice_rounds, self.config.warmup_updates
+        return {int(updates * (0.3 + 0.5 * number / rounds)) for number in range(rounds)}
+
+    def _practise(self, lesson: Lesson, blocks: torch.Tensor) -> None:
+        budgets = lesson.draw_budgets(self.config.warmup_practice_episodes)
+        played = practise(self.model, blocks, self.config.warmup_context_length, budgets)
+        error = lesson.learn_from(played)
+        logger.info(f"Spent more than the budget: {', '.join(f'{x:+.3f}' for x in error.tolist())}.")
+        self.model.policy.train()
+
 
 def _optimizer(policy: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     named = [(name, p) for name, p in policy.named_parameters() if "value_head" not in name and "spread" not in name]
@@ -167,84 +184,6 @@ def _optimizer(policy: torch.nn.Module, learning_rate: float) -> torch.optim.Opt
         {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
-
-
-class Lesson:
-    """Episodes out of measured steps, with the levels that the teacher would take there.
-
-    Args:
-        model ([`SOLForCausalLM`]): Gives embeddings, action space and length of an episode.
-        measured ([`Counterfactuals`]): Steps of many blocks.
-        probes ([`Probes`]): What was measured.
-        config ([`CounterfactualWarmupConfig`]): How it is learned.
-    """
-
-    def __init__(
-        self, model: SOLForCausalLM, measured: Counterfactuals, probes: Probes, config: CounterfactualWarmupConfig
-    ):
-        self.space, self.steps, self.episodes = model.action_space, model.config.episode_length, config.warmup_episodes
-        embed = model.base.get_input_embeddings()
-        with torch.no_grad():
-            self.embeddings = embed(measured.tokens.to(embed.weight.device)).to("cpu", torch.bfloat16)
-        self.dense = measured.hidden_states.to(torch.bfloat16)
-        seen = [self.dense[:, :1], measured.next_states[:, :-1].to(torch.bfloat16)]
-        self.sparse = torch.cat(seen, dim=1)  # the state that a cheap step left
-        blocks, length = measured.tokens.shape
-        inputs = torch.cat(
-            [torch.cat([x.float(), self.embeddings.float()], -1).flatten(0, 1) for x in (self.dense, self.sparse)]
-        )
-        costs = measured.divergence.float().flatten(0, 1)
-        held_out = torch.zeros(blocks, length, dtype=torch.bool)
-        held_out[-max(1, blocks // 25) :] = True
-        predicted = torch.zeros_like(costs)
-        for seed in range(config.warmup_cost_models):
-            fitted, _ = fit_cost_model(inputs, costs.repeat(2, 1), held_out.flatten().repeat(2), seed)
-            predicted = predicted + fitted.costs(inputs[: len(costs)]) / config.warmup_cost_models
-        self.costs = level_costs(predicted.view(blocks, length, -1), probes, self.space)
-        self.allocation = Allocation([table.flatten(0, 1) for table in self.costs], self.space)
-        self.lowest = torch.tensor([min(self.space.levels[a]) / s for a, s in zip(AXES, AXIS_SCALE, strict=True)])
-        self.highest = torch.tensor([max(self.space.levels[a]) / s for a, s in zip(AXES, AXIS_SCALE, strict=True)])
-
-    def loss(self, policy: torch.nn.Module) -> torch.Tensor:
-        """Cross-entropy of the policy's levels, summed over the axes, on fresh episodes and budgets."""
-        blocks, length = self.dense.shape[:2]
-        block = torch.randint(blocks, (self.episodes, 1))
-        where = block, torch.randint(length - self.steps + 1, (self.episodes, 1)) + torch.arange(self.steps)
-        budgets = self.lowest + (self.highest - self.lowest) * torch.rand(self.episodes, 3) ** 1.5
-        wanted, levels = self._wanted(where, budgets)
-        scalars, previous = self._history(levels, budgets)
-        mixed = torch.where(torch.rand(self.episodes, self.steps, 1) < 0.5, self.dense[where], self.sparse[where])
-        hidden, embeddings = dropout(mixed.float(), 0.1), dropout(self.embeddings[where].float(), 0.1)
-        logits = policy(hidden, embeddings, scalars, previous).logits.log_softmax(dim=-1)
-        joint = logits.unflatten(-1, [len(table) for table in self.allocation.levels])
-        others = (3, 4), (2, 4), (2, 3)
-        return -sum((w * joint.logsumexp(o)).sum(-1).mean() for w, o in zip(wanted, others, strict=True))
-
-    def _wanted(self, where: tuple, budgets: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Per axis the probabilities `(episodes, steps, levels)`; and the best levels `(episodes, steps, 3)`."""
-        prices, wanted, best = self.allocation.prices_for(budgets), [], []
-        for axis, (costs, levels) in enumerate(zip(self.costs, self.allocation.levels, strict=True)):
-            price = prices[:, axis, None, None]
-            total = costs[where] + price * levels
-            gap = levels[1] - levels[0] if len(levels) > 1 else 1.0
-            wanted.append((-total / (price * gap + 1e-4)).softmax(dim=-1))
-            best.append(total.argmin(dim=-1))
-        return wanted, torch.stack(best, dim=-1)
-
-    def _history(self, levels: torch.Tensor, budgets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scalars and previous actions of episodes that took these levels, one in ten of them disturbed."""
-        sizes = [len(table) for table in self.allocation.levels]
-        drawn = levels + torch.randint(-JITTER, JITTER + 1, levels.shape)
-        drawn = drawn.clamp(min=0).minimum(torch.tensor(sizes) - 1)
-        taken = torch.where(torch.rand(levels.shape) < 0.1, drawn, levels)
-        actions = (taken[..., 0] * sizes[1] + taken[..., 1]) * sizes[2] + taken[..., 2]
-        ledger, counted = BudgetLedger(len(levels)), torch.ones(len(levels), dtype=torch.bool)
-        scalars, previous = [], [torch.full((len(levels),), len(self.space))]
-        for step in range(self.steps):
-            scalars.append(ledger.scalars(step, self.steps, counted, budgets, max(self.space.levels["mlp_keep"])))
-            ledger.record(self.space.ratios[actions[:, step]], counted)
-            previous.append(actions[:, step])
-        return torch.stack(scalars, dim=1), torch.stack(previous[:-1], dim=1)
 
 
 def warmup_blocks(packed, config: CounterfactualWarmupConfig, seed: int = 42) -> torch.Tensor:

@@ -52,6 +52,10 @@ class Rollouts:
     divergence: torch.Tensor
     targets: torch.Tensor
 
+    def to(self, device: torch.device | str) -> "Rollouts":
+        """The same on another device."""
+        return Rollouts(**{field.name: getattr(self, field.name).to(device) for field in fields(Rollouts)})
+
     @staticmethod
     def concatenate(parts: "list[Rollouts]") -> "Rollouts":
         """Several batches as one. Tensors of inference mode become ordinary ones."""
