@@ -10,7 +10,8 @@ prior       + a budget prior: the untrained policy is the fixed schedule
 warmup      + `CounterfactualWarmup` first: measuring, fitting and GRPO share the time
 
 Runs and evaluations that are in the folder are not repeated. `recipes.json` has the figures, `recipes.png` and
-`recipes.svg` the curves. Run recipes side by side by giving each process its own `--recipes`, and `--draw` at last.
+`recipes.svg` the curves. Further options go to `train_grpo.py`, for all recipes. To run them side by side, give each
+process its own `--recipes`, and then all of them with `--draw`.
 """
 
 import argparse
@@ -45,7 +46,7 @@ class Snapshots(TrainerCallback):
     """Saves the policy at equal distances of time, and ends the training when time is up.
 
     Args:
-        folder (`Path`): Gets one folder per snapshot, named by the seconds since the start.
+        folder (`Path`): Gets one folder per snapshot, named by the milliseconds since the start.
         seconds (`float`): Time from now on, for everything.
     """
 
@@ -55,7 +56,7 @@ class Snapshots(TrainerCallback):
 
     def save(self, model) -> None:
         """Save the policy now."""
-        model.save_pretrained(self.folder / f"{time.monotonic() - self.start:06.0f}")
+        model.save_pretrained(self.folder / f"{1000 * (time.monotonic() - self.start):09.0f}")
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """What a start is worth before GRPO."""
@@ -72,7 +73,7 @@ class Snapshots(TrainerCallback):
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("train_file", help="texts to train on")
     parser.add_argument("valid_file", help="texts to evaluate on")
     parser.add_argument("--out", type=Path, required=True, help="folder of runs, figures and curves")
@@ -82,10 +83,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup-blocks", type=int, default=80, help="blocks to measure: about a third of the time")
     parser.add_argument("--warmup-updates", type=int, default=300, help="updates of the fit")
     parser.add_argument("--blocks", type=int, default=64, help="validation blocks")
+    parser.add_argument("--context-length", type=int, default=256, help="tokens of a block before its episode")
+    parser.add_argument("--dtype", default="bfloat16", help="of the base")
     parser.add_argument("--base", default=evaluate_policy.SMOLLM2, help="Hub id or folder of the base")
     parser.add_argument("--draw", action="store_true", help="train nothing: evaluate and draw what is there")
-    parser.add_argument("options", nargs="*", help="after `--`: options for train_grpo.py, for all recipes")
-    return parser.parse_args(arguments)
+    options, options.others = parser.parse_known_args(arguments)
+    return options
 
 
 def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
@@ -94,8 +97,13 @@ def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
     done = folder / "done.json"
     if done.exists():
         return
-    given = {"config": str(CONFIG), "train_file": options.train_file, "base": options.base, "dtype": "bfloat16"}
-    given |= {"context_length": 256, "output_dir": str(folder / "trainer"), "seed": seed, "streaming": "false"}
+    given = {"config": str(CONFIG), "train_file": options.train_file, "base": options.base, "dtype": options.dtype}
+    given |= {
+        "context_length": options.context_length,
+        "output_dir": str(folder / "trainer"),
+        "seed": seed,
+        "streaming": "false",
+    }
     given |= {"max_steps": 100_000, "save_strategy": "no", **RECIPES[recipe]}
     if recipe == "warmup":
         given |= {"warmup_dir": str(folder / "measured"), "warmup_blocks": options.warmup_blocks}
@@ -103,7 +111,7 @@ def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
         given |= {"warmup_practice_episodes": 128}
     arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     snapshots = Snapshots(folder, options.minutes * 60)
-    trainer = train_grpo.main([*arguments, *options.options], callbacks=[snapshots])
+    trainer = train_grpo.main([*arguments, *options.others], callbacks=[snapshots])
     done.write_text(json.dumps({"updates": trainer.state.global_step, "minutes": options.minutes}))
 
 
@@ -113,8 +121,9 @@ def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
     if not path.exists():
         budgets = [",".join(map(str, budget)) for budget in BUDGETS]
         evaluate_policy.main(
-            [str(snapshot), options.valid_file, "--base", options.base, "--dtype", "bfloat16", "--blocks"]
-            + [str(options.blocks), "--batch-size", "16", "--json", str(path), "--budgets", *budgets]
+            [str(snapshot), options.valid_file, "--base", options.base, "--dtype", options.dtype]
+            + ["--blocks", str(options.blocks), "--context-length", str(options.context_length)]
+            + ["--batch-size", "16", "--json", str(path), "--budgets", *budgets]
         )
     rows = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
     gains = [[fixed - mine for fixed, mine in zip(r["fixed_losses"], r["losses"], strict=True)] for r in rows]
@@ -122,10 +131,10 @@ def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
     misses = [
         abs(got - asked) / scale
         for row in rows
-        for got, asked, scale in zip(row["realised"], row["budget"], (1, 1, 16), strict=True)
+        for got, asked, scale in zip(row["realised"], row["requested"], (1, 1, 16), strict=True)
     ]
     return {
-        "minutes": int(snapshot.name) / 60,
+        "minutes": int(snapshot.name) / 60_000,
         "gain": sum(per_block) / len(per_block),
         "gain_error": standard_error(per_block),
         "budget_error": sum(misses) / len(misses),
