@@ -8,6 +8,8 @@ a real model, the text that names it is replaced by the path of a tiny one: see 
 """
 
 import contextlib
+import dataclasses
+import importlib
 import inspect
 import io
 import re
@@ -27,7 +29,8 @@ LINKING = [*PAGES, ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGEL
 SUBSTITUTES = ("fetch_smollm2()", '"HuggingFaceTB/SmolLM2-135M-Instruct"')
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-ENTRY = re.compile(r"^### `(\w+)(?:\((.*)\))?`\n\n\[\w+\.py\]\(\.\./(src/\S+?)\)", re.MULTILINE)
+ENTRY = re.compile(r"^### `(\w+)(?:\((.*)\))?`\n\n\[\w+\.py\]\(\.\./(src/\S+?)\)([\s\S]*?)(?=^##|\Z)", re.MULTILINE)
+UNEXPORTED = re.compile(r"^\| `(\w+)\.(\w+)\((.*?)\)` \|", re.MULTILINE)
 
 
 def name_of(path: Path) -> str:
@@ -92,7 +95,13 @@ def test_the_readme_shows_what_its_first_block_prints():
 class TestApi:
     """docs/api.md against the package."""
 
-    entries = {match[1]: match for match in ENTRY.finditer((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))}
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    entries = {match[1]: match for match in ENTRY.finditer(text)}
+
+    @staticmethod
+    def parameters(arguments, module):
+        """Parameters as they are written, with the names of a module for defaults."""
+        return inspect.signature(eval(f"lambda {arguments}: None", vars(module))).parameters
 
     def test_has_an_entry_for_every_export_and_no_other(self):
         assert sorted(self.entries) == sorted(sol_hf.__all__)
@@ -100,29 +109,45 @@ class TestApi:
     @pytest.mark.parametrize("name", [name for name in sol_hf.__all__ if name != "__version__"])
     def test_entry_names_file_and_arguments(self, name):
         exported = getattr(sol_hf, name)
-        _, arguments, path = self.entries[name].groups()
-        assert (ROOT / path).samefile(sys.modules[exported.__module__].__file__)
+        _, arguments, path, _ = self.entries[name].groups()
+        module = sys.modules[exported.__module__]
+        assert (ROOT / path).samefile(module.__file__)
         if arguments is not None:
-            documented = inspect.signature(eval(f"lambda {arguments}: None")).parameters
-            actual = inspect.signature(exported).parameters
+            documented, actual = self.parameters(arguments, module), inspect.signature(exported).parameters
             assert list(documented) == list(actual)
             if name not in ("ActionProcessorList", "SOLForCausalLM"):
                 assert [p.default for p in documented.values()] == [p.default for p in actual.values()]
 
-    @pytest.mark.parametrize("method", ["from_base", "from_pretrained", "generate", "score", "new_cache"])
-    def test_methods_of_the_model_name_their_arguments(self, method):
-        text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-        arguments = re.search(rf"^\| `{method}\((.*?)\)` \|", text, re.MULTILINE)[1]
-        documented = inspect.signature(eval(f"lambda {arguments}: None")).parameters
-        actual = inspect.signature(getattr(sol_hf.SOLForCausalLM, method)).parameters
+    @pytest.mark.parametrize("name", [name for name in sol_hf.__all__ if name != "__version__"])
+    def test_entry_names_arguments_or_fields(self, name):
+        exported = getattr(sol_hf, name)
+        _, arguments, _, text = self.entries[name].groups()
+        if arguments is None and dataclasses.is_dataclass(exported):
+            fields = {field.name for field in dataclasses.fields(exported)} & set(inspect.get_annotations(exported))
+            assert fields and [field for field in sorted(fields) if f"`{field}`" not in text] == []
+        else:
+            assert arguments is not None or issubclass(exported, Exception)
+
+    @pytest.mark.parametrize("module, name, arguments", UNEXPORTED.findall(text))
+    def test_what_is_not_exported_names_its_arguments(self, module, name, arguments):
+        found = importlib.import_module(f"sol_hf.{module}")
+        documented = self.parameters(arguments, found)
+        actual = inspect.signature(getattr(found, name)).parameters
+        assert [(p.name, p.default) for p in documented.values()] == [(p.name, p.default) for p in actual.values()]
+        assert name not in sol_hf.__all__
+
+    @pytest.mark.parametrize(
+        "owner, method",
+        [("SOLForCausalLM", name) for name in ("from_base", "from_pretrained", "generate", "score", "new_cache")]
+        + [("SOLGRPOTrainer", name) for name in ("evaluate", "play")],
+    )
+    def test_methods_name_their_arguments(self, owner, method):
+        arguments = re.search(rf"^\| `{method}\((.*?)\)` \|", self.entries[owner][4], re.MULTILINE)[1]
+        documented = self.parameters(arguments, sol_hf)
+        actual = inspect.signature(getattr(getattr(sol_hf, owner), method)).parameters
         assert [(p.name, p.default) for p in documented.values()] == [
             (p.name, p.default) for p in actual.values() if p.name != "self"
         ]
-
-    def test_names_every_field_of_the_config(self):
-        text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-        fields = sol_hf.SOLConfig.__annotations__
-        assert [name for name in fields if f"`{name}`" not in text] == []
 
 
 def test_supported_models_names_every_tested_family():

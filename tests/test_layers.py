@@ -29,6 +29,9 @@ STEP_MODULES = """
     decoding attention criteria shared_prefix activations elastic controllers processors ledger paged_layer
     window_layer policy_heads
 """.split()
+FOR_TRAINING = {"accelerate", "datasets", "evaluate", "lm_eval", "matplotlib", "peft", "tqdm", "trl"}
+"""Packages that decoding does without, though transformers may load some of them."""
+
 LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 HEADER = ["# SPDX-FileCopyrightText: 2026 The sol_hf authors", "# SPDX-License-Identifier: Apache-2.0"]
 
@@ -65,6 +68,22 @@ def imported_modules(module: str) -> set[str]:
     return found | ({"__init__"} if "sol_hf" in names and not inside else set())
 
 
+def imported_packages(module: str) -> set[str]:
+    """Packages from elsewhere that a module imports, at its top or later."""
+    names = set()
+    for node in executed(ast.parse(text(module))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+def loaded_with(module: str) -> set[str]:
+    """A module, and those of the package that it imports, directly or not."""
+    return {module}.union(*(loaded_with(name) for name in imported_modules(module)))
+
+
 def test_the_order_names_every_module_once():
     assert sorted(ORDER) == MODULES
 
@@ -79,6 +98,16 @@ def test_the_imports_are_seen():
     assert {"actions", "cache", "criteria"} <= imported_modules("attention")
     assert "hub" in imported_modules("modeling_sol")
     assert "modeling_sol" not in imported_modules("hub")
+
+
+@pytest.mark.parametrize("module", sorted(loaded_with("__init__")))
+def test_what_a_bare_import_loads_needs_nothing_for_training(module):
+    assert imported_packages(module) & FOR_TRAINING == set()
+
+
+def test_packages_for_training_are_seen():
+    assert {"accelerate", "tqdm"} <= imported_packages("evaluation")
+    assert "trl" in imported_packages("grpo_trainer")
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -3,6 +3,8 @@
 
 """What the package exports, and what a bare import leaves alone."""
 
+import ast
+import inspect
 import json
 import re
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 import sol_hf
 
 
-OPTIONAL = ("trl", "lm_eval", "matplotlib", "gguf", "rich")
+OPTIONAL = ("trl", "peft", "datasets", "pyarrow", "lm_eval", "matplotlib", "gguf", "rich")
 PROBE = """
 import json, logging, sys, warnings
 import torch, transformers
@@ -55,6 +57,8 @@ print(json.dumps(dict(
     handlers_changed=[name for name, found in before_loggers.items() if after_loggers[name] != found],
     own=[name for name, found in after_loggers.items() if name.split(".")[0] == "sol_hf" and found[2]],
     loaded=[name for name in OPTIONAL if name in sys.modules],
+    own_modules=[name.removeprefix("sol_hf.") for name in sys.modules.keys() - loaded if name.startswith("sol_hf.")],
+    listed=dir(sol_hf),
     cuda=torch.cuda.is_initialized(),
 )))
 """
@@ -79,7 +83,38 @@ def test_an_export_is_there_and_described(name):
         assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", export)
     else:
         assert export.__module__.startswith("sol_hf.")
-        assert len((vars(export).get("__doc__") or "").strip()) > 20
+        own = vars(export).get("__doc__") if isinstance(export, type) else export.__doc__
+        assert len((own or "").strip()) > 20
+
+
+def test_a_type_checker_sees_the_lazy_exports():
+    """They are imported for it from the modules that they come from at run time."""
+    tree = ast.parse(inspect.getsource(sol_hf))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    imported = {alias.name: node.module for node in block.body for alias in node.names}
+    assert imported == sol_hf._LAZY
+    assert imported.keys() <= set(sol_hf.__all__)
+
+
+@pytest.mark.parametrize("name, module", sol_hf._LAZY.items())
+def test_a_lazy_export_is_that_of_its_module(name, module):
+    assert getattr(sol_hf, name).__module__ == f"sol_hf.{module}"
+    assert vars(sol_hf)[name] is getattr(sol_hf, name)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'sol_hf' has no attribute 'SOLTrainer'"):
+        sol_hf.SOLTrainer  # noqa: B018
+    assert not hasattr(sol_hf, "SOLTrainer")
+
+
+def test_a_missing_dependency_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "sol_hf.grpo_config", raising=False)
+    monkeypatch.delitem(vars(sol_hf), "SOLGRPOConfig", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="`SOLGRPOConfig` needs .*trl.*: install sol_hf") as caught:
+        from sol_hf import SOLGRPOConfig  # noqa: F401
+    assert caught.value.name == "trl"
 
 
 def test_every_public_name_of_the_package_is_exported():
@@ -108,6 +143,15 @@ def test_the_auto_classes_know_the_package():
 
 def test_a_bare_import_loads_nothing_optional(probe):
     assert probe["loaded"] == []
+
+
+def test_a_bare_import_loads_no_module_of_a_lazy_export(probe):
+    assert "modeling_sol" in probe["own_modules"]
+    assert set(probe["own_modules"]).isdisjoint(sol_hf._LAZY.values())
+
+
+def test_dir_lists_the_lazy_exports_before_they_are_loaded(probe):
+    assert set(sol_hf.__all__) <= set(probe["listed"])
 
 
 def test_a_bare_import_does_not_start_cuda(probe):
