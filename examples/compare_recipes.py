@@ -7,7 +7,8 @@
 published   the published network and GRPO, from random weights
 factored    + a head that is factored over the axes
 prior       + a budget prior: the untrained policy is the fixed schedule
-warmup      + `CounterfactualWarmup` first: measuring, fitting and GRPO share the time
+warmup      + the fill of the page among what the policy sees, and `CounterfactualWarmup` first: measuring, fitting
+            and GRPO share the time
 
 Runs and evaluations that are in the folder are not repeated. `recipes.json` has the figures, `recipes.png` and
 `recipes.svg` the curves. Further options go to `train_grpo.py`, for all recipes. To run them side by side, give each
@@ -31,12 +32,13 @@ from sol_hf.evaluation import standard_error
 CONFIG = Path(__file__).parent / "configs" / "smollm2-135m-published.yaml"
 FACTORED = {"action_head": "factored"}
 PRIOR = FACTORED | {"budget_prior": "true"}
-RECIPES = {"published": {}, "factored": FACTORED, "prior": PRIOR, "warmup": PRIOR}
+WARMUP = PRIOR | {"observe_page_fill": "true"}
+RECIPES = {"published": {}, "factored": FACTORED, "prior": PRIOR, "warmup": WARMUP}
 LABELS = {
     "published": "published recipe",
     "factored": "+ factored head",
     "prior": "+ budget prior",
-    "warmup": "+ warmup on measured costs",
+    "warmup": "+ page fill, warmup on measured costs",
 }
 BUDGETS = ((0.2, 0.5, 6), (0.3, 0.6, 7), (0.5, 0.7, 8), (0.7, 0.8, 9), (1, 0.6, 16))
 SNAPSHOTS = 4
@@ -134,7 +136,6 @@ def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
         for got, asked, scale in zip(row["realised"], row["requested"], (1, 1, 16), strict=True)
     ]
     return {
-        "minutes": int(snapshot.name) / 60_000,
         "gain": sum(per_block) / len(per_block),
         "gain_error": standard_error(per_block),
         "budget_error": sum(misses) / len(misses),
@@ -177,7 +178,10 @@ def main(arguments: list[str] | None = None) -> dict[str, list[list[dict]]]:
     for recipe in options.recipes:
         runs = [options.out / f"{recipe}-{seed}" for seed in options.seeds]
         snapshots = [sorted(path for path in run.iterdir() if path.name.isdigit()) for run in runs]
-        curves[recipe] = [[evaluate(options, snapshot) for snapshot in some] for some in snapshots]
+        curves[recipe] = [
+            [{"minutes": int(snapshot.name) / 60_000} | evaluate(options, snapshot) for snapshot in some]
+            for some in snapshots
+        ]
     (options.out / "recipes.json").write_text(json.dumps(curves, indent=1), encoding="utf-8")
     draw(curves, options.out / "recipes")
     for recipe, runs in curves.items():

@@ -4,8 +4,8 @@
 
     python examples/demo.py --prompt "Tell me about the Roman Empire." --out demo.html
 
-Without `--model` it takes SmolLM2-135M-Instruct, downloaded once. Without `--policy` the fixed schedule spends the
-budget, the baseline that a trained policy has to beat.
+Without `--model` it takes SmolLM2-135M-Instruct, downloaded once, and the policy that was trained for it. For another
+model give a `--policy`, or let the fixed schedule spend the budget, the baseline that a trained policy has to beat.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from sol_hf import Controller, FixedController, RandomController, SOLForCausalLM
 from sol_hf.smollm2 import ModelUnavailableError, fetch_smollm2
 
 
+SHIPPED_POLICY = Path(__file__).parents[1] / "model_cards" / "sol-smollm2-135m"
 BUDGETS: tuple[Action, ...] = ((0.8, 0.9, 12), (0.5, 0.7, 8), (0.3, 0.6, 7))
 PROMPT = "Write a short story about a lighthouse keeper who finds a letter in a bottle."
 
@@ -140,10 +141,7 @@ def footnotes(options: argparse.Namespace, device: torch.device) -> tuple[str, .
         "A budget limits work; how much time that saves depends on the fast paths for this machine.",
     ]
     if options.controller == "fixed":
-        notes.append(
-            "Controller: the fixed schedule, which treats all tokens alike. No trained policy is shipped yet; "
-            "give one with --policy."
-        )
+        notes.append("Controller: the fixed schedule, which treats all tokens alike. Give a policy with --policy.")
     return tuple(notes)
 
 
@@ -151,16 +149,18 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Continue one prompt dense and at three compute budgets.")
     parser.add_argument("--model", help="folder or hub id of a causal LM (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--policy", help="folder or hub id of a trained policy")
+    parser.add_argument("--policy", help="folder or hub id of a trained policy (default: that of the default model)")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("demo.html"), help="where to write the page")
     parser.add_argument("--controller", choices=("fixed", "random", "policy"), help="what spends the budget")
     parser.add_argument("--seed", type=int, default=0, help="of the random controller")
     options = parser.parse_args(arguments)
+    if options.policy is None and options.model is None and options.controller in (None, "policy"):
+        options.policy = str(SHIPPED_POLICY)
     options.controller = options.controller or ("policy" if options.policy else "fixed")
     if options.controller == "policy" and not options.policy:
-        parser.error("--controller policy needs --policy")
+        parser.error("--controller policy needs --policy for this model")
     if options.max_new_tokens < 1:
         parser.error("--max-new-tokens must be at least 1")
     return options
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     policy = options.policy
     model = SOLForCausalLM.from_pretrained(policy, base=base) if policy else SOLForCausalLM.from_base(base)
     continuations = compare(model, tokenizer, options, console)
-    controller = f"policy {policy}" if options.controller == "policy" else options.controller
+    controller = f"policy {Path(policy).name}" if options.controller == "policy" else options.controller
     comparison = Comparison(name, controller, options.prompt, continuations, footnotes(options, device))
     show(comparison, console)
     options.out.write_text(render_page(comparison), encoding="utf-8")

@@ -88,7 +88,7 @@ def load(options: argparse.Namespace) -> tuple[SOLForCausalLM, torch.Tensor]:
 
 def main(arguments: list[str] | None = None) -> list[BudgetEvaluation]:
     """Prints the table and returns what is in it."""
-    options, state = parse(arguments), PartialState()
+    options, state = parse(arguments), PartialState(cpu=not torch.accelerator.is_available())
     model, blocks = load(options)
     evaluations = evaluate_budgets(
         model.to(state.device),

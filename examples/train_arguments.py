@@ -20,6 +20,36 @@ from sol_hf.text_blocks import load_text
 SMOLLM2 = "smollm2-135m"
 
 
+def share(text: str) -> tuple[str, float]:
+    """A source and its share, from `name=0.5`."""
+    name, equals, number = text.rpartition("=")
+    if not equals or not name:
+        raise ValueError(f"{text!r} is not a share of a source: write e.g. name=0.5.")
+    return name, float(number)
+
+
+def mix_sources(
+    texts: Dataset | IterableDataset, column: str, shares: dict[str, float], seed: int = 42
+) -> Dataset | IterableDataset:
+    """Draw texts so that sources have these shares of them, until one part of the mixture is used up.
+
+    Args:
+        texts (`Dataset` or `IterableDataset`): With `column`, which names the source of each text.
+        column (`str`): That column.
+        shares (`dict[str, float]`): Share of each source that is named; the others are drawn from together.
+        seed (`int`, *optional*, defaults to 42): Of the draws.
+
+    Raises:
+        ValueError: if shares are not positive, or leave nothing for the others.
+    """
+    rest = 1 - sum(shares.values())
+    if rest <= 0 or min(shares.values()) <= 0:
+        raise ValueError(f"Shares of sources must be positive and add up to less than 1, got {shares}.")
+    parts = [texts.filter(lambda row, name=name: row[column] == name) for name in shares]
+    parts.append(texts.filter(lambda row: row[column] not in shares))
+    return datasets.interleave_datasets(parts, probabilities=[*shares.values(), rest], seed=seed)
+
+
 @dataclass
 class ScriptArguments:
     """The base, the texts, and whether to go on from a checkpoint."""
@@ -40,6 +70,11 @@ class ScriptArguments:
     shuffle_texts_seed: int | None = field(
         default=None, metadata={"help": "Shuffle texts before they are cut into blocks. Blocks are always shuffled."}
     )
+    source_column: str = field(default="source", metadata={"help": "Column that tells sources of texts apart."})
+    source_shares: list[str] | None = field(
+        default=None,
+        metadata={"help": "Share of texts from some sources, as name=0.5; the others keep their proportions."},
+    )
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in output_dir, if any."})
 
     def __post_init__(self):
@@ -59,6 +94,8 @@ class ScriptArguments:
     def load_texts(self) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
         """Texts to train on, and to evaluate on if there are any."""
         train = self._texts(self.train_file, self.dataset_split)
+        if self.source_shares:
+            train = mix_sources(train, self.source_column, dict(map(share, self.source_shares)))
         if self.shuffle_texts_seed is not None:
             train = train.shuffle(seed=self.shuffle_texts_seed)
         if self.valid_file is None and self.dataset_eval_split is None:
@@ -100,6 +137,7 @@ class PolicyArguments:
     action_embedding_size: int = field(default=32, metadata={"help": "Size of the previous action's embedding."})
     action_head: str = field(default="joint", metadata={"help": "joint or factored."})
     budget_prior: bool = field(default=False, metadata={"help": "Learn the difference to the budget's own schedule."})
+    observe_page_fill: bool = field(default=False, metadata={"help": "Tell the policy how full its token's page is."})
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA on the policy instead of the policy."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA."})

@@ -170,6 +170,18 @@ class TestRows:
             assert torch.equal(alone.actions[0], together.actions[index])
             torch.testing.assert_close(stacked(alone.logits)[0], stacked(together.logits)[index], **AS_FLOAT32)
 
+    def test_a_page_is_as_full_for_a_padded_row_as_for_the_row_alone(self):
+        model = control(tiny_base("llama", torch.float64), observe_page_fill=True)
+        torch.nn.init.normal_(model.policy.page_embedding.weight, std=3.0)
+        together = model.generate(**left_padded(self.rows()), **GREEDY, **HALF)
+        for row, alone in enumerate(self.rows()):
+            expected = model.generate(alone[None], **GREEDY, **HALF)
+            assert torch.equal(together.actions[row], expected.actions[0])
+            assert torch.equal(together.sequences[row, -STEPS:], expected.sequences[0, -STEPS:])
+        torch.nn.init.zeros_(model.policy.page_embedding.weight)
+        other = model.generate(**left_padded(self.rows()), **GREEDY, **HALF)
+        assert not torch.equal(other.actions, together.actions)
+
     @every_family
     def test_left_padded_batch_under_the_policy_equals_one_by_one(self, family):
         model = sol_model(family)

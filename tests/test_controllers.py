@@ -40,6 +40,7 @@ def observe(rows: int = 2, space: ActionSpace = SPACE, targets=None, step: int =
         ledger=BudgetLedger(rows),
         action_space=space,
         state={},
+        page_fill=torch.full((rows,), 0.5),
     )
     return Observation(**{**values, **changes})
 
@@ -52,12 +53,12 @@ def test_an_observation_knows_its_rows_and_needs_its_targets():
         _ = observe().scalars
 
 
-def test_the_scalars_are_those_of_the_ledger():
+def test_the_scalars_are_those_of_the_ledger_and_the_fill_of_the_page():
     targets = torch.tensor([[0.5, 0.4, 0.75]])
     space = ActionSpace([0.2, 1.0], [0.4, 0.8], [8, 16])
     observation = observe(1, space, targets, step=1, length=8)
     observation.ledger.record(torch.tensor([[0.2, 0.4, 1.0]]), torch.tensor([True]))
-    expected = torch.tensor([[2 / 8, 1, 0.5, 0.4, 0.75, 0.2 - 0.5, 0.4 / 0.8 - 0.4, 1.0 - 0.75]])
+    expected = torch.tensor([[2 / 8, 1, 0.5, 0.4, 0.75, 0.2 - 0.5, 0.4 / 0.8 - 0.4, 1.0 - 0.75, 0.5]])
     torch.testing.assert_close(observation.scalars, expected)
 
 

@@ -32,14 +32,16 @@ def test_an_axis_that_was_not_measured_is_an_error():
 def test_the_model_learns_the_mean_of_what_it_sees():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(6000, 4, generator=generator)
+    places = torch.arange(6000) % 2
     luck = -torch.rand(6000, 1, generator=generator).log()
-    expected = torch.where(inputs[:, :1] > 0, 2.0, 0.1)
+    expected = torch.where(inputs[:, :1] > 0, 2.0, 0.1) * (1 + places[:, None])
     held_out = torch.arange(6000) >= 5000
-    model, loss = fit_cost_model(inputs, expected * luck, held_out, steps=200)
-    assert loss < 0.8
-    found = model.costs(inputs[held_out])
-    dear = inputs[held_out, 0] > 0
-    assert abs(found[dear].mean() - 2.0) < 0.4 and found[~dear].mean() < 0.4
+    model, loss = fit_cost_model(inputs, places, expected * luck, held_out, steps=200)
+    assert loss < 0.7
+    found = model.costs(inputs[held_out], places[held_out])
+    dear, late = inputs[held_out, 0] > 0, places[held_out] == 1
+    assert abs(found[dear & ~late].mean() - 2.0) < 0.4 and abs(found[dear & late].mean() - 4.0) < 0.8
+    assert found[~dear].mean() < 0.6
 
 
 def test_an_allocation_meets_its_mean_and_is_cheaper_than_one_level_for_all():

@@ -7,7 +7,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from cases import sol_model
+from bases import tiny_base
+from cases import control, sol_model
+from sol_hf import SOLForCausalLM
 from sol_hf.counterfactual_warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
 
 
@@ -27,11 +29,12 @@ def config(tmp_path):
         warmup_learning_rate=3e-3,
         warmup_practice_rounds=1,
         warmup_practice_episodes=8,
+        warmup_save_every=15,
     )
 
 
 def tiny(config):
-    model = sol_model("llama", torch.float32)
+    model = control(tiny_base("llama", torch.float32), observe_page_fill=True)
     levels = model.action_space.levels
     config.warmup_token_keep = [min(levels["token_keep"])]
     config.warmup_mlp_keep = [min(levels["mlp_keep"])]
@@ -50,6 +53,14 @@ def test_it_learns_and_a_second_run_loads_what_was_fitted(config, monkeypatch):
     assert len(losses) == 30 and sum(losses[-5:]) < sum(losses[:5])
     fitted = starter.model.policy.state_dict()
     assert any(not torch.equal(before[name], fitted[name]) for name in before)
+    kept = [
+        SOLForCausalLM.from_pretrained(path, base=starter.model.base)
+        for path in sorted(starter.folder.glob("update-*"))
+    ]
+    states = [copy.policy.state_dict() for copy in kept]
+    assert [path.name for path in sorted(starter.folder.glob("update-*"))] == ["update-00015", "update-00030"]
+    assert all(torch.equal(states[1][name], fitted[name]) for name in fitted)
+    assert any(not torch.equal(states[0][name], fitted[name]) for name in fitted)
     again = tiny(config)
     again.run(blocks)
     assert len(losses) == 30

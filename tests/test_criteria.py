@@ -253,6 +253,11 @@ def test_the_first_controllable_step(sink, window, first_controllable):
     assert torch.equal(rule.is_controllable(count), count >= first_controllable)
 
 
+def test_the_fill_of_a_page():
+    fill = SelectionRule(page_size=4).page_fill(torch.arange(1, 10))
+    assert fill.tolist() == [0.25, 0.5, 0.75, 1.0] * 2 + [0.25]
+
+
 def test_a_uniform_choice_of_recency_serves_all_heads():
     selection = select_recency(torch.tensor([0.5]), torch.tensor([0]), torch.tensor([0]), 27, SelectionRule())
     # 4 first, and 2 + 1 + ceil(.5 * 20) last ones

@@ -37,7 +37,7 @@ def comparison(render):
             continuation((0.5, 0.7, 8), 30.0, [(0.4, 0.65, 7.0), (0.6, 0.75, 9.0)]),
             continuation((0.3, 0.6, 7), None, [(0.3, 0.6, 7.0)]),
         ),
-        footnotes=("No trained policy is shipped yet.",),
+        footnotes=("All tokens are alike.",),
     )
 
 
@@ -72,7 +72,7 @@ def test_terminal_shows_everything(render, comparison, width):
     for title in ("dense", "budget 0.82", "budget 0.57", "budget 0.45"):
         assert text.count(title) >= 2
     assert "Tell me [bold]about[/bold] <lighthouses>" in text
-    assert "No trained policy is shipped yet." in text
+    assert "All tokens are alike." in text
     assert "0.40 of 0.50" in text
     assert "7.0 of 8.0" in text
     assert re.search(r"speed, dense = 1 +1.00 +1.25 +1.50 +–", text)
@@ -111,7 +111,7 @@ def test_page_is_self_contained_and_escaped(render, comparison):
     assert "<lighthouses>" not in page
     assert "prefers-color-scheme: dark" in page
     assert not re.search(r"https?:|src=|<link|@import|url\(", page)
-    assert "No trained policy is shipped yet." in page
+    assert "All tokens are alike." in page
     assert page.count('<section class="card">') == 4
 
 
@@ -152,7 +152,7 @@ def test_demo_runs(monkeypatch, tmp_path, tiny_model, capsys, controller):
     assert demo.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "budget 0.45" in printed
-    assert ("No trained policy" in printed) == (controller == "fixed")
+    assert ("which treats all tokens alike" in " ".join(printed.split())) == (controller == "fixed")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count('class="t"') > 40
     assert "word" in page
@@ -162,8 +162,21 @@ def test_demo_refuses_a_policy_controller_without_a_policy(monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
     demo = importlib.import_module("demo")
     with pytest.raises(SystemExit):
-        demo.main(["--controller", "policy"])
+        demo.main(["--controller", "policy", "--model", "another"])
     assert "--controller policy needs --policy" in capsys.readouterr().err
+
+
+def test_demo_takes_the_shipped_policy_for_its_own_model_only(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    demo = importlib.import_module("demo")
+    shipped = str(demo.SHIPPED_POLICY)
+    chosen = [demo.parse_options(given.split()) for given in ("", "--controller fixed", "--model x", "--policy y")]
+    assert [(o.policy, o.controller) for o in chosen] == [
+        (shipped, "policy"),
+        (None, "fixed"),
+        (None, "fixed"),
+        ("y", "policy"),
+    ]
 
 
 def test_token_texts_join_to_the_decoded_text(monkeypatch):

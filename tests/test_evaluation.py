@@ -167,6 +167,7 @@ def test_the_fixed_schedule_is_that_of_a_lone_row(means):
             ledger=BudgetLedger(1),
             action_space=model.action_space,
             state={},
+            page_fill=torch.ones(1),
         )
         played.append(int(controller(observation).argmax()))
     assert schedule.flatten().tolist() == played

@@ -111,6 +111,19 @@ def test_the_budget_reaches_the_logits_directly():
 
 
 @torch.no_grad()
+def test_the_fill_of_the_page_is_seen_by_those_that_asked_for_it():
+    inputs, fill = make_inputs(), torch.randint(1, 8, (ROWS, STEPS, 1)) / 8
+    told = {**inputs, "scalars": torch.cat([inputs["scalars"], fill], dim=-1)}
+    policy = make_policy()
+    assert torch.equal(policy(**told).logits, policy(**inputs).logits)
+    policy = make_policy(observe_page_fill=True)
+    other = {**inputs, "scalars": torch.cat([inputs["scalars"], fill + 1 / 8], dim=-1)}
+    assert (policy(**told).logits - policy(**other).logits).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="`observe_page_fill` needs pages"):
+        make_policy(observe_page_fill=True, criterion="recency")
+
+
+@torch.no_grad()
 def test_an_episode_has_no_more_steps_than_the_config_says():
     policy, inputs = make_policy(), make_inputs(steps=STEPS + 1)
     with pytest.raises(ValueError, match=f"{STEPS + 1} steps do not fit an episode of {STEPS}"):

@@ -79,6 +79,7 @@ def play(controller: Controller, targets: torch.Tensor, space: ActionSpace) -> t
             ledger=ledger,
             action_space=space,
             state=state,
+            page_fill=torch.rand(rows),
         )
         actions.append(controller(observation).argmax(-1))
         ledger.record(space.ratios[actions[-1]], counted)

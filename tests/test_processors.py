@@ -41,6 +41,7 @@ def observe(targets, remaining: float, spent=(), space: ActionSpace = SPACE) -> 
         ledger=ledger,
         action_space=space,
         state={},
+        page_fill=torch.tensor([1.0]),
     )
 
 

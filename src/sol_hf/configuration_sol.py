@@ -60,6 +60,8 @@ class SOLConfig(PreTrainedConfig):
             published, `"factored"` one for every level of an axis, whose sum over the axes is the action's logit.
         budget_prior (`bool`, *optional*, defaults to `False`): Learn the difference to a prior that prefers the levels
             which the budget asks for next, so that an untrained policy already keeps the budget.
+        observe_page_fill (`bool`, *optional*, defaults to `False`): Also tell the policy how full the page of the
+            token to process will be (`quest`). A page that has just begun is often left out, and the token with it.
         base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
         base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
         base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
@@ -102,6 +104,7 @@ class SOLConfig(PreTrainedConfig):
     action_embedding_size: int = 32
     action_head: str = "joint"
     budget_prior: bool = False
+    observe_page_fill: bool = False
     base_hidden_size: int | None = None
     base_embedding_size: int | None = None
     base_vocab_size: int | None = None
@@ -125,6 +128,8 @@ class SOLConfig(PreTrainedConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.observe_page_fill and self.criterion != "quest":
+            raise ValueError(f"`observe_page_fill` needs pages: criterion `quest`, got {self.criterion!r}.")
         sizes = "page_size episode_length action_embedding_size policy_hidden_size policy_num_layers policy_num_heads"
         for name in sizes.split():
             if getattr(self, name) < 1:

@@ -38,6 +38,7 @@ class Observation:
         ledger ([`BudgetLedger`]): What has been spent.
         action_space ([`ActionSpace`]): Meaning of the action ids.
         state (`dict[str, Any]`): What the controller remembers within the episode.
+        page_fill (`torch.Tensor` of shape `(rows,)`): Share of its page that the token to process is going to fill.
     """
 
     hidden_state: torch.Tensor
@@ -52,6 +53,7 @@ class Observation:
     ledger: BudgetLedger
     action_space: ActionSpace
     state: dict[str, Any]
+    page_fill: torch.Tensor
 
     @property
     def rows(self) -> int:
@@ -60,10 +62,11 @@ class Observation:
 
     @property
     def scalars(self) -> torch.Tensor:
-        """The eight scalars of the policy, of shape `(rows, 8)`."""
+        """What the policy is told in numbers: [`BudgetLedger.scalars`] and the page's fill, of shape `(rows, 9)`."""
         max_mlp_keep = max(self.action_space.levels["mlp_keep"])
         targets = self.require_targets()
-        return self.ledger.scalars(self.step, self.episode_length, self.controllable, targets, max_mlp_keep)
+        published = self.ledger.scalars(self.step, self.episode_length, self.controllable, targets, max_mlp_keep)
+        return torch.cat([published, self.page_fill[:, None]], dim=-1)
 
     def require_targets(self) -> torch.Tensor:
         """The targets, or a ValueError that says that this controller needs a budget."""

@@ -30,7 +30,7 @@ PRICES = 96
 
 
 class CostModel(nn.Module):
-    """Mean cost of every probe, from the LM's state and the embedding of the token to process.
+    """Mean cost of every probe, from the LM's state, the embedding of the token to process and its place in a page.
 
     The loss is that of an exponential distribution, whose minimum is the conditional mean, whatever the costs'
     distribution is; it weighs relative errors, so that dear and cheap probes count alike.
@@ -38,6 +38,7 @@ class CostModel(nn.Module):
     Args:
         inputs (`torch.Tensor` of shape `(steps, features)`): Of which mean and spread are taken, to normalize.
         costs (`torch.Tensor` of shape `(steps, probes)`): Of which the mean is taken, to start there.
+        places (`int`): Places in a page; 1 if there are none.
         width (`int`, *optional*, defaults to 384): Hidden units.
         dropout (`float`, *optional*, defaults to 0.4): Share of inputs and of hidden units that is left out.
     """
@@ -46,46 +47,57 @@ class CostModel(nn.Module):
     spread: torch.Tensor
     mean_cost: torch.Tensor
 
-    def __init__(self, inputs: torch.Tensor, costs: torch.Tensor, width: int = 384, dropout: float = 0.4):
+    def __init__(self, inputs: torch.Tensor, costs: torch.Tensor, places: int, width: int = 384, dropout: float = 0.4):
         super().__init__()
         self.register_buffer("mean", inputs.mean(dim=0))
         self.register_buffer("spread", inputs.std(dim=0).clamp(min=1e-6))
         self.register_buffer("mean_cost", costs.clamp(min=LOWEST_COST).mean(dim=0))
-        last = nn.Linear(width // 2, costs.shape[1])
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.first = nn.Sequential(nn.Dropout(dropout / 2), nn.Linear(inputs.shape[1], width))
+        self.place = nn.Embedding(places, width)
         self.network = nn.Sequential(
-            nn.Dropout(dropout / 2),
-            nn.Linear(inputs.shape[1], width),
             nn.GELU(),
             nn.Dropout(dropout),
             nn.Linear(width, width // 2),
             nn.GELU(),
-            last,
+            nn.Linear(width // 2, len(costs[0])),
         )
+        self.place_cost = nn.Embedding(places, len(costs[0]))
+        for part in (self.network[-1].weight, self.network[-1].bias, self.place_cost.weight):
+            nn.init.zeros_(part)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logarithms of the mean costs, relative to those of all steps: `(..., features)` to `(..., probes)`."""
-        return self.network((inputs - self.mean) / self.spread)
+    def forward(self, inputs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Logarithms of the mean costs, relative to those of all steps.
 
-    def loss(self, inputs: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
+        Args:
+            inputs (`torch.Tensor` of shape `(..., features)`): State and embedding.
+            places (`torch.LongTensor` of shape `(...)`): Place of the token in its page.
+
+        Returns:
+            `torch.Tensor` of shape `(..., probes)`.
+        """
+        seen = self.first((inputs - self.mean) / self.spread) + self.place(places)
+        return self.network(seen) + self.place_cost(places)
+
+    def loss(self, inputs: torch.Tensor, places: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood, 1 for a model that knows nothing but the mean."""
-        predicted = self(inputs)
+        predicted = self(inputs, places)
         return (costs.clamp(min=LOWEST_COST) / self.mean_cost * (-predicted).exp() + predicted).mean()
 
     @torch.no_grad()
-    def costs(self, inputs: torch.Tensor, chunk: int = 8192) -> torch.Tensor:
-        """Mean costs in nats, `(steps, features)` to `(steps, probes)`."""
-        return torch.cat([self(some).exp() * self.mean_cost for some in inputs.split(chunk)])
+    def costs(self, inputs: torch.Tensor, places: torch.Tensor, chunk: int = 8192) -> torch.Tensor:
+        """Mean costs in nats, `(steps, features)` and `(steps,)` to `(steps, probes)`."""
+        pairs = zip(inputs.split(chunk), places.split(chunk), strict=True)
+        return torch.cat([self(*some).exp() * self.mean_cost for some in pairs])
 
 
 def fit_cost_model(
-    inputs: torch.Tensor, costs: torch.Tensor, held_out: torch.Tensor, seed: int = 0, **fit
+    inputs: torch.Tensor, places: torch.Tensor, costs: torch.Tensor, held_out: torch.Tensor, seed: int = 0, **fit
 ) -> tuple[CostModel, float]:
     """Fit a [`CostModel`], and keep it as it was when it did best on other steps.
 
     Args:
         inputs (`torch.Tensor` of shape `(steps, features)`): What is seen.
+        places (`torch.LongTensor` of shape `(steps,)`): Place of the token in its page.
         costs (`torch.Tensor` of shape `(steps, probes)`): What was measured.
         held_out (`torch.BoolTensor` of shape `(steps,)`): Steps that are not learned from.
         seed (`int`, *optional*, defaults to 0): Of weights and batches.
@@ -98,16 +110,17 @@ def fit_cost_model(
     peak, decay = fit.get("learning_rate", 1e-3), fit.get("weight_decay", 0.1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CostModel(inputs[~held_out], costs[~held_out])
-        optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=decay)
-        learned, other = (~held_out).nonzero().squeeze(1), (inputs[held_out], costs[held_out])
+        model = CostModel(inputs[~held_out], costs[~held_out], int(places.max()) + 1)
+        optimizer = _optimizer(model, decay)
+        learned, other = (~held_out).nonzero().squeeze(1), (inputs[held_out], places[held_out], costs[held_out])
         best, state = math.inf, model.state_dict()
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = peak * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                shape = min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = peak * group["factor"] * shape
             some = learned[torch.randint(len(learned), (batch_size,))]
             optimizer.zero_grad()
-            model.train().loss(inputs[some], costs[some]).backward()
+            model.train().loss(inputs[some], places[some], costs[some]).backward()
             optimizer.step()
             if (step + 1) % 50 == 0 or step + 1 == steps:
                 with torch.no_grad():
@@ -116,6 +129,18 @@ def fit_cost_model(
                     best, state = now, {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(state)
     return model.eval(), best
+
+
+def _optimizer(model: CostModel, weight_decay: float) -> torch.optim.Optimizer:
+    """What a place in a page costs is learned faster: it is known of every step, and not noisy."""
+    of_places = list(model.place_cost.parameters())
+    others = [p for name, p in model.named_parameters() if not name.startswith("place_cost")]
+    return torch.optim.AdamW(
+        [
+            {"params": others, "weight_decay": weight_decay, "factor": 1},
+            {"params": of_places, "weight_decay": 0.0, "factor": 10},
+        ]
+    )
 
 
 def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list[torch.Tensor]:

@@ -54,6 +54,8 @@ class CounterfactualWarmupConfig:
         warmup_practice_rounds (`int`, *optional*, defaults to 4): How often the policy plays episodes, to learn from
             what it saw and spent there.
         warmup_practice_episodes (`int`, *optional*, defaults to 512): Episodes of a round.
+        warmup_save_every (`int`, *optional*, defaults to 0): Updates between two copies of the policy that are kept in
+            the folder, `update-00100` and so on; 0 keeps none.
         warmup_seed (`int`, *optional*, defaults to 0): Seed of measurements and fit.
     """
 
@@ -72,11 +74,13 @@ class CounterfactualWarmupConfig:
     warmup_repayment_spread: float = field(default=3.0, metadata={"help": "Initial spread of the budget prior."})
     warmup_practice_rounds: int = field(default=4, metadata={"help": "How often the policy plays episodes."})
     warmup_practice_episodes: int = field(default=512, metadata={"help": "Episodes of a round."})
+    warmup_save_every: int = field(default=0, metadata={"help": "Updates between kept copies of the policy; 0: none."})
     warmup_seed: int = field(default=0, metadata={"help": "Seed of measurements and fit."})
 
     def __post_init__(self):
         counts = ("blocks", "updates", "episodes", "cost_models", "practice_episodes")
-        least = {f"warmup_{name}": 1 for name in counts} | {"warmup_repayment_spread": 0, "warmup_practice_rounds": 0}
+        least = {f"warmup_{name}": 1 for name in counts}
+        least |= {"warmup_repayment_spread": 0, "warmup_practice_rounds": 0, "warmup_save_every": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
@@ -134,7 +138,9 @@ class CounterfactualWarmup:
     def _network(self) -> dict:
         settings = self.model.config.to_dict()
         fields = {
-            name: value for name, value in settings.items() if name.startswith(("policy_", "action_", "budget_"))
+            name: value
+            for name, value in settings.items()
+            if name.startswith(("policy_", "action_", "budget_", "observe_"))
         }
         return fields | {"levels": {axis: list(self.model.action_space.levels[axis]) for axis in AXES}}
 
@@ -143,7 +149,14 @@ class CounterfactualWarmup:
         config, losses = self.config, []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.warmup_seed)
-            lesson = Lesson(self.model, measured, self.probes, config.warmup_episodes, config.warmup_cost_models)
+            lesson = Lesson(
+                self.model,
+                measured,
+                self.probes,
+                config.warmup_context_length,
+                config.warmup_episodes,
+                config.warmup_cost_models,
+            )
             policy = self.model.policy.float().train()
             if policy.budget_prior is not None:
                 with torch.no_grad():
@@ -161,6 +174,8 @@ class CounterfactualWarmup:
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
                 optimizer.step()
                 losses.append(loss.item())
+                if config.warmup_save_every and (update + 1) % config.warmup_save_every == 0:
+                    self.model.save_pretrained(self.folder / f"update-{update + 1:05d}")
         policy.eval()
         return losses
 

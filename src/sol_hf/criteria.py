@@ -47,6 +47,14 @@ class SelectionRule:
         """Whether a step that sees `count` keys (itself included) is under control, of the shape of `count`."""
         return count > self.sink_tokens + self.window_tokens + 1
 
+    def page_fill(self, count: torch.Tensor) -> torch.Tensor:
+        """Share of its page that is filled by a step's own token and those before it, of the shape of `count`.
+
+        The fuller the page, the more it resembles the others in the bound that ranks it: an early token of a page is
+        at greater risk of not being read, by itself and by those after it.
+        """
+        return ((count - 1) % self.page_size + 1) / self.page_size
+
 
 @dataclass(frozen=True)
 class Selection:

@@ -163,6 +163,7 @@ def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Obse
         ledger=cache.ledger,
         action_space=space,
         state=episode.controller_state,
+        page_fill=controls.rule.page_fill(count),
     )
 
 

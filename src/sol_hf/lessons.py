@@ -102,38 +102,49 @@ class Lesson:
         model ([`SOLForCausalLM`]): Gives embeddings, action space and length of an episode.
         measured ([`Counterfactuals`]): Steps of many blocks.
         probes ([`Probes`]): What was measured.
+        context_length (`int`): Tokens of a block before the first measured step.
         episodes (`int`): Episodes of an update.
         cost_models (`int`): Cost models to average.
     """
 
     def __init__(
-        self, model: SOLForCausalLM, measured: Counterfactuals, probes: Probes, episodes: int, cost_models: int
+        self,
+        model: SOLForCausalLM,
+        measured: Counterfactuals,
+        probes: Probes,
+        context_length: int,
+        episodes: int,
+        cost_models: int,
     ):
         self.space, self.steps, self.episodes = model.action_space, model.config.episode_length, episodes
+        rule, counts = model.config.selection_rule, context_length + 1 + torch.arange(measured.tokens.shape[1])
+        self.page_fill = rule.page_fill(counts)
+        places = (counts - 1) % rule.page_size if model.config.observe_page_fill else torch.zeros_like(counts)
         embed = model.base.get_input_embeddings()
         with torch.no_grad():
             self.embeddings = embed(measured.tokens.to(embed.weight.device)).to("cpu", torch.bfloat16)
         self.dense = measured.hidden_states.to(torch.bfloat16)
         after = [self.dense[:, :1], measured.next_states[:, :-1].to(torch.bfloat16)]
         self.sparse = torch.cat(after, dim=1)  # the state that a cheap step left
-        self.costs = level_costs(self._expected(measured, cost_models), probes, self.space)
+        self.costs = level_costs(self._expected(measured, places, cost_models), probes, self.space)
         self.allocation = Allocation([table.flatten(0, 1) for table in self.costs], self.space)
         self.lowest = torch.tensor([min(self.space.levels[a]) / s for a, s in zip(AXES, AXIS_SCALE, strict=True)])
         self.highest = torch.tensor([max(self.space.levels[a]) / s for a, s in zip(AXES, AXIS_SCALE, strict=True)])
         self.correction = BudgetCorrection(self.lowest, self.highest)
         self.practice: Practice | None = None
 
-    def _expected(self, measured: Counterfactuals, cost_models: int) -> torch.Tensor:
+    def _expected(self, measured: Counterfactuals, places: torch.Tensor, cost_models: int) -> torch.Tensor:
         """Expected costs of the probes `(blocks, steps, probes)`, by cost models that see either state of the LM."""
         states = [torch.cat([x, self.embeddings], dim=-1).float().flatten(0, 1) for x in (self.dense, self.sparse)]
         inputs, costs = torch.cat(states), measured.divergence.float().flatten(0, 1)
         blocks, length = measured.tokens.shape
+        places = places.repeat(2 * blocks)
         held_out = torch.zeros(blocks, length, dtype=torch.bool)
         held_out[-max(1, blocks // 25) :] = True
         expected = torch.zeros_like(costs)
         for seed in range(cost_models):
-            fitted, _ = fit_cost_model(inputs, costs.repeat(2, 1), held_out.flatten().repeat(2), seed)
-            expected += fitted.costs(inputs[: len(costs)]) / cost_models
+            fitted, _ = fit_cost_model(inputs, places, costs.repeat(2, 1), held_out.flatten().repeat(2), seed)
+            expected += fitted.costs(inputs[: len(costs)], places[: len(costs)]) / cost_models
         return expected.view(blocks, length, -1)
 
     def draw_budgets(self, episodes: int) -> torch.Tensor:
@@ -166,7 +177,9 @@ class Lesson:
         budgets = self.draw_budgets(self.episodes)
         wanted, levels = self._wanted(where, budgets)
         mixed = torch.where(torch.rand(self.episodes, self.steps, 1) < 0.5, self.dense[where], self.sparse[where])
-        return Seen(mixed, self.embeddings[where], *self._history(levels, budgets)), wanted
+        scalars, previous = self._history(levels, budgets)
+        scalars = torch.cat([scalars, self.page_fill[where[1], None]], dim=-1)
+        return Seen(mixed, self.embeddings[where], scalars, previous), wanted
 
     def _practised(self, practice: Practice) -> tuple[Seen, list[torch.Tensor]]:
         some = torch.randint(len(practice.blocks), (self.episodes,))

@@ -19,6 +19,7 @@ from .policy_heads import FIRST_TARGET, BudgetPrior, joint_logits
 
 
 SCALARS = 8
+"""Those that are published. A ninth, the fill of the page, is looked at with `observe_page_fill`."""
 SCALAR_FEATURES = 64
 BUDGET_FEATURES = 32
 
@@ -133,6 +134,7 @@ class SOLPolicyModel(PreTrainedModel):
         n_actions, size = len(config.action_space), config.policy_hidden_size
         self.action_embedding = nn.Embedding(n_actions + 1, config.action_embedding_size)
         self.position_embedding = nn.Embedding(config.episode_length, size)
+        self.page_embedding = nn.Embedding(config.page_size, size) if config.observe_page_fill else None
         self.scalar_features = nn.Sequential(
             nn.Linear(SCALARS, SCALAR_FEATURES), nn.GELU(), nn.LayerNorm(SCALAR_FEATURES)
         )
@@ -176,7 +178,8 @@ class SOLPolicyModel(PreTrainedModel):
                 after the final norm, before each step.
             token_embeddings (`torch.Tensor` of shape `(rows, steps, base_embedding_size)`): Input embedding of the
                 token that each step processes.
-            scalars (`torch.Tensor` of shape `(rows, steps, 8)`): From [`BudgetLedger.scalars`].
+            scalars (`torch.Tensor` of shape `(rows, steps, 8)` or `(rows, steps, 9)`): From [`Observation.scalars`];
+                the last one is only needed with `observe_page_fill`.
             previous_actions (`torch.LongTensor` of shape `(rows, steps)`): Action of the step before, `n_actions` at
                 the start of an episode.
             past_key_values (`Cache`, *optional*): Keys and values of earlier steps of the episode.
@@ -194,10 +197,13 @@ class SOLPolicyModel(PreTrainedModel):
         features = [
             hidden_states.to(dtype),
             token_embeddings.to(dtype),
-            self.scalar_features(scalars.to(dtype)),
+            self.scalar_features(scalars[..., :SCALARS].to(dtype)),
             self.action_embedding(previous_actions),
         ]
         x = self.input_projection(torch.cat(features, dim=-1)) + self.position_embedding(positions)
+        if self.page_embedding is not None:
+            filled = (scalars[..., SCALARS] * self.config.page_size).round().long()
+            x = x + self.page_embedding(filled - 1)
         for layer in self.layers:
             x = layer(x, past_key_values)
         output = SOLPolicyOutput(logits=self._score(self.final_norm(x), scalars), past_key_values=past_key_values)

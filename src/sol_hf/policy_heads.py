@@ -21,6 +21,7 @@ from .actions import AXES, AXIS_SCALE, ActionSpace
 
 FIRST_TARGET = 2
 FIRST_DRIFT = FIRST_TARGET + len(AXES)
+AFTER_DRIFT = FIRST_DRIFT + len(AXES)
 TIE_MARGIN = 1e-5
 """How much nearer to the upper one of two levels, in ratio units, a wanted level must lie to be rounded up."""
 
@@ -91,7 +92,7 @@ class BudgetPrior(nn.Module):
     def centre(self, scalars: torch.Tensor) -> torch.Tensor:
         """The level that every axis should take next, in ratio units: `(..., 8)` to `(..., 3)`."""
         scalars = scalars if scalars.dtype == torch.float64 else scalars.float()
-        targets, drift = scalars[..., FIRST_TARGET:FIRST_DRIFT], scalars[..., FIRST_DRIFT:]
+        targets, drift = scalars[..., FIRST_TARGET:FIRST_DRIFT], scalars[..., FIRST_DRIFT:AFTER_DRIFT]
         step = (scalars[..., :1] * self.episode_length).round() - 1
         mean = drift + targets
         mean = torch.cat([mean[..., :1], mean[..., 1:2] * self.max_mlp_keep, mean[..., 2:]], dim=-1)

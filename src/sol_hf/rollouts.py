@@ -31,7 +31,7 @@ class Rollouts:
     Args:
         hidden_states (`torch.Tensor` of shape `(rows, steps, hidden_size)`): The LM's state before every step.
         token_embeddings (`torch.Tensor` of shape `(rows, steps, embedding_size)`): Of the token that a step processes.
-        scalars (`torch.Tensor` of shape `(rows, steps, 8)`): What the policy was told, see [`BudgetLedger.scalars`].
+        scalars (`torch.Tensor` of shape `(rows, steps, 9)`): What the policy was told, see [`Observation.scalars`].
         previous_actions (`torch.LongTensor` of shape `(rows, steps)`): Action of the step before.
         actions (`torch.LongTensor` of shape `(rows, steps)`): What was done.
         action_logprobs (`torch.Tensor` of shape `(rows, steps)`): Of the actions, as they were drawn.
