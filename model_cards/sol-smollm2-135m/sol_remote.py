@@ -1,0 +1,3 @@
+"""Where the Auto classes find this repository's classes; needs `pip install sol_hf`."""
+
+from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
