@@ -105,7 +105,9 @@ def main(arguments: list[str] | None = None) -> list[BudgetEvaluation]:
         if options.json is not None:
             rows = [asdict(x) | row for x, row in zip(evaluations, to_rows(evaluations), strict=True)]
             settings = {name: str(value) if name == "json" else value for name, value in vars(options).items()}
-            options.json.write_text(json.dumps({"settings": settings, "evaluations": rows}, indent=1))
+            options.json.write_text(
+                json.dumps({"settings": settings, "processes": state.num_processes, "evaluations": rows}, indent=1)
+            )
     return evaluations
 
 

@@ -89,12 +89,13 @@ def test_two_processes_print_one_table(policy, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launcher, script, policy, TEXTS]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     out = subprocess.run(
-        [*command, *OPTIONS, "--batch-size", "2"],
+        [*command, *OPTIONS, "--batch-size", "2", "--json", str(tmp_path / "two.json")],
         env=environment,
         check=True,
         stdout=subprocess.PIPE,
         encoding="utf-8",
         timeout=240,
     ).stdout
+    assert json.loads((tmp_path / "two.json").read_text())["processes"] == 2
     expected = format_table(main([policy, TEXTS, *OPTIONS, "--batch-size", "2"]))
     assert out.count("| requested |") == 1 and expected in out

@@ -79,6 +79,8 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(config, tmp_path):
         while not list((tmp_path / "killed").glob("checkpoint-*")):
             assert run.poll() is None and time.monotonic() < until
             time.sleep(0.005)
+        workers = psutil.Process(run.pid).children(recursive=True)
+        assert len([worker for worker in workers if "examples/train_grpo.py" in worker.cmdline()]) == 2
     finally:
         kill(run)
     assert not (tmp_path / "killed" / "trainer_state.json").exists(), "the run was over before it was killed"

@@ -54,15 +54,10 @@ class CostModel(nn.Module):
         self.register_buffer("mean_cost", costs.clamp(min=LOWEST_COST).mean(dim=0))
         self.first = nn.Sequential(nn.Dropout(dropout / 2), nn.Linear(inputs.shape[1], width))
         self.place = nn.Embedding(places, width)
-        self.network = nn.Sequential(
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width // 2),
-            nn.GELU(),
-            nn.Linear(width // 2, len(costs[0])),
-        )
+        last = nn.Linear(width // 2, len(costs[0]))
+        self.network = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width // 2), nn.GELU(), last)
         self.place_cost = nn.Embedding(places, len(costs[0]))
-        for part in (self.network[-1].weight, self.network[-1].bias, self.place_cost.weight):
+        for part in (last.weight, last.bias, self.place_cost.weight):
             nn.init.zeros_(part)
 
     def forward(self, inputs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -98,7 +98,7 @@ class SOLGRPOConfig(GRPOConfig):
     def __post_init__(self):
         self._refuse_what_has_no_meaning()
         # accelerate joins processes on CPUs only if it is told that CPUs are meant
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         choices = {
             "return_kind": RETURN_KINDS,
