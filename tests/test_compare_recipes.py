@@ -45,7 +45,7 @@ def command(tmp_path, script, monkeypatch):
     monkeypatch.setattr(script, "CONFIG", config)
     monkeypatch.setattr(script, "BUDGETS", ((0.5, 0.7, 8), (1, 1, 4)))
     options = "--warmup_context_length 8 --warmup_steps_per_block 8 --warmup_token_keep 0.2"
-    options += " --warmup_mlp_keep 0.4 --warmup_bits 4 --warmup_cost_models 1"
+    options += " --warmup_mlp_keep 0.4 --warmup_bits 4 --warmup_cost_models 2"
     arguments = [str(texts), str(texts), "--out", str(tmp_path / "out"), "--base", str(tmp_path / "base")]
     arguments += ["--recipes", "published", "warmup", "--seeds", "3", "--minutes", "0.05", "--blocks", "4"]
     arguments += ["--context-length", "12", "--warmup-blocks", "4", "--warmup-updates", "4"]

@@ -25,7 +25,7 @@ def config(tmp_path):
         warmup_bits=[3],
         warmup_updates=30,
         warmup_episodes=16,
-        warmup_cost_models=1,
+        warmup_cost_models=2,
         warmup_learning_rate=3e-3,
         warmup_practice_rounds=1,
         warmup_practice_episodes=8,

@@ -46,7 +46,8 @@ class CounterfactualWarmupConfig:
         warmup_mlp_keep (`list[float]`, *optional*): Levels of `mlp_keep` to measure.
         warmup_bits (`list[float]`, *optional*): Levels of `bits` to measure.
         warmup_batch_size (`int`, *optional*, defaults to 4): Blocks that are measured at the same time.
-        warmup_cost_models (`int`, *optional*, defaults to 2): Cost models to average.
+        warmup_cost_models (`int`, *optional*, defaults to 4): Cost models, at least 2. Each estimates the costs of an
+            equal share of the blocks, and has learned from all others.
         warmup_updates (`int`, *optional*, defaults to 1500): Updates of the policy.
         warmup_episodes (`int`, *optional*, defaults to 64): Episodes of an update.
         warmup_learning_rate (`float`, *optional*, defaults to 7e-4): Largest learning rate.
@@ -67,7 +68,7 @@ class CounterfactualWarmupConfig:
     warmup_mlp_keep: list[float] = field(default_factory=lambda: [0.4, 0.5, 0.65], metadata={"help": "Levels."})
     warmup_bits: list[float] = field(default_factory=lambda: [5.0, 6.0], metadata={"help": "Levels."})
     warmup_batch_size: int = field(default=4, metadata={"help": "Blocks that are measured at the same time."})
-    warmup_cost_models: int = field(default=2, metadata={"help": "Cost models to average."})
+    warmup_cost_models: int = field(default=4, metadata={"help": "Cost models, each for the blocks it has not seen."})
     warmup_updates: int = field(default=1500, metadata={"help": "Updates of the policy."})
     warmup_episodes: int = field(default=64, metadata={"help": "Episodes of an update."})
     warmup_learning_rate: float = field(default=7e-4, metadata={"help": "Largest learning rate."})
@@ -78,9 +79,9 @@ class CounterfactualWarmupConfig:
     warmup_seed: int = field(default=0, metadata={"help": "Seed of measurements and fit."})
 
     def __post_init__(self):
-        counts = ("blocks", "updates", "episodes", "cost_models", "practice_episodes")
-        least = {f"warmup_{name}": 1 for name in counts}
-        least |= {"warmup_repayment_spread": 0, "warmup_practice_rounds": 0, "warmup_save_every": 0}
+        least = {f"warmup_{name}": 1 for name in ("updates", "episodes", "practice_episodes")}
+        least |= {f"warmup_{name}": 0 for name in ("repayment_spread", "practice_rounds", "save_every")}
+        least |= {"warmup_cost_models": 2, "warmup_blocks": self.warmup_cost_models}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")

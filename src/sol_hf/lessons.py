@@ -104,7 +104,7 @@ class Lesson:
         probes ([`Probes`]): What was measured.
         context_length (`int`): Tokens of a block before the first measured step.
         episodes (`int`): Episodes of an update.
-        cost_models (`int`): Cost models to average.
+        cost_models (`int`): Cost models, each for the blocks that the others have learned from; at least 2.
     """
 
     def __init__(
@@ -134,17 +134,21 @@ class Lesson:
         self.practice: Practice | None = None
 
     def _expected(self, measured: Counterfactuals, places: torch.Tensor, cost_models: int) -> torch.Tensor:
-        """Expected costs of the probes `(blocks, steps, probes)`, by cost models that see either state of the LM."""
+        """Expected costs of the probes `(blocks, steps, probes)`, by cost models that see either state of the LM.
+
+        A model that has learned a block's own costs by heart would be surer of them than anyone can be of new text.
+        So every block is estimated by the one model that has not seen it.
+        """
         states = [torch.cat([x, self.embeddings], dim=-1).float().flatten(0, 1) for x in (self.dense, self.sparse)]
         inputs, costs = torch.cat(states), measured.divergence.float().flatten(0, 1)
         blocks, length = measured.tokens.shape
         places = places.repeat(2 * blocks)
-        held_out = torch.zeros(blocks, length, dtype=torch.bool)
-        held_out[-max(1, blocks // 25) :] = True
+        fold_of_step = (torch.arange(blocks) % cost_models).repeat_interleave(length)
         expected = torch.zeros_like(costs)
-        for seed in range(cost_models):
-            fitted, _ = fit_cost_model(inputs, places, costs.repeat(2, 1), held_out.flatten().repeat(2), seed)
-            expected += fitted.costs(inputs[: len(costs)], places[: len(costs)]) / cost_models
+        for fold in range(cost_models):
+            mine = fold_of_step == fold
+            fitted, _ = fit_cost_model(inputs, places, costs.repeat(2, 1), mine.repeat(2), seed=fold)
+            expected[mine] = fitted.costs(inputs[: len(costs)][mine], places[: len(costs)][mine])
         return expected.view(blocks, length, -1)
 
     def draw_budgets(self, episodes: int) -> torch.Tensor:
