@@ -3,7 +3,6 @@
 
 """The policy in `model_cards/`: complete as a repository, kept budgets, choices that differ from token to token."""
 
-import json
 from pathlib import Path
 
 import pytest
