@@ -227,13 +227,16 @@ class FixedController(Controller):
     Args:
         carry (`Sequence[str]`, *optional*, defaults to `("mlp_keep", "bits")`): Axes that carry the remainder. All
             three make every axis meet its target.
+        across_rows (`bool`, *optional*, defaults to `True`): Deal over the rows of a batch. Otherwise every row deals
+            to itself, whatever else is in the batch.
     """
 
-    def __init__(self, carry: Sequence[str] = ("mlp_keep", "bits")):
+    def __init__(self, carry: Sequence[str] = ("mlp_keep", "bits"), across_rows: bool = True):
         unknown = set(carry) - set(AXES)
         if unknown:
             raise ValueError(f"`carry` names no axis: {sorted(unknown)}. The axes are {', '.join(AXES)}.")
         self.carry = tuple(axis in carry for axis in AXES)
+        self.across_rows = across_rows
 
     def __call__(self, observation: Observation) -> torch.Tensor:
         targets = observation.require_targets()
@@ -250,7 +253,7 @@ class FixedController(Controller):
         place = (torch.arange(rows, device=targets.device)[:, None] - begin) % rows
         shared_turn = place < hands
 
-        shared = (targets == targets[0]).all() & (rows > 1)
+        shared = (targets == targets[0]).all() & (rows > 1 and self.across_rows)
         is_high = torch.where(shared, shared_turn, own_turn)
         return closeness(torch.where(is_high, high, low), observation.action_space)
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from .actions import ActionSpace
 from .attention import active_forward
 from .cache import SOLCache
-from .decoding import ForwardInputs, accepted_arguments, decode_forward
+from .decoding import ForwardInputs, accepted_arguments, decode_forward, dense_forward
 from .outputs import NO_ACTION, SOLScoreOutput, realised_means
 
 
@@ -112,17 +112,19 @@ def score_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache, return
         return_logits (`bool`): Keep the logits of all steps.
     """
     mask, step_mask = rows.attention_mask, rows.step_mask
+    begin = rows.context if share_prefill(base, rows, cache) else 0
     cache.set_up_rows(len(rows.tokens), rows.tokens.device)
     if mask is not None:
         cache.set_padding(rows.padding)
         cache.position_offset = rows.padding
-    logprobs, logits = [], []
+    logprobs, logits, greedy = [], [], []
     for step in range(step_mask.shape[1]):
-        begin = 0 if step == 0 else rows.context + step
-        inputs = ForwardInputs(rows.tokens[:, begin : rows.context + step + 1], mask)
+        end = rows.context + step + 1
+        inputs = ForwardInputs(rows.tokens[:, begin:end], mask)
         output = decode_forward(base, inputs, cache, all_logits=False, active=step_mask[:, step])
-        label = rows.tokens[:, rows.context + step + 1]
-        logprobs.append(label_logprobs(output.logits, label[:, None]))
+        label, begin = rows.tokens[:, end : end + 1], end
+        logprobs.append(label_logprobs(output.logits, label))
+        greedy.append(output.logits.argmax(dim=-1) == label)
         if return_logits:
             logits.append(output.logits)
     actions = torch.stack([action for action, _ in cache.trace], dim=1)
@@ -133,7 +135,32 @@ def score_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache, return
         realised=realised_means(actions, counted, cache.action_space),
         step_mask=step_mask,
         logits=torch.cat(logits, dim=1) if return_logits else None,
+        greedy=torch.cat(greedy, dim=1) & step_mask,
     )
+
+
+def share_prefill(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache) -> bool:
+    """Process contexts that several rows have in common once, and deal their keys and values out to the rows.
+
+    Returns:
+        `bool`: `False` if there was nothing to share, and nothing was done.
+    """
+    budget = cache.controls.budget
+    if rows.context == 0 or (budget is not None and budget.rows is not None):
+        return False
+    contexts = torch.cat([rows.padding[:, None], rows.tokens[:, : rows.context]], dim=1)
+    contexts, owner = contexts.unique(dim=0, return_inverse=True)
+    if len(contexts) == len(rows.tokens):
+        return False
+    padding, tokens = contexts[:, 0], contexts[:, 1:]
+    unique = AlignedRows(tokens, padding, rows.context, torch.zeros_like(padding))
+    cache.set_up_rows(len(tokens), tokens.device)
+    if unique.attention_mask is not None:
+        cache.set_padding(padding)
+        cache.position_offset = padding
+    dense_forward(base, tokens, cache, ForwardInputs(tokens, unique.attention_mask))
+    cache.batch_select_indices(owner)
+    return True
 
 
 def score_rows_densely(
@@ -159,4 +186,5 @@ def score_rows_densely(
         realised=realised_means(actions, torch.zeros_like(step_mask), space),
         step_mask=step_mask,
         logits=logits if return_logits else None,
+        greedy=(logits.argmax(dim=-1) == rows.tokens[:, -steps:]) & step_mask,
     )
