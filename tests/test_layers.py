@@ -19,7 +19,8 @@ ORDER = """
     criteria paged_layer shared_prefix configuration_sol outputs cache policy_heads modeling_sol_policy
     attention elastic controllers baseline_controllers controller_names loading hub
     processors decoding instrumentation options scoring
-    modeling_sol rollouts counterfactuals measurements evaluation
+    modeling_sol rollouts counterfactuals measurements evaluation lm_eval_spending lm_eval_adapter
+    metrics
     cost_model lessons counterfactual_warmup
     grpo_config checkpoints sharding training_metrics grpo_trainer __init__
 """.split()

@@ -45,13 +45,16 @@ if TYPE_CHECKING:
     from .evaluation import BudgetEvaluation, budgets_within, evaluate_budgets, format_table, to_rows
     from .grpo_config import SOLGRPOConfig
     from .grpo_trainer import SOLGRPOTrainer
+    from .lm_eval_adapter import SOLLM
     from .measurements import Measurements
+    from .metrics import BudgetedPerplexity
     from .rollouts import Rollouts
     from .text_blocks import load_text, pack_blocks
 
 _LAZY = {
     "Allocation": "cost_model",
     "BudgetEvaluation": "evaluation",
+    "BudgetedPerplexity": "metrics",
     "CostModel": "cost_model",
     "CounterfactualWarmup": "counterfactual_warmup",
     "CounterfactualWarmupConfig": "counterfactual_warmup",
@@ -61,6 +64,7 @@ _LAZY = {
     "Rollouts": "rollouts",
     "SOLGRPOConfig": "grpo_config",
     "SOLGRPOTrainer": "grpo_trainer",
+    "SOLLM": "lm_eval_adapter",
     "budgets_within": "evaluation",
     "evaluate_budgets": "evaluation",
     "fit_cost_model": "cost_model",
@@ -86,6 +90,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "BudgetEvaluation",
+    "BudgetedPerplexity",
     "Controller",
     "CostModel",
     "CounterfactualWarmup",
@@ -109,6 +114,7 @@ __all__ = [
     "SOLGRPOTrainer",
     "SOLGenerateBeamDecoderOnlyOutput",
     "SOLGenerateDecoderOnlyOutput",
+    "SOLLM",
     "SOLPolicyModel",
     "SOLPolicyOutput",
     "SOLScoreOutput",

@@ -28,6 +28,8 @@ class SignalController(Controller):
         gain (`float`, *optional*, defaults to 0.35): Weight of the signal.
     """
 
+    rows_are_independent = True
+
     def __init__(self, gain: float = 0.35):
         self.gain = gain
 

@@ -91,6 +91,8 @@ class Controller:
         needs_budget (`bool`): Whether it needs targets.
         needs_logits (`bool`): Whether it wants to see the logits of the token before, see
             [`Controller.digest_logits`].
+        rows_are_independent (`bool`): Whether what it says of a row depends on that row's part of the observation
+            alone. If so, scoring runs rows that begin alike as one.
 
     Examples:
 
@@ -106,6 +108,7 @@ class Controller:
 
     needs_budget = True
     needs_logits = False
+    rows_are_independent = False
 
     def __call__(self, observation: Observation) -> torch.Tensor:
         """Scores of all actions, of shape `(rows, n_actions)`; the highest allowed one is taken, or one is drawn."""
@@ -141,6 +144,8 @@ class PolicyController(Controller):
     Args:
         policy ([`SOLPolicyModel`]): The policy network.
     """
+
+    rows_are_independent = True
 
     def __init__(self, policy: SOLPolicyModel):
         self.policy = policy
@@ -236,7 +241,7 @@ class FixedController(Controller):
         if unknown:
             raise ValueError(f"`carry` names no axis: {sorted(unknown)}. The axes are {', '.join(AXES)}.")
         self.carry = tuple(axis in carry for axis in AXES)
-        self.across_rows = across_rows
+        self.across_rows, self.rows_are_independent = across_rows, not across_rows
 
     def __call__(self, observation: Observation) -> torch.Tensor:
         targets = observation.require_targets()
