@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .actions import ActionSpace, Budget, BudgetError
+from .baseline_controllers import DriftController, EntropyController
 from .cache import SOLCache
 from .configuration_sol import SOLConfig
+from .controller_names import make_controller
 from .controllers import (
     Controller,
     FixedController,
@@ -43,13 +45,16 @@ if TYPE_CHECKING:
     from .evaluation import BudgetEvaluation, budgets_within, evaluate_budgets, format_table, to_rows
     from .grpo_config import SOLGRPOConfig
     from .grpo_trainer import SOLGRPOTrainer
+    from .lm_eval_adapter import SOLLM
     from .measurements import Measurements
+    from .metrics import BudgetedPerplexity
     from .rollouts import Rollouts
     from .text_blocks import load_text, pack_blocks
 
 _LAZY = {
     "Allocation": "cost_model",
     "BudgetEvaluation": "evaluation",
+    "BudgetedPerplexity": "metrics",
     "CostModel": "cost_model",
     "CounterfactualWarmup": "counterfactual_warmup",
     "CounterfactualWarmupConfig": "counterfactual_warmup",
@@ -59,6 +64,7 @@ _LAZY = {
     "Rollouts": "rollouts",
     "SOLGRPOConfig": "grpo_config",
     "SOLGRPOTrainer": "grpo_trainer",
+    "SOLLM": "lm_eval_adapter",
     "budgets_within": "evaluation",
     "evaluate_budgets": "evaluation",
     "fit_cost_model": "cost_model",
@@ -84,11 +90,14 @@ __all__ = [
     "Budget",
     "BudgetError",
     "BudgetEvaluation",
+    "BudgetedPerplexity",
     "Controller",
     "CostModel",
     "CounterfactualWarmup",
     "CounterfactualWarmupConfig",
     "Counterfactuals",
+    "DriftController",
+    "EntropyController",
     "FixedController",
     "HardBudgetProcessor",
     "Measurements",
@@ -105,6 +114,7 @@ __all__ = [
     "SOLGRPOTrainer",
     "SOLGenerateBeamDecoderOnlyOutput",
     "SOLGenerateDecoderOnlyOutput",
+    "SOLLM",
     "SOLPolicyModel",
     "SOLPolicyOutput",
     "SOLScoreOutput",
@@ -117,6 +127,7 @@ __all__ = [
     "format_table",
     "level_costs",
     "load_text",
+    "make_controller",
     "pack_blocks",
     "to_rows",
     "warmup_blocks",

@@ -60,6 +60,7 @@ class SOLScoreOutput(ModelOutput):
             row's controllable steps; (1, 1, 16) for a row that had none.
         step_mask (`torch.BoolTensor` of shape `(rows, steps)`): Which steps a row has.
         logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
+        greedy (`torch.BoolTensor` of shape `(rows, steps)`): Whether the scored token was the most likely one.
     """
 
     logprobs: torch.Tensor | None = None
@@ -67,6 +68,7 @@ class SOLScoreOutput(ModelOutput):
     realised: torch.Tensor | None = None
     step_mask: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    greedy: torch.Tensor | None = None
 
 
 def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:

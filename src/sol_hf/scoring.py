@@ -6,6 +6,9 @@
 row 0   pad pad c c | s s s l            c: context, processed densely
 row 1   c   c   c c | s l . .            s: a decode step each, scored on the token after it
                     ^ context ends       l: label of the last step only;  .: filler, not counted
+
+Rows that are the same up to a step would do the same there, so one of them runs for all, and a row that has ended is
+left out. That takes a controller that looks at every row by itself; otherwise rows share their dense contexts only.
 """
 
 from collections.abc import Sequence
@@ -17,8 +20,13 @@ from transformers import PreTrainedModel
 from .actions import ActionSpace
 from .attention import active_forward
 from .cache import SOLCache
-from .decoding import ForwardInputs, accepted_arguments, decode_forward
+from .decoding import DecodeControls, ForwardInputs, accepted_arguments, decode_forward, dense_forward
 from .outputs import NO_ACTION, SOLScoreOutput, realised_means
+from .processors import AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor
+
+
+OWN_PROCESSORS = (AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor)
+"""Processors that treat every row by itself."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,22 @@ class AlignedRows:
         if not bool(self.padding.any()):
             return None
         return (torch.arange(self.tokens.shape[1], device=self.tokens.device) >= self.padding[:, None]).long()
+
+    def merge(self, end: int, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first row of every group that is the same before column `end`.
+
+        Args:
+            end (`int`): Columns that are compared.
+            among (`torch.LongTensor` of shape `(some,)`): Rows to consider, ascending.
+
+        Returns:
+            `torch.LongTensor` of shape `(groups,)`, those rows, ascending; and of shape `(some,)`, the group of each.
+        """
+        begins = torch.cat([self.padding[:, None], self.tokens[:, :end]], dim=1)[among]
+        _, group = begins.unique(dim=0, return_inverse=True)
+        first = torch.full_like(among, len(self.tokens)).scatter_reduce(0, group, among, "amin")[group]
+        leaders = first.unique()
+        return leaders, torch.searchsorted(leaders, first)
 
 
 def align_rows(
@@ -111,29 +135,73 @@ def score_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache, return
         cache ([`SOLCache`]): Empty, with the controls to score under.
         return_logits (`bool`): Keep the logits of all steps.
     """
-    mask, step_mask = rows.attention_mask, rows.step_mask
-    cache.set_up_rows(len(rows.tokens), rows.tokens.device)
-    if mask is not None:
-        cache.set_padding(rows.padding)
-        cache.position_offset = rows.padding
-    logprobs, logits = [], []
+    mask, step_mask, device = rows.attention_mask, rows.step_mask, rows.tokens.device
+    everyone = torch.arange(len(rows.tokens), device=device)
+    merging, place = can_merge(cache.controls), prefill_rows(base, rows, cache)
+    actions, counted = torch.full_like(step_mask, NO_ACTION, dtype=torch.long), torch.zeros_like(step_mask)
+    logprobs, greedy = torch.zeros(step_mask.shape, device=device), torch.zeros_like(step_mask)
+    logits = []
     for step in range(step_mask.shape[1]):
-        begin = 0 if step == 0 else rows.context + step
-        inputs = ForwardInputs(rows.tokens[:, begin : rows.context + step + 1], mask)
-        output = decode_forward(base, inputs, cache, all_logits=False, active=step_mask[:, step])
-        label = rows.tokens[:, rows.context + step + 1]
-        logprobs.append(label_logprobs(output.logits, label[:, None]))
+        end, alive = rows.context + step + 1, everyone[step_mask[:, step]]
+        leaders, own = rows.merge(end, alive) if merging else (everyone, alive)
+        select_rows(cache, None if place is None else place[leaders], len(leaders), rows.padding[leaders])
+        place = torch.zeros_like(everyone).index_copy(0, alive, own) if merging else everyone
+        begin = 0 if end == 1 else end - 1
+        inputs = ForwardInputs(rows.tokens[leaders, begin:end], None if mask is None else mask[leaders])
+        output = decode_forward(base, inputs, cache, all_logits=False, active=step_mask[leaders, step])
+        step_logits, label = output.logits[:, -1], rows.tokens[alive, end]
+        logprobs[alive, step] = step_logits.float().log_softmax(dim=-1)[own, label]
+        greedy[alive, step] = step_logits.argmax(dim=-1)[own] == label
+        actions[alive, step], counted[alive, step] = (value[own] for value in cache.trace[-1])
         if return_logits:
-            logits.append(output.logits)
-    actions = torch.stack([action for action, _ in cache.trace], dim=1)
-    counted = torch.stack([flag for _, flag in cache.trace], dim=1)
+            logits.append(step_logits[place])
     return SOLScoreOutput(
-        logprobs=torch.cat(logprobs, dim=1) * step_mask,
-        actions=actions.masked_fill(~step_mask, NO_ACTION),
+        logprobs=logprobs,
+        actions=actions,
         realised=realised_means(actions, counted, cache.action_space),
         step_mask=step_mask,
-        logits=torch.cat(logits, dim=1) if return_logits else None,
+        logits=torch.stack(logits, dim=1) if return_logits else None,
+        greedy=greedy,
     )
+
+
+def can_merge(controls: DecodeControls) -> bool:
+    """Whether rows that begin alike would do the same, so that one can stand for all, and ended rows can go."""
+    known = all(isinstance(processor, OWN_PROCESSORS) for processor in controls.processors)
+    return controls.controller.rows_are_independent and known and not controls.do_sample and can_share(controls)
+
+
+def can_share(controls: DecodeControls) -> bool:
+    """Whether all rows have the same budget."""
+    return controls.budget is None or controls.budget.rows is None
+
+
+def prefill_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache) -> torch.Tensor | None:
+    """Process the contexts densely, each that several rows have in common once.
+
+    Returns:
+        `torch.LongTensor` of shape `(rows,)`: Row of the cache that holds each row's context; `None` without contexts.
+    """
+    everyone = torch.arange(len(rows.tokens), device=rows.tokens.device)
+    leaders, place = rows.merge(rows.context, everyone) if can_share(cache.controls) else (everyone, everyone)
+    if rows.context == 0:
+        return None
+    select_rows(cache, None, len(leaders), rows.padding[leaders])
+    mask = None if rows.attention_mask is None else rows.attention_mask[leaders]
+    tokens = rows.tokens[leaders, : rows.context]
+    dense_forward(base, tokens, cache, ForwardInputs(tokens, mask))
+    return place
+
+
+def select_rows(cache: SOLCache, source: torch.Tensor | None, number: int, padding: torch.Tensor) -> None:
+    """Make the cache one of `number` rows: those at `source` `(number,)`, or new ones if it is empty."""
+    if cache.rows == 0:
+        cache.set_up_rows(number, padding.device)
+        if bool(padding.any()):
+            cache.set_padding(padding)
+            cache.position_offset = padding
+    elif source is not None and (number != cache.rows or not torch.equal(source, torch.arange(number).to(source))):
+        cache.batch_select_indices(source)
 
 
 def score_rows_densely(
@@ -159,4 +227,5 @@ def score_rows_densely(
         realised=realised_means(actions, torch.zeros_like(step_mask), space),
         step_mask=step_mask,
         logits=logits if return_logits else None,
+        greedy=(logits.argmax(dim=-1) == rows.tokens[:, -steps:]) & step_mask,
     )
