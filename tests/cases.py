@@ -9,7 +9,17 @@ import torch
 from transformers import PreTrainedModel
 
 from bases import tiny_base
-from sol_hf import Controller, PolicyController, RandomController, ScheduleController, SOLConfig, SOLForCausalLM
+from sol_hf import (
+    Controller,
+    DriftController,
+    EntropyController,
+    FixedController,
+    PolicyController,
+    RandomController,
+    ScheduleController,
+    SOLConfig,
+    SOLForCausalLM,
+)
 
 
 LEVELS: dict[str, list] = {"token_keep": [0.2, 0.6, 1.0], "mlp_keep": [0.4, 0.7, 1.0], "bits": [3, 8, 16]}
@@ -45,7 +55,10 @@ HALF = BUDGETS["half"]
 
 CONTROLLERS: dict[str, Callable[[SOLForCausalLM], Controller]] = {
     "policy": lambda model: PolicyController(model.policy),
+    "fixed": lambda model: FixedController(),
     "random": lambda model: RandomController(seed=3),
+    "entropy": lambda model: EntropyController(mix=0.7),
+    "drift": lambda model: DriftController(),
     "schedule": lambda model: ScheduleController(mixed_schedule(model, steps=24, rows=1)),
 }
 

@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from sol_hf import FixedController, ScheduleController
+from sol_hf import DriftController, EntropyController, FixedController, ScheduleController
 from stale_prefill import stale_prefill
 
 
@@ -163,3 +163,23 @@ def test_fixed(golden_model, golden_vectors, golden_meta, target):
     with stale_prefill(golden_vectors[f"closed_loop.{target}.token_keep"][-1].tolist()):
         output = score_at_target(model, golden_vectors, target, controller=FixedController())
     check_means(output, golden_meta["scalars"][f"fixed.{target}"])
+
+
+# As above: `entropy_margin` was run after `fixed`, `drift` after `entropy_margin`.
+SIGNAL_CONTROLLERS = {
+    "entropy_margin": (EntropyController, {"0.3-0.6-8": [0.25, 0.25, 0.5], "0.6-0.8-10": [0.5, 0.5, 0.5]}),
+    "drift": (DriftController, {}),
+}
+
+
+SIGNAL_RUNS = [(target, name) for target in CLOSED_LOOP for name in SIGNAL_CONTROLLERS]
+
+
+@pytest.mark.parametrize("target, name", [run for run in SIGNAL_RUNS if run != ("0.9-0.5-6", "drift")])
+def test_controllers_that_follow_a_signal(golden_model, golden_vectors, golden_meta, target, name):
+    model = golden_model(attn_implementation="stale_prefill")
+    controller, before = SIGNAL_CONTROLLERS[name]
+    token_keep = [1.0, 1.0, 1.0] if target == "0.9-0.5-6" else [0.25, 0.25, 0.25]
+    with stale_prefill(before.get(target, token_keep)):
+        output = score_at_target(model, golden_vectors, target, controller=controller())
+    check_means(output, golden_meta["scalars"][f"{name}.{target}"])

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .actions import ActionSpace, Budget, BudgetError
+from .baseline_controllers import DriftController, EntropyController
 from .cache import SOLCache
 from .configuration_sol import SOLConfig
+from .controller_names import make_controller
 from .controllers import (
     Controller,
     FixedController,
@@ -89,6 +91,8 @@ __all__ = [
     "CounterfactualWarmup",
     "CounterfactualWarmupConfig",
     "Counterfactuals",
+    "DriftController",
+    "EntropyController",
     "FixedController",
     "HardBudgetProcessor",
     "Measurements",
@@ -117,6 +121,7 @@ __all__ = [
     "format_table",
     "level_costs",
     "load_text",
+    "make_controller",
     "pack_blocks",
     "to_rows",
     "warmup_blocks",

@@ -35,10 +35,12 @@ class StepRecord:
     action: torch.Tensor
     counted: torch.Tensor
     previous_hidden: torch.Tensor | None
+    previous_digest: torch.Tensor | None = None
 
     def map_rows(self, function: RowFunction) -> None:
         self.token, self.action, self.counted = function(self.token), function(self.action), function(self.counted)
         self.previous_hidden = None if self.previous_hidden is None else function(self.previous_hidden)
+        self.previous_digest = None if self.previous_digest is None else function(self.previous_digest)
 
 
 @dataclass
@@ -52,16 +54,29 @@ class Episode:
         controller_state (`dict[str, Any]`): What the controller remembers within an episode: tensors with one entry
             per row, or transformers caches.
         polluted (`bool`): Whether any step wrote keys and values that a dense forward would not have written.
+        token_before (`torch.Tensor` of shape `(rows, 1)` or `(rows, 1, embedding_size)`, *optional*): The token before
+            the first step.
+        logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of the logits that
+            the last processed token led to.
     """
 
     hidden_state: torch.Tensor | None = None
     steps: list[StepRecord] = field(default_factory=list)
     controller_state: dict[str, Any] = field(default_factory=dict)
     polluted: bool = False
+    token_before: torch.Tensor | None = None
+    logits_digest: torch.Tensor | None = None
 
     @property
     def length(self) -> int:
         return len(self.steps)
+
+    def map_rows(self, function: RowFunction) -> None:
+        for step in self.steps:
+            step.map_rows(function)
+        for name in ("hidden_state", "token_before", "logits_digest"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else function(value))
 
     def actions(self, rows: int, device: torch.device) -> torch.Tensor:
         """Actions so far, of shape `(rows, steps)`."""
@@ -165,10 +180,18 @@ class SOLCache(DynamicCache):
         least, most = int(padding.min()), int(padding.max())
         self.padding, self.padding_range = (padding, (least, most)) if most else (None, (0, 0))
 
-    def record(self, token: torch.Tensor, action: torch.Tensor, counted: torch.Tensor, hidden: torch.Tensor) -> None:
-        """Store an executed step and the hidden state that it led to."""
-        self.episode.steps.append(StepRecord(token, action, counted, self.episode.hidden_state))
-        self.episode.hidden_state = hidden
+    def record(
+        self,
+        token: torch.Tensor,
+        action: torch.Tensor,
+        counted: torch.Tensor,
+        hidden: torch.Tensor,
+        digest: torch.Tensor | None = None,
+    ) -> None:
+        """Store an executed step, the hidden state that it led to, and what the controller keeps of its logits."""
+        episode = self.episode
+        episode.steps.append(StepRecord(token, action, counted, episode.hidden_state, episode.logits_digest))
+        episode.hidden_state, episode.logits_digest = hidden, digest
         self.trace.append((action, counted))
         self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
 
@@ -219,9 +242,20 @@ class SOLCache(DynamicCache):
         """Whether [`SOLCache.fan_out`] takes several lengths: every layer is a full-attention one."""
         return all(isinstance(layer, PagedLayer) for layer in self.layers)
 
-    def end_episode(self, hidden_state: torch.Tensor | None) -> None:
-        """Start the next episode from `hidden_state`; window layers forget what no rollback can need any more."""
-        self.episode = Episode(hidden_state)
+    def end_episode(
+        self,
+        hidden_state: torch.Tensor | None,
+        token: torch.Tensor | None = None,
+        digest: torch.Tensor | None = None,
+    ) -> None:
+        """Start the next episode after `token`; window layers forget what no rollback can need any more.
+
+        Args:
+            hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): What `token` led to.
+            token (`torch.Tensor` of shape `(rows, 1)`, *optional*): The last processed token, or its embedding.
+            digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of its logits.
+        """
+        self.episode = Episode(hidden_state, token_before=token, logits_digest=digest)
         self.ledger.start_episode()
         for layer in self.layers:
             if isinstance(layer, WindowLayer):
@@ -245,7 +279,7 @@ class SOLCache(DynamicCache):
             step = self.episode.steps.pop()
             in_this_call = bool(self.trace)
             self.ledger.take_back(ratios.to(step.action.device)[step.action], step.counted, in_this_call)
-            self.episode.hidden_state = step.previous_hidden
+            self.episode.hidden_state, self.episode.logits_digest = step.previous_hidden, step.previous_digest
             if in_this_call:
                 self.trace.pop()
             tokens_to_remove += 1
@@ -277,9 +311,7 @@ class SOLCache(DynamicCache):
 
     def _map_rows(self, function: RowFunction, cache_method: str, argument: Any) -> None:
         episode = self.episode
-        for step in episode.steps:
-            step.map_rows(function)
-        episode.hidden_state = None if episode.hidden_state is None else function(episode.hidden_state)
+        episode.map_rows(function)
         for name, value in episode.controller_state.items():
             if isinstance(value, Cache):
                 getattr(value, cache_method)(argument)

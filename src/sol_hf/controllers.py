@@ -39,6 +39,12 @@ class Observation:
         action_space ([`ActionSpace`]): Meaning of the action ids.
         state (`dict[str, Any]`): What the controller remembers within the episode.
         page_fill (`torch.Tensor` of shape `(rows,)`): Share of its page that the token to process is going to fill.
+        previous_hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): The hidden state of one step
+            before; `None` at the first step of an episode.
+        previous_embedding (`torch.Tensor` of shape `(rows, embedding_size)`, *optional*): Input embedding of the token
+            before the one to process; at the first step of an episode only, and `None` if there is no such token.
+        logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What [`Controller.digest_logits`] made of
+            the logits that the last processed token led to; `None` for a controller without `needs_logits`.
     """
 
     hidden_state: torch.Tensor
@@ -54,6 +60,9 @@ class Observation:
     action_space: ActionSpace
     state: dict[str, Any]
     page_fill: torch.Tensor
+    previous_hidden_state: torch.Tensor | None = None
+    previous_embedding: torch.Tensor | None = None
+    logits_digest: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -78,6 +87,11 @@ class Observation:
 class Controller:
     """Base class of everything that chooses actions.
 
+    Class attributes:
+        needs_budget (`bool`): Whether it needs targets.
+        needs_logits (`bool`): Whether it wants to see the logits of the token before, see
+            [`Controller.digest_logits`].
+
     Examples:
 
     ```python
@@ -91,10 +105,19 @@ class Controller:
     """
 
     needs_budget = True
+    needs_logits = False
 
     def __call__(self, observation: Observation) -> torch.Tensor:
         """Scores of all actions, of shape `(rows, n_actions)`; the highest allowed one is taken, or one is drawn."""
         raise NotImplementedError
+
+    def digest_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What to keep of next-token logits `(rows, vocab)` for the next observation; called with `needs_logits` only.
+
+        By default all of them. They are kept for every step of an episode, so keep what is needed: any shape that
+        begins with the rows.
+        """
+        return logits
 
 
 def closeness(wanted: torch.Tensor, space: ActionSpace) -> torch.Tensor:

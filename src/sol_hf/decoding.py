@@ -104,8 +104,15 @@ def dense_forward(
     """Process `tokens` densely and begin a new episode after them."""
     with active_forward() as context:
         output = base_forward(base, tokens, cache, inputs, logits_to_keep)
-    cache.end_episode(context.last_hidden_state())
+    cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
     return output
+
+
+def logits_digest(cache: SOLCache, output: CausalLMOutputWithPast) -> torch.Tensor | None:
+    """What the controller in force keeps of the logits of the last token, `None` if it does not look at them."""
+    if cache.controls is None or not cache.controls.controller.needs_logits:
+        return None
+    return cache.controls.controller.digest_logits(output.logits[:, -1])
 
 
 def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
@@ -142,7 +149,9 @@ def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Obse
     count = torch.full((rows,), seen, device=device) if cache.padding is None else seen - cache.padding
     if episode.hidden_state is None and seen > 1:
         raise ValueError("The hidden state before this token is unknown after `crop`: pass two tokens or more.")
-    embedding = embed(base, token)[:, -1]
+    embedding, before = embed(base, token)[:, -1], None
+    if episode.length == 0 and episode.token_before is not None:
+        before = embed(base, episode.token_before)[:, -1]
     if episode.hidden_state is None:
         size = base.get_output_embeddings().weight.shape[-1]
         episode.hidden_state = torch.zeros(rows, size, device=device, dtype=embedding.dtype)
@@ -164,6 +173,9 @@ def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Obse
         action_space=space,
         state=episode.controller_state,
         page_fill=controls.rule.page_fill(count),
+        previous_hidden_state=episode.steps[-1].previous_hidden if episode.steps else None,
+        previous_embedding=before,
+        logits_digest=episode.logits_digest,
     )
 
 
@@ -196,14 +208,15 @@ def decode_step(
         if needs_refresh(cache):
             refresh(base, cache, inputs)
         else:
-            cache.end_episode(cache.episode.hidden_state)
+            last = cache.episode
+            cache.end_episode(last.hidden_state, last.steps[-1].token, last.logits_digest)
     observation = observe(base, cache, token)
     actions = choose(observation, cache)
     plan = StepPlan.from_values(cache.action_space.values_on(actions.device)[actions], cache, cache.controls.rule)
     with active_forward(plan) as context:
         output = base_forward(base, token, cache, inputs)
     counted = observation.controllable if active is None else observation.controllable & active
-    cache.record(token, actions, counted, context.last_hidden_state())
+    cache.record(token, actions, counted, context.last_hidden_state(), logits_digest(cache, output))
     cache.episode.polluted |= not plan.is_dense
     return output
 

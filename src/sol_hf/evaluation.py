@@ -173,9 +173,9 @@ class _Blocks:
             some = slice(begin, begin + len(tokens) if batch < batches else begin)
             if dense:  # apart from what is played, whose rounding it would change
                 dense_losses[some] = self._dense_losses(tokens)[: some.stop - begin]
-            prefix = prefill(self.model, tokens, self.context_length)
-            wanted = targets.repeat(len(tokens), 1).to(device)
             controller = controller_of(begin, begin + len(tokens))
+            prefix = prefill(self.model, tokens, self.context_length, keep_logits=controller.needs_logits)
+            wanted = targets.repeat(len(tokens), 1).to(device)
             rollouts = roll_out(self.model, prefix, tokens, wanted, controller, processors)
             shape = (len(tokens), len(targets), self.steps)
             losses[some] = -rollouts.label_logprobs.view(shape).mean(dim=-1).cpu()[: some.stop - begin]

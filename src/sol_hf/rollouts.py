@@ -73,15 +73,23 @@ class DensePrefix:
         hidden_states (`torch.Tensor` of shape `(blocks, 1 + steps, hidden_size)`): The LM's state after the context,
             and after every further token that was run.
         logprobs (`torch.Tensor` of shape `(blocks, steps, vocab)`, *optional*): Dense predictions of the labels.
+        logits (`torch.Tensor` of shape `(blocks, vocab)`, *optional*): What the context's last token led to.
     """
 
     cache: SOLCache
     context_length: int
     hidden_states: torch.Tensor
     logprobs: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
-def prefill(model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, dense: bool = False) -> DensePrefix:
+def prefill(
+    model: SOLForCausalLM,
+    blocks: torch.Tensor,
+    context_length: int,
+    dense: bool = False,
+    keep_logits: bool = False,
+) -> DensePrefix:
     """Run the context of `blocks` densely.
 
     Args:
@@ -89,6 +97,8 @@ def prefill(model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, de
         blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
         context_length (`int`): Tokens of the context, at least 1.
         dense (`bool`, *optional*, defaults to `False`): Run the continuation too, for its predictions.
+        keep_logits (`bool`, *optional*, defaults to `False`): Keep the logits after the context, for a controller with
+            `needs_logits`.
     """
     steps = blocks.shape[1] - context_length - 1
     if context_length < 1 or steps < 1:
@@ -105,7 +115,8 @@ def prefill(model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, de
             output = base_forward(model.base, tokens, cache, ForwardInputs(tokens), logits_to_keep=kept)
         hidden = context.head_inputs()[:, -kept:]
         logprobs = output.logits[:, 1:].float().log_softmax(dim=-1) if dense else None
-    return DensePrefix(cache, context_length, hidden, logprobs)
+        logits = output.logits[:, 0].clone() if keep_logits else None
+    return DensePrefix(cache, context_length, hidden, logprobs, logits)
 
 
 class SampledPolicyController(Controller):
@@ -141,6 +152,7 @@ class Recorder(Controller):
 
     def __init__(self, controller: Controller):
         self.controller = controller
+        self.needs_budget, self.needs_logits = controller.needs_budget, controller.needs_logits
         self.seen: list[Observation] = []
         self.scalars: list[torch.Tensor] = []
 
@@ -148,6 +160,9 @@ class Recorder(Controller):
         self.seen.append(observation)
         self.scalars.append(observation.scalars)
         return self.controller(observation)
+
+    def digest_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.controller.digest_logits(logits)
 
 
 def one_episode(
@@ -181,9 +196,14 @@ def roll_out(
         targets (`torch.Tensor` of shape `(rows, 3)`): Budgets in ratio units; a multiple of the blocks.
         controller ([`Controller`]): Who decides.
         processors ([`ActionProcessorList`], *optional*): Applied to its scores.
+
+    Raises:
+        ValueError: if the targets are no multiple of the blocks, or the controller needs logits that were not kept.
     """
     if len(targets) % len(blocks):
         raise ValueError(f"{len(targets)} budgets cannot be dealt out to {len(blocks)} blocks.")
+    if controller.needs_logits and prefix.logits is None:
+        raise ValueError(f"{type(controller).__name__} needs logits: make the prefix with `keep_logits=True`.")
     repeats, context_length = len(targets) // len(blocks), prefix.context_length
     steps = blocks.shape[1] - context_length - 1
     recorder = Recorder(controller)
@@ -194,6 +214,9 @@ def roll_out(
         cache = prefix.cache.fan_out(repeats, prefix.hidden_states[:, 0], context_length)
         cache.start(controls, context_length)
         cache.targets = targets
+        cache.episode.token_before = rows[:, context_length - 1, None]
+        if controller.needs_logits and prefix.logits is not None:
+            cache.episode.logits_digest = controller.digest_logits(prefix.logits.repeat_interleave(repeats, dim=0))
         for step in range(steps):
             token = rows[:, context_length + step, None]
             label = rows[:, context_length + step + 1, None]
