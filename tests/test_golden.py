@@ -172,10 +172,8 @@ SIGNAL_CONTROLLERS = {
 }
 
 
-SIGNAL_RUNS = [(target, name) for target in CLOSED_LOOP for name in SIGNAL_CONTROLLERS]
-
-
-@pytest.mark.parametrize("target, name", [run for run in SIGNAL_RUNS if run != ("0.9-0.5-6", "drift")])
+@pytest.mark.parametrize("name", SIGNAL_CONTROLLERS)
+@pytest.mark.parametrize("target", CLOSED_LOOP)
 def test_controllers_that_follow_a_signal(golden_model, golden_vectors, golden_meta, target, name):
     model = golden_model(attn_implementation="stale_prefill")
     controller, before = SIGNAL_CONTROLLERS[name]

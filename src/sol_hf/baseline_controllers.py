@@ -122,8 +122,8 @@ class EntropyController(SignalController):
 class DriftController(SignalController):
     """Spends more where the base's hidden state has just moved (the published DAC).
 
-    The signal is half of `1 - cosine` between the two latest hidden states; at the first step of an episode, between
-    the embeddings of the token to process and of the one before it.
+    The signal is half of `1 - cosine`, cut off at 0.5, between the two latest hidden states; at the first step of an
+    episode, between the embeddings of the token to process and of the one before it.
 
     Args:
         gain (`float`, *optional*, defaults to 0.35): Weight of the signal.
@@ -137,4 +137,4 @@ class DriftController(SignalController):
         if before is None:  # the very first token of a text
             return torch.full_like(observation.remaining, 0.5)
         cosine = cosine_similarity(latest.float(), before.float(), dim=-1)
-        return ((1 - cosine) / 2).clamp(0, 1)
+        return (1 - cosine).clamp(0, 1) / 2
