@@ -19,7 +19,7 @@ ORDER = """
     criteria paged_layer shared_prefix configuration_sol outputs cache policy_heads modeling_sol_policy
     attention elastic controllers baseline_controllers controller_names loading hub
     processors decoding instrumentation options scoring
-    modeling_sol rollouts counterfactuals measurements evaluation
+    modeling_sol rollouts counterfactuals measurements block_play evaluation
     cost_model lessons counterfactual_warmup
     grpo_config checkpoints sharding training_metrics grpo_trainer __init__
 """.split()
@@ -106,7 +106,7 @@ def test_what_a_bare_import_loads_needs_nothing_for_training(module):
 
 
 def test_packages_for_training_are_seen():
-    assert {"accelerate", "tqdm"} <= imported_packages("evaluation")
+    assert {"accelerate", "tqdm"} <= imported_packages("block_play")
     assert "trl" in imported_packages("grpo_trainer")
 
 
