@@ -70,6 +70,7 @@ class BlockPlayer:
         context_length (`int`): Tokens before the first step of a block.
         batch_size (`int`): Blocks that run at the same time.
         progress (`bool`, *optional*, defaults to `False`): Show a bar per call.
+        advance (`Callable`, *optional*): Told after every play of a batch how many episodes of this process are done.
     """
 
     model: SOLForCausalLM
@@ -77,6 +78,7 @@ class BlockPlayer:
     context_length: int
     batch_size: int
     progress: bool = False
+    advance: Callable[[int], None] | None = None
 
     @property
     def steps(self) -> int:
@@ -125,6 +127,8 @@ class BlockPlayer:
                 losses[number][some] = found.losses[:kept]
                 divergences[number][some] = found.divergence[:kept]
                 actions[number][some] = found.actions[:kept]
+                if self.advance is not None:
+                    self.advance(kept * len(play.targets))
         return [
             Played(self.gather(a).double(), self.gather(b).double(), self.gather(c))
             for a, b, c in zip(losses, divergences, actions, strict=True)

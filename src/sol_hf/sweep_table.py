@@ -4,7 +4,7 @@
 """The tables of a sweep: one row per controller, budget and seed, and beside them the single blocks and trials.
 
     folder/sweep.parquet, sweep.csv    one row per controller, budget and seed
-           blocks.parquet              loss of every block in every row, for paired comparisons
+           blocks.parquet              loss and divergence of every block in every row, for paired comparisons
            trials.parquet              mean loss of every random schedule that was tried
 
 Triples are in units of the axes, losses in nats a token.
@@ -15,16 +15,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset, Features, List, Value
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from .actions import AXES
 
 
-def _columns(names: Sequence[str], kind: str) -> dict[str, Value]:
+def _columns(names: Sequence[str], kind: str) -> dict[str, Any]:
     return {name: Value(kind) for name in names}
 
 
-SWEEP_COLUMNS: dict[str, Value] = {
+SWEEP_COLUMNS: dict[str, Any] = {
     "controller": Value("string"),
     "seed": Value("int64"),
     **_columns(AXES, "float64"),
@@ -38,12 +41,16 @@ SWEEP_COLUMNS: dict[str, Value] = {
 }
 """Columns of `sweep.parquet`, explained in `docs/pareto.md`.
 
-`token_keep`, `mlp_keep`, `bits` name the budget, `target_*` what the controller was asked for: the same for the policy,
-what the policy realised for all others.
+`token_keep`, `mlp_keep`, `bits` name the budget, `target_*` what the controller was asked for: that budget for the
+policy, what the policy realised for all others.
 """
 KEY = ("controller", "seed", *AXES)
-BLOCK_COLUMNS = {**{name: SWEEP_COLUMNS[name] for name in KEY}, "block": Value("int64"), "loss": Value("float64")}
-"""Columns of `blocks.parquet`."""
+BLOCK_COLUMNS = {
+    **{name: SWEEP_COLUMNS[name] for name in KEY},
+    "losses": List(Value("float64")),
+    "divergences": List(Value("float64")),
+}
+"""Columns of `blocks.parquet`; a row has the figures of all blocks, in order."""
 TRIAL_COLUMNS = {
     **{name: SWEEP_COLUMNS[name] for name in KEY},
     "trial": Value("int64"),
@@ -72,11 +79,15 @@ def write_table(table: Dataset, path: Path) -> None:
     """Write a table as the suffix of `path` says, `.parquet` or `.csv`; the file is whole or not there."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     write = table.to_csv if path.suffix == ".csv" else table.to_parquet
+    quiet = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         write(str(partial))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        if not quiet:
+            enable_progress_bars()
 
 
 def read_table(folder: str | os.PathLike, name: str = "sweep") -> Dataset:
@@ -89,8 +100,6 @@ def read_table(folder: str | os.PathLike, name: str = "sweep") -> Dataset:
     Raises:
         SweepError: if it is not there, damaged, or has other columns.
     """
-    import pyarrow
-
     path = Path(folder, f"{name}.parquet")
     again = "give the command of the sweep again, it goes on where it was"
     if not path.exists():
@@ -101,5 +110,7 @@ def read_table(folder: str | os.PathLike, name: str = "sweep") -> Dataset:
         raise SweepError(f"{path} is damaged ({error}): please {again}.") from error
     missing = sorted(set(TABLES[name]) - set(table.column_names))
     if missing:
-        raise SweepError(f"{path} lacks the columns {', '.join(missing)}: it was not written by this version of sol_hf.")
+        raise SweepError(
+            f"{path} lacks the columns {', '.join(missing)}: it was not written by this version of sol_hf."
+        )
     return table
