@@ -15,7 +15,7 @@ import sol_hf
 SOURCE = Path(sol_hf.__file__).parent
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))
 ORDER = """
-    version smollm2 text_blocks actions rewards activations ledger row_ends window_layer
+    version smollm2 text_blocks actions calibration rewards activations ledger row_ends window_layer
     criteria paged_layer shared_prefix configuration_sol outputs cache policy_heads modeling_sol_policy
     attention elastic controllers baseline_controllers controller_names loading hub
     processors decoding instrumentation options scoring
