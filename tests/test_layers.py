@@ -22,7 +22,8 @@ ORDER = """
     modeling_sol rollouts counterfactuals measurements block_play evaluation
     cost_model lessons counterfactual_warmup
     oracle compute_costs contestants fronts sweep_table sweep_folder sweep_rows sweep_play pareto pareto_summary
-    grpo_config checkpoints sharding training_metrics grpo_trainer __init__
+    evaluation_inputs calibration_file
+    grpo_config checkpoints sharding training_metrics grpo_trainer cli __init__
 """.split()
 """A module imports only from modules to its left."""
 

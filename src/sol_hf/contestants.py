@@ -63,12 +63,12 @@ def parse_contestants(names: Sequence[str]) -> list[Contestant]:
     """Contestants of a sweep, the policy first, since the others are matched with what it spends.
 
     Args:
-        names (`Sequence[str]`): See [`Contestant.parse`].
+        names (`Sequence[str]`): See [`Contestant.parse`]. `dense`, which is there anyway, may be named.
 
     Raises:
         ValueError: if there is none, or one twice.
     """
-    contestants = [Contestant.parse(name) for name in names]
+    contestants = [Contestant.parse(name) for name in names if name.strip() != "dense"]
     if not contestants:
         raise ValueError(f"There is no controller to play: name some of {', '.join(NAMES)}.")
     twice = sorted({str(x) for x in contestants if contestants.count(x) > 1})

@@ -10,7 +10,8 @@ import torch
 
 from .block_play import BlockPlayer, Play, Played
 from .contestants import Contestant, random_schedules
-from .controllers import Controller, PolicyController, ScheduleController, fixed_schedule
+from .controller_names import make_controller
+from .controllers import Controller, ScheduleController, fixed_schedule
 from .cost_model import level_costs
 from .counterfactuals import Probes
 from .oracle import LEVELS_PER_AXIS, measure_blocks, oracle_schedule
@@ -70,7 +71,7 @@ class SweepPlayer:
         else:
             hard = self.hard and contestant.name == "policy"
             processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
-            play = Play(targets, lambda *_: self._controller(contestant), processors)
+            play = Play(targets, lambda *_: self._controller(contestant.name), processors)
         return _tensors(*self.player.play([play], divergence=True))
 
     def play_random(self, trials: int, mean: torch.Tensor, seed: int) -> Tensors:
@@ -94,10 +95,10 @@ class SweepPlayer:
         best = Played(*(x[:, column : column + 1] for x in (found.losses, found.divergence, found.actions)))
         return _tensors(best) | {"trials": losses}
 
-    def _controller(self, contestant: Contestant) -> Controller:
-        if contestant.name == "policy":
-            return PolicyController(self.player.model.policy)
-        raise ValueError(f"{contestant} is not there yet.")
+    def _controller(self, name: str) -> Controller:
+        controller = make_controller(name, self.player.model)
+        assert controller is not None, "only `dense` has none"
+        return controller
 
     def _schedules(self, schedules: torch.Tensor) -> Play:
         """Plays `schedules` `(blocks, columns, steps)`."""
