@@ -101,9 +101,7 @@ def test_what_contradicts_itself_is_refused(model):
 
 
 def test_without_a_table_the_error_says_how_to_make_one():
-    with pytest.raises(
-        ValueError, match="needs a calibration table.*`sol-hf pareto POLICY --data .*--save"
-    ):
+    with pytest.raises(ValueError, match="needs a calibration table.*`sol-hf pareto POLICY --data .*--save"):
         sol_model().generate(prompts(), compute=0.5)
 
 

@@ -21,8 +21,8 @@ ORDER = """
     processors decoding instrumentation options scoring
     modeling_sol rollouts counterfactuals measurements block_play evaluation
     cost_model lessons counterfactual_warmup
-    oracle compute_costs contestants fronts sweep_table sweep_folder sweep_rows sweep_play pareto pareto_summary
-    evaluation_inputs calibration_file
+    oracle compute_costs contestants fronts sweep_table sweep_folder sweep_rows sweep_play sweep_progress
+    pareto pareto_summary evaluation_inputs calibration_file
     grpo_config checkpoints sharding training_metrics grpo_trainer cli __init__
 """.split()
 """A module imports only from modules to its left."""

@@ -22,9 +22,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from tqdm.auto import tqdm
 
-from .actions import AXES, DENSE
+from .actions import AXES, AXIS_SCALE, DENSE
 from .block_play import BlockPlayer, check_blocks, without_dropout
 from .compute_costs import ComputeCosts
 from .contestants import Contestant, parse_contestants
@@ -32,6 +31,7 @@ from .evaluation import check_budgets
 from .modeling_sol import SOLForCausalLM
 from .sweep_folder import SweepFolder, describe
 from .sweep_play import SweepPlayer, Tensors
+from .sweep_progress import SweepProgress
 from .sweep_rows import Cell
 from .sweep_table import make_table, write_table
 
@@ -106,7 +106,8 @@ class Sweep:
         progress: bool = False,
     ):
         self.contestants = parse_contestants(config.controllers)
-        self.targets = check_budgets(config.budgets, model.action_space)
+        check_budgets(config.budgets, model.action_space)
+        self.targets = torch.tensor(config.budgets, dtype=torch.float64) / torch.tensor(AXIS_SCALE)
         self.counted = check_blocks(model, blocks, config.context_length, config.batch_size)
         self.model, self.config, self.space = model, config, model.action_space
         self.state = PartialState()
@@ -114,8 +115,7 @@ class Sweep:
             self.folder = SweepFolder(Path(folder), describe(model, blocks) | asdict(config))
         self.player = BlockPlayer(model, blocks, config.context_length, config.batch_size, advance=self._advance)
         self.contest = SweepPlayer(self.player, self.counted, config.hard, config.schedules_at_once)
-        shown = progress and self.state.is_main_process
-        self.bar = tqdm(total=self._work(), unit="episode", smoothing=0, disable=not shown)
+        self.progress = SweepProgress(self._work(), progress and self.state.is_main_process)
 
     def run(self) -> Dataset:
         """Play what is not in the folder yet, and write the tables.
@@ -140,7 +140,7 @@ class Sweep:
                         targets = torch.stack(
                             [cell.realised(self.counted, self.space) for cell in cells[-len(targets) :]]
                         )
-        self.bar.close()
+        self.progress.close()
         return self._write(cells, trials)
 
     def _runs(self) -> list[tuple[Contestant, int]]:
@@ -176,7 +176,7 @@ class Sweep:
 
     def _part(self, name: str, work: int, make: Callable[[], Tensors]) -> Tensors:
         """A part out of the folder, or a new one that is put there, with the `seconds` that it took."""
-        before = self.bar.n
+        before = self.progress.done
         found = self._share(self.folder.load(name) if self.state.is_main_process else None)
         if found is None:
             start = time.perf_counter()
@@ -184,9 +184,9 @@ class Sweep:
             found["seconds"] = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
             if self.state.is_main_process:
                 self.folder.store(name, found)
+            self.progress.advance(before + work - self.progress.done)
         else:
-            self.bar.initial += work  # done before: it says nothing about the time that is left
-        self.bar.update(before + work - self.bar.n)
+            self.progress.skip(work)
         return found
 
     def _share(self, value: Any) -> Any:
@@ -194,7 +194,7 @@ class Sweep:
         return value if self.state.num_processes == 1 else broadcast_object_list([value])[0]
 
     def _advance(self, episodes: int) -> None:
-        self.bar.update(episodes * self.state.num_processes)
+        self.progress.advance(episodes * self.state.num_processes)
 
     def _work(self) -> int:
         """Episodes to play in all."""

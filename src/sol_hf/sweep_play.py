@@ -71,7 +71,7 @@ class SweepPlayer:
         else:
             hard = self.hard and contestant.name == "policy"
             processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
-            play = Play(targets, lambda *_: self._controller(contestant.name), processors)
+            play = Play(targets.float(), lambda *_: self._controller(contestant.name), processors)
         return _tensors(*self.player.play([play], divergence=True))
 
     def play_random(self, trials: int, mean: torch.Tensor, seed: int) -> Tensors:

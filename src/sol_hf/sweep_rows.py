@@ -47,7 +47,7 @@ class Cell:
 
     def realised(self, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
         """Means of the levels over blocks and `counted` steps, `(3,)` in ratio units."""
-        return space.ratios.double()[self.actions[:, counted]].mean(dim=(0, 1)).float()
+        return space.ratios.double()[self.actions[:, counted]].mean(dim=(0, 1))
 
     def block_row(self) -> dict[str, Any]:
         """Its row of `blocks.parquet`."""
