@@ -196,11 +196,12 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     lines = []
     for name, found in summary.get("gap_closed", {}).items():
         for measure, figures in found.items():
-            share = figures.get("share")
-            said = (
-                "is not there" if share is None else f"is closed to {share:.0%} {_between(figures['interval'], '.0%')}"
-            )
-            lines.append(f"- The gap in {measure} from `fixed` to `{name}`, {figures['gap']:.4f} nats, {said}.")
+            if "share" not in figures:
+                lines.append(f"- `{name}` is not better than `fixed` in {measure}: there is no gap to close.")
+                continue
+            share = f"{figures['share']:.0%} {_between(figures['interval'], '.0%')}"
+            between = f"that lie between `fixed` and `{name}`"
+            lines.append(f"- The policy closes {share} of the {figures['gap']:.4f} nats of {measure} {between}.")
     fixed = summary.get("policy_against", {}).get("fixed")
     for word in ("best", "worst") if fixed else ():
         point = fixed[word]
