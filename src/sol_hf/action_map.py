@@ -6,6 +6,7 @@
 `plots.plot_action_map` draws the same as a figure, and `examples/demo_render.py` shows continuations in these colours.
 """
 
+import math
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
-from .actions import AXES, DENSE, MAX_BITS, Budget
+from .actions import AXES, MAX_BITS, Budget
 from .controllers import Controller
 from .modeling_sol import SOLForCausalLM
 
 
 Action = tuple[float, float, float]
-CHEAPEST = 0.25  # net keep at the cold end of the colour scale; the dense 1.0 is at the hot end
+CHEAPEST = 0.25  # net keep at the cold end of the scale that texts share; the dense 1.0 is at its hot end
 COLD, WARM, HOT = (255, 246, 205), (255, 199, 112), (240, 122, 82)
 HEAT = (COLD, WARM, HOT)
 """Colours of the scale from cold to hot: dark ink is readable on all, and their lightness falls steadily."""
@@ -35,9 +36,9 @@ def compute_of(action: Action) -> float:
     return (token_keep + mlp_keep + bits / MAX_BITS) / 3
 
 
-def heat_of(compute: float) -> float:
-    """Where on the colour scale a compute lies, from 0 (cold) to 1 (dense)."""
-    return min(max((compute - CHEAPEST) / (1 - CHEAPEST), 0.0), 1.0)
+def heat_of(compute: float, low: float = CHEAPEST, high: float = 1.0) -> float:
+    """Where on a colour scale from `low` to `high` a compute lies, from 0 (cold) to 1 (hot)."""
+    return min(max((compute - low) / (high - low), 0.0), 1.0)
 
 
 def heat_colour(heat: float) -> str:
@@ -100,6 +101,18 @@ class ActionMap:
     realised: Action
     context: str
     tokens: tuple[Token, ...]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The ends of the colour scale: least and greatest net keep of a token, rounded outward to twentieths."""
+        computes = [compute_of(token.action) for token in self.tokens]
+        low, high = math.floor(20 * min(computes) + 1e-6), math.ceil(20 * max(computes) - 1e-6)
+        return low / 20, max(high, low + 1) / 20
+
+    @property
+    def heats(self) -> list[float]:
+        """Where on that scale every token lies, from 0 (cold) to 1 (hot)."""
+        return [heat_of(compute_of(token.action), *self.scale) for token in self.tokens]
 
     @property
     def title(self) -> str:
@@ -200,4 +213,4 @@ def render_action_map(action_map: ActionMap) -> str:
         action_map ([`ActionMap`]): From [`map_actions`].
     """
     template = page_environment().get_template("action_map.html.jinja")
-    return template.render(map=action_map, cheapest=CHEAPEST, dense=DENSE)
+    return template.render(map=action_map)

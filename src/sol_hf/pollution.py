@@ -151,7 +151,7 @@ def impulse_responses(
     parts: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in cases]
     starts = range(0, len(blocks), batch_size)
     for start in tqdm(starts, desc="Impulse response", disable=not progress):
-        tokens = blocks[start : start + batch_size].to(model.base.device)
+        tokens: Any = blocks[start : start + batch_size].to(model.base.device)
         settings: dict[str, Any] = dict(context_length=context_length, return_logits=True)
         reference = model.score(tokens, controller=ScheduleController(dense), kv_refresh=False, **settings)
         for part, (schedule, refresh) in zip(parts, cases, strict=True):
