@@ -24,6 +24,7 @@ ORDER = """
     cost_model lessons counterfactual_warmup
     oracle compute_costs contestants fronts sweep_table sweep_folder sweep_rows sweep_play sweep_progress
     pareto pareto_summary evaluation_inputs calibration_file
+    pollution action_map plot_style sweep_points plots pollution_figure text_figure
     grpo_config checkpoints sharding training_metrics grpo_trainer cli __init__
 """.split()
 """A module imports only from modules to its left."""

@@ -37,7 +37,7 @@ def plot_pareto(rows: Rows, blocks: Rows = ()) -> Figure:
 
     Args:
         rows: The table `sweep`: `controller`, `seed`, the axes, `net_keep`, `log_perplexity`, `log_perplexity_error`.
-        blocks (*optional*): The table `blocks`: `controller`, `seed`, the axes, `block`, `loss`.
+        blocks (*optional*): The table `blocks`: `controller`, `seed`, the axes, `losses`.
 
     Returns:
         `matplotlib.figure.Figure`

@@ -65,7 +65,7 @@ def plot_impulse_responses(responses: Sequence[ImpulseResponse]) -> Figure:
         handles.append(Line2D([], [], color="black", linestyle=WITHOUT_REFRESH, label="without KV refresh"))
     if any(x.refresh_every is not None for x in responses):
         handles.append(Line2D([], [], color="black", linestyle=WITH_REFRESH, label="with KV refresh"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(actions) == 1 else 2)
     return figure
 
 

@@ -65,18 +65,16 @@ def paired_gains(blocks: Rows) -> dict[tuple[str, Triple], tuple[float, float]]:
     """Mean loss of `fixed` less that of a controller, per controller and budget, and its standard error over blocks.
 
     Args:
-        blocks: The table `blocks`; losses of a block are averaged over seeds first.
+        blocks: The table `blocks`: `controller`, `seed`, the axes, `losses`; averaged over seeds first.
     """
-    losses: dict[tuple[str, Triple], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    losses: dict[tuple[str, Triple], list[torch.Tensor]] = defaultdict(list)
     if found := list(blocks):
-        for row in checked_rows(found, ("controller", *AXES, "block", "loss"), "table `blocks`"):
-            losses[row["controller"], budget_of(row)][row["block"]].append(row["loss"])
+        for row in checked_rows(found, ("controller", *AXES, "losses"), "table `blocks`"):
+            losses[row["controller"], budget_of(row)].append(torch.tensor(row["losses"], dtype=torch.float64))
+    means = {key: torch.stack(seeds).mean(dim=0) for key, seeds in losses.items()}
     gains = {}
-    for (name, budget), own in losses.items():
-        fixed = losses.get(("fixed", budget), {})
-        if name != "fixed" and fixed.keys() == own.keys():
-            mean_loss = {block: math.fsum(values) / len(values) for block, values in own.items()}
-            differences = [math.fsum(fixed[block]) / len(fixed[block]) - loss for block, loss in mean_loss.items()]
-            mean, error = mean_and_error(torch.tensor(differences)[:, None])
+    for (name, budget), own in means.items():
+        if name != "fixed" and ("fixed", budget) in means:
+            mean, error = mean_and_error((means["fixed", budget] - own)[:, None])
             gains[name, budget] = float(mean), float(error)
     return gains
