@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .actions import AXES
+from .fronts import pareto_front
 from .plot_style import checked_rows, looks_of
 from .pollution import mean_and_error
 
@@ -54,11 +55,7 @@ def _by_net_keep(point: Point) -> tuple[float, float]:
 
 def front_of(points: Sequence[Point]) -> list[Point]:
     """The points that no other of the same controller beats at the same or a smaller net keep, by net keep."""
-    front: list[Point] = []
-    for point in sorted(points, key=_by_net_keep):
-        if not front or point.log_perplexity < front[-1].log_perplexity:
-            front.append(point)
-    return front
+    return [points[index] for index in pareto_front([_by_net_keep(point) for point in points])]
 
 
 def paired_gains(blocks: Rows) -> dict[tuple[str, Triple], tuple[float, float]]:
