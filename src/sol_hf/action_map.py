@@ -106,7 +106,7 @@ class ActionMap:
     def scale(self) -> tuple[float, float]:
         """The ends of the colour scale: least and greatest net keep of a token, rounded outward to twentieths."""
         computes = [compute_of(token.action) for token in self.tokens]
-        low, high = math.floor(20 * min(computes) + 1e-6), math.ceil(20 * max(computes) - 1e-6)
+        low, high = min(math.floor(20 * min(computes) + 1e-6), 19), math.ceil(20 * max(computes) - 1e-6)
         return low / 20, max(high, low + 1) / 20
 
     @property
