@@ -116,6 +116,7 @@ def _draw_head(figure: Figure, action_map: ActionMap, size: tuple[float, float])
     bar = figure.add_axes((1 - (MARGIN + 2.2) / size[0], top - 0.14 / size[1], 2.0 / size[0], 0.11 / size[1]))
     low, high = action_map.scale
     scale = ScalarMappable(Normalize(low, high), HEAT_MAP)
-    figure.colorbar(scale, cax=bar, orientation="horizontal", ticks=[low, (low + high) / 2, high])
+    ticks = [low, (low + high) / 2, high]
+    figure.colorbar(scale, cax=bar, orientation="horizontal", ticks=ticks, format="{x:.3g}")
     bar.tick_params(labelsize=7, length=2, pad=1)
     bar.set_xlabel("net keep of the step that predicted the token", fontsize=7, labelpad=1)
