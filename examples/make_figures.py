@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from evaluate_policy import SMOLLM2, load_model, read_blocks, triple
 from sol_hf import FixedController
 from sol_hf.action_map import map_actions, render_action_map
+from sol_hf.evaluation_inputs import SMOLLM2, budget_triple, load_policy, read_blocks
 from sol_hf.plot_style import save_figure
 from sol_hf.plots import plot_pareto, plot_random_search, plot_realised
 from sol_hf.pollution import impulse_responses
@@ -47,14 +47,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help="of the base: auto, float32, bfloat16 or float16")
     colours = parser.add_argument_group("action map")
     colours.add_argument("--action-map", type=Path, metavar="FILE", help="a plain text to read under the budget")
-    colours.add_argument("--budget", type=triple, default=(0.5, 0.7, 8.0), help="token_keep,mlp_keep,bits")
+    colours.add_argument("--budget", type=budget_triple, default=(0.5, 0.7, 8.0), help="token_keep,mlp_keep,bits")
     colours.add_argument("--controller", choices=list(CONTROLLERS), default="policy", help="what spends it")
     impulse = parser.add_argument_group("KV pollution")
     impulse.add_argument(
         "--pollution", dest="texts", metavar="FILE", help="texts: .jsonl, .txt, .csv, also .gz; .parquet"
     )
     impulse.add_argument("--text-column", default="text", help="column that holds the text")
-    impulse.add_argument("--actions", type=triple, nargs="+", help="token_keep,mlp_keep,bits of the disturbed steps")
+    impulse.add_argument(
+        "--actions", type=budget_triple, nargs="+", help="token_keep,mlp_keep,bits of the disturbed steps"
+    )
     impulse.add_argument("--blocks", type=int, default=32, help="blocks to average over")
     impulse.add_argument("--context-length", type=int, default=256, help="tokens of a block before its first step")
     impulse.add_argument("--steps", type=int, default=40, help="steps of a block")
@@ -117,7 +119,7 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     options = parse(arguments)
     files = draw_sweep(options.sweep, options.out) if options.sweep else []
     if options.action_map or options.texts:
-        model, tokenizer = load_model(options)
+        model, tokenizer = load_policy(options)
         model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
         if options.action_map:
             files += draw_action_map(options, model, tokenizer)

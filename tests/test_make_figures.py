@@ -26,8 +26,7 @@ TEXTS = str(Path(__file__).parent / "data" / "texts.jsonl.gz")
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module("make_figures")
-    for name in ("make_figures", "evaluate_policy"):
-        sys.modules.pop(name, None)
+    sys.modules.pop("make_figures", None)
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,24 @@ def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM,
         ValueError: if the texts give fewer blocks.
     """
     model, tokenizer = load_policy(options)
-    length = options.context_length + model.config.episode_length + 1
+    return model, read_blocks(options, model, tokenizer, model.config.episode_length)
+
+
+def read_blocks(
+    options: argparse.Namespace, model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int
+) -> torch.Tensor:
+    """Blocks `(blocks, context + steps + 1)` of the texts, which are read as far as needed.
+
+    Args:
+        options (`argparse.Namespace`): `texts`, `text_column`, `blocks` and `context_length`.
+        model ([`SOLForCausalLM`]): Its base says how long a block may be.
+        tokenizer (`PreTrainedTokenizerBase`): Of the base.
+        steps (`int`): Decode steps of a block.
+
+    Raises:
+        ValueError: if the texts give fewer blocks.
+    """
+    length = options.context_length + steps + 1
     longest = model.config.base_max_position_embeddings
     packing: dict[str, Any] = dict(text_column=options.text_column, max_positions=longest)
     packed = pack_blocks(load_text(options.texts, streaming=True), tokenizer, length, **packing)
@@ -82,4 +99,4 @@ def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM,
             f"{options.texts} gives {len(blocks)} blocks of {length} tokens, not {options.blocks}: give more text, or "
             f"--blocks {len(blocks)}."
         )
-    return model, torch.tensor(blocks)
+    return torch.tensor(blocks)
