@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sol_hf import plot_pareto, plot_random_search, plot_realised, save_figure
 from sol_hf.actions import AXES
 from sol_hf.plot_style import LOOKS, OTHER_LOOKS, STYLE, looks_of
+from sol_hf.plots import label_of
 from sol_hf.sweep_points import front_of, paired_gains, points_of
 
 
@@ -198,11 +199,17 @@ def test_missing_columns_of_the_other_tables_are_named(rows, blocks, trials):
 
 class TestStyle:
     def test_every_controller_looks_different(self):
-        names = [*LOOKS, "random:9", "mine", "yours"]
+        names = [*LOOKS, "mine", "oracle:4", "yours"]
         looks = looks_of([*names, "mine"])
-        assert looks["mine"] == OTHER_LOOKS[0] and looks["yours"] == OTHER_LOOKS[1]
-        assert looks["random"] == looks["random:9"] and list(looks)[0] == "policy"
-        assert len({look.color for look in looks.values()}) == len({look.marker for look in looks.values()}) == 9
+        assert [looks[name] for name in LOOKS] == list(LOOKS.values())
+        assert looks_of(["random:9"]) == {"random:9": LOOKS["random"]}
+        assert [looks[name] for name in ("oracle:4", "mine", "yours")] == list(OTHER_LOOKS[:3])
+        assert list(looks)[:2] == ["policy", "fixed"]
+        assert len({look.color for look in looks.values()}) == len({look.marker for look in looks.values()}) == 10
+
+    def test_labels_say_what_the_number_means(self):
+        labels = [label_of(name) for name in ("policy", "random:20", "oracle", "oracle:4")]
+        assert labels == ["policy", "random, best of 20", "oracle", "oracle, 4 ahead"]
 
     def test_figures_are_written_as_png_and_svg_and_always_the_same(self, rows, tmp_path):
         first = save_figure(plot_realised(rows), tmp_path / "new" / "v1.0")

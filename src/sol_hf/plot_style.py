@@ -8,6 +8,7 @@ those of Okabe and Ito, which the colour-blind can tell apart; markers differ to
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -61,16 +62,21 @@ def family(controller: str) -> str:
 
 
 def looks_of(controllers: Iterable[str]) -> dict[str, Look]:
-    """A look for every controller, the known ones first, in the order of `LOOKS`.
+    """A look for every controller, the known families first, in the order of `LOOKS`.
+
+    The first of a family has its look; the others, and unknown families, have spare ones.
 
     Args:
         controllers (`Iterable[str]`): Names, with repetitions.
     """
-    names = list(dict.fromkeys(controllers))
-    known = [name for kind in LOOKS for name in names if family(name) == kind]
-    others = [name for name in names if family(name) not in LOOKS]
-    spare = {name: OTHER_LOOKS[number % len(OTHER_LOOKS)] for number, name in enumerate(others)}
-    return {name: LOOKS[family(name)] for name in known} | spare
+    kinds, names = list(LOOKS), dict.fromkeys(controllers)
+    order = sorted(names, key=lambda name: kinds.index(family(name)) if family(name) in LOOKS else len(kinds))
+    spare = itertools.cycle(OTHER_LOOKS)
+    looks: dict[str, Look] = {}
+    for name in order:
+        taken = any(family(other) == family(name) for other in looks)
+        looks[name] = LOOKS[family(name)] if family(name) in LOOKS and not taken else next(spare)
+    return looks
 
 
 def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:

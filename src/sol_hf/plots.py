@@ -11,11 +11,12 @@ from collections import defaultdict
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .actions import AXES
-from .plot_style import checked_rows, family, looks_of, styled
+from .plot_style import LOOKS, checked_rows, family, looks_of, styled
 from .sweep_points import Point, Rows, Triple, budget_of, front_of, paired_gains, points_of
 
 
@@ -24,8 +25,8 @@ NET_KEEP_LABEL = "net keep: mean of token_keep, mlp_keep and bits / 16, as spent
 
 def label_of(controller: str) -> str:
     """How a legend names a controller."""
-    name, _, trials = controller.partition(":")
-    return f"{name}, best of {trials}" if trials else name
+    name, _, number = controller.partition(":")
+    return {"random": f"random, best of {number}", "oracle": f"oracle, {number} ahead"}[name] if number else name
 
 
 @styled
@@ -69,7 +70,7 @@ def plot_pareto(rows: Rows, blocks: Rows = ()) -> Figure:
             bars = [[value - math.exp(point.log_perplexity - point.error)]]
             bars.append([math.exp(point.log_perplexity + point.error) - value])
             fill = color if point in front else "white"
-            style = dict(color=color, markerfacecolor=fill, elinewidth=0.7, capsize=2)
+            style = dict(color=color, markerfacecolor=fill, ecolor=to_rgba(color, 0.4), elinewidth=1)
             top.errorbar([point.net_keep], [value], bars, fmt=marker, **style)
     _label_log_axis(top)
     top.set_ylabel("perplexity")
@@ -120,7 +121,7 @@ def plot_realised(rows: Rows) -> Figure:
     columns = ["controller", *(f"{kind}_{axis}" for kind in ("target", "realised") for axis in AXES)]
     table = [row for row in checked_rows(rows, columns, "table `sweep`") if family(row["controller"]) != "dense"]
     looks = looks_of(row["controller"] for row in table)
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
     for axes, axis in zip(figure.subplots(1, 3), AXES, strict=True):
         values = [row[f"{kind}_{axis}"] for row in table for kind in ("target", "realised")]
         margin = 0.05 * (max(values) - min(values)) or 0.05
@@ -131,6 +132,8 @@ def plot_realised(rows: Rows) -> Figure:
             x, y = ([row[f"{kind}_{axis}"] for row in own] for kind in ("target", "realised"))
             axes.plot(x, y, marker, color=color, markerfacecolor="none", label=label_of(name))
         axes.set(xlim=limits, ylim=limits, aspect="equal", title=axis, xlabel="asked for")
+        for side in (axes.xaxis, axes.yaxis):
+            side.set_major_locator(MaxNLocator(5, integer=axis == "bits"))
     figure.axes[0].set_ylabel("spent")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
@@ -166,12 +169,12 @@ def plot_random_search(rows: Rows, trials: Rows) -> Figure:
     budgets = sorted(tried, key=lambda budget: spent.get(budget, math.inf))
     means = {budget: math.fsum(tried[budget]) / len(tried[budget]) for budget in budgets}
     figure = Figure(figsize=(max(4.8, 1.0 + 0.75 * len(budgets)), 4.4), layout="constrained")
-    axes, looks = figure.subplots(), looks_of([*points, "random"])
+    axes, looks, grey = figure.subplots(), looks_of(points), LOOKS["random"].color
     relative = [[value - means[budget] for value in tried[budget]] for budget in budgets]
     bodies: Any = axes.violinplot(relative, range(len(budgets)), widths=0.75, showextrema=False)["bodies"]
     for body in bodies:
-        body.set(facecolor=looks["random"].color, edgecolor="none", alpha=0.35)
-    count, grey = max(map(len, relative)), looks["random"].color
+        body.set(facecolor=grey, edgecolor="none", alpha=0.35)
+    count = max(map(len, relative))
     axes.plot(range(len(budgets)), [min(values) for values in relative], "_", color=grey, markersize=12)
     axes.lines[-1].set_label(f"best of {count} random")
     for name in (name for name in points if family(name) not in ("random", "dense")):
