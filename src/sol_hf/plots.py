@@ -92,7 +92,7 @@ def _draw_gains(
         pairs = [paired.get((name, point.budget), pair) for point, pair in zip(some, unpaired, strict=True)]
         x, y, bars = [point.net_keep for point in some], [gain for gain, _ in pairs], [error for _, error in pairs]
         color, marker = looks[name]
-        axes.errorbar(x, y, bars, fmt=marker, color=color, elinewidth=0.7, capsize=2)
+        axes.errorbar(x, y, bars, fmt=marker, color=color, ecolor=to_rgba(color, 0.4), elinewidth=1)
     axes.axhline(0, color=looks["fixed"].color, linewidth=1)
     axes.set_ylabel("gain over fixed\n(nats a token)")
 
