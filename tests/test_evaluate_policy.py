@@ -70,6 +70,15 @@ def test_another_base_and_the_default_budgets(base, policy):
     assert {x.dense_losses for x in found} == {None}
 
 
+def test_blocks_can_be_left_out(policy):
+    everything = main([policy, TEXTS, *OPTIONS])
+    later = main([policy, TEXTS, *OPTIONS, "--skip-blocks", "2", "--blocks", "4"])
+    assert later[0].dense_losses is None and len(later[0].losses) == 4
+    assert later[0].losses == pytest.approx(everything[0].losses[2:], abs=1e-4)
+    with pytest.raises(ValueError, match="cannot be negative"):
+        main([policy, TEXTS, *OPTIONS, "--skip-blocks", "-1"])
+
+
 def test_too_little_text_is_refused(policy, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text(json.dumps({"text": "Three blocks of twenty-five tokens, and nearly nothing else here on them."}))

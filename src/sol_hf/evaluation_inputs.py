@@ -34,13 +34,14 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
 
     Args:
         parser (`argparse.ArgumentParser`): Gains `--base`, `--dtype`, `--text-column`, `--blocks`,
-            `--context-length`, `--budgets`, `--hard` and `--batch-size`.
+            `--skip-blocks`, `--context-length`, `--budgets`, `--hard` and `--batch-size`.
         blocks (`int`): Default number of blocks.
     """
     parser.add_argument("--base", help=f"Hub id or folder of the base; {SMOLLM2} needs no Hub, see smollm2.py")
     parser.add_argument("--dtype", default="float32", help="of the base: auto, float32, bfloat16 or float16")
     parser.add_argument("--text-column", default="text", help="column that holds the text")
     parser.add_argument("--blocks", type=int, default=blocks, help="blocks to play")
+    parser.add_argument("--skip-blocks", type=int, default=0, help="blocks to leave out before them")
     parser.add_argument("--context-length", type=int, default=256, help="tokens of a block before its episode")
     parser.add_argument("--budgets", type=budget_triple, nargs="+", help="token_keep,mlp_keep,bits each")
     parser.add_argument("--hard", action="store_true", help="keep the budgets for certain, as generate does")
@@ -72,11 +73,11 @@ def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM,
         ValueError: if the texts give fewer blocks.
     """
     model, tokenizer = load_policy(options)
-    return model, read_blocks(options, model, tokenizer, model.config.episode_length)
+    return model, read_blocks(options, model, tokenizer, model.config.episode_length, options.skip_blocks)
 
 
 def read_blocks(
-    options: argparse.Namespace, model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int
+    options: argparse.Namespace, model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, skip: int = 0
 ) -> torch.Tensor:
     """Blocks `(blocks, context + steps + 1)` of the texts, which are read as far as needed.
 
@@ -85,6 +86,7 @@ def read_blocks(
         model ([`SOLForCausalLM`]): Its base says how long a block may be.
         tokenizer (`PreTrainedTokenizerBase`): Of the base.
         steps (`int`): Decode steps of a block.
+        skip (`int`, *optional*, defaults to 0): Blocks to leave out before them.
 
     Raises:
         ValueError: if the texts give fewer blocks.
@@ -93,10 +95,13 @@ def read_blocks(
     longest = model.config.base_max_position_embeddings
     packing: dict[str, Any] = dict(text_column=options.text_column, max_positions=longest)
     packed = pack_blocks(load_text(options.texts, streaming=True), tokenizer, length, **packing)
-    blocks = [block["input_ids"] for block in islice(packed, options.blocks)]
+    if skip < 0:
+        raise ValueError(f"The number of blocks to skip cannot be negative, got {skip}.")
+    blocks = [block["input_ids"] for block in islice(packed, skip, skip + options.blocks)]
     if len(blocks) < options.blocks:
+        after = f" after the first {skip}" if skip else ""
         raise ValueError(
-            f"{options.texts} gives {len(blocks)} blocks of {length} tokens, not {options.blocks}: give more text, or "
-            f"--blocks {len(blocks)}."
+            f"{options.texts} gives {len(blocks)} blocks of {length} tokens{after}, not {options.blocks}: give more "
+            f"text, or --blocks {len(blocks)}."
         )
     return torch.tensor(blocks)
