@@ -13,13 +13,13 @@ import time
 import types
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from sol_hf import SOLConfig, SOLForCausalLM, cli
 from sol_hf.sweep_table import read_table
+from sudden_death import kill
 
 
 ROOT = Path(__file__).parents[1]
@@ -136,16 +136,6 @@ def launched(policy: str, out: Path, processes: int) -> subprocess.Popen:
     command = [*launch, "-m", "sol_hf.cli", "pareto", policy, *OPTIONS, *BUDGETS, *controllers, "--batch-size", "2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "--out", str(out)], env=environment)
-
-
-def kill(run: subprocess.Popen) -> None:
-    """SIGKILL for the launcher and its workers."""
-    launcher = psutil.Process(run.pid)
-    processes = [*launcher.children(recursive=True), launcher]
-    for process in processes:
-        process.kill()
-    run.wait()
-    psutil.wait_procs(processes, timeout=20)
 
 
 @pytest.mark.slow

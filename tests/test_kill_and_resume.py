@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from sudden_death import kill
 from test_train_grpo import SETTINGS
 
 
@@ -37,18 +38,6 @@ def finish(run: subprocess.Popen) -> None:
         assert run.wait(timeout=200) == 0
     finally:
         kill(run)
-
-
-def kill(run: subprocess.Popen) -> None:
-    """Kill the launcher and its workers, which are in sessions of their own, as a machine that goes down does."""
-    if run.poll() is not None:
-        return
-    launcher = psutil.Process(run.pid)
-    processes = [*launcher.children(recursive=True), launcher]
-    for process in processes:
-        process.kill()
-    run.wait()
-    psutil.wait_procs(processes, timeout=20)
 
 
 def history(folder: Path) -> list[dict]:

@@ -179,21 +179,27 @@ def evaluate_budgets(
 
     (fixed_played,) = player.play([Play(means.float(), fixed)], "Fixed")
     fixed_means = space.ratios.double()[schedule[:, :, counted]].mean(dim=(0, 2))
-    excess = episodes - targets.double()
     return [
         BudgetEvaluation(
             requested=tuple(budget),  # type: ignore[arg-type]
             realised=_in_axis_units(means[number]),
             fixed_realised=_in_axis_units(fixed_means[number]),
-            mean_overshoot=_in_axis_units(excess[:, number].mean(dim=0)),
-            worst_overshoot=_in_axis_units(excess[:, number].amax(dim=0)),
-            budget_error=float(excess[:, number].abs().mean()),
             losses=tuple(played.losses[:, number].tolist()),
             fixed_losses=tuple(fixed_played.losses[:, number].tolist()),
             dense_losses=dense_losses,
+            **_misses(episodes[:, number] - targets[number].double()),
         )
         for number, budget in enumerate(budgets)
     ]
+
+
+def _misses(excess: torch.Tensor) -> dict[str, Any]:
+    """How far the means of episodes are from their target, of differences `(blocks, 3)` in ratio units."""
+    return {
+        "mean_overshoot": _in_axis_units(excess.mean(dim=0)),
+        "worst_overshoot": _in_axis_units(excess.amax(dim=0)),
+        "budget_error": float(excess.abs().mean()),
+    }
 
 
 def check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> torch.Tensor:

@@ -276,11 +276,9 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> ModelOutput | torch.LongTensor:
         """transformers' `generate`, with a compute budget. Without one, it is exactly the base's.
 
-        All options but `budget`, `controller` and `action_processors` can also be stored in the generation config.
-
         Args:
             inputs (`torch.Tensor` of shape `(rows, length)`, *optional*): Prompt ids.
-            generation_config (`GenerationConfig`, *optional*): As in transformers.
+            generation_config (`GenerationConfig`, *optional*): May hold options, but no budget, controller, processors.
             token_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of cached tokens read.
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.

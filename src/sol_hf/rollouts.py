@@ -161,6 +161,15 @@ class Recorder(Controller):
         self.scalars.append(observation.scalars)
         return self.controller(observation)
 
+    def observations(self) -> dict[str, torch.Tensor]:
+        """What was seen, as the fields of [`Rollouts`]."""
+        return {
+            "hidden_states": torch.stack([seen.hidden_state for seen in self.seen], dim=1),
+            "token_embeddings": torch.stack([seen.token_embedding for seen in self.seen], dim=1),
+            "scalars": torch.stack(self.scalars, dim=1),
+            "previous_actions": torch.stack([seen.previous_action for seen in self.seen], dim=1),
+        }
+
     def digest_logits(self, logits: torch.Tensor) -> torch.Tensor:
         return self.controller.digest_logits(logits)
 
@@ -230,10 +239,7 @@ def roll_out(
         stacked = torch.stack(logprobs, dim=1)
         sampler = controller.logprobs if isinstance(controller, SampledPolicyController) else []
         rollouts = Rollouts(
-            hidden_states=torch.stack([seen.hidden_state for seen in recorder.seen], dim=1),
-            token_embeddings=torch.stack([seen.token_embedding for seen in recorder.seen], dim=1),
-            scalars=torch.stack(recorder.scalars, dim=1),
-            previous_actions=torch.stack([seen.previous_action for seen in recorder.seen], dim=1),
+            **recorder.observations(),
             actions=torch.stack([action for action, _ in cache.trace], dim=1),
             action_logprobs=torch.stack(sampler, dim=1) if sampler else torch.zeros_like(stacked),
             controllable=torch.stack([counted for _, counted in cache.trace], dim=1),

@@ -1,0 +1,20 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Ending a launched run as a machine that goes down does."""
+
+import subprocess
+
+import psutil
+
+
+def kill(run: subprocess.Popen) -> None:
+    """SIGKILL for the launcher and its workers, which are in sessions of their own."""
+    if run.poll() is not None:
+        return
+    launcher = psutil.Process(run.pid)
+    processes = [*launcher.children(recursive=True), launcher]
+    for process in processes:
+        process.kill()
+    run.wait()
+    psutil.wait_procs(processes, timeout=20)
