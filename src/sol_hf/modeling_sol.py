@@ -278,7 +278,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             inputs (`torch.Tensor` of shape `(rows, length)`, *optional*): Prompt ids.
-            generation_config (`GenerationConfig`, *optional*): May hold options, but no budget, controller, processors.
+            generation_config (`GenerationConfig`, *optional*): May hold options, but no budget, controller, processor.
             token_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of cached tokens read.
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
