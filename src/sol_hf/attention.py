@@ -42,6 +42,8 @@ from .shared_prefix import SharedPrefixLayer, attend_shared_prefix
 
 
 PREFIX = "sol_"
+BACKENDS = ("auto", "reference", "fast")
+BITS_BACKENDS = ("fake", "int8")
 
 
 class UnsupportedAxisError(ValueError):
@@ -61,6 +63,8 @@ class StepPlan:
         token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the cached tokens to read.
         mlp_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the MLP input channels to keep.
         bits (`torch.Tensor` of shape `(rows,)`, *optional*): Bit-width of the MLP output.
+        backend (`str`): `"reference"`, `"fast"`, or `"auto"` for whichever is measured to be faster.
+        bits_backend (`str`): `"fake"` quantizes MLP outputs and back, `"int8"` multiplies in int8 at 8 bits and below.
     """
 
     cache: SOLCache
@@ -68,9 +72,18 @@ class StepPlan:
     token_keep: torch.Tensor | None = None
     mlp_keep: torch.Tensor | None = None
     bits: torch.Tensor | None = None
+    backend: str = "auto"
+    bits_backend: str = "fake"
 
     @classmethod
-    def from_values(cls, values: torch.Tensor, cache: SOLCache, rule: SelectionRule) -> "StepPlan":
+    def from_values(
+        cls,
+        values: torch.Tensor,
+        cache: SOLCache,
+        rule: SelectionRule,
+        backend: str = "auto",
+        bits_backend: str = "fake",
+    ) -> "StepPlan":
         """Plan for action values `(rows, 3)` in axis units.
 
         On the CPU an axis that is dense for all rows is recognised and left out. On an accelerator looking at the
@@ -80,7 +93,7 @@ class StepPlan:
         if values.device.type == "cpu":
             dense = dict(zip(AXES, DENSE, strict=True))
             columns = {axis: column for axis, column in columns.items() if bool((column < dense[axis]).any())}
-        return cls(cache, rule, **columns)
+        return cls(cache, rule, **columns, backend=backend, bits_backend=bits_backend)
 
     @property
     def is_dense(self) -> bool:

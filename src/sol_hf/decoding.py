@@ -40,6 +40,8 @@ class DecodeControls:
         kv_refresh (`bool`): Whether an episode ends with a dense forward over its tokens.
         do_sample (`bool`): Draw the action instead of taking the best.
         temperature (`float`): Divides the scores before drawing.
+        backend (`str`): For the [`StepPlan`]s: which implementation of a step's parts to use.
+        bits_backend (`str`): For the [`StepPlan`]s: how `bits` is put into effect.
     """
 
     controller: Controller
@@ -50,6 +52,8 @@ class DecodeControls:
     kv_refresh: bool = True
     do_sample: bool = False
     temperature: float = 1.0
+    backend: str = "auto"
+    bits_backend: str = "fake"
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,8 @@ def decode_step(
             cache.end_episode(last.hidden_state, last.steps[-1].token, last.logits_digest)
     observation = observe(base, cache, token)
     actions = choose(observation, cache)
-    plan = StepPlan.from_values(cache.action_space.values_on(actions.device)[actions], cache, cache.controls.rule)
+    controls, values = cache.controls, cache.action_space.values_on(actions.device)[actions]
+    plan = StepPlan.from_values(values, cache, controls.rule, controls.backend, controls.bits_backend)
     with active_forward(plan) as context:
         output = base_forward(base, token, cache, inputs)
     counted = observation.controllable if active is None else observation.controllable & active
