@@ -53,7 +53,8 @@ class Episode:
         steps (`list[StepRecord]`): The steps of this episode.
         controller_state (`dict[str, Any]`): What the controller remembers within an episode: tensors with one entry
             per row, or transformers caches.
-        polluted (`bool`): Whether any step wrote keys and values that a dense forward would not have written.
+        first_sparse (`int`, *optional*): The first step that wrote keys and values which a dense forward would not
+            have written; those after it saw them. `None` if there is no such step.
         token_before (`torch.Tensor` of shape `(rows, 1)` or `(rows, 1, embedding_size)`, *optional*): The token before
             the first step.
         logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of the logits that
@@ -63,9 +64,14 @@ class Episode:
     hidden_state: torch.Tensor | None = None
     steps: list[StepRecord] = field(default_factory=list)
     controller_state: dict[str, Any] = field(default_factory=dict)
-    polluted: bool = False
+    first_sparse: int | None = None
     token_before: torch.Tensor | None = None
     logits_digest: torch.Tensor | None = None
+
+    @property
+    def polluted(self) -> bool:
+        """Whether the episode left anything in the cache that a dense forward would not have."""
+        return self.first_sparse is not None
 
     @property
     def length(self) -> int:
@@ -277,6 +283,8 @@ class SOLCache(DynamicCache):
         ratios = self.action_space.ratios
         for _ in range(min(-tokens_to_remove, self.episode.length)):
             step = self.episode.steps.pop()
+            if self.episode.first_sparse == self.episode.length:
+                self.episode.first_sparse = None
             in_this_call = bool(self.trace)
             self.ledger.take_back(ratios.to(step.action.device)[step.action], step.counted, in_this_call)
             self.episode.hidden_state, self.episode.logits_digest = step.previous_hidden, step.previous_digest

@@ -27,6 +27,10 @@ from .controllers import Controller, Observation
 from .criteria import SelectionRule
 
 
+AUTO_REFRESH_BELOW = 0.5
+"""Mean `token_keep` of an episode; where it comes from is in docs/performance.md."""
+
+
 @dataclass(frozen=True)
 class DecodeControls:
     """What a generation runs under; one object per `generate` or `score` call.
@@ -37,7 +41,8 @@ class DecodeControls:
         processors ([`ActionProcessorList`]): Applied to the scores in order.
         rule ([`SelectionRule`]): How cached keys are selected.
         episode_length (`int`): Steps in an episode.
-        kv_refresh (`bool`): Whether an episode ends with a dense forward over its tokens.
+        kv_refresh (`bool` or `"auto"`): Whether an episode ends with a dense forward over its tokens, see
+            [`needs_refresh`].
         do_sample (`bool`): Draw the action instead of taking the best.
         temperature (`float`): Divides the scores before drawing.
         backend (`str`): For the [`StepPlan`]s: which implementation of a step's parts to use.
@@ -49,7 +54,7 @@ class DecodeControls:
     processors: LogitsProcessorList
     rule: SelectionRule
     episode_length: int
-    kv_refresh: bool = True
+    kv_refresh: bool | str = True
     do_sample: bool = False
     temperature: float = 1.0
     backend: str = "auto"
@@ -103,10 +108,15 @@ def base_forward(
 
 
 def dense_forward(
-    base: PreTrainedModel, tokens: torch.Tensor, cache: SOLCache, inputs: ForwardInputs, logits_to_keep: int = 1
+    base: PreTrainedModel,
+    tokens: torch.Tensor,
+    cache: SOLCache,
+    inputs: ForwardInputs,
+    logits_to_keep: int = 1,
+    **flags: bool,
 ) -> CausalLMOutputWithPast:
-    """Process `tokens` densely and begin a new episode after them."""
-    with active_forward() as context:
+    """Process `tokens` densely and begin a new episode after them; flags as in [`ForwardContext`]."""
+    with active_forward(**flags) as context:
         output = base_forward(base, tokens, cache, inputs, logits_to_keep)
     cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
     return output
@@ -124,25 +134,44 @@ def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
     return token if token.is_floating_point() else base.get_input_embeddings()(token)
 
 
-def episode_tokens(base: PreTrainedModel, cache: SOLCache) -> torch.Tensor:
-    """The tokens of the running episode, `(rows, steps)`, as embeddings if any of them came as one."""
-    tokens = [step.token for step in cache.episode.steps]
+def take_back_sparse(base: PreTrainedModel, cache: SOLCache) -> torch.Tensor:
+    """Drop what the running episode wrote since its first sparse step, and return those tokens `(rows, steps)`.
+
+    They are embeddings if any of them came as one.
+    """
+    tokens = [step.token for step in cache.episode.steps[cache.episode.first_sparse :]]
+    cache.drop_tokens(len(tokens))
     if any(token.is_floating_point() for token in tokens):
         tokens = [embed(base, token) for token in tokens]
     return torch.cat(tokens, dim=1)
 
 
 def refresh(base: PreTrainedModel, cache: SOLCache, inputs: ForwardInputs) -> None:
-    """KV refresh: replace what the episode's sparse steps wrote by a dense forward over its tokens."""
-    tokens = episode_tokens(base, cache)
-    cache.drop_tokens(tokens.shape[1])
-    dense_forward(base, tokens, cache, ForwardInputs(tokens, inputs.attention_mask))
+    """KV refresh: replace what the episode's steps wrote since the first sparse one, by one dense forward.
+
+    Its logits are not computed, unless the controller looks at them: the token after the episode is known already.
+    """
+    tokens = take_back_sparse(base, cache)
+    replayed = ForwardInputs(tokens, inputs.attention_mask)
+    packs = cache.controls.backend != "reference"
+    skips_head = not cache.controls.controller.needs_logits
+    dense_forward(base, tokens, cache, replayed, is_replay=packs, skips_head=skips_head)
 
 
 def needs_refresh(cache: SOLCache) -> bool:
-    """Whether the running episode left anything in the cache that a dense forward would not have."""
-    wanted = cache.controls is None or cache.controls.kv_refresh
-    return wanted and cache.episode.polluted
+    """Whether the running episode left anything in the cache that a dense forward would not have, and that matters.
+
+    With `kv_refresh="auto"` it matters where the host knows no better than that the mean `token_keep` of the steps
+    was below `AUTO_REFRESH_BELOW`.
+    """
+    wanted = True if cache.controls is None else cache.controls.kv_refresh
+    if wanted != "auto" or not cache.episode.polluted:
+        return bool(wanted) and cache.episode.polluted
+    actions = cache.episode.actions(cache.rows, cache.ledger.total_counts.device)
+    if actions.device.type != "cpu":
+        return True
+    token_keep = cache.action_space.values[actions][..., 0]
+    return bool(token_keep.mean(dim=1).min() < AUTO_REFRESH_BELOW)
 
 
 def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Observation:
@@ -222,7 +251,8 @@ def decode_step(
         output = base_forward(base, token, cache, inputs)
     counted = observation.controllable if active is None else observation.controllable & active
     cache.record(token, actions, counted, context.last_hidden_state(), logits_digest(cache, output))
-    cache.episode.polluted |= not plan.is_dense
+    if cache.episode.first_sparse is None and not plan.is_dense:
+        cache.episode.first_sparse = cache.episode.length - 1
     return output
 
 
@@ -248,8 +278,7 @@ def decode_forward(
     if dense:
         prefix = tokens[:, :dense]
         if cache.episode.length and needs_refresh(cache):
-            replayed = episode_tokens(base, cache)
-            cache.drop_tokens(replayed.shape[1])
+            replayed = take_back_sparse(base, cache)
             if replayed.is_floating_point() != prefix.is_floating_point():
                 replayed, prefix = embed(base, replayed), embed(base, prefix)
             prefix = torch.cat([replayed, prefix], dim=1)

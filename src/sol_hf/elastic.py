@@ -82,8 +82,13 @@ def quantize_mlp_output(module: nn.Module, args: tuple, output: torch.Tensor) ->
     return fake_quantize(output, context.plan.bits.to(output.device))
 
 
-def capture_hidden_state(module: nn.Module, args: tuple) -> None:
-    """Forward pre-hook of the LM head: report the hidden states to this thread's forward."""
+def capture_hidden_state(module: nn.Module, args: tuple) -> tuple | None:
+    """Forward pre-hook of the LM head: report the hidden states to this thread's forward.
+
+    Where nobody needs the logits, the head gets no token to work on.
+    """
     context = ACTIVE.get()
-    if context is not None:
-        context.hidden_states = args[0]
+    if context is None:
+        return None
+    context.hidden_states = args[0]
+    return (args[0][:, :0], *args[1:]) if context.skips_head else None

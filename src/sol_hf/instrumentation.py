@@ -61,7 +61,7 @@ class Instrumentation:
             if axis in self.unsupported:
                 raise self.unsupported[axis]
 
-    def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool) -> None:
+    def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool | str) -> None:
         """Raise [`UnsupportedAxisError`] if the cache has no layer to read sparsely, or one cannot be rolled back."""
         name = type(self._base()).__name__
         if "token_keep" in axes and not cache.sparse_layers:

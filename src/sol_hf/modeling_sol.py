@@ -262,7 +262,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         budget_mode: str | None = None,
         controller: Controller | None = None,
         action_processors: Sequence | None = None,
-        kv_refresh: bool | None = None,
+        kv_refresh: bool | str | None = None,
         action_temperature: float | None = None,
         do_sample_actions: bool | None = None,
         backend: str | None = None,
@@ -283,7 +283,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
             controller ([`Controller`], *optional*): What chooses; the policy by default.
             action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
-            kv_refresh (`bool`, *optional*, defaults to `True`): Recompute every episode densely once it is over.
+            kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Recompute every episode densely once it is
+                over; with `"auto"` where it was measured to matter.
             action_temperature (`float`, *optional*, defaults to 1.0): Divides the action scores before drawing.
             do_sample_actions (`bool`, *optional*, defaults to `False`): Draw actions instead of taking the best.
             backend (`str`, *optional*, defaults to `"auto"`): `"reference"` is plain torch, `"fast"` wherever there is

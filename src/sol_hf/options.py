@@ -29,6 +29,7 @@ STEPWISE_MODES = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 )
+KV_REFRESH = (True, False, "auto")
 STORED_DEFAULTS: dict[str, Any] = {
     "token_keep": None,
     "mlp_keep": None,
@@ -51,17 +52,18 @@ class DecodeOptions:
     budget_mode: str
     controller: Controller | None
     action_processors: Sequence | None
-    kv_refresh: bool
+    kv_refresh: bool | str
     action_temperature: float
     do_sample_actions: bool
     backend: str
     bits_backend: str
 
     def __post_init__(self):
-        choices = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
+        choices: dict[str, tuple] = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
+        choices["kv_refresh"] = KV_REFRESH
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+                raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}.")
         if not (math.isfinite(self.action_temperature) and self.action_temperature > 0):
             raise ValueError(f"`action_temperature` must be positive, got {self.action_temperature}.")
         if self.action_processors and self.is_empty:

@@ -83,6 +83,20 @@ class PagedLayer(DynamicLayer):
         """Keys and values as `(rows * kv_heads * stride, head_dim)`, and the stride between key-value heads."""
         return self._key_store.flatten(0, 2), self._value_store.flatten(0, 2), self._key_store.shape[2]
 
+    def page_store(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Maxima and minima as they are stored, the pages there is room for, and the tokens they take into account.
+
+        Who brings them up to date for all tokens says so with [`PagedLayer.mark_indexed`].
+        """
+        pages = -(-self.length // self.page_size)
+        if self._page_capacity < pages:
+            self._grow_pages(pages)
+        return self._upper, self._lower, self._page_capacity, self._indexed
+
+    def mark_indexed(self) -> None:
+        """Take all tokens to be in the page index."""
+        self._indexed = self.length
+
     def page_index(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Channel-wise maximum and minimum of every page, of shape `(rows, kv_heads, pages, head_dim)`.
 

@@ -1,0 +1,49 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which of several ways to compute the same thing is the fastest here: measured once per process and situation.
+
+Ways agree up to rounding. Where runs have to agree to the bit, `backend="reference"` or `"fast"` takes the choice away.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+
+Answer = TypeVar("Answer")
+REPEATS = 3
+
+_FASTEST: dict[Hashable, str] = {}
+
+
+def run_fastest(situation: Hashable, ways: Mapping[str, Callable[[], Answer]]) -> Answer:
+    """Compute something the way that is the fastest in a situation.
+
+    The first call in a situation times every way: once to warm up, then the best of three.
+
+    Args:
+        situation (`Hashable`): What the times depend on, coarse enough to be met again.
+        ways (`Mapping[str, Callable]`): Functions without arguments that give the same answer, and may run repeatedly.
+    """
+    name = _FASTEST.get(situation)
+    if name not in ways:
+        name = min(ways, key=lambda way: _seconds(ways[way])) if len(ways) > 1 else next(iter(ways))
+        _FASTEST[situation] = name
+    return ways[name]()
+
+
+def measured_choices() -> dict[Hashable, str]:
+    """What was found to be the fastest so far, by situation."""
+    return dict(_FASTEST)
+
+
+def _seconds(way: Callable) -> float:
+    way()
+    return min(_timed(way) for _ in range(REPEATS))
+
+
+def _timed(way: Callable) -> float:
+    begin = time.perf_counter()
+    way()
+    return time.perf_counter() - begin
