@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in
 ORDER = """
     version smollm2 text_blocks actions rewards activations ledger row_ends window_layer
     criteria kernels/__init__ kernels/triton_select kernels/triton_pages kernels/triton_attention kernels/triton_mlp
-    paged_layer shared_prefix configuration_sol outputs cache policy_heads modeling_sol_policy
+    paged_layer kernels/triton_paged shared_prefix configuration_sol outputs cache policy_heads modeling_sol_policy
     attention elastic controllers baseline_controllers controller_names loading hub
     processors decoding instrumentation options scoring
     modeling_sol rollouts counterfactuals measurements evaluation lm_eval_spending lm_eval_adapter

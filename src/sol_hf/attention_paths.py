@@ -5,9 +5,11 @@
 
     reference   gathers the selected keys and values and attends to the copies; all of them, if nothing is selected
     masked      attends to all keys under a mask: no copies, for contexts so short that reading is not what costs
-    fast        the compiled kernel, which reads the selected pages in place (CPU, numba, float32 and bfloat16)
+    fast        the compiled kernel, which reads the selected pages in place (CPU: numba, float32 and bfloat16;
+                CUDA: Triton, float16 too)
 
-`backend="auto"` takes the one that is measured to be the fastest, and below `LEAST_KEYS` keys the reference.
+`backend="auto"` takes the one that is measured to be the fastest, and below `LEAST_KEYS` keys the reference. On CUDA,
+where nothing has been measured, that is the reference.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .criteria import Selection, pages_to_read
 from .crossover import run_fastest
-from .kernels import paged_attention
+from .kernels import paged_attention, triton_paged
 from .paged_layer import PagedLayer
 
 
@@ -101,10 +103,17 @@ def attend_masked(
 
 def compiled_kernel(
     plan: "StepPlan", layer_idx: int, query: torch.Tensor, scaling: float | None
-) -> "paged_attention.PagedAttention | None":
+) -> "paged_attention.PagedAttention | triton_paged.TritonPagedAttention | None":
     """The compiled kernel, set up for this step and layers of this shape; `None` where it cannot be used."""
     layer = plan.cache.layers[layer_idx]
     is_paged = plan.token_keep is None or plan.rule.criterion == "quest"
+    if plan.backend == "fast" and is_paged and triton_paged.supports(query, layer):
+        return triton_kernel(plan, query, layer, scaling)
+    if "rows on device" in plan.memo:
+        raise ValueError(
+            f"A captured step needs the Triton kernels, which do not support this base: {query.shape[-1]} channels a "
+            f"head, {query.dtype}. Leave `capture_up_to` at None."
+        )
     if plan.backend == "reference" or not is_paged or not paged_attention.supports(query, layer):
         return None
     if plan.backend == "auto" and layer.length < LEAST_KEYS:
@@ -117,6 +126,28 @@ def compiled_kernel(
     first = torch.zeros(rows, dtype=torch.long) if padding is None else padding
     wanted = pages_to_read(plan.token_keep, layer.length - first, plan.rule)
     kernels.append(paged_attention.PagedAttention(query, layer, first, wanted, plan.rule, scaling))
+    return kernels[-1]
+
+
+def triton_kernel(
+    plan: "StepPlan", query: torch.Tensor, layer: PagedLayer, scaling: float | None
+) -> "triton_paged.TritonPagedAttention":
+    """The Triton kernels, set up for this step. In a captured step the device knows how many keys a row has."""
+    kernels = plan.memo.setdefault("triton kernels", [])
+    for kernel in kernels:
+        if kernel.fits(query, layer, scaling):
+            return kernel
+    rows, padding = len(query), plan.cache.padding
+    if "rows on device" in plan.memo:
+        first, count = plan.memo["rows on device"]
+    else:
+        first = torch.zeros(rows, dtype=torch.long, device=query.device) if padding is None else padding
+        first = first.to(query.device)
+        count = layer.length - first
+    keep = torch.ones(rows, device=query.device) if plan.token_keep is None else plan.token_keep.to(query.device)
+    kernels.append(
+        triton_paged.TritonPagedAttention(keep, first, count, plan.cache.padding_range, plan.rule, scaling)
+    )
     return kernels[-1]
 
 

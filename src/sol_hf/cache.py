@@ -101,6 +101,9 @@ class SOLCache(DynamicCache):
         config (`PreTrainedConfig`): Config of the base model.
         action_space ([`ActionSpace`]): Meaning of the action ids.
         page_size (`int`, *optional*, defaults to 8): Keys in a page.
+
+    Set `capture_up_to` to a number of tokens to run decode steps up to that length from one CUDA graph, see
+    [`CapturedStep`].
     """
 
     def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):
@@ -112,6 +115,8 @@ class SOLCache(DynamicCache):
                 self.layers[index] = WindowLayer(layer.sliding_window)
         self.action_space = action_space
         self.controls: Any = None
+        self.capture_up_to: int | None = None
+        self.captured_step: Any = None
         self.decode_from: int | None = None
         self.episode = Episode()
         self.ledger = BudgetLedger(0)
@@ -235,6 +240,7 @@ class SOLCache(DynamicCache):
             layers[-1].batch_repeat_interleave(repeats)
         fanned = copy.copy(self)
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
+        fanned.capture_up_to, fanned.captured_step = None, None
         rows = repeats * len(lengths)
         fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device)
         fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))

@@ -12,7 +12,7 @@ remembered is in the [`SOLCache`].
 
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .actions import Budget
 from .attention import StepPlan, active_forward
 from .cache import SOLCache
+from .captured_step import CapturedStep
 from .controllers import Controller, Observation
 from .criteria import SelectionRule
 
@@ -246,14 +247,40 @@ def decode_step(
     observation = observe(base, cache, token)
     actions = choose(observation, cache)
     controls, values = cache.controls, cache.action_space.values_on(actions.device)[actions]
-    plan = StepPlan.from_values(values, cache, controls.rule, controls.backend, controls.bits_backend)
-    with active_forward(plan) as context:
-        output = base_forward(base, token, cache, inputs)
+    if cache.capture_up_to is not None and not token.is_floating_point():
+        output, hidden = captured_forward(base, token, cache, values)
+        is_dense = False
+    else:
+        plan = StepPlan.from_values(values, cache, controls.rule, controls.backend, controls.bits_backend)
+        with active_forward(plan) as context:
+            output = base_forward(base, token, cache, without_needless_mask(inputs, cache))
+        hidden, is_dense = context.last_hidden_state(), plan.is_dense
     counted = observation.controllable if active is None else observation.controllable & active
-    cache.record(token, actions, counted, context.last_hidden_state(), logits_digest(cache, output))
-    if cache.episode.first_sparse is None and not plan.is_dense:
+    cache.record(token, actions, counted, hidden, logits_digest(cache, output))
+    if cache.episode.first_sparse is None and not is_dense:
         cache.episode.first_sparse = cache.episode.length - 1
     return output
+
+
+def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInputs:
+    """The inputs of a step without a mask that masks nothing, which transformers would bring to the host to see."""
+    if cache.padding is not None or inputs.tokens.device.type == "cpu":
+        return inputs
+    return replace(inputs, attention_mask=None)
+
+
+def captured_forward(
+    base: PreTrainedModel, token: torch.Tensor, cache: SOLCache, values: torch.Tensor
+) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
+    """Process one token per row `(rows, 1)` under action values `(rows, 3)` by the cache's [`CapturedStep`].
+
+    Returns:
+        The output, and what the LM head received, `(rows, hidden_size)`.
+    """
+    if cache.captured_step is None or not cache.captured_step.is_current():
+        cache.captured_step = CapturedStep(base, cache, cache.controls.rule, cache.capture_up_to)
+    logits, hidden = cache.captured_step(token, values)
+    return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden
 
 
 def decode_forward(
