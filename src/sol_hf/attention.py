@@ -284,8 +284,7 @@ def attend_selected(
     """
     rows, heads, _, dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
-    first, start = _row_origins(plan, layer_idx, rows, slots, key.device)
-    selection = _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start)
+    selection, first, start = select_keys(plan, token_keep, layer_idx, query, key)
     slot = selection.ranks + first[:, None, None]
     in_use = selection.in_use & (slot >= start[:, None, None]) & (slot < slots)
     per_head = slot.shape[1] == heads and heads != kv_heads
@@ -308,9 +307,15 @@ def _attend_masked(
     scaling: float | None,
 ) -> torch.Tensor:
     """[`attend_selected`] by a mask instead of copies."""
+    return attend_masked(*select_keys(plan, token_keep, layer_idx, query, key), query, key, value, scaling)
+
+
+def select_keys(
+    plan: StepPlan, token_keep: torch.Tensor, layer_idx: int, query: torch.Tensor, key: torch.Tensor
+) -> tuple[Selection, torch.Tensor, torch.Tensor]:
+    """What a step reads, the slot of rank 0 and the first slot with a real key; arguments of [`attend_selected`]."""
     first, start = _row_origins(plan, layer_idx, len(query), key.shape[2], key.device)
-    selection = _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start)
-    return attend_masked(selection, first, start, query, key, value, scaling)
+    return _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start), first, start
 
 
 def _row_origins(plan: StepPlan, layer_idx: int, rows: int, slots: int, device: torch.device):

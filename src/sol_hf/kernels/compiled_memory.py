@@ -104,7 +104,7 @@ def power_of_two(typing, exponent):
     return types.float32(types.int32), generate
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def exp_of_negative(x):
     """`exp(x)` of a float32 that is not positive, to 2e-7 relative; a loop over it becomes SIMD code."""
     x = max(x, LEAST_EXPONENT)

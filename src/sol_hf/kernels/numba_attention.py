@@ -46,13 +46,13 @@ ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _widen(memory, begin, count, tile):
     for i in range(count):
         tile[i] = widen(memory[begin + i])
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _dots(query, tile, count, dim, answer):
     """Products of one query with `count` keys."""
     j = 0
@@ -75,7 +75,7 @@ def _dots(query, tile, count, dim, answer):
         j += 1
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _accumulate(weights, tile, count, dim, total):
     """Add `count` weighted values to `total`."""
     j = 0
@@ -94,7 +94,7 @@ def _accumulate(weights, tile, count, dim, total):
         j += 1
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _index_pages(args, task, first, keys, upper, lower):
     """Bring the maxima and minima of the pages of one key-value head up to date."""
     dim, size, slots = args[DIM], args[PAGE_SIZE], args[SLOTS]
@@ -116,7 +116,7 @@ def _index_pages(args, task, first, keys, upper, lower):
         page += 1
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _score_pages(positive, negative, choosers, pages, dim, upper, lower, base, scores, stride):
     """Upper bounds of `q . k` for every chooser and page, as in `page_scores`."""
     for page in range(pages):
@@ -129,14 +129,14 @@ def _score_pages(positive, negative, choosers, pages, dim, upper, lower, base, s
             scores[chooser * stride + page] = a + b
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _rank(x):
     """A float32 as a uint32 that sorts like it; NaN of either sign last or first."""
     bits = bits_of(x)
     return bits ^ (ALL_BITS if bits & SIGN else SIGN)
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _least_kept(scores, begin, total, wanted, bins):
     """The rank of the `wanted`-th largest score, and how many of that rank to keep: a radix selection."""
     prefix, known, left = np.uint32(0), np.uint32(0), wanted
@@ -156,7 +156,7 @@ def _least_kept(scores, begin, total, wanted, bins):
     return prefix, left
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _mark(scores, begin, total, wanted, bins, marks, bit):
     """Set `bit` in the marks of the `wanted` pages of highest score; of equal ones the first."""
     least, ties = _least_kept(scores, begin, total, wanted, bins)
@@ -169,7 +169,7 @@ def _mark(scores, begin, total, wanted, bins, marks, bit):
             ties -= 1
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _choose(args, task, query, keys, upper, lower):
     """Write which pages the heads of one key-value head read: `[number, pages..., marks...]` in its words."""
     row, head = task // args[KV_HEADS], task % args[KV_HEADS]
@@ -191,12 +191,13 @@ def _choose(args, task, query, keys, upper, lower):
             queries[g * dim + i] = widen(query[source + g * args[QUERY_HEAD] + i]) * scale
     pages = (args[SLOTS] - first + args[PAGE_SIZE] - 1) // args[PAGE_SIZE]
     everyone = np.uint32((1 << group) - 1)
+    if args[UPPER] != 0:  # also for a row that needs no scores now: the index is said to be complete for all rows
+        _index_pages(args, task, first, keys, upper, lower)
     if wanted >= pages:
         number[0] = pages
         for page in range(pages):
             listed[page], marks[page] = page, everyone
         return
-    _index_pages(args, task, first, keys, upper, lower)
     choosers = 1 if args[PER_GROUP] else group
     for i in range(choosers * dim):
         positive[i], negative[i] = ZERO, ZERO
@@ -221,7 +222,7 @@ def _choose(args, task, query, keys, upper, lower):
     number[0] = count
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _update_softmax(logits, count, dim, state, total):
     """Turn the logits of a block into weights, and rescale what was summed before to the new maximum.
 
@@ -246,7 +247,7 @@ def _update_softmax(logits, count, dim, state, total):
     return True
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _attend(args, task, split, keys, values):
     """Attention of one key-value head's group over a part of its pages: `(maximum, sum, weighted values)` per head."""
     group, dim, value_dim = args[GROUP], args[DIM], args[VALUE_DIM]
@@ -296,7 +297,7 @@ def _attend(args, task, split, keys, values):
         place = last
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _combine(args, task, output):
     """Put the splits of one key-value head together."""
     group, dim, splits = args[GROUP], args[VALUE_DIM], args[SPLITS]
@@ -316,7 +317,7 @@ def _combine(args, task, output):
             store(output, (task * group + g) * dim + i, state[2 + i] / weight)
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _work(args, query, keys, values, upper, lower, output):
     """Take tasks until none is left."""
     pairs, splits = args[ROWS] * args[KV_HEADS], args[SPLITS]
@@ -339,7 +340,7 @@ def _work(args, query, keys, values, upper, lower, output):
 _SIGNATURE = types.void(types.CPointer(types.int64))
 
 
-@cfunc(_SIGNATURE, cache=True)
+@cfunc(_SIGNATURE, error_model="numpy", cache=True)
 def attend_float32(args):
     """The kernel for float32 memory."""
     query, keys, values = float32_at(args[QUERY]), float32_at(args[KEYS]), float32_at(args[VALUES])
@@ -347,7 +348,7 @@ def attend_float32(args):
     _work(args, query, keys, values, upper, lower, output)
 
 
-@cfunc(_SIGNATURE, cache=True)
+@cfunc(_SIGNATURE, error_model="numpy", cache=True)
 def attend_bfloat16(args):
     """The kernel for bfloat16 memory."""
     query, keys, values = uint16_at(args[QUERY]), uint16_at(args[KEYS]), uint16_at(args[VALUES])
