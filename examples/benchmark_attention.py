@@ -19,6 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig
+
 from benchmark_machine import (
     CLOCKS,
     NOTE,
@@ -29,13 +32,11 @@ from benchmark_machine import (
     median_seconds,
     show,
 )
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import LlamaConfig
-
 from sol_hf import ActionSpace, SOLCache
 from sol_hf.attention import StepPlan, attend_selected, select_keys
 from sol_hf.attention_paths import attend_masked, compiled_kernel
 from sol_hf.criteria import SelectionRule
+from sol_hf.kernels.paged_attention import has_numba
 
 
 COLUMNS = ("context", "rows", "token_keep", "selection", "way", "us", "speed-up", "bound")
@@ -110,7 +111,7 @@ def ways_to_attend(cache: SOLCache, query: torch.Tensor, keep: float, rule: Sele
         "reference": over(lambda i, k, v: attend_selected(plans["reference"], token_keep, i, query, k, v, None)),
         "masked": over(masked),
     }
-    if compiled_kernel(plans["fast"], 0, query, None) is not None:
+    if has_numba():
         ways["fast"] = over(fast)
     return ways
 

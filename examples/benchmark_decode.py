@@ -5,8 +5,8 @@
     python examples/benchmark_decode.py --model smollm2-135m --contexts 512 4096 --batch-sizes 1 8 \
         --budgets 1,1,16 .5,.5,16 .2,.4,16 --dtype float32 --json benchmark_decode.json
 
-`--model` is `smollm2-135m` (downloaded once), a shape with random weights (`llama-3.2-1b`, `qwen3-4b`, `qwen3-8b`), or a
-folder or hub id. `--policy FOLDER` takes a trained policy; a fresh one costs the same. The variants:
+`--model` is `smollm2-135m` (downloaded once), a shape with random weights (`llama-3.2-1b`, `qwen3-4b`, `qwen3-8b`),
+or a folder or hub id. `--policy FOLDER` takes a trained policy; a fresh one costs the same. The variants:
 
     base                 the base's own `generate`, sdpa and DynamicCache
     own cache, dense     SOLCache, hooks and ledger under a schedule of dense actions: what the cache alone gains
@@ -14,11 +14,11 @@ folder or hub id. `--policy FOLDER` takes a trained policy; a fresh one costs th
 
 The context is processed once per case; every run decodes from a copy of that cache. A streamer notes when new tokens
 arrive, and the time from the first to the last is divided by the steps between them. All rows get a token in a step,
-so `ms` is the time of one step. `speed-up` is the base's time over a variant's, `own cache` that of the dense variant:
-medians over the rounds of the quotients within a round. The variants take turns, so that a machine that gets slower
-does so for all. `policy` and `refresh` are shares of the time. `MB` is what a step has to read at least: weights, keys,
-values and page index as the budget asks, KV refresh included; `bound` the share of the time that the measured
-copy bandwidth needs for that. `cache MB` is the memory of keys, values and page index.
+so `ms` is the time of one step. `speed-up` is the base's time over a variant's, `own cache` that of the dense
+variant: medians over the rounds of the quotients within a round. The variants take turns, so that a machine that gets
+slower does so for all. `policy` and `refresh` are shares of the time. `MB` is what a step has to read at least:
+weights, keys, values and page index as the budget asks, KV refresh included; `bound` the share of the time that the
+measured copy bandwidth needs for that. `cache MB` is the memory of keys, values and page index.
 
 `--clock cpu` with `--threads 1` counts processor time, for machines that do other things as well.
 """
@@ -35,11 +35,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from benchmark_machine import CLOCKS, NOTE, SHAPES, SMOLLM2, copy_bandwidth, describe_machine, load_base, show
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from benchmark_machine import CLOCKS, NOTE, SHAPES, SMOLLM2, copy_bandwidth, describe_machine, load_base, show
 from sol_hf import Controller, FixedController, PolicyController, ScheduleController, SOLForCausalLM, decoding
 from sol_hf.crossover import measured_choices
 from sol_hf.elastic import decoder_layers, find_mlps
@@ -181,7 +181,9 @@ def measure(generate: Callable, prompt: Prompt, new_tokens: int, clock: str) -> 
     return watch
 
 
-def bytes_to_read(base: PreTrainedModel, prompt: Prompt, budget: Sequence[float], page_size: int, refresh: int) -> float:
+def bytes_to_read(
+    base: PreTrainedModel, prompt: Prompt, budget: Sequence[float], page_size: int, refresh: int
+) -> float:
     """Bytes of weights, keys, values and page index that a step under a budget has to read.
 
     Of every MLP the kept input channels of all products but the last; with `refresh` steps in an episode that is
@@ -247,7 +249,9 @@ def benchmark(model: SOLForCausalLM, options: argparse.Namespace) -> list[Result
             prompt = Prompt(model, context, rows)
             for name in variants:  # so that the measured runs find everything warm
                 run(name, prompt, 2)
-            rounds = [{name: run(name, prompt, options.new_tokens) for name in variants} for _ in range(options.repeats)]
+            rounds = [
+                {name: run(name, prompt, options.new_tokens) for name in variants} for _ in range(options.repeats)
+            ]
             results += summarise(model, prompt, rounds, options)
     return results
 
@@ -311,7 +315,9 @@ def main(arguments: list[str] | None = None) -> int:
     results = benchmark(model, options)
     show(COLUMNS, [result.cells() for result in results])
     if options.json:
-        settings = {name: getattr(options, name) for name in ("model", "policy", "controller", "backend", "kv_refresh")}
+        settings = {
+            name: getattr(options, name) for name in ("model", "policy", "controller", "backend", "kv_refresh")
+        }
         report = {"machine": machine, **settings, "new_tokens": options.new_tokens, "note": NOTE}
         report["results"] = [asdict(result) for result in results]
         report["choices"] = sorted({f"{situation[0]}: {name}" for situation, name in measured_choices().items()})

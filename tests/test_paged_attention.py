@@ -125,7 +125,8 @@ def test_the_kernel_equals_the_reference_after_anything(
             getattr(plain, name)(argument)
     first = torch.tensor(plain.padding)
     known = (min(plain.padding), max(plain.padding))
-    for ours, theirs in zip(fast.cache.layers[0].page_index(first, known), plain.cache.layers[0].page_index(first, known)):
+    indices = [steps.cache.layers[0].page_index(first, known) for steps in (fast, plain)]
+    for ours, theirs in zip(*indices, strict=True):
         for row, padded in enumerate(plain.padding):
             pages = -(-(plain.cache.layers[0].length - padded) // page_size)
             assert torch.equal(ours[row, :, :pages], theirs[row, :, :pages])
@@ -244,7 +245,9 @@ def test_without_an_openmp_library_one_thread_does_all(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_backends_agree_on_long_texts(backend, dtype):
     steps, plain = (Steps((2, 3, 8, 8), 8, [0, 17], 400, dtype=dtype) for _ in range(2))
-    torch.testing.assert_close(steps.attend(backend, [0.4, 0.1]), plain.attend("reference", [0.4, 0.1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        steps.attend(backend, [0.4, 0.1]), plain.attend("reference", [0.4, 0.1]), atol=1e-5, rtol=0
+    )
 
 
 def test_short_texts_and_missing_numba_take_the_reference(monkeypatch):

@@ -3,7 +3,7 @@
 
 """Which of several ways to compute the same thing is the fastest here: measured once per process and situation.
 
-Ways agree up to rounding. Where runs have to agree to the bit, `backend="reference"` or `"fast"` takes the choice away.
+Ways agree up to rounding. Where runs have to agree to the bit, `backend="reference"` or `"fast"` leaves no choice.
 """
 
 import time
@@ -27,7 +27,7 @@ def run_fastest(situation: Hashable, ways: Mapping[str, Callable[[], Answer]]) -
         ways (`Mapping[str, Callable]`): Functions without arguments that give the same answer, and may run repeatedly.
     """
     name = _FASTEST.get(situation)
-    if name not in ways:
+    if name is None or name not in ways:
         name = min(ways, key=lambda way: _seconds(ways[way])) if len(ways) > 1 else next(iter(ways))
         _FASTEST[situation] = name
     return ways[name]()

@@ -113,10 +113,11 @@ def dense_forward(
     cache: SOLCache,
     inputs: ForwardInputs,
     logits_to_keep: int = 1,
-    **flags: bool,
+    is_replay: bool = False,
+    skips_head: bool = False,
 ) -> CausalLMOutputWithPast:
     """Process `tokens` densely and begin a new episode after them; flags as in [`ForwardContext`]."""
-    with active_forward(**flags) as context:
+    with active_forward(is_replay=is_replay, skips_head=skips_head) as context:
         output = base_forward(base, tokens, cache, inputs, logits_to_keep)
     cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
     return output

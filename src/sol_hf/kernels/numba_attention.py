@@ -107,7 +107,7 @@ def _index_pages(args, task, first, keys, upper, lower):
             x = widen(keys[source + i])
             store(upper, place + i, x)
             store(lower, place + i, x)
-        for j in range(1, end - begin):
+        for _ in range(1, end - begin):
             source += dim
             for i in range(dim):
                 x = widen(keys[source + i])
@@ -176,12 +176,17 @@ def _choose(args, task, query, keys, upper, lower):
     group, dim, most = args[GROUP], args[DIM], args[MOST_PAGES]
     first, wanted = int64_at(args[FIRST])[row], int64_at(args[WANTED])[row]
     words = args[WORDS] + 4 * task * args[WORDS_EACH]
-    number, listed, marks, bins = int32_at(words), int32_at(words + 4), uint32_at(words + 4 + 4 * most), int32_at(
-        words + 4 + 8 * most
+    number, listed, marks, bins = (
+        int32_at(words),
+        int32_at(words + 4),
+        uint32_at(words + 4 + 4 * most),
+        int32_at(words + 4 + 8 * most),
     )
     floats = args[FLOATS] + 4 * (1 + task * args[FLOATS_EACH])
-    queries, positive, negative = float32_at(floats), float32_at(floats + 4 * group * dim), float32_at(
-        floats + 8 * group * dim
+    queries, positive, negative = (
+        float32_at(floats),
+        float32_at(floats + 4 * group * dim),
+        float32_at(floats + 8 * group * dim),
     )
     scores = float32_at(floats + 12 * group * dim)
     scale = float32_at(args[FLOATS])[0]
@@ -285,7 +290,9 @@ def _attend(args, task, split, keys, values):
         for g in range(group):
             address = parts + 4 * g * (2 + value_dim)
             total = float32_at(address + 8)
-            _update_softmax(float32_at(logits + 4 * g * width), (last - place) * size, value_dim, float32_at(address), total)
+            _update_softmax(
+                float32_at(logits + 4 * g * width), (last - place) * size, value_dim, float32_at(address), total
+            )
         for n in range(place, last):
             begin = first + listed[n] * size
             count = min(size, slots - begin)
