@@ -26,6 +26,7 @@ from .compiled_memory import (
     float32_at,
     int32_at,
     int64_at,
+    prefetch,
     store,
     uint16_at,
     uint32_at,
@@ -35,13 +36,15 @@ from .compiled_memory import (
 
 (QUERY, QUERY_ROW, QUERY_HEAD, KEYS, VALUES, UPPER, LOWER, OUTPUT, FIRST, WANTED) = range(10)
 (SLOTS, ROWS, KV_HEADS, GROUP, DIM, VALUE_DIM, CAPACITY, PAGE_CAPACITY, PAGE_SIZE, INDEXED) = range(10, 20)
-(PER_GROUP, SPLITS, FLOATS, FLOATS_EACH, WORDS, WORDS_EACH, PARTS, PARTS_EACH, MOST_PAGES, NEXT) = range(20, 30)
-HEADER = 30
+(PER_GROUP, SPLITS, FLOATS, FLOATS_EACH, WORDS, WORDS_EACH, PARTS, PARTS_EACH, MOST_PAGES, ITEM_SIZE) = range(20, 30)
+NEXT, HEADER = 30, 31
 """Counters follow: for every row and key-value head whether its choice is made, then how many splits are done."""
 
 BLOCK = 64
 """Keys between two steps of the running softmax."""
 BINS = 256
+LINE = 64
+"""Bytes in a line of the processor's cache."""
 ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
@@ -252,6 +255,16 @@ def _update_softmax(logits, count, dim, state, total):
     return True
 
 
+@njit(cache=True)
+def _prefetch_page(args, memory, task, page, first, dim):
+    """Ask for the keys or values of a page: pages lie apart, which no processor foresees."""
+    begin = first + page * args[PAGE_SIZE]
+    count = min(args[PAGE_SIZE], args[SLOTS] - begin)
+    address = memory + (task * args[CAPACITY] + begin) * dim * args[ITEM_SIZE]
+    for offset in range(0, count * dim * args[ITEM_SIZE], LINE):
+        prefetch(address + offset)
+
+
 @njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _attend(args, task, split, keys, values):
     """Attention of one key-value head's group over a part of its pages: `(maximum, sum, weighted values)` per head."""
@@ -276,6 +289,7 @@ def _attend(args, task, split, keys, values):
     while place < end:
         last = min(place + per_block, end)
         for n in range(place, last):
+            _prefetch_page(args, args[VALUES], task, listed[n], first, value_dim)
             begin = first + listed[n] * size
             count = min(size, slots - begin)
             _widen(keys, (task * args[CAPACITY] + begin) * dim, count * dim, tile)
@@ -294,6 +308,8 @@ def _attend(args, task, split, keys, values):
                 float32_at(logits + 4 * g * width), (last - place) * size, value_dim, float32_at(address), total
             )
         for n in range(place, last):
+            if n + per_block < end:
+                _prefetch_page(args, args[KEYS], task, listed[n + per_block], first, dim)
             begin = first + listed[n] * size
             count = min(size, slots - begin)
             _widen(values, (task * args[CAPACITY] + begin) * value_dim, count * value_dim, tile)

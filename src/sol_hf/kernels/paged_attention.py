@@ -94,6 +94,7 @@ class PagedAttention:
             parts,
             parts_each,
             pages,
+            query.element_size(),
         )
         self.arguments, self.data = arguments, arguments.ctypes.data
         self.selects = bool((wanted < torch.div(slots - first + size - 1, size, rounding_mode="floor")).any())
