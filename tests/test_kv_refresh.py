@@ -95,12 +95,12 @@ def test_a_controller_that_wants_logits_gets_those_of_the_replay(model):
         (True, "bits", True),
         (False, "token_keep", False),
         ("auto", "token_keep", True),
-        ("auto", "mlp_keep", False),
+        ("auto", "mlp_keep", True),
         ("auto", "bits", False),
         ("auto", "dense", False),
     ],
 )
-def test_auto_replays_where_few_keys_were_read(model, replayed, kv_refresh, action, refreshed):
+def test_auto_replays_where_little_was_kept(model, replayed, kv_refresh, action, refreshed):
     generate(model, [action] * EPISODE, kv_refresh=kv_refresh)
     assert bool(replayed) == refreshed
 
