@@ -3,9 +3,10 @@
 
 """An MLP that reads only the weights of the input channels that are kept.
 
-The projections before the activation are copied once with the weights of an input channel side by side, which costs as
-much memory as they have. The last projection is the base's own. With numba the compiled kernel does the work, else
-`embedding_bag`, which also reads only the lines it adds up. Both pay for a few rows; they are for the CPU.
+The projections before the activation are copied once, with the weights of an input channel side by side within blocks
+of outputs, which costs as much memory as they have. The last projection is the base's own. With numba the compiled
+kernel does the work, else `embedding_bag`, which also reads only the lines it adds up. Both pay for a few rows; they
+are for the CPU.
 """
 
 import torch
@@ -26,8 +27,9 @@ class InputMajorMLP(MLPCopy):
 
     def __init__(self, parts: MLPParts):
         super().__init__(parts)
-        self.gate = parts.gate.t().contiguous()
-        self.up = None if parts.up is None else parts.up.t().contiguous()
+        self.block = sparse_mlp.block_length(len(parts.gate))
+        self.gate = sparse_mlp.to_blocks(parts.gate, self.block)
+        self.up = None if parts.up is None else sparse_mlp.to_blocks(parts.up, self.block)
         gate_bias, up_bias, down_bias = (None if bias is None else bias.float() for bias in parts.biases)
         self.biases = gate_bias, up_bias, down_bias
 
@@ -40,7 +42,7 @@ class InputMajorMLP(MLPCopy):
         """The MLP's output `(rows, ..., outputs)` for an input `(rows, ..., channels)`."""
         if sparse_mlp.supports(kept.x):
             return sparse_mlp.multiply_kept(
-                kept, self.gate, self.up, self.parts.down, self.biases, self.parts.activation
+                kept, self.gate, self.up, self.block, self.parts.down, self.biases, self.parts.activation
             )
         hidden = ACTIVATIONS[self.parts.activation](self._sum_lines(kept, self.gate, self.parts.biases[0]))
         if self.up is not None:
@@ -48,17 +50,12 @@ class InputMajorMLP(MLPCopy):
         return functional.linear(hidden, self.parts.down, self.parts.biases[2])
 
     def _sum_lines(self, kept: KeptChannels, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The product of the kept channels with `weight` `(channels, width)`, in as many bags as there are threads."""
-        x, width = kept.x.flatten(0, -2)[:, kept.listed], weight.shape[1]
-        bags = torch.get_num_threads() if width % torch.get_num_threads() == 0 else 1
-        place = kept.listed.long() * bags + torch.arange(bags)[:, None]
-        product = functional.embedding_bag(
-            place.repeat(len(x), 1),
-            weight.view(-1, width // bags),
-            mode="sum",
-            per_sample_weights=x.repeat_interleave(bags, dim=0),
-        )
-        product = product.view(*kept.x.shape[:-1], width)
+        """The product of the kept channels with a copied weight, in plain torch."""
+        x = kept.x.flatten(0, -2)[:, kept.listed]
+        channels = kept.listed.expand(len(x), -1)
+        blocks = sparse_mlp.blocks_of(weight, self.block)
+        parts = [functional.embedding_bag(channels, b, mode="sum", per_sample_weights=x) for b in blocks]
+        product = torch.cat(parts, dim=-1).view(*kept.x.shape[:-1], -1)
         return product if bias is None else product + bias
 
 

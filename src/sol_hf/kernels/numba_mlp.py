@@ -3,13 +3,16 @@
 
 """The MLP of a decode step on the CPU, compiled by numba: choose channels, multiply, quantize.
 
-A product with one token is bound by the weights that are read. With the weights of gate and up stored input-major, a
-kept channel is one contiguous line, and the lines of the other channels are not touched:
+A product with one token is bound by the weights that are read. The weights of gate and up are stored in blocks of
+outputs, and within a block input-major: a kept channel is one contiguous line, and the lines of the others are not
+touched. In lines as long as the MLP is wide, a block's part of one line would lie pages away from that of the next,
+which halves the bandwidth.
 
-    gate (channels, width)    | kept     ------------------------- |     a block of outputs: sums stay in the first
-                              | not read                           |     level of cache while the kept lines,
-                              | kept     ------------------------- |     four at a time, run past them
-                                         ^ block 0    ^ block 1
+    block 0 (channels, block)    | kept     ------------- |    sums of the block stay in the first level of
+                                 | not read               |    cache while the kept lines, four at a time,
+                                 | kept     ------------- |    run past them
+    block 1 (channels, block)    | kept     ------------- |
+                                 ...
 
 Rows share the lines that any of them keeps; in a row that does not keep a channel its input is zero. Sums are in
 float32, also for bfloat16 weights. All arguments travel in one array of int64: addresses, sizes, and the counter by
@@ -159,6 +162,8 @@ def _add_lines(args, weights, bias, begin, end, sums):
     """Outputs `begin` to `end` of the product of every line of input with the kept lines of `weights`."""
     lines, channels, width, number = args[LINES], args[CHANNELS], args[WIDTH], args[NUMBER]
     inputs, listed = float32_at(args[INPUT]), int32_at(args[LISTED])
+    span = end - begin
+    place = begin * channels - begin
     for line in range(lines):
         for j in range(begin, end):
             sums[line * width + j] = ZERO
@@ -167,7 +172,7 @@ def _add_lines(args, weights, bias, begin, end, sums):
         # Past the end the last channel is taken again, with an input of zero.
         last = number - 1
         i0, i1, i2, i3 = listed[k], listed[min(k + 1, last)], listed[min(k + 2, last)], listed[min(k + 3, last)]
-        w0, w1, w2, w3 = i0 * width, i1 * width, i2 * width, i3 * width
+        w0, w1, w2, w3 = place + i0 * span, place + i1 * span, place + i2 * span, place + i3 * span
         for line in range(lines):
             x, base = line * channels, line * width
             a, b, c, d = inputs[x + i0], inputs[x + i1], inputs[x + i2], inputs[x + i3]

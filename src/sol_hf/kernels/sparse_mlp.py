@@ -78,12 +78,28 @@ def fake_quantize(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     return quantized
 
 
-def _block(outputs: int) -> int:
+def block_length(outputs: int) -> int:
     """Outputs that a thread takes at a time: all threads get the same number of blocks, none above `BLOCK`."""
     threads = torch.get_num_threads()
     blocks = -(-outputs // BLOCK)
     blocks = -(-blocks // threads) * threads
     return max(LEAST_BLOCK, -(-outputs // (blocks * ROUND_TO)) * ROUND_TO)
+
+
+def blocks_of(weight: torch.Tensor, block: int) -> list[torch.Tensor]:
+    """Views of the blocks, `(channels, block)`, of what [`to_blocks`] makes of `weight` `(width, channels)`."""
+    width, channels = weight.shape
+    ends = [(begin, min(begin + block, width)) for begin in range(0, width, block)]
+    flat = weight.view(-1)
+    return [flat[begin * channels : end * channels].view(channels, end - begin) for begin, end in ends]
+
+
+def to_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:
+    """A copy of `weight` `(width, channels)`, each `block` of outputs input-major; the shape says nothing of it."""
+    copy = torch.empty(weight.shape, dtype=weight.dtype)
+    for begin, lines in zip(range(0, len(weight), block), blocks_of(copy, block), strict=True):
+        lines.copy_(weight[begin : begin + block].t())
+    return copy
 
 
 def _address(tensor: torch.Tensor | None) -> int:
@@ -94,6 +110,7 @@ def multiply_kept(
     kept: KeptChannels,
     gate: torch.Tensor,
     up: torch.Tensor | None,
+    block: int,
     down: torch.Tensor,
     biases: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
     activation: str,
@@ -102,8 +119,10 @@ def multiply_kept(
 
     Args:
         kept ([`KeptChannels`]): Input.
-        gate (`torch.Tensor` of shape `(channels, width)`): Weights before the activation, input-major.
-        up (`torch.Tensor` of shape `(channels, width)`, *optional*): Weights of what the activation is multiplied by.
+        gate (`torch.Tensor` of shape `(width, channels)`): Weights before the activation, from [`to_blocks`].
+        up (`torch.Tensor` of shape `(width, channels)`, *optional*): Weights of what the activation is multiplied by,
+            from [`to_blocks`] too.
+        block (`int`): Length of their blocks.
         down (`torch.Tensor` of shape `(outputs, width)`): Weights of the last projection.
         biases (`tuple`): Of the three, `None` where there is none.
         activation (`str`): One of `numba_mlp.ACTIVATIONS`.
@@ -113,7 +132,7 @@ def multiply_kept(
     """
     from . import numba_mlp as kernel
 
-    (channels, width), outputs = gate.shape, len(down)
+    (width, channels), outputs = gate.shape, len(down)
     x = kept.x.float().contiguous()
     lines = x.numel() // channels
     sums = torch.empty(2, lines, width)
@@ -124,9 +143,9 @@ def multiply_kept(
     a[kernel.GATE : kernel.HIDDEN] = gate.data_ptr(), _address(up), _address(biases[0]), _address(biases[1])
     a[kernel.HIDDEN : kernel.DOWN] = sums[0].data_ptr(), sums[1].data_ptr(), kernel.ACTIVATIONS.index(activation)
     a[kernel.DOWN : kernel.BLOCK] = down.data_ptr(), _address(biases[2]), output.data_ptr(), outputs
-    a[kernel.BLOCK] = _block(width)
+    a[kernel.BLOCK] = block
     is_float = gate.dtype == torch.float32
     run_in_torch_threads((kernel.expand_float32 if is_float else kernel.expand_bfloat16).address, a.ctypes.data)
-    a[kernel.BLOCK], a[kernel.NEXT] = _block(outputs), 0
+    a[kernel.BLOCK], a[kernel.NEXT] = block_length(outputs), 0
     run_in_torch_threads((kernel.contract_float32 if is_float else kernel.contract_bfloat16).address, a.ctypes.data)
     return output
