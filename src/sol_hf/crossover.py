@@ -3,8 +3,7 @@
 
 """Which of several ways to compute the same thing is the fastest here: measured once per process and situation.
 
-Ways agree up to rounding. Where runs have to agree to the bit, `backend="reference"` or `"fast"` takes the choice
-away.
+Ways agree up to rounding. Where runs have to agree to the bit, `backend="reference"` or `"fast"` leaves no choice.
 """
 
 import functools
