@@ -22,7 +22,6 @@ are the 15th percentile of all calls, which on a shared machine is what an undis
 import argparse
 import json
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -90,6 +89,11 @@ def seconds(function: Callable) -> float:
     return time.perf_counter() - begin
 
 
+def undisturbed(times: list[float]) -> float:
+    """The 15th percentile."""
+    return sorted(times)[int(0.15 * len(times))]
+
+
 def make_variants(mlps: list[LlamaMLP], x: torch.Tensor, keeps: tuple[float, ...]) -> list[Variant]:
     """All variants for an input `(rows, 1, channels)`; their `run` takes the place of an MLP in the list."""
     sparse, int8 = [InputMajorMLP.of(mlp) for mlp in mlps], [Int8MLP.of(mlp) for mlp in mlps]
@@ -134,7 +138,7 @@ def benchmark(options: argparse.Namespace) -> list[Result]:
             for _ in range(1 + options.repeats):
                 for variant, taken in zip(variants, times, strict=True):
                     taken += [seconds(lambda i=i, run=variant.run: run(i)) for i in range(layers)]
-            typical = [statistics.quantiles(taken[layers:], n=20)[2] for taken in times]
+            typical = [undisturbed(taken[layers:]) for taken in times]  # the first round warmed up
             for variant, time_taken in zip(variants, typical, strict=True):
                 rate = variant.bytes_read / time_taken / 1e9
                 case = (f"{channels}-{width}", dtype, rows, variant.name, variant.keep)
