@@ -59,11 +59,12 @@ def test_step_logits(golden_model, golden_vectors, criterion, axis, backend):
     torch.testing.assert_close(logits, golden_vectors[name], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["reference", "fast", "auto"])
 @pytest.mark.parametrize("axis", ["mlp_keep", "bits"])
-def test_mlp_axes_alone(golden_model, golden_vectors, axis):
+def test_mlp_axes_alone(golden_model, golden_vectors, axis, backend):
     model = golden_model()
     schedule = axis_schedule(golden_vectors, model.action_space, axis)
-    logits = stepwise_logits(model, golden_vectors, schedule)
+    logits = stepwise_logits(model, golden_vectors, schedule, backend=backend)
     torch.testing.assert_close(logits, golden_vectors[f"{axis}_only.logits"], atol=1e-4, rtol=0)
 
 

@@ -17,8 +17,10 @@ MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in
 ORDER = """
     version smollm2 text_blocks actions rewards activations ledger row_ends window_layer
     crossover criteria paged_layer kernels/__init__ kernels/native_threads kernels/compiled_memory
-    kernels/numba_attention kernels/paged_attention shared_prefix configuration_sol outputs cache policy_heads
-    modeling_sol_policy attention_paths attention elastic controllers baseline_controllers controller_names loading hub
+    kernels/numba_attention kernels/paged_attention kernels/numba_mlp kernels/sparse_mlp
+    mlp_parts mlp_copy input_major_mlp int8_mlp shared_prefix configuration_sol outputs cache policy_heads
+    modeling_sol_policy attention_paths attention elastic elastic_mlp
+    controllers baseline_controllers controller_names loading hub
     processors decoding instrumentation options scoring
     modeling_sol rollouts counterfactuals measurements evaluation lm_eval_spending lm_eval_adapter
     metrics
@@ -28,8 +30,8 @@ ORDER = """
 """A module imports only from modules to its left."""
 
 STEP_MODULES = """
-    decoding attention attention_paths criteria shared_prefix activations elastic controllers baseline_controllers
-    processors ledger paged_layer window_layer policy_heads
+    decoding attention attention_paths criteria shared_prefix activations elastic elastic_mlp controllers
+    baseline_controllers processors ledger paged_layer window_layer policy_heads
 """.split()
 FOR_TRAINING = {"accelerate", "datasets", "evaluate", "lm_eval", "matplotlib", "peft", "tqdm", "trl"}
 """Packages that decoding does without, though transformers may load some of them."""
