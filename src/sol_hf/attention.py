@@ -93,11 +93,11 @@ class StepPlan:
         On the CPU an axis that is dense for all rows is recognised and left out. On an accelerator looking at the
         values would stall the device, so all axes are planned.
         """
-        columns = dict(zip(AXES, values.unbind(dim=-1), strict=True))
+        columns: dict[str, Any] = dict(zip(AXES, values.unbind(dim=-1), strict=True))
         if values.device.type == "cpu":
             dense = dict(zip(AXES, DENSE, strict=True))
             columns = {axis: column for axis, column in columns.items() if bool((column < dense[axis]).any())}
-        return cls(cache, rule, **columns, backend=backend, bits_backend=bits_backend)
+        return cls(cache, rule, backend=backend, bits_backend=bits_backend, **columns)
 
     def covers(self, layer_idx: int) -> bool:
         """Whether `token_keep` applies to a layer."""
@@ -115,8 +115,8 @@ class StepPlan:
 class ForwardContext:
     """What a running forward of the base is told (`plan`) and what it reports (`hidden_state`).
 
-    `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`. `is_replay` marks a KV refresh:
-    a forward that may round differently from the base's, and whose logits nobody needs if `skips_head` is set.
+    `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`. `is_replay` marks a KV
+    refresh, a forward that may round differently from the base's; with `skips_head` nobody needs its logits.
     """
 
     plan: StepPlan | None = None
@@ -143,9 +143,11 @@ ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", 
 
 
 @contextmanager
-def active_forward(plan: StepPlan | None = None, **flags: bool) -> Iterator[ForwardContext]:
-    """Make `plan` the one that attention and MLP hooks of this thread see within the block; flags as in the context."""
-    context = ForwardContext(plan, **flags)
+def active_forward(
+    plan: StepPlan | None = None, is_replay: bool = False, skips_head: bool = False
+) -> Iterator[ForwardContext]:
+    """Make `plan` the one that attention and MLP hooks of this thread see within the block; flags: see the context."""
+    context = ForwardContext(plan, is_replay=is_replay, skips_head=skips_head)
     token = ACTIVE.set(context)
     try:
         yield context
@@ -202,10 +204,11 @@ def _attention_function(implementation: str) -> Callable:
             kernel = compiled_kernel(plan, module.layer_idx, query, scaling) if is_plain(kwargs) else None
             if kernel is not None:
                 layer = plan.cache.layers[module.layer_idx]
-                ways = {"reference": original, "fast": lambda: (kernel(query, layer), None)}
-                return attend(plan, module.layer_idx, query, key, ways)
-        if context is not None and context.is_replay and can_pack(query, key, attention_mask) and is_plain(kwargs):
-            return attend_packed(query, key, value, attention_mask, scaling), None
+                ways = {"reference": lambda: original()[0], "fast": lambda: kernel(query, layer)}
+                return attend(plan, query, key, ways), None
+        if context is not None and context.is_replay and is_plain(kwargs) and query.shape[1] > key.shape[1]:
+            if attention_mask is not None and attention_mask.dtype == torch.bool:
+                return attend_packed(query, key, value, attention_mask, scaling), None
         return original()
 
     return sol_attention_forward
@@ -214,11 +217,6 @@ def _attention_function(implementation: str) -> Callable:
 def is_plain(arguments: dict[str, Any]) -> bool:
     """Whether a module's attention is softmax of scaled products and nothing else."""
     return all(arguments.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
-
-
-def can_pack(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Whether [`attend_packed`] can stand in for the base's attention, and saves copies of keys and values."""
-    return mask is not None and mask.dtype == torch.bool and mask.dim() == 4 and query.shape[1] > key.shape[1]
 
 
 def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
@@ -256,7 +254,7 @@ def attend_sparsely(
         ways["fast"] = lambda: kernel(query, layer)
     else:
         ways["masked"] = functools.partial(_attend_masked, *arguments)
-    return attend(plan, layer_idx, query, key, ways)
+    return attend(plan, query, key, ways)
 
 
 def attend_selected(
@@ -284,8 +282,7 @@ def attend_selected(
     """
     rows, heads, _, dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
-    first, start = _row_origins(plan, layer_idx, rows, slots, key.device)
-    selection = _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start)
+    selection, first, start = select_keys(plan, token_keep, layer_idx, query, key)
     slot = selection.ranks + first[:, None, None]
     in_use = selection.in_use & (slot >= start[:, None, None]) & (slot < slots)
     per_head = slot.shape[1] == heads and heads != kv_heads
@@ -308,9 +305,15 @@ def _attend_masked(
     scaling: float | None,
 ) -> torch.Tensor:
     """[`attend_selected`] by a mask instead of copies."""
+    return attend_masked(*select_keys(plan, token_keep, layer_idx, query, key), query, key, value, scaling)
+
+
+def select_keys(
+    plan: StepPlan, token_keep: torch.Tensor, layer_idx: int, query: torch.Tensor, key: torch.Tensor
+) -> tuple[Selection, torch.Tensor, torch.Tensor]:
+    """What a step reads, the slot of rank 0 and the first slot with a real key; arguments of [`attend_selected`]."""
     first, start = _row_origins(plan, layer_idx, len(query), key.shape[2], key.device)
-    selection = _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start)
-    return attend_masked(selection, first, start, query, key, value, scaling)
+    return _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start), first, start
 
 
 def _row_origins(plan: StepPlan, layer_idx: int, rows: int, slots: int, device: torch.device):

@@ -152,13 +152,12 @@ def triton_kernel(
 
 
 def attend(
-    plan: "StepPlan", layer_idx: int, query: torch.Tensor, key: torch.Tensor, ways: dict[str, Callable]
+    plan: "StepPlan", query: torch.Tensor, key: torch.Tensor, ways: dict[str, Callable[[], torch.Tensor]]
 ) -> torch.Tensor:
     """Attention of a decode step by the way that the plan's backend prefers.
 
     Args:
         plan ([`StepPlan`]): Backend, and how much is read.
-        layer_idx (`int`): Layer of the cache.
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
         key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
         ways (`dict[str, Callable]`): Functions without arguments, by name; `"reference"` is always there.

@@ -29,7 +29,7 @@ from .criteria import SelectionRule
 
 
 AUTO_REFRESH_BELOW = 0.5
-"""Mean `token_keep` of an episode; where it comes from is in docs/performance.md."""
+"""Mean `token_keep` or `mlp_keep` of an episode; where it comes from is in docs/performance.md."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,11 @@ def dense_forward(
     cache: SOLCache,
     inputs: ForwardInputs,
     logits_to_keep: int = 1,
-    **flags: bool,
+    is_replay: bool = False,
+    skips_head: bool = False,
 ) -> CausalLMOutputWithPast:
     """Process `tokens` densely and begin a new episode after them; flags as in [`ForwardContext`]."""
-    with active_forward(**flags) as context:
+    with active_forward(is_replay=is_replay, skips_head=skips_head) as context:
         output = base_forward(base, tokens, cache, inputs, logits_to_keep)
     cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
     return output
@@ -162,8 +163,8 @@ def refresh(base: PreTrainedModel, cache: SOLCache, inputs: ForwardInputs) -> No
 def needs_refresh(cache: SOLCache) -> bool:
     """Whether the running episode left anything in the cache that a dense forward would not have, and that matters.
 
-    With `kv_refresh="auto"` it matters where the host knows no better than that the mean `token_keep` of the steps
-    was below `AUTO_REFRESH_BELOW`.
+    With `kv_refresh="auto"` it matters if the mean `token_keep` or the mean `mlp_keep` of a row's steps was below
+    `AUTO_REFRESH_BELOW`, or if only an accelerator knows the actions.
     """
     wanted = True if cache.controls is None else cache.controls.kv_refresh
     if wanted != "auto" or not cache.episode.polluted:
@@ -171,8 +172,8 @@ def needs_refresh(cache: SOLCache) -> bool:
     actions = cache.episode.actions(cache.rows, cache.ledger.total_counts.device)
     if actions.device.type != "cpu":
         return True
-    token_keep = cache.action_space.values[actions][..., 0]
-    return bool(token_keep.mean(dim=1).min() < AUTO_REFRESH_BELOW)
+    kept = cache.action_space.values[actions][..., :2].mean(dim=1)
+    return bool(kept.min() < AUTO_REFRESH_BELOW)
 
 
 def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Observation:

@@ -330,6 +330,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         axes = options.controlled_axes(self.action_space)
         instrumentation.require(axes)
         instrumentation.require_cache(self.new_cache(), axes, options.kv_refresh)
+        if "bits" in axes and options.bits_backend == "int8":
+            instrumentation.require_int8()
         if self.policy.device.type != self.base.device.type:
             raise ValueError(f"The policy is on {self.policy.device}, the base on {self.base.device}.")
         controller = options.controller or PolicyController(self.policy)

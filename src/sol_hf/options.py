@@ -63,7 +63,9 @@ class DecodeOptions:
         choices["kv_refresh"] = KV_REFRESH
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}."
+                )
         if not (math.isfinite(self.action_temperature) and self.action_temperature > 0):
             raise ValueError(f"`action_temperature` must be positive, got {self.action_temperature}.")
         if self.action_processors and self.is_empty:

@@ -33,7 +33,7 @@ def _pointer(kind: types.Type):
     return pointer
 
 
-float32_at, uint16_at = _pointer(types.float32), _pointer(types.uint16)
+float32_at, uint16_at, uint8_at = _pointer(types.float32), _pointer(types.uint16), _pointer(types.uint8)
 int64_at, int32_at, uint32_at = _pointer(types.int64), _pointer(types.int32), _pointer(types.uint32)
 
 
@@ -94,6 +94,21 @@ def fetch_add(typing, pointer, place, amount):
 
 
 @intrinsic
+def prefetch(typing, address):
+    """Ask for the cache line at an address, which may be any."""
+
+    def generate(context, builder, signature, arguments):
+        word, byte_pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte_pointer], kind)
+        line = builder.inttoptr(arguments[0], byte_pointer)
+        builder.call(function, [line, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def power_of_two(typing, exponent):
     """2 to the power of an int32 in -126..127, as float32."""
 
@@ -104,7 +119,7 @@ def power_of_two(typing, exponent):
     return types.float32(types.int32), generate
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def exp_of_negative(x):
     """`exp(x)` of a float32 that is not positive, to 2e-7 relative; a loop over it becomes SIMD code."""
     x = max(x, LEAST_EXPONENT)

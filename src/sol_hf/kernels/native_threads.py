@@ -4,9 +4,9 @@
 """Runs a compiled function in the threads that torch computes with.
 
 numba brings thread pools of its own. Beside torch's they would fight for the cores: after a parallel region an OpenMP
-worker spins for a while, so that two pools that take turns keep each other waiting. `GOMP_parallel` of the OpenMP library
-that torch has loaded starts the function on torch's own workers. Where there is no such library the function runs
-once, in the calling thread; work is therefore handed out by a counter and not by the number of the thread.
+worker spins for a while, so that two pools that take turns keep each other waiting. `GOMP_parallel` of the OpenMP
+library that torch has loaded starts the function on torch's own workers. Where there is no such library the function
+runs once, in the calling thread; work is therefore handed out by a counter and not by the number of the thread.
 """
 
 import ctypes

@@ -26,6 +26,7 @@ from .compiled_memory import (
     float32_at,
     int32_at,
     int64_at,
+    prefetch,
     store,
     uint16_at,
     uint32_at,
@@ -35,24 +36,26 @@ from .compiled_memory import (
 
 (QUERY, QUERY_ROW, QUERY_HEAD, KEYS, VALUES, UPPER, LOWER, OUTPUT, FIRST, WANTED) = range(10)
 (SLOTS, ROWS, KV_HEADS, GROUP, DIM, VALUE_DIM, CAPACITY, PAGE_CAPACITY, PAGE_SIZE, INDEXED) = range(10, 20)
-(PER_GROUP, SPLITS, FLOATS, FLOATS_EACH, WORDS, WORDS_EACH, PARTS, PARTS_EACH, MOST_PAGES, NEXT) = range(20, 30)
-HEADER = 30
+(PER_GROUP, SPLITS, FLOATS, FLOATS_EACH, WORDS, WORDS_EACH, PARTS, PARTS_EACH, MOST_PAGES, ITEM_SIZE) = range(20, 30)
+NEXT, HEADER = 30, 31
 """Counters follow: for every row and key-value head whether its choice is made, then how many splits are done."""
 
 BLOCK = 64
 """Keys between two steps of the running softmax."""
 BINS = 256
+LINE = 64
+"""Bytes in a line of the processor's cache."""
 ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _widen(memory, begin, count, tile):
     for i in range(count):
         tile[i] = widen(memory[begin + i])
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _dots(query, tile, count, dim, answer):
     """Products of one query with `count` keys."""
     j = 0
@@ -75,7 +78,7 @@ def _dots(query, tile, count, dim, answer):
         j += 1
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _accumulate(weights, tile, count, dim, total):
     """Add `count` weighted values to `total`."""
     j = 0
@@ -94,7 +97,7 @@ def _accumulate(weights, tile, count, dim, total):
         j += 1
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _index_pages(args, task, first, keys, upper, lower):
     """Bring the maxima and minima of the pages of one key-value head up to date."""
     dim, size, slots = args[DIM], args[PAGE_SIZE], args[SLOTS]
@@ -107,7 +110,7 @@ def _index_pages(args, task, first, keys, upper, lower):
             x = widen(keys[source + i])
             store(upper, place + i, x)
             store(lower, place + i, x)
-        for j in range(1, end - begin):
+        for _ in range(1, end - begin):
             source += dim
             for i in range(dim):
                 x = widen(keys[source + i])
@@ -116,7 +119,7 @@ def _index_pages(args, task, first, keys, upper, lower):
         page += 1
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _score_pages(positive, negative, choosers, pages, dim, upper, lower, base, scores, stride):
     """Upper bounds of `q . k` for every chooser and page, as in `page_scores`."""
     for page in range(pages):
@@ -129,14 +132,14 @@ def _score_pages(positive, negative, choosers, pages, dim, upper, lower, base, s
             scores[chooser * stride + page] = a + b
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _rank(x):
     """A float32 as a uint32 that sorts like it; NaN of either sign last or first."""
     bits = bits_of(x)
     return bits ^ (ALL_BITS if bits & SIGN else SIGN)
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _least_kept(scores, begin, total, wanted, bins):
     """The rank of the `wanted`-th largest score, and how many of that rank to keep: a radix selection."""
     prefix, known, left = np.uint32(0), np.uint32(0), wanted
@@ -156,7 +159,7 @@ def _least_kept(scores, begin, total, wanted, bins):
     return prefix, left
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _mark(scores, begin, total, wanted, bins, marks, bit):
     """Set `bit` in the marks of the `wanted` pages of highest score; of equal ones the first."""
     least, ties = _least_kept(scores, begin, total, wanted, bins)
@@ -169,19 +172,24 @@ def _mark(scores, begin, total, wanted, bins, marks, bit):
             ties -= 1
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _choose(args, task, query, keys, upper, lower):
     """Write which pages the heads of one key-value head read: `[number, pages..., marks...]` in its words."""
     row, head = task // args[KV_HEADS], task % args[KV_HEADS]
     group, dim, most = args[GROUP], args[DIM], args[MOST_PAGES]
     first, wanted = int64_at(args[FIRST])[row], int64_at(args[WANTED])[row]
     words = args[WORDS] + 4 * task * args[WORDS_EACH]
-    number, listed, marks, bins = int32_at(words), int32_at(words + 4), uint32_at(words + 4 + 4 * most), int32_at(
-        words + 4 + 8 * most
+    number, listed, marks, bins = (
+        int32_at(words),
+        int32_at(words + 4),
+        uint32_at(words + 4 + 4 * most),
+        int32_at(words + 4 + 8 * most),
     )
     floats = args[FLOATS] + 4 * (1 + task * args[FLOATS_EACH])
-    queries, positive, negative = float32_at(floats), float32_at(floats + 4 * group * dim), float32_at(
-        floats + 8 * group * dim
+    queries, positive, negative = (
+        float32_at(floats),
+        float32_at(floats + 4 * group * dim),
+        float32_at(floats + 8 * group * dim),
     )
     scores = float32_at(floats + 12 * group * dim)
     scale = float32_at(args[FLOATS])[0]
@@ -191,12 +199,13 @@ def _choose(args, task, query, keys, upper, lower):
             queries[g * dim + i] = widen(query[source + g * args[QUERY_HEAD] + i]) * scale
     pages = (args[SLOTS] - first + args[PAGE_SIZE] - 1) // args[PAGE_SIZE]
     everyone = np.uint32((1 << group) - 1)
+    if args[UPPER] != 0:  # also for a row that needs no scores now: the index is said to be complete for all rows
+        _index_pages(args, task, first, keys, upper, lower)
     if wanted >= pages:
         number[0] = pages
         for page in range(pages):
             listed[page], marks[page] = page, everyone
         return
-    _index_pages(args, task, first, keys, upper, lower)
     choosers = 1 if args[PER_GROUP] else group
     for i in range(choosers * dim):
         positive[i], negative[i] = ZERO, ZERO
@@ -221,7 +230,7 @@ def _choose(args, task, query, keys, upper, lower):
     number[0] = count
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _update_softmax(logits, count, dim, state, total):
     """Turn the logits of a block into weights, and rescale what was summed before to the new maximum.
 
@@ -246,7 +255,17 @@ def _update_softmax(logits, count, dim, state, total):
     return True
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(cache=True)
+def _prefetch_page(args, memory, task, page, first, dim):
+    """Ask for the keys or values of a page: pages lie apart, which no processor foresees."""
+    begin = first + page * args[PAGE_SIZE]
+    count = min(args[PAGE_SIZE], args[SLOTS] - begin)
+    address = memory + (task * args[CAPACITY] + begin) * dim * args[ITEM_SIZE]
+    for offset in range(0, count * dim * args[ITEM_SIZE], LINE):
+        prefetch(address + offset)
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _attend(args, task, split, keys, values):
     """Attention of one key-value head's group over a part of its pages: `(maximum, sum, weighted values)` per head."""
     group, dim, value_dim = args[GROUP], args[DIM], args[VALUE_DIM]
@@ -270,6 +289,7 @@ def _attend(args, task, split, keys, values):
     while place < end:
         last = min(place + per_block, end)
         for n in range(place, last):
+            _prefetch_page(args, args[VALUES], task, listed[n], first, value_dim)
             begin = first + listed[n] * size
             count = min(size, slots - begin)
             _widen(keys, (task * args[CAPACITY] + begin) * dim, count * dim, tile)
@@ -284,8 +304,12 @@ def _attend(args, task, split, keys, values):
         for g in range(group):
             address = parts + 4 * g * (2 + value_dim)
             total = float32_at(address + 8)
-            _update_softmax(float32_at(logits + 4 * g * width), (last - place) * size, value_dim, float32_at(address), total)
+            _update_softmax(
+                float32_at(logits + 4 * g * width), (last - place) * size, value_dim, float32_at(address), total
+            )
         for n in range(place, last):
+            if n + per_block < end:
+                _prefetch_page(args, args[KEYS], task, listed[n + per_block], first, dim)
             begin = first + listed[n] * size
             count = min(size, slots - begin)
             _widen(values, (task * args[CAPACITY] + begin) * value_dim, count * value_dim, tile)
@@ -296,7 +320,7 @@ def _attend(args, task, split, keys, values):
         place = last
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _combine(args, task, output):
     """Put the splits of one key-value head together."""
     group, dim, splits = args[GROUP], args[VALUE_DIM], args[SPLITS]
@@ -316,7 +340,7 @@ def _combine(args, task, output):
             store(output, (task * group + g) * dim + i, state[2 + i] / weight)
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _work(args, query, keys, values, upper, lower, output):
     """Take tasks until none is left."""
     pairs, splits = args[ROWS] * args[KV_HEADS], args[SPLITS]
@@ -339,7 +363,7 @@ def _work(args, query, keys, values, upper, lower, output):
 _SIGNATURE = types.void(types.CPointer(types.int64))
 
 
-@cfunc(_SIGNATURE, cache=True)
+@cfunc(_SIGNATURE, error_model="numpy", cache=True)
 def attend_float32(args):
     """The kernel for float32 memory."""
     query, keys, values = float32_at(args[QUERY]), float32_at(args[KEYS]), float32_at(args[VALUES])
@@ -347,7 +371,7 @@ def attend_float32(args):
     _work(args, query, keys, values, upper, lower, output)
 
 
-@cfunc(_SIGNATURE, cache=True)
+@cfunc(_SIGNATURE, error_model="numpy", cache=True)
 def attend_bfloat16(args):
     """The kernel for bfloat16 memory."""
     query, keys, values = uint16_at(args[QUERY]), uint16_at(args[KEYS]), uint16_at(args[VALUES])

@@ -85,7 +85,17 @@ class PagedAttention:
         arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first.data_ptr(), self.wanted.data_ptr()
         arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
         arguments[kernel.PAGE_SIZE], arguments[kernel.PER_GROUP] = size, rule.page_selection == "group"
-        arguments[kernel.SPLITS : kernel.NEXT] = splits, floats, floats_each, words, words_each, parts, parts_each, pages
+        arguments[kernel.SPLITS : kernel.NEXT] = (
+            splits,
+            floats,
+            floats_each,
+            words,
+            words_each,
+            parts,
+            parts_each,
+            pages,
+            query.element_size(),
+        )
         self.arguments, self.data = arguments, arguments.ctypes.data
         self.selects = bool((wanted < torch.div(slots - first + size - 1, size, rounding_mode="floor")).any())
 
