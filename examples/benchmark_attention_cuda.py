@@ -5,7 +5,7 @@
 
     python examples/benchmark_attention_cuda.py --json attention.json
 
-Times, for one layer of an 8B-shaped model, dense scaled dot product attention and the three stages over selected pages:
+Times, for one layer of an 8B-shaped model, dense scaled dot product attention and three stages over selected pages:
 scoring the page index, choosing, attending. The bound is what must be read at all (page index, chosen keys and values)
 over the copy bandwidth, which is measured first. Without a GPU, `--interpret` runs the same at tiny sizes, to see that
 it works; its times mean nothing.
@@ -24,7 +24,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 
-COLUMNS = "context rows choice token_keep dense_us score_us choose_us attend_us total_us bound_us share speedup".split()
+COLUMNS = (
+    "context rows choice token_keep dense_us score_us choose_us attend_us total_us bound_us share speedup".split()
+)
 
 
 def microseconds(function: Callable, device: str, repeats: int) -> float:

@@ -8,20 +8,33 @@ but no values, and cannot answer when the host wants to look. Copies between hos
 refused besides. With a GPU, torch's own sync debug mode watches a real step.
 """
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bases import tiny_base
-from cases import HALF, control, prompts
+from cases import HALF, control
+from sol_hf.controllers import PolicyController
 from sol_hf.decoding import ForwardInputs, decode_step
 from sol_hf.instrumentation import Instrumentation
+from sol_hf.kernels import triton_support
 from sol_hf.options import resolve_options
-from sol_hf.controllers import PolicyController
-from sol_hf.kernels import triton_paged
 
 
 BACKENDS = ["reference", "fast"]
+
+
+class NoTransfers(TorchFunctionMode):
+    """Refuses to make a tensor from values of the host on another device: the dispatcher does not see that."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        device = torch.device((kwargs or {}).get("device") or "cpu")
+        if function in (torch.tensor, torch.as_tensor) and device.type != "cpu":
+            raise AssertionError(f"{function.__name__} copies between host and device")
+        return function(*args, **(kwargs or {}))
 
 
 class NoWaiting(TorchDispatchMode):
@@ -45,6 +58,13 @@ class NoWaiting(TorchDispatchMode):
         return answer
 
 
+@contextmanager
+def watched_step():
+    """Refuses all that waits; gives the [`NoWaiting`] that has the names of the operations."""
+    with NoTransfers(), NoWaiting() as watch:
+        yield watch
+
+
 def prefilled(model, rows: int, backend: str, **budget):
     """A cache under a budget after a prefill and two decode steps, which fill the tables on the device."""
     options = resolve_options(dict(backend=backend, **budget), None, model.generation_config)
@@ -60,14 +80,14 @@ def prefilled(model, rows: int, backend: str, **budget):
 def test_a_step_does_not_wait(backend, budget, monkeypatch):
     if backend == "fast":
         pytest.importorskip("triton")
-        monkeypatch.setattr(triton_paged, "DEVICES", ("meta",))
+        monkeypatch.setattr(triton_support, "DEVICES", ("meta",))
     model = control(tiny_base("llama", attn_implementation="sdpa")).to("meta")
     with torch.no_grad(), Instrumentation.of(model.base):
         cache = prefilled(model, 2, backend, **budget)
         token = torch.ones(2, 1, dtype=torch.long, device="meta")
         mask = torch.ones(2, cache.get_seq_length() + 1, dtype=torch.long, device="meta")
         active = torch.ones(2, dtype=torch.bool, device="meta")
-        with NoWaiting() as watched:
+        with watched_step() as watched:
             output = decode_step(model.base, token, cache, ForwardInputs(token, mask), active)
     assert output.logits.shape == (2, 1, 99) and cache.get_seq_length() == 23
     kernels = {"score_pages", "select_largest", "attend_pages"}
@@ -78,10 +98,10 @@ def test_a_step_does_not_wait(backend, budget, monkeypatch):
 def test_the_watch_does_refuse():
     x = torch.ones(3, device="meta")
     for look in (lambda: x.sum().item(), lambda: bool(x.any()), lambda: x.nonzero(), lambda: x[x > 0]):
-        with pytest.raises((AssertionError, NotImplementedError), match="looks at a value|nonzero"), NoWaiting():
+        with pytest.raises((AssertionError, NotImplementedError), match="looks at a value|nonzero"), watched_step():
             look()
     for copy in (lambda: torch.ones(2).to("meta"), lambda: torch.tensor([1.0], device="meta")):
-        with pytest.raises(AssertionError, match="copies"), NoWaiting():
+        with pytest.raises(AssertionError, match="copies"), watched_step():
             copy()
 
 

@@ -68,9 +68,10 @@ def caches(draw):
         lower=lower,
         first=first,
         count=length - first,
-        token_keep=torch.tensor([draw(FRACTIONS) for _ in range(rows)]),
+        token_keep=torch.tensor([[draw(FRACTIONS)] * 3 for _ in range(rows)]),
     )
     case = {name: x.to(DEVICE) for name, x in case.items()}
+    case["token_keep"] = case["token_keep"][:, 1]  # a column of a table of settings
     return case | dict(pages=pages, page_size=page_size, shared=draw(st.booleans()))
 
 
@@ -181,7 +182,7 @@ def check_mlp(rows, channels, width, dtype, activation, gated, biased, fractions
     x = torch.randn(rows, channels, generator=make).to(dtype).to(DEVICE)
     gate, up = (torch.randn(2, channels, width, generator=make) * channels**-0.5).to(dtype).to(DEVICE)
     biases = torch.randn(2, width, generator=make).to(dtype).to(DEVICE) if biased else (None, None)
-    fraction = torch.tensor(fractions, device=DEVICE)
+    fraction = torch.tensor(fractions, device=DEVICE)[:, None].expand(-1, 3).contiguous()[:, 1]  # a column of a table
     output = sparse_gate_up(x, fraction, gate, up if gated else None, *biases, activation)
     wide = [None if t is None else t.double() for t in (keep_top_channels(x, fraction), gate, up, *biases)]
     reference = gate_up_reference(wide[0], wide[1], wide[2] if gated else None, *wide[3:], activation).to(dtype)

@@ -145,9 +145,7 @@ def triton_kernel(
         first = first.to(query.device)
         count = layer.length - first
     keep = torch.ones(rows, device=query.device) if plan.token_keep is None else plan.token_keep.to(query.device)
-    kernels.append(
-        triton_paged.TritonPagedAttention(keep, first, count, plan.cache.padding_range, plan.rule, scaling)
-    )
+    kernels.append(triton_paged.TritonPagedAttention(keep, first, count, plan.cache.padding_range, plan.rule, scaling))
     return kernels[-1]
 
 

@@ -4,9 +4,9 @@
 """The base's part of a decode step as one CUDA graph, which serves every token, action and length.
 
 A graph replays the same kernels on the same addresses. So everything that differs from step to step is read from
-buffers on the device: the token, its position, the levels of the action, how many keys a row has. Keys and values stay
-in the cache's own storage, which is given room for `capacity` tokens ahead; the new token is written to a slot that the
-device knows. The controller, the ledger and a KV refresh run between the replays, as always.
+buffers on the device: the token, its position, the levels of the action, how many keys a row has. Keys and values
+stay in the cache's own storage, which is given room for `capacity` tokens ahead; the new token is written to a slot
+that the device knows. The controller, the ledger and a KV refresh run between the replays, as always.
 
 Without a GPU nothing is captured and every step runs the same function on the same buffers: so the tests prove that
 its result is the step's, that it launches the same operations on the same shapes at every step, and that none of them
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from .attention import PREFIX, StepPlan, active_forward
 from .cache import SOLCache
 from .criteria import SelectionRule
-from .kernels import triton_paged
+from .kernels import triton_support
 from .paged_layer import PagedLayer
 
 
@@ -68,8 +68,7 @@ class CapturedStep:
         for layer in self.layers:
             layer.reserve(capacity)
         self.addresses = self._addresses()
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.outputs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.captured: tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def __call__(self, token: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Process a token per row under its action.
@@ -88,23 +87,25 @@ class CapturedStep:
         if self.buffers.token.device.type != "cuda":
             logits, hidden = self.run()
         else:
-            if self.graph is None:
-                self._capture()
-            self.graph.replay()
-            logits, hidden = (x.clone() for x in self.outputs)
+            if self.captured is None:
+                self.captured = self._capture()
+            graph, outputs = self.captured
+            graph.replay()
+            logits, hidden = outputs[0].clone(), outputs[1].clone()
         for layer in self.layers:
             layer.note_appended(length + 1)
         return logits, hidden
 
     def is_current(self) -> bool:
-        """Whether rows and storage of the cache are still those that the step was made for, and one more token fits."""
+        """Whether the cache has still the rows and storage that the step was made for, and room for a token."""
         fits = self.cache.rows == len(self.buffers.token) and self.cache.get_seq_length() < self.capacity
         return fits and self.addresses == self._addresses()
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What is captured: one step of the base from the buffers into the cache's storage."""
         at, cache = self.buffers, self.cache
-        plan = StepPlan(cache, self.rule, *at.levels.unbind(dim=-1), backend="fast")
+        token_keep, mlp_keep, bits = at.levels.unbind(dim=-1)
+        plan = StepPlan(cache, self.rule, token_keep, mlp_keep, bits, backend="fast")
         plan.memo["rows on device"] = at.first, at.count
         try:
             for layer in self.layers:
@@ -131,18 +132,19 @@ class CapturedStep:
         offset = at.first if cache.position_offset is None else cache.position_offset
         at.position.fill_(length).sub_(offset[:, None]).clamp_(min=0)
 
-    def _capture(self) -> None:
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor]]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 self.run()
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = self.run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self.run()
         for layer in self.layers:  # the warm-ups put their token into the bounds of its page
             layer.index_again(self.buffers.first, self.cache.padding_range)
+        return graph, outputs
 
     def _addresses(self) -> list[tuple[int, torch.Size]]:
         tensors = [x for layer in self.layers for x in (*layer.stores(), *layer.page_store()[:2])]
@@ -168,5 +170,5 @@ def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule, c
             f"`capture_up_to` is {capacity}, but the cache holds {cache.get_seq_length()} tokens: it must be larger, "
             "and a step can only be captured after a prompt."
         )
-    if not triton_paged.has_triton():
+    if not triton_support.has_triton():
         raise ValueError("A captured step needs Triton: pip install 'sol_hf[cuda]'.")

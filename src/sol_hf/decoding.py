@@ -278,6 +278,7 @@ def captured_forward(
     Returns:
         The output, and what the LM head received, `(rows, hidden_size)`.
     """
+    assert cache.capture_up_to is not None, "called where steps are captured"
     if cache.captured_step is None or not cache.captured_step.is_current():
         cache.captured_step = CapturedStep(base, cache, cache.controls.rule, cache.capture_up_to)
     logits, hidden = cache.captured_step(token, values)

@@ -10,7 +10,8 @@ the child. The replacement acts on the [`StepPlan`] of its own thread's forward;
 
     reference   zeroes channels, multiplies by all weights, quantizes: plain torch
     masked      the same numbers to the bit, channels and quantization by compiled code
-    fast        reads the weights of the kept channels only (CPU, a few rows), see `input_major_mlp`
+    fast        reads the weights of the kept channels only, for a few rows: see `input_major_mlp` for the CPU,
+                `triton_mlp_copy` for CUDA
 
 `backend="fast"` takes the last wherever there is one, `"auto"` where it is measured to be faster than `masked`. Copies
 of weights are made when a path first needs them, and belong to this object.
@@ -23,14 +24,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from .activations import fake_quantize, kept_channels
+from .activations import fake_quantize, keep_top_channels, kept_channels
 from .attention import ACTIVE, StepPlan, UnsupportedAxisError
 from .crossover import run_fastest
 from .input_major_mlp import InputMajorMLP, keep_channels
 from .int8_mlp import INT8_BITS, Int8MLP
-from .kernels import sparse_mlp
+from .kernels import sparse_mlp, triton_support
 from .kernels.sparse_mlp import KeptChannels
 from .mlp_copy import MLPCopy
+from .triton_mlp_copy import TritonMLP
 
 
 Copy = TypeVar("Copy", bound=MLPCopy)
@@ -114,6 +116,13 @@ class ElasticMLP:
             )
         return copy
 
+    def _keep(self, plan: StepPlan, x: torch.Tensor) -> torch.Tensor:
+        """The input without the channels that the plan drops; no list of them, which would stall an accelerator."""
+        if plan.backend != "reference" and sparse_mlp.supports(x):
+            return self._choose(plan, x).x
+        assert plan.mlp_keep is not None
+        return keep_top_channels(x, plan.mlp_keep.to(x.device))
+
     def _choose(self, plan: StepPlan, x: torch.Tensor) -> KeptChannels:
         assert plan.mlp_keep is not None
         fraction = plan.mlp_keep.to(x.device)
@@ -125,10 +134,14 @@ class ElasticMLP:
         """The MLP over the channels that the plan keeps."""
         if plan.mlp_keep is None:
             return own(x)
-        kept = self._choose(plan, x)
         lines = x.shape[:-1].numel()
+        if plan.backend == "fast" and lines <= MOST_LINES and triton_support.supports(x):
+            on_device = self._copy(TritonMLP)
+            if on_device is not None and on_device.gate.dtype == x.dtype:
+                return on_device(x, plan.mlp_keep.to(x.device))
         if plan.backend == "reference" or lines > MOST_LINES or not _may_copy(x):
-            return own(kept.x)
+            return own(self._keep(plan, x))
+        kept = self._choose(plan, x)
         copy = self._copy(InputMajorMLP)
         if copy is None or copy.gate.dtype != x.dtype:
             return own(kept.x)
@@ -149,7 +162,7 @@ class ElasticMLP:
         copy, in_int8 = self.int8_copy(), bits <= INT8_BITS
         if not bool(in_int8.any()):
             return self._finish(plan, self._run(plan, x, own), bits)
-        product = copy(x if plan.mlp_keep is None else self._choose(plan, x).x)
+        product = copy(x if plan.mlp_keep is None else self._keep(plan, x))
         if bool(in_int8.all()):
             return product
         output = self._finish(plan, self._run(plan, x, own), bits)

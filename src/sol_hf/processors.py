@@ -102,7 +102,9 @@ class AxisBiasProcessor(ActionProcessor):
         ratios = space.ratios_on(torch.device(device))
         spread = (ratios.amax(0) - ratios.amin(0)).clamp(min=1e-12)
         scaled = ((ratios - ratios.amin(0)) / spread).unbind(dim=-1)
-        return sum((bias * column for bias, column in zip(self.biases, scaled, strict=True)), torch.zeros_like(scaled[0]))
+        return sum(
+            (bias * column for bias, column in zip(self.biases, scaled, strict=True)), torch.zeros_like(scaled[0])
+        )
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         return scores - self.penalties(observation.action_space, scores.device)

@@ -127,6 +127,7 @@ def attend_pages(
     rows, heads, _, dim = query.shape
     kv_heads, slots, value_dim = *keys.shape[1:3], values.shape[-1]
     lines, pages = rows * chosen.shape[1], chosen.shape[2]
+    first, count = first.contiguous(), count.contiguous()
     pack, splits = heads // chosen.shape[1], number_of_splits(lines, pages * page_size)
     peak = torch.empty(lines, splits, pack, dtype=torch.float32, device=query.device)
     mass, sums = torch.empty_like(peak), peak.new_empty(lines, splits, pack, value_dim)

@@ -3,13 +3,15 @@
 
 """Triton: the first half of an MLP over the kept input channels only.
 
-A product with a vector is bound by the weights that are read. With the weights stored input-major, `(channels, width)`,
+A product with a vector is bound by the weights that are read. With weights stored input-major, `(channels, width)`,
 a kept channel is one contiguous line of them, and the others are never touched. The list of kept channels and its
 length stay on the device. The channels are shared out over several programs; a second kernel adds the parts up and
 applies `activation(gate) * up`.
 
 Every row reads the lines of its own channels, so this pays for a few rows only.
 """
+
+from collections.abc import Callable
 
 import torch
 import triton
@@ -22,7 +24,7 @@ from .triton_select import select_largest
 PROGRAMS = 1024
 BLOCK_WIDTH = 128
 BLOCK_CHANNELS = 32
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),

@@ -3,37 +3,24 @@
 
 """Torch's side of the Triton kernels for decode attention: what they support, and the order in which they run."""
 
-import importlib.util
-from functools import lru_cache
-
 import torch
 
 from ..criteria import SelectionRule
 from ..paged_layer import PagedLayer
+from . import triton_support
 
 
-DEVICES: tuple[str, ...] = ("cuda",)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_CHANNELS = 256
 MOST_PAGES = 1 << 16
-
-
-@lru_cache
-def has_triton() -> bool:
-    """Whether Triton, an optional dependency, is installed; it is imported at the first use of a kernel."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def supports(query: torch.Tensor, layer: object) -> bool:
     """Whether the kernels can attend from `query` `(rows, heads, 1, head_dim)` to the keys of a layer."""
     return (
         isinstance(layer, PagedLayer)
-        and query.device.type in DEVICES
-        and has_triton()
-        and query.dtype in DTYPES
+        and triton_support.supports(query)
         and query.dtype == layer.dtype
         and query.stride(-1) == 1
-        and not query.requires_grad
         and max(query.shape[-1], layer.values.shape[-1]) <= MOST_CHANNELS
         and layer.length // layer.page_size < MOST_PAGES
     )

@@ -66,6 +66,7 @@ def append_token(
     """
     rows, kv_heads, slots, dim = key_store.shape
     value_dim = value_store.shape[-1]
+    first, count = first.contiguous(), count.contiguous()
     _append_token[(rows * kv_heads,)](
         key, value, key_store, value_store, upper, lower, first, count, kv_heads, slots, upper.shape[2],
         key.stride(0), key.stride(1), value.stride(0), value.stride(1), dim, value_dim, page_size,
@@ -92,7 +93,8 @@ def append_token_reference(key, value, key_store, value_store, upper, lower, fir
 @triton.jit
 def _score_pages(
     query, upper, lower, scores, token_keep, count, kv_heads, pages, capacity, query_row, query_head,
-    dim: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr, SHARED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    dim: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr, SHARED: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     line = tl.program_id(0).to(tl.int64)
     row, head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
@@ -148,6 +150,7 @@ def score_pages(
     """
     rows, heads, _, dim = query.shape
     kv_heads, capacity = upper.shape[1:3]
+    token_keep, count = token_keep.contiguous(), count.contiguous()
     scores = torch.empty(rows, kv_heads if shared else heads, pages, dtype=torch.float32, device=query.device)
     block = 32 if dim > 64 else 64
     _score_pages[(rows * kv_heads, triton.cdiv(pages, block))](

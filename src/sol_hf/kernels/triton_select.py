@@ -75,8 +75,8 @@ def select_largest(
     """Indices of the largest entries of every line, ascending; of equal ones, the first.
 
     Args:
-        values (`torch.Tensor` of shape `(rows, lines, length)`): Lines to choose from, contiguous. Entry `i` stands for
-            the keys `i * unit` to `i * unit + unit - 1`; entries without keys are not looked at.
+        values (`torch.Tensor` of shape `(rows, lines, length)`): Lines to choose from. Entry `i` stands
+            for the keys `i * unit` to `i * unit + unit - 1`; entries without keys are not looked at.
         fraction (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to keep.
         count (`torch.Tensor` of shape `(rows,)`): Keys of a row.
         unit (`int`): Keys in an entry: the page size, or 1.
@@ -87,6 +87,7 @@ def select_largest(
         and how many, of shape `(rows, lines)`.
     """
     rows, lines, length = values.shape
+    values, fraction, count = values.contiguous(), fraction.contiguous(), count.contiguous()
     chosen = torch.empty(values.shape, dtype=torch.int32, device=values.device)
     chosen_count = torch.empty(rows, lines, dtype=torch.int32, device=values.device)
     block = triton.next_power_of_2(length)
