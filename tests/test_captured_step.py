@@ -19,6 +19,7 @@ from cases import control, left_padded, mixed_schedule, prompts
 from sol_hf import ScheduleController, SOLForCausalLM
 from sol_hf.captured_step import CapturedStep
 from sol_hf.kernels import triton_support
+from test_golden import axis_schedule, stepwise_logits
 
 
 pytest.importorskip("triton")
@@ -150,3 +151,15 @@ def test_what_cannot_be_captured_says_why():
             model.generate(
                 prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=3, do_sample=False, **TWO_AXES
             )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["token_keep", "joint"])
+def test_golden_numbers_by_the_triton_kernels(golden_model, golden_vectors, axis):
+    model = golden_model(criterion="quest")
+    model.base.to(DEVICE), model.policy.to(DEVICE)
+    vectors = {name: x.to(DEVICE) for name, x in golden_vectors.items()}
+    schedule = axis_schedule(golden_vectors, model.action_space, axis).to(DEVICE)
+    logits = stepwise_logits(model, vectors, schedule, backend="fast")
+    name = "joint.quest.logits" if axis == "joint" else "token_keep_only.quest.logits"
+    torch.testing.assert_close(logits, vectors[name], atol=1e-4, rtol=0)
