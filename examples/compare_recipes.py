@@ -30,6 +30,7 @@ from transformers import TrainerCallback
 import evaluate_policy
 import train_grpo
 from sol_hf.evaluation import standard_error
+from sol_hf.evaluation_inputs import SMOLLM2
 
 
 CONFIG = Path(__file__).parent / "configs" / "smollm2-135m-published.yaml"
@@ -90,7 +91,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=64, help="validation blocks")
     parser.add_argument("--context-length", type=int, default=256, help="tokens of a block before its episode")
     parser.add_argument("--dtype", default="bfloat16", help="of the base")
-    parser.add_argument("--base", default=evaluate_policy.SMOLLM2, help="Hub id or folder of the base")
+    parser.add_argument("--base", default=SMOLLM2, help="Hub id or folder of the base")
     parser.add_argument("--draw", action="store_true", help="train nothing: evaluate and draw what is there")
     options, options.others = parser.parse_known_args(arguments)
     return options

@@ -19,8 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from demo_render import AXES, DENSE, END_MARK, Action, Comparison, Continuation, Token, compute_of, render_page, show
+from demo_render import Comparison, Continuation, render_page, show
 from sol_hf import Controller, FixedController, RandomController, SOLForCausalLM
+from sol_hf.action_map import Action, Token, compute_of, token_texts
+from sol_hf.actions import AXES, DENSE
 from sol_hf.smollm2 import ModelUnavailableError, fetch_smollm2
 
 
@@ -60,22 +62,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> BatchEncoding:
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     bare = not tokenizer.chat_template  # a template writes the special tokens itself
     return tokenizer(prompt, add_special_tokens=bare, return_tensors="pt", return_token_type_ids=False)
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: set[int]) -> list[str]:
-    """What each token adds to the text; empty where only a later token completes a character."""
-    texts, before = [], ""
-    for index, token in enumerate(ids):
-        if token in end_ids:
-            texts.append(END_MARK)
-            continue
-        text = tokenizer.decode([i for i in ids[: index + 1] if i not in end_ids])
-        if text.endswith("\ufffd") and index + 1 < len(ids):
-            texts.append("")
-            continue
-        texts.append(text.removeprefix(before))
-        before = text
-    return texts
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -14,63 +13,23 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-
-Action = tuple[float, float, float]
-AXES = ("token_keep", "mlp_keep", "bits")
-DENSE: Action = (1.0, 1.0, 16.0)
-END_MARK = "∎"
-CHEAPEST = 0.25  # compute at the cold end of the colour scale; the dense 1.0 is at the hot end
-HEAT = ((255, 246, 205), (255, 199, 112), (240, 122, 82))
-INK = "#1c1410"
-
-
-def compute_of(action: Action) -> float:
-    """The share of a dense step's compute that an action stands for: the mean over the three axes."""
-    token_keep, mlp_keep, bits = action
-    return (token_keep + mlp_keep + bits / 16) / 3
-
-
-def heat_of(compute: float) -> float:
-    """Where on the colour scale a compute lies, from 0 (cold) to 1 (dense)."""
-    return min(max((compute - CHEAPEST) / (1 - CHEAPEST), 0.0), 1.0)
+from sol_hf.action_map import (
+    CHEAPEST,
+    INK,
+    Action,
+    Token,
+    compute_of,
+    heat_colour,
+    heat_of,
+    page_environment,
+    visible,
+)
+from sol_hf.actions import AXES, DENSE
 
 
 def number(value: float | None, form: str) -> str:
     """A number in the given format, a dash where there is none."""
     return "–" if value is None else format(value, form)
-
-
-def visible(text: str) -> str:
-    """`text` with what a reader could not see made visible, and nothing that a terminal would obey."""
-    if not text:
-        return "▫"  # part of a character that a later token completes
-    text = text.replace("\t", "    ")
-    return "".join("↵\n" if c == "\n" else c if c.isprintable() else "·" for c in text)
-
-
-@dataclass(frozen=True)
-class Token:
-    """A new token and the action that computed it."""
-
-    text: str
-    action: Action
-
-    @property
-    def shown(self) -> str:
-        """The text as it is displayed."""
-        return visible(self.text)
-
-    @property
-    def heat(self) -> float:
-        """The place on the colour scale."""
-        return heat_of(compute_of(self.action))
-
-    @property
-    def tooltip(self) -> str:
-        """Action and compute in words."""
-        token_keep, mlp_keep, bits = self.action
-        compute = compute_of(self.action)
-        return f"token_keep {token_keep:.2f}, mlp_keep {mlp_keep:.2f}, bits {bits:g}: compute {compute:.2f}"
 
 
 class Spending(NamedTuple):
@@ -129,9 +88,7 @@ class Comparison:
 
 def terminal_style(heat: float) -> str:
     """Dark ink on a warm ground: readable whatever the terminal's own colours are."""
-    (low, high), share = ((HEAT[0], HEAT[1]), heat * 2) if heat < 0.5 else ((HEAT[1], HEAT[2]), heat * 2 - 1)
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
-    return f"{INK} on #{red:02x}{green:02x}{blue:02x}"
+    return f"{INK} on {heat_colour(heat)}"
 
 
 def legend() -> Text:
@@ -192,7 +149,5 @@ def show(comparison: Comparison, console: Console) -> None:
 
 def render_page(comparison: Comparison) -> str:
     """The comparison as one HTML file that loads nothing from elsewhere."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.get_template("demo_page.html.jinja")
+    template = page_environment(Path(__file__).parent).get_template("demo_page.html.jinja")
     return template.render(comparison=comparison, cheapest=CHEAPEST, number=number)

@@ -14,28 +14,13 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sol_hf import SOLForCausalLM
 from sol_hf.evaluation import BudgetEvaluation, budgets_within, evaluate_budgets, format_table, to_rows
-from sol_hf.smollm2 import fetch_smollm2
-from sol_hf.text_blocks import load_text, pack_blocks
-
-
-SMOLLM2 = "smollm2-135m"
-
-
-def triple(text: str) -> tuple[float, ...]:
-    """A budget from `0.5,0.7,8`."""
-    values = tuple(float(value) for value in text.split(","))
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"{text!r} is not token_keep,mlp_keep,bits: write e.g. 0.5,0.7,8")
-    return values
+from sol_hf.evaluation_inputs import add_input_arguments, load_policy_and_blocks
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -45,51 +30,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "texts", help="texts that the policy was not trained on: .jsonl, .txt, .csv, also .gz; .parquet"
     )
-    parser.add_argument("--base", help=f"Hub id or folder of the base; {SMOLLM2} needs no Hub, see smollm2.py")
-    parser.add_argument("--dtype", default="float32", help="of the base: auto, float32, bfloat16 or float16")
-    parser.add_argument("--text-column", default="text", help="column that holds the text")
-    parser.add_argument("--blocks", type=int, default=256, help="blocks to play")
-    parser.add_argument("--context-length", type=int, default=256, help="tokens of a block before its episode")
-    parser.add_argument("--budgets", type=triple, nargs="+", help="token_keep,mlp_keep,bits each")
-    parser.add_argument("--hard", action="store_true", help="keep the budgets for certain, as generate does")
+    add_input_arguments(parser, blocks=256)
     parser.add_argument("--dense", action="store_true", help="also the perplexity of the base itself")
-    parser.add_argument("--batch-size", type=int, default=8, help="blocks that run at the same time, once per budget")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write all figures here, with the loss of every block"
     )
     return parser.parse_args(arguments)
 
 
-def load(options: argparse.Namespace) -> tuple[SOLForCausalLM, torch.Tensor]:
-    """The model, and blocks `(blocks, context + steps + 1)` of the texts."""
-    if options.base is None:
-        model = SOLForCausalLM.from_pretrained(options.policy, dtype=options.dtype)
-        source, revision = model.config.base_model_name_or_path, model.config.base_model_revision
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
-    else:
-        source = fetch_smollm2() if options.base == SMOLLM2 else options.base
-        base = AutoModelForCausalLM.from_pretrained(source, dtype=options.dtype)
-        model, tokenizer = (
-            SOLForCausalLM.from_pretrained(options.policy, base=base),
-            AutoTokenizer.from_pretrained(source),
-        )
-    length = options.context_length + model.config.episode_length + 1
-    texts = load_text(options.texts, streaming=True)
-    longest = model.config.base_max_position_embeddings
-    packed = pack_blocks(texts, tokenizer, length, text_column=options.text_column, max_positions=longest)
-    blocks = [block["input_ids"] for block in islice(packed, options.blocks)]
-    if len(blocks) < options.blocks:
-        raise ValueError(
-            f"{options.texts} gives {len(blocks)} blocks of {length} tokens, not {options.blocks}: give more text, or "
-            f"--blocks {len(blocks)}."
-        )
-    return model, torch.tensor(blocks)
-
-
 def main(arguments: list[str] | None = None) -> list[BudgetEvaluation]:
     """Prints the table and returns what is in it."""
     options, state = parse(arguments), PartialState(cpu=not torch.accelerator.is_available())
-    model, blocks = load(options)
+    model, blocks = load_policy_and_blocks(options)
     evaluations = evaluate_budgets(
         model.to(state.device),
         blocks,

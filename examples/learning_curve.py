@@ -17,7 +17,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import compare_recipes
-import evaluate_policy
+from sol_hf.evaluation_inputs import SMOLLM2
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -29,7 +29,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=256, help="validation blocks")
     parser.add_argument("--context-length", type=int, default=256, help="tokens of a block before its episode")
     parser.add_argument("--dtype", default="bfloat16", help="of the base")
-    parser.add_argument("--base", default=evaluate_policy.SMOLLM2, help="Hub id or folder of the base")
+    parser.add_argument("--base", default=SMOLLM2, help="Hub id or folder of the base")
     return parser.parse_args(arguments)
 
 

@@ -15,17 +15,20 @@ import sol_hf
 SOURCE = Path(sol_hf.__file__).parent
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))
 ORDER = """
-    version smollm2 text_blocks actions rewards activations ledger row_ends window_layer
+    version smollm2 text_blocks actions calibration rewards activations ledger row_ends window_layer
     crossover criteria paged_layer kernels/__init__ kernels/native_threads kernels/compiled_memory
     kernels/numba_attention kernels/paged_attention kernels/numba_mlp kernels/sparse_mlp
     mlp_parts mlp_copy input_major_mlp int8_mlp shared_prefix configuration_sol outputs cache policy_heads
     modeling_sol_policy attention_paths attention elastic elastic_mlp
     controllers baseline_controllers controller_names loading hub
     processors decoding instrumentation options scoring
-    modeling_sol rollouts counterfactuals measurements evaluation lm_eval_spending lm_eval_adapter
+    modeling_sol rollouts counterfactuals measurements block_play evaluation lm_eval_spending lm_eval_adapter
     metrics
     cost_model lessons counterfactual_warmup
-    grpo_config checkpoints sharding training_metrics grpo_trainer __init__
+    oracle compute_costs contestants fronts sweep_table sweep_folder sweep_rows sweep_play sweep_progress
+    pareto pareto_summary evaluation_inputs calibration_file
+    pollution action_map plot_style sweep_points plots pollution_figure text_figure
+    grpo_config checkpoints sharding training_metrics grpo_trainer cli __init__
 """.split()
 """A module imports only from modules to its left."""
 
@@ -110,7 +113,7 @@ def test_what_a_bare_import_loads_needs_nothing_for_training(module):
 
 
 def test_packages_for_training_are_seen():
-    assert {"accelerate", "tqdm"} <= imported_packages("evaluation")
+    assert {"accelerate", "tqdm"} <= imported_packages("block_play")
     assert "trl" in imported_packages("grpo_trainer")
 
 

@@ -65,4 +65,4 @@ def test_it_keeps_a_budget_and_spends_it_unevenly(model, budget):
     assert bool((output.realised / targets > 0.85).all())
     levels = model.action_space.values[output.actions]
     counts = [len(levels[..., axis].unique()) for axis in range(3)]
-    assert counts[0] > 2 and counts[1] > 2 and counts[2] > 1, "a fixed schedule has two levels at the most"
+    assert counts[0] > 2 and counts[1] > 2, "a fixed schedule has two levels of an axis at the most"

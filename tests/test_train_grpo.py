@@ -175,7 +175,7 @@ def test_accelerate_reads_its_files(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    expected = {"cpu": "MULTI_CPU", "one_gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "MULTI_GPU"}[path.stem]
+    expected = {"cpu": "MULTI_GPU", "one_gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "MULTI_GPU"}[path.stem]
     assert config.distributed_type == expected
     assert config.num_processes == (1 if path.stem == "one_gpu" else 2)
 

@@ -39,6 +39,7 @@ from .version import __version__
 
 
 if TYPE_CHECKING:
+    from .action_map import ActionMap, map_actions, render_action_map
     from .cost_model import Allocation, CostModel, fit_cost_model, level_costs
     from .counterfactual_warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
     from .counterfactuals import Counterfactuals, Probes
@@ -48,10 +49,16 @@ if TYPE_CHECKING:
     from .lm_eval_adapter import SOLLM
     from .measurements import Measurements
     from .metrics import BudgetedPerplexity
+    from .plot_style import save_figure
+    from .plots import plot_pareto, plot_random_search, plot_realised
+    from .pollution import ImpulseResponse, impulse_responses
+    from .pollution_figure import plot_impulse_responses
     from .rollouts import Rollouts
     from .text_blocks import load_text, pack_blocks
+    from .text_figure import plot_action_map
 
 _LAZY = {
+    "ActionMap": "action_map",
     "Allocation": "cost_model",
     "BudgetEvaluation": "evaluation",
     "BudgetedPerplexity": "metrics",
@@ -59,6 +66,7 @@ _LAZY = {
     "CounterfactualWarmup": "counterfactual_warmup",
     "CounterfactualWarmupConfig": "counterfactual_warmup",
     "Counterfactuals": "counterfactuals",
+    "ImpulseResponse": "pollution",
     "Measurements": "measurements",
     "Probes": "counterfactuals",
     "Rollouts": "rollouts",
@@ -69,9 +77,18 @@ _LAZY = {
     "evaluate_budgets": "evaluation",
     "fit_cost_model": "cost_model",
     "format_table": "evaluation",
+    "impulse_responses": "pollution",
     "level_costs": "cost_model",
     "load_text": "text_blocks",
+    "map_actions": "action_map",
     "pack_blocks": "text_blocks",
+    "plot_action_map": "text_figure",
+    "plot_impulse_responses": "pollution_figure",
+    "plot_pareto": "plots",
+    "plot_random_search": "plots",
+    "plot_realised": "plots",
+    "render_action_map": "action_map",
+    "save_figure": "plot_style",
     "to_rows": "evaluation",
     "warmup_blocks": "counterfactual_warmup",
 }
@@ -82,6 +99,7 @@ AutoModel.register(SOLConfig, SOLPolicyModel)
 AutoModelForCausalLM.register(SOLConfig, SOLForCausalLM)
 
 __all__ = [
+    "ActionMap",
     "ActionProcessor",
     "ActionProcessorList",
     "ActionSpace",
@@ -100,6 +118,7 @@ __all__ = [
     "EntropyController",
     "FixedController",
     "HardBudgetProcessor",
+    "ImpulseResponse",
     "Measurements",
     "Observation",
     "PinnedAxesProcessor",
@@ -125,10 +144,19 @@ __all__ = [
     "evaluate_budgets",
     "fit_cost_model",
     "format_table",
+    "impulse_responses",
     "level_costs",
     "load_text",
     "make_controller",
+    "map_actions",
     "pack_blocks",
+    "plot_action_map",
+    "plot_impulse_responses",
+    "plot_pareto",
+    "plot_random_search",
+    "plot_realised",
+    "render_action_map",
+    "save_figure",
     "to_rows",
     "warmup_blocks",
 ]

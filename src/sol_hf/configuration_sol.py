@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .actions import ActionSpace
+from .calibration import check_calibration
 from .criteria import CRITERIA, PAGE_SELECTIONS, SelectionRule
 
 
@@ -62,6 +63,9 @@ class SOLConfig(PreTrainedConfig):
             which the budget asks for next, so that an untrained policy already keeps the budget.
         observe_page_fill (`bool`, *optional*, defaults to `False`): Also tell the policy how full the page of the
             token to process will be (`quest`). A page that has just begun is often left out, and the token with it.
+        calibration (`list[dict]`, *optional*): The policy's front, which `generate(compute=...)` reads its budget off:
+            `net_keep`, `token_keep`, `mlp_keep`, `bits` and `log_perplexity` of every point, by ascending net keep
+            rate. Written by `sol-hf pareto --save`.
         base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
         base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
         base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
@@ -105,6 +109,7 @@ class SOLConfig(PreTrainedConfig):
     action_head: str = "joint"
     budget_prior: bool = False
     observe_page_fill: bool = False
+    calibration: list[dict] | None = None
     base_hidden_size: int | None = None
     base_embedding_size: int | None = None
     base_vocab_size: int | None = None
@@ -123,7 +128,9 @@ class SOLConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        ActionSpace(self.token_keep or (), self.mlp_keep or (), self.bits or ())
+        space = ActionSpace(self.token_keep or (), self.mlp_keep or (), self.bits or ())
+        if self.calibration is not None:
+            check_calibration(self.calibration, space)
         choices = {"criterion": CRITERIA, "page_selection": PAGE_SELECTIONS, "action_head": ACTION_HEADS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -134,16 +134,13 @@ def measure(
         losses = -prefix.logprobs.gather(2, labels).expand(-1, -1, 1 + len(probes.actions)).clone()
         divergence = torch.empty(*losses.shape[:2], len(probes.actions), device=losses.device)
         next_states = torch.empty_like(prefix.hidden_states[:, :-1])
-        for together in _groups(steps, prefix.cache, rule):
+        for together in steps_run_together(steps, prefix.cache, rule):
             tried = probes.actions.to(blocks.device).expand(len(blocks), len(together), -1)
             tried = torch.cat([tried, next_actions[:, together, None]], dim=2)
             probed, states = _try(model, prefix.cache, blocks, [context_length + step for step in together], tried)
             next_states[:, together] = states[:, :, -1]
             probed = probed[:, :, :-1]
-            dense = prefix.logprobs[:, together]
-            probability = dense.exp()
-            entropy = -(probability * dense).sum(dim=-1, keepdim=True)
-            divergence[:, together] = -(probed @ probability[..., None]).squeeze(-1) - entropy
+            divergence[:, together] = divergence_of(probed, prefix.logprobs[:, together])
             label = labels[:, together, None].expand(-1, -1, probed.shape[2], 1)
             losses[:, together, 1:] = -probed.gather(3, label).squeeze(3)
         measured = Counterfactuals(
@@ -157,7 +154,14 @@ def measure(
     return Counterfactuals.concatenate([measured])
 
 
-def _groups(steps: int, cache: SOLCache, rule: SelectionRule) -> list[list[int]]:
+def divergence_of(logprobs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """KL(dense ‖ tried) `(..., tried)` in nats, of log-probabilities `(..., tried, vocab)` and `(..., vocab)`."""
+    probability = dense.exp()
+    entropy = -(probability * dense).sum(dim=-1, keepdim=True)
+    return -(logprobs @ probability[..., None]).squeeze(-1) - entropy
+
+
+def steps_run_together(steps: int, cache: SOLCache, rule: SelectionRule) -> list[list[int]]:
     """Steps that can be rows of one decode step: whole pages apart, where cache and criterion allow that."""
     stride = rule.page_size if rule.criterion == "quest" and cache.can_stagger else steps
     return [list(range(first, steps, stride)) for first in range(min(stride, steps))]

@@ -13,20 +13,16 @@ Both passes play one episode a block, teacher-forced, over a dense prefill that 
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
-from tqdm.auto import tqdm
 
 from .actions import AXES, AXIS_SCALE, ActionSpace, Budget
-from .controllers import Controller, PolicyController, ScheduleController, fixed_schedule
+from .block_play import BlockPlayer, Play, check_blocks, without_dropout
+from .controllers import PolicyController, ScheduleController, fixed_schedule
 from .modeling_sol import SOLForCausalLM
 from .processors import ActionProcessorList, HardBudgetProcessor
-from .rollouts import prefill, roll_out
 
 
 Triple = tuple[float, float, float]
@@ -130,78 +126,6 @@ def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDG
     return list(dict.fromkeys(clipped))  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """Blocks to play, batch by batch, each process of an `accelerate launch` its share.
-
-    A batch is made of the same blocks in any number of processes. One that has no batch left repeats the last and
-    drops the result, since the processes of a sharded base have to run in step.
-    """
-
-    model: SOLForCausalLM
-    tokens: torch.Tensor
-    context_length: int
-    batch_size: int
-    progress: bool
-
-    @property
-    def steps(self) -> int:
-        return self.tokens.shape[1] - self.context_length - 1
-
-    def play(
-        self,
-        targets: torch.Tensor,
-        controller_of: Callable[[int, int], Controller],
-        processors: ActionProcessorList | None,
-        dense: bool,
-        name: str,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses `(blocks, budgets)`, actions `(blocks, budgets, steps)` and dense losses `(blocks,)` of all blocks.
-
-        `controller_of(begin, end)` decides for these blocks, at all `targets` `(budgets, 3)`.
-        """
-        state, total, device = PartialState(), len(self.tokens), self.model.base.device
-        losses = torch.zeros(total, len(targets))
-        actions = torch.zeros(total, len(targets), self.steps, dtype=torch.long)
-        dense_losses = torch.zeros(total)
-        batches = math.ceil(total / self.batch_size)
-        rounds = range(math.ceil(batches / state.num_processes))
-        for number in tqdm(rounds, desc=name, disable=not (self.progress and state.is_main_process)):
-            batch = number * state.num_processes + state.process_index
-            begin = min(batch, batches - 1) * self.batch_size
-            tokens = self.tokens[begin : begin + self.batch_size].to(device)
-            some = slice(begin, begin + len(tokens) if batch < batches else begin)
-            if dense:  # apart from what is played, whose rounding it would change
-                dense_losses[some] = self._dense_losses(tokens)[: some.stop - begin]
-            controller = controller_of(begin, begin + len(tokens))
-            prefix = prefill(self.model, tokens, self.context_length, keep_logits=controller.needs_logits)
-            wanted = targets.repeat(len(tokens), 1).to(device)
-            rollouts = roll_out(self.model, prefix, tokens, wanted, controller, processors)
-            shape = (len(tokens), len(targets), self.steps)
-            losses[some] = -rollouts.label_logprobs.view(shape).mean(dim=-1).cpu()[: some.stop - begin]
-            actions[some] = rollouts.actions.view(shape).cpu()[: some.stop - begin]
-        gathered = [reduce(x.to(state.device), "sum").cpu() for x in (losses, actions, dense_losses)]
-        return gathered[0].double(), gathered[1], gathered[2].double()
-
-    def _dense_losses(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Loss `(blocks,)` of the base itself."""
-        logprobs = prefill(self.model, tokens, self.context_length, dense=True).logprobs
-        assert logprobs is not None, "asked for by `dense`"
-        return -logprobs.gather(2, tokens[:, self.context_length + 1 :, None]).mean(dim=(1, 2)).cpu()
-
-
-@contextmanager
-def _without_dropout(module: torch.nn.Module):
-    """Put a module into evaluation mode, and back as it was."""
-    was = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in was.items():
-            part.training = training
-
-
 def evaluate_budgets(
     model: SOLForCausalLM,
     blocks: torch.Tensor,
@@ -239,20 +163,21 @@ def evaluate_budgets(
     """
     space = model.action_space
     targets = check_budgets(budgets, space)
-    counted = _check_blocks(model, blocks, context_length, batch_size)
-    run = _Blocks(model, blocks, context_length, batch_size, progress)
+    counted = check_blocks(model, blocks, context_length, batch_size)
+    player = BlockPlayer(model, blocks, context_length, batch_size, progress)
     processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
-    with _without_dropout(model.policy):
+    dense_losses = tuple(player.dense_losses("Dense").tolist()) if dense else None
+    with without_dropout(model.policy):
         controller = PolicyController(model.policy)
-        losses, actions, dense_losses = run.play(targets, lambda *_: controller, processors, dense, "Policy")
-    episodes = space.ratios.double()[actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, 3)
+        (played,) = player.play([Play(targets, lambda *_: controller, processors)], "Policy")
+    episodes = space.ratios.double()[played.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, 3)
     means = episodes.mean(dim=0)
     schedule = torch.stack([fixed_schedule(mean, len(blocks), counted, space) for mean in means], dim=1)
 
     def fixed(begin: int, end: int) -> ScheduleController:
         return ScheduleController(schedule[begin:end].flatten(0, 1).T)
 
-    fixed_losses, *_ = run.play(means.float(), fixed, None, False, "Fixed")
+    (fixed_played,) = player.play([Play(means.float(), fixed)], "Fixed")
     fixed_means = space.ratios.double()[schedule[:, :, counted]].mean(dim=(0, 2))
     excess = episodes - targets.double()
     return [
@@ -263,9 +188,9 @@ def evaluate_budgets(
             mean_overshoot=_in_axis_units(excess[:, number].mean(dim=0)),
             worst_overshoot=_in_axis_units(excess[:, number].amax(dim=0)),
             budget_error=float(excess[:, number].abs().mean()),
-            losses=tuple(losses[:, number].tolist()),
-            fixed_losses=tuple(fixed_losses[:, number].tolist()),
-            dense_losses=tuple(dense_losses.tolist()) if dense else None,
+            losses=tuple(played.losses[:, number].tolist()),
+            fixed_losses=tuple(fixed_played.losses[:, number].tolist()),
+            dense_losses=dense_losses,
         )
         for number, budget in enumerate(budgets)
     ]
@@ -292,28 +217,6 @@ def check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> tor
             raise ValueError(f"A budget is a triple (token_keep, mlp_keep, bits), got {tuple(budget)}.")
         Budget(*budget).check(space)
     return torch.cat([Budget(*budget).targets(1) for budget in budgets])
-
-
-def _check_blocks(model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, batch_size: int) -> torch.Tensor:
-    """Which steps of an episode are controllable, `(steps,)`."""
-    episode = model.config.episode_length
-    if context_length < 1 or batch_size < 1:
-        raise ValueError(f"`context_length` ({context_length}) and `batch_size` ({batch_size}) must be at least 1.")
-    if blocks.dim() != 2 or blocks.shape[1] != context_length + episode + 1:
-        raise ValueError(
-            f"Blocks of shape {tuple(blocks.shape)} do not fit: with a context of {context_length} tokens and "
-            f"episodes of {episode} steps, a block has {context_length + episode + 1} tokens. See `pack_blocks`."
-        )
-    if len(blocks) < 2:
-        raise ValueError(f"A standard error needs 2 blocks or more, got {len(blocks)}: give more text.")
-    rule = model.config.selection_rule
-    counted = rule.is_controllable(torch.arange(context_length + 1, context_length + episode + 1))
-    if not bool(counted.any()):
-        raise ValueError(
-            f"After a context of {context_length} tokens no step of an episode is controllable (it would have to see "
-            f"more than {rule.sink_tokens + rule.window_tokens + 1} keys): raise `context_length`."
-        )
-    return counted
 
 
 def _in_axis_units(ratios: torch.Tensor) -> Triple:

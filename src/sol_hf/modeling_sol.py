@@ -258,6 +258,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         token_keep: AxisTarget = None,
         mlp_keep: AxisTarget = None,
         bits: AxisTarget = None,
+        compute: AxisTarget = None,
         budget: Budget | None = None,
         budget_mode: str | None = None,
         controller: Controller | None = None,
@@ -279,6 +280,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             token_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of cached tokens read.
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
+            compute (`float` or one per row, *optional*): Net keep rate instead of targets; needs `config.calibration`.
             budget ([`Budget`], *optional*): The three targets as one object, instead of the numbers.
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
             controller ([`Controller`], *optional*): What chooses; the policy by default.
@@ -299,7 +301,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: for a budget that cannot be met, before any compute.
         """
-        options = resolve_options(pop_options(locals()), generation_config, self.generation_config)
+        options = resolve_options(pop_options(locals()), generation_config, self.generation_config, self.config)
         prompt = find_prompt(inputs, kwargs)
         controls = self._controls(options, 1 if prompt is None else len(prompt))
         cache: Any = kwargs.get("past_key_values")
@@ -369,7 +371,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if input_ids.device != self.base.device:
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {self.base.device}.")
         rows = align_rows(input_ids, attention_mask, context_length)
-        controls = self._controls(resolve_options(options, None, self.generation_config), len(input_ids))
+        controls = self._controls(resolve_options(options, None, self.generation_config, self.config), len(input_ids))
         with Instrumentation.of(self.base):
             if controls is None:
                 return score_rows_densely(self.base, rows, self.action_space, return_logits)

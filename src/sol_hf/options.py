@@ -16,6 +16,7 @@ from transformers.generation import GenerationMode
 from .actions import AXES, DENSE, ActionSpace, Budget
 from .attention import BACKENDS, BITS_BACKENDS
 from .cache import SOLCache
+from .calibration import budget_for
 from .configuration_sol import SOLConfig
 from .controllers import Controller
 from .decoding import DecodeControls
@@ -31,6 +32,7 @@ STEPWISE_MODES = (
 )
 KV_REFRESH = (True, False, "auto")
 STORED_DEFAULTS: dict[str, Any] = {
+    "compute": None,
     "token_keep": None,
     "mlp_keep": None,
     "bits": None,
@@ -41,6 +43,7 @@ STORED_DEFAULTS: dict[str, Any] = {
     "backend": "auto",
     "bits_backend": "fake",
 }
+BUDGET_NAMES = ("compute", *AXES)
 OPTION_NAMES = (*STORED_DEFAULTS, "budget", "controller", "action_processors")
 
 
@@ -129,38 +132,68 @@ def pop_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve_options(
-    given: Mapping[str, Any], generation_config: GenerationConfig | None, stored: GenerationConfig
+    given: Mapping[str, Any],
+    generation_config: GenerationConfig | None,
+    stored: GenerationConfig,
+    config: SOLConfig | None = None,
 ) -> DecodeOptions:
     """Combine what a call was given with stored generation configs; the first that sets an option wins.
 
+    Args:
+        given (`Mapping[str, Any]`): Options of the call.
+        generation_config (`GenerationConfig`, *optional*): Of the call.
+        stored (`GenerationConfig`): The model's own.
+        config ([`SOLConfig`], *optional*): Has the table that `compute` is looked up in, see [`budget_for`].
+
     Raises:
-        ValueError: for an unknown option, or a budget given twice.
+        ValueError: for an unknown option, a budget given twice, or `compute` without a table.
     """
     unknown = sorted(set(given) - set(OPTION_NAMES))
     if unknown:
         raise ValueError(f"Unknown options: {unknown}." + explain_unknown(given))
     given = {name: value for name, value in given.items() if value is not None}
-    budget = given.get("budget")
-    if budget is not None and any(axis in given for axis in AXES):
-        raise ValueError("Pass either `budget` or `token_keep`, `mlp_keep` and `bits`, not both.")
-    if budget is not None and not isinstance(budget, Budget):
-        raise ValueError(f"`budget` must be a Budget, got {type(budget).__name__}.")
+    configs = [x for x in (generation_config, stored) if x is not None]
     resolved = {}
-    explicit = budget is not None or any(axis in given for axis in AXES)
     for name, default in STORED_DEFAULTS.items():
-        sources = [given.get(name)]
-        if not (name in AXES and explicit):
-            sources += [getattr(config, name, None) for config in (generation_config, stored) if config is not None]
-        resolved[name] = next((value for value in sources if value is not None), default)
-    targets = {axis: resolved.pop(axis) for axis in AXES}
-    if budget is None and any(value is not None for value in targets.values()):
-        budget = Budget(**targets)
+        if name not in BUDGET_NAMES:
+            sources = [given.get(name), *(getattr(x, name, None) for x in configs)]
+            resolved[name] = next((value for value in sources if value is not None), default)
+    table = None if config is None else config.calibration
+    budget = _resolve_budget(given, [vars(x) for x in configs], table)
     return DecodeOptions(
         budget=budget,
         controller=given.get("controller"),
         action_processors=given.get("action_processors"),
         **resolved,
     )
+
+
+def _resolve_budget(
+    given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], calibration: Sequence[dict[str, float]] | None
+) -> Budget | None:
+    """The budget that a call asks for in one of three ways; stored configs count if it does not."""
+    budget, compute = given.get("budget"), given.get("compute")
+    if budget is not None and any(axis in given for axis in AXES):
+        raise ValueError("Pass either `budget` or `token_keep`, `mlp_keep` and `bits`, not both.")
+    if budget is not None and not isinstance(budget, Budget):
+        raise ValueError(f"`budget` must be a Budget, got {type(budget).__name__}.")
+    targets = {axis: given.get(axis) for axis in AXES}
+    explicit = budget is not None or any(value is not None for value in targets.values())
+    if compute is not None and explicit:
+        raise ValueError("Pass either `compute` or a budget (`budget`, `token_keep`, `mlp_keep`, `bits`), not both.")
+    for config in () if explicit or compute is not None else configs:
+        found = {axis: config.get(axis) for axis in AXES if config.get(axis) is not None}
+        if config.get("compute") is not None:
+            if found:
+                raise ValueError(f"A generation config sets both `compute` and {', '.join(found)}: remove one.")
+            compute = None if any(value is not None for value in targets.values()) else config["compute"]
+            break
+        targets = {axis: found.get(axis) if value is None else value for axis, value in targets.items()}
+    if compute is not None:
+        return budget_for(compute, calibration)
+    if budget is None and any(value is not None for value in targets.values()):
+        return Budget(**targets)
+    return budget
 
 
 def explain_unknown(names: Mapping[str, Any]) -> str:
