@@ -247,8 +247,8 @@ def benchmark(model: SOLForCausalLM, options: argparse.Namespace) -> list[Result
 
         for context, rows in cases:
             prompt = Prompt(model, context, rows)
-            for name in variants:  # so that the measured runs find everything warm
-                run(name, prompt, 2)
+            for name in variants:  # so that the measured runs find everything warm, and choices of a backend made
+                run(name, prompt, options.new_tokens)
             rounds = [
                 {name: run(name, prompt, options.new_tokens) for name in variants} for _ in range(options.repeats)
             ]

@@ -168,7 +168,7 @@ def test_attention_under_a_mask_equals_the_reference(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_paths, "LEAST_KEYS", 0)
         patch.setattr(paged_attention, "has_numba", lambda: False)
-        patch.setattr(attention_paths, "run_fastest", lambda situation, ways: ways["masked"]())
+        patch.setattr(attention_paths, "run_fastest", lambda situation, ways, cold: ways["masked"]())
         output = masked.attend("auto", keep)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
 

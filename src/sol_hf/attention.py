@@ -99,6 +99,13 @@ class StepPlan:
             columns = {axis: column for axis, column in columns.items() if bool((column < dense[axis]).any())}
         return cls(cache, rule, backend=backend, bits_backend=bits_backend, **columns)
 
+    @property
+    def is_fanned_out(self) -> bool:
+        """Whether rows share the prefix of their block."""
+        if "fanned out" not in self.memo:
+            self.memo["fanned out"] = self.cache.is_fanned_out
+        return self.memo["fanned out"]
+
     def covers(self, layer_idx: int) -> bool:
         """Whether `token_keep` applies to a layer."""
         if "sparse layers" not in self.memo:
@@ -181,7 +188,7 @@ def _attention_function(implementation: str) -> Callable:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         context = ACTIVE.get()
         plan = context.plan if context is not None else None
-        if plan is not None and plan.cache.is_fanned_out:
+        if plan is not None and plan.is_fanned_out:
             layer = plan.cache.layers[module.layer_idx]
             if isinstance(layer, SharedPrefixLayer):
                 refuse_unsupported(module, kwargs)

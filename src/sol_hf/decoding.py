@@ -28,7 +28,7 @@ from .controllers import Controller, Observation
 from .criteria import SelectionRule
 
 
-AUTO_REFRESH_BELOW = 0.5
+AUTO_REFRESH_BELOW = 0.45
 """Mean `token_keep` or `mlp_keep` of an episode; where it comes from is in docs/performance.md."""
 
 
