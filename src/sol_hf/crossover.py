@@ -60,4 +60,5 @@ def _timed(way: Callable, cold: bool) -> float:
 
 @functools.lru_cache
 def _spare_memory() -> torch.Tensor:
-    return torch.zeros(MORE_THAN_CACHES_HOLD, dtype=torch.uint8)
+    with torch.inference_mode(False):  # made once, written to in any mode
+        return torch.zeros(MORE_THAN_CACHES_HOLD, dtype=torch.uint8)
