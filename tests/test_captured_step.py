@@ -64,7 +64,7 @@ class Launches(TorchDispatchMode):
         return answer
 
 
-def run(model, schedule, inputs, capture: bool, **options):
+def run(model, schedule, inputs, capture: bool, steps: int = STEPS, **options):
     """Generated ids, logits and the cache."""
     cache = model.new_cache()
     cache.capture_up_to = CAPACITY if capture else None
@@ -72,7 +72,7 @@ def run(model, schedule, inputs, capture: bool, **options):
         **{name: x.to(DEVICE) for name, x in inputs.items()},
         past_key_values=cache,
         controller=ScheduleController(schedule.to(DEVICE)),
-        max_new_tokens=STEPS,
+        max_new_tokens=steps,
         do_sample=False,
         backend="reference" if not capture else "fast",
         return_dict_in_generate=True,
@@ -98,7 +98,7 @@ def test_one_capture_serves_every_action_and_length(monkeypatch):
     """The same operations on the same shapes and buffers at every step, none of which waits."""
     model, traces, made = small_model(), [], []
     inputs = left_padded([prompts(1, 21, seed=4)[0], prompts(1, 14, seed=5)[0]])
-    run(model, mixed_schedule(model, STEPS, rows=2), inputs, capture=True)  # copies the MLP's weights
+    run(model, mixed_schedule(model, STEPS, rows=2), inputs, capture=True, steps=1)  # copies the MLP's weights
     run_step, init = CapturedStep.run, CapturedStep.__init__
 
     def traced(self):
