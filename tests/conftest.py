@@ -14,6 +14,11 @@ os.environ.setdefault("CI", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels then run on CPU tensors
+
 from safetensors.torch import load_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 

@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bases import tiny_base
+from cases import HALF, prompts, sol_model
 from sol_hf import ActionSpace, ScheduleController, SOLCache, SOLConfig, SOLForCausalLM
 from sol_hf.attention import ACTIVE, StepPlan, active_forward, register_attention
 from sol_hf.criteria import (
@@ -262,3 +263,15 @@ def test_axes_that_all_rows_leave_dense_are_not_planned():
     assert plan.cache is cache
     assert plan.rule is rule
     assert StepPlan.from_values(torch.tensor([[1.0, 1.0, 16]]), cache, rule).is_dense
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_backends_of_a_call_are_those_of_its_plans(stored):
+    model, plans = sol_model(), []
+    names = {"backend": "reference", "bits_backend": "int8"}
+    model.base.model.layers[0].register_forward_pre_hook(lambda *_: plans.append(ACTIVE.get().plan))
+    for name, value in names.items() if stored else ():
+        setattr(model.generation_config, name, value)
+    model.generate(prompts(), max_new_tokens=3, do_sample=False, **HALF, **({} if stored else names))
+    steps = [plan for plan in plans if plan is not None]
+    assert len(steps) == 3 and all((plan.backend, plan.bits_backend) == ("reference", "int8") for plan in steps)

@@ -119,6 +119,12 @@ class TestBudgets:
         watched.assert_refuses(
             "`budget_mode` must be one of hard, soft, got 'firm'", prompts(), **HALF, budget_mode="firm"
         )
+        watched.assert_refuses(
+            "`backend` must be one of auto, reference, fast, got 'slow'", prompts(), **HALF, backend="slow"
+        )
+        watched.assert_refuses(
+            "`bits_backend` must be one of fake, int8, got 'int4'", prompts(), **HALF, bits_backend="int4"
+        )
         watched.assert_refuses("`action_temperature` must be positive, got 0", prompts(), **HALF, action_temperature=0)
         watched.assert_refuses("`action_temperature` must be positive", prompts(), **HALF, action_temperature=NAN)
         watched.assert_refuses(
@@ -141,6 +147,7 @@ UNKNOWN = [
     ("budgets", r"budgets.*did you mean `budget`"),
     ("kv_refresher", r"kv_refresher.*did you mean `kv_refresh`"),
     ("do_sample_action", r"do_sample_action.*did you mean `do_sample_actions`"),
+    ("back_end", r"back_end.*did you mean `backend`"),
     ("warp_factor", r"warp_factor(?!.*did you mean)"),
 ]
 

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The decode benchmark on a tiny random model: what it prints and writes, and that it leaves nothing behind."""
+"""The benchmarks on tiny models: what they print and write, and that they leave nothing behind."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -15,17 +15,27 @@ from bases import tiny_base
 from sol_hf import SOLForCausalLM, decoding
 
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_decode.py"
-VARIANTS = ["dense", "SOL, budget 1", "SOL, dense schedule", "SOL (0.5, 0.7, 8)", "SOL (0.2, 0.5, 6)"]
+EXAMPLES = Path(__file__).parents[1] / "examples"
+VARIANTS = ["base", "own cache, dense", "(1, 1, 16)", "(0.5, 0.7, 8)", "(0.2, 0.5, 6)"]
+BUDGETS = "--budgets 1,1,16 .5,.7,8 .2,.5,6"
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_decode", SCRIPT)
-    module = sys.modules["benchmark_decode"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark_decode"]
+@pytest.fixture
+def module(monkeypatch):
+    """Imports an example by name, and forgets it again."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if name.startswith("benchmark_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def benchmark(module, monkeypatch):
+    decode = module("benchmark_decode")
+    monkeypatch.setattr(decode, "copy_bandwidth", lambda device: 1e9)
+    return decode
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +48,14 @@ def folder(tmp_path_factory) -> str:
 @pytest.mark.parametrize("controller", ["policy", "fixed"])
 def test_table_and_json(benchmark, folder, tmp_path, capsys, controller):
     original, file = decoding.refresh, tmp_path / "numbers.json"
-    command = f"--model {folder} --contexts 20 24 --batch-sizes 1 2 --new-tokens 18 --repeats 2 --json {file}"
+    command = (
+        f"--model {folder} --contexts 20 24 --batch-sizes 1 2 --new-tokens 18 --repeats 2 --json {file} {BUDGETS}"
+    )
     assert benchmark.main([*command.split(), "--controller", controller]) == 0
     assert decoding.refresh is original
 
     printed = capsys.readouterr().out
-    assert "dtype float32" in printed.splitlines()[0] and benchmark.NOTE in printed
+    assert "dtype float32" in printed.splitlines()[0] and "1.0 GB/s" in printed and benchmark.NOTE in printed
     assert all(printed.count(f"│ {name} ") == 4 for name in VARIANTS)
 
     report = json.loads(file.read_text())
@@ -53,26 +65,62 @@ def test_table_and_json(benchmark, folder, tmp_path, capsys, controller):
     assert cases == [(20, 1), (20, 2), (24, 1), (24, 2)]
     for result in results:
         name = result["variant"]
+        chosen = name in VARIANTS[3:]
         assert len(result["rounds"]) == 2 and min(result["rounds"]) > 0
-        assert result["ratio"] == 1 or name != "dense"
-        assert (result["policy"] > 0) == name.startswith(("SOL (", "SOL, dense")), name
-        assert (result["refresh"] > 0) == name.startswith("SOL ("), name  # only sparse steps are refreshed
-        assert result["policy"] + result["refresh"] + result["rest"] == pytest.approx(1)
+        assert result["speed_up"] == 1 or name != "base"
+        assert result["own_cache"] == 1 or name != "own cache, dense"
+        assert (result["policy"] > 0) == (chosen or name == "own cache, dense"), name
+        assert (result["refresh"] > 0) == chosen, name  # only sparse steps are refreshed
 
 
-def test_plain_table_without_rich(benchmark, monkeypatch, capsys):
+def test_bytes_of_a_step(benchmark):
+    model = SOLForCausalLM.from_base(tiny_base("llama"))
+    prompt = benchmark.Prompt(model, 25, 2)
+    layers, head = sum(p.nbytes for p in model.base.model.layers.parameters()), 99 * 32 * 4
+    gate_and_up, keys = 2 * 2 * 32 * 64 * 4, 2 * 2 * 2 * 24 * 8 * 4
+    dense = head + layers + 2 * keys
+    count = lambda budget, refresh: benchmark.bytes_to_read(model.base, prompt, budget, 8, refresh)  # noqa: E731
+    assert prompt.cache_bytes == (keys, keys)
+    assert count((1, 1, 16), 16) == dense
+    assert count((1, 0.25, 16), 0) == dense - 0.75 * gate_and_up
+    assert count((0.5, 1, 16), 0) == dense - keys + keys / 4
+    assert count((1, 1, 8), 16) == dense + (layers + 2 * keys) / 16
+
+
+def test_every_run_starts_from_the_same_cache(benchmark):
+    model = SOLForCausalLM.from_base(tiny_base("llama"))
+    options = benchmark.parse_options(["--new-tokens", "3", *BUDGETS.split()])
+    prompt = benchmark.Prompt(model, 20, 2)
+    for generate in benchmark.make_variants(model, options).values():
+        watch = benchmark.measure(generate, prompt, 3, "cpu")
+        assert len(watch.times) == 1 + 4
+        assert prompt.cache.get_seq_length() == prompt.dynamic.get_seq_length() == 19
+    expected = model.base(prompt.ids[:, :-1]).past_key_values
+    for ours, theirs, copied in zip(prompt.cache.layers, expected.layers, prompt.dynamic.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys) and torch.equal(copied.values, theirs.values)
+
+
+def test_bases_with_sliding_layers(benchmark):
+    model = SOLForCausalLM.from_base(tiny_base("gemma3_text"))
+    options = benchmark.parse_options(["--new-tokens", "3"])
+    prompt = benchmark.Prompt(model, 40, 1)
+    for generate in benchmark.make_variants(model, options).values():
+        assert benchmark.measure(generate, prompt, 3, "cpu").ms > 0
+
+
+def test_plain_table_without_rich(module, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    benchmark.show([benchmark.Result(1024, 8, VARIANTS[3], 12.5, 1.25, 0.125, 0.25, 0.625, [12.5])])
+    machine = module("benchmark_machine")
+    machine.show(("way", "us"), [("dense sdpa", "12.50")])
     head, line = capsys.readouterr().out.splitlines()
-    assert head.split() == list(benchmark.COLUMNS)
-    assert line.split()[-5:] == ["12.50", "1.250", "12.5%", "25.0%", "62.5%"]
+    assert head.split() == ["way", "us"] and line.split() == ["dense", "sdpa", "12.50"]
 
 
 def test_stopwatch_counts_only_what_follows_the_first_new_token(benchmark):
     watch = benchmark.Stopwatch()
     watch.times = [0.0, 10.0, 11.0, 14.0]
     watch.spans = [("policy", 9.0, 9.5), ("policy", 10.5, 11.5), ("refresh", 12.0, 12.5)]
-    assert watch.ms_per_token == 2000
+    assert watch.ms == 2000
     assert watch.share("policy") == 0.25 and watch.share("refresh") == 0.125
 
 
@@ -80,9 +128,9 @@ def test_every_variant_runs_all_its_steps(benchmark):
     base = tiny_base("llama", eos_token_id=5)
     base.generation_config.eos_token_id = list(range(1, 99))  # nearly every token would end the text
     model = SOLForCausalLM.from_base(base)
-    for generate in benchmark.make_variants(model, "policy", 4).values():
-        watch = benchmark.measure(generate, torch.ones(2, 20, dtype=torch.long), 3)
-        assert len(watch.times) == 1 + 4
+    prompt = benchmark.Prompt(model, 20, 2)
+    for generate in benchmark.make_variants(model, benchmark.parse_options(["--new-tokens", "3"])).values():
+        assert len(benchmark.measure(generate, prompt, 3, "wall").times) == 1 + 4
 
 
 @pytest.mark.parametrize("option", ["--contexts 0", "--batch-sizes 0", "--new-tokens 0", "--repeats 0"])
@@ -95,3 +143,22 @@ def test_sizes_must_be_positive(benchmark, option, capsys):
 def test_context_must_fit_the_model(benchmark, folder, capsys):
     assert benchmark.main(["--model", folder, "--contexts", "250", "--new-tokens", "8"]) == 2
     assert "256 positions" in capsys.readouterr().err
+
+
+def test_shapes_are_those_of_their_names(module):
+    machine = module("benchmark_machine")
+    for name, billions in {"llama-3.2-1b": 1.24, "qwen3-4b": 4.02, "qwen3-8b": 8.19}.items():
+        base = machine.load_base(name, "bfloat16", "meta")
+        assert sum(p.numel() for p in base.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_attention_alone(module, monkeypatch, tmp_path, capsys):
+    attention, file = module("benchmark_attention"), tmp_path / "numbers.json"
+    monkeypatch.setattr(attention, "copy_bandwidth", lambda device: 1e9)
+    command = f"--contexts 40 --batch-sizes 2 --token-keep .2 --repeats 1 --megabytes 1 --json {file}"
+    assert attention.main(command.split()) == 0
+    results = json.loads(file.read_text())["results"]
+    ways = ["reference", "masked"] + (["fast"] if attention.has_numba() else [])
+    assert [r["way"] for r in results] == ["dense sdpa", *ways, *ways]
+    assert all(r["us"] > 0 and r["bound"] > 0 for r in results) and results[0]["speed_up"] == 1
+    assert capsys.readouterr().out.count("dense sdpa") == 1

@@ -29,12 +29,13 @@ def axis_schedule(vectors, space, axis):
     return ids
 
 
-def stepwise_logits(model, vectors, schedule, kv_refresh=False):
+def stepwise_logits(model, vectors, schedule, kv_refresh=False, backend=None):
     output = model.score(
         vectors["input_ids"],
         context_length=CONTEXT,
         controller=ScheduleController(schedule),
         kv_refresh=kv_refresh,
+        backend=backend,
         return_logits=True,
     )
     return output.logits.transpose(0, 1)
@@ -47,21 +48,23 @@ def test_action_table(golden_model, golden_vectors):
     assert torch.equal(values[:, 2].long(), golden_vectors["action_bits"])
 
 
+@pytest.mark.parametrize("backend", ["reference", "fast"])
 @pytest.mark.parametrize("criterion", ["quest", "relevancy", "recency"])
 @pytest.mark.parametrize("axis", ["token_keep", "joint"])
-def test_step_logits(golden_model, golden_vectors, criterion, axis):
+def test_step_logits(golden_model, golden_vectors, criterion, axis, backend):
     model = golden_model(criterion=criterion)
     schedule = axis_schedule(golden_vectors, model.action_space, axis)
     name = f"joint.{criterion}.logits" if axis == "joint" else f"token_keep_only.{criterion}.logits"
-    logits = stepwise_logits(model, golden_vectors, schedule)
+    logits = stepwise_logits(model, golden_vectors, schedule, backend=backend)
     torch.testing.assert_close(logits, golden_vectors[name], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["reference", "fast", "auto"])
 @pytest.mark.parametrize("axis", ["mlp_keep", "bits"])
-def test_mlp_axes_alone(golden_model, golden_vectors, axis):
+def test_mlp_axes_alone(golden_model, golden_vectors, axis, backend):
     model = golden_model()
     schedule = axis_schedule(golden_vectors, model.action_space, axis)
-    logits = stepwise_logits(model, golden_vectors, schedule)
+    logits = stepwise_logits(model, golden_vectors, schedule, backend=backend)
     torch.testing.assert_close(logits, golden_vectors[f"{axis}_only.logits"], atol=1e-4, rtol=0)
 
 
@@ -94,10 +97,12 @@ def test_hidden_states(golden_model, golden_vectors, name):
     torch.testing.assert_close(torch.stack(seen[1:]), golden_vectors[f"{name}.hidden"][:-1], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["reference", "fast"])
 @pytest.mark.parametrize("criterion", ["quest", "recency"])
-def test_kv_refresh(golden_model, golden_vectors, criterion):
+def test_kv_refresh(golden_model, golden_vectors, criterion, backend):
     model = golden_model(criterion=criterion, episode_length=4)
-    logits = stepwise_logits(model, golden_vectors, golden_vectors["action_schedule"], kv_refresh=True)
+    schedule = golden_vectors["action_schedule"]
+    logits = stepwise_logits(model, golden_vectors, schedule, kv_refresh=True, backend=backend)
     torch.testing.assert_close(logits, golden_vectors[f"joint_refresh4.{criterion}.logits"], atol=1e-4, rtol=0)
 
 

@@ -16,9 +16,13 @@ SOURCE = Path(sol_hf.__file__).parent
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))
 ORDER = """
     version smollm2 text_blocks actions calibration rewards activations ledger row_ends window_layer
-    criteria paged_layer shared_prefix configuration_sol outputs cache policy_heads modeling_sol_policy
-    attention elastic controllers baseline_controllers controller_names loading hub
-    processors decoding instrumentation options scoring
+    crossover criteria kernels/__init__ kernels/triton_support kernels/triton_select kernels/triton_pages
+    kernels/triton_attention kernels/triton_mlp paged_layer kernels/triton_paged kernels/native_threads
+    kernels/compiled_memory kernels/numba_attention kernels/paged_attention kernels/numba_mlp kernels/sparse_mlp
+    mlp_parts mlp_copy input_major_mlp triton_mlp_copy int8_mlp shared_prefix configuration_sol outputs
+    cache policy_heads modeling_sol_policy attention_paths attention elastic elastic_mlp
+    controllers baseline_controllers controller_names loading hub
+    processors captured_step decoding instrumentation options scoring
     modeling_sol rollouts counterfactuals measurements block_play evaluation lm_eval_spending lm_eval_adapter
     metrics
     cost_model lessons counterfactual_warmup
@@ -30,8 +34,10 @@ ORDER = """
 """A module imports only from modules to its left."""
 
 STEP_MODULES = """
-    decoding attention criteria shared_prefix activations elastic controllers baseline_controllers processors ledger
-    paged_layer window_layer policy_heads
+    decoding attention attention_paths criteria shared_prefix activations elastic elastic_mlp controllers
+    baseline_controllers processors ledger paged_layer window_layer policy_heads
+    captured_step triton_mlp_copy kernels/triton_select kernels/triton_pages kernels/triton_attention
+    kernels/triton_mlp kernels/triton_paged
 """.split()
 FOR_TRAINING = {"accelerate", "datasets", "evaluate", "lm_eval", "matplotlib", "peft", "tqdm", "trl"}
 """Packages that decoding does without, though transformers may load some of them."""

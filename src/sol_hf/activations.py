@@ -33,7 +33,12 @@ def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor`: `x` with the other channels set to zero.
     """
-    return torch.where(largest(x.detach().abs(), kept_count(fraction, x.shape[-1])), x, 0)
+    return torch.where(kept_channels(x, fraction), x, 0)
+
+
+def kept_channels(x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
+    """The channels that [`keep_top_channels`] keeps, a mask of the shape of `x`."""
+    return largest(x.detach().abs(), kept_count(fraction, x.shape[-1]))
 
 
 def largest(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

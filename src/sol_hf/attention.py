@@ -12,11 +12,12 @@ The plan of the running forward lives in a context variable, so that threads tha
 and nothing is stored on the base's modules.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .actions import AXES, DENSE
+from .attention_paths import attend, attend_masked, attend_packed, compiled_kernel
 from .cache import SOLCache
 from .criteria import (
     Selection,
@@ -42,6 +44,8 @@ from .shared_prefix import SharedPrefixLayer, attend_shared_prefix
 
 
 PREFIX = "sol_"
+BACKENDS = ("auto", "reference", "fast")
+BITS_BACKENDS = ("fake", "int8")
 
 
 class UnsupportedAxisError(ValueError):
@@ -61,6 +65,9 @@ class StepPlan:
         token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the cached tokens to read.
         mlp_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the MLP input channels to keep.
         bits (`torch.Tensor` of shape `(rows,)`, *optional*): Bit-width of the MLP output.
+        backend (`str`): `"reference"`, `"fast"`, or `"auto"` for whichever is measured to be faster.
+        bits_backend (`str`): `"fake"` quantizes MLP outputs and back, `"int8"` multiplies in int8 at 8 bits and below.
+        memo (`dict`): What is the same in every layer, kept by whoever computes it first.
     """
 
     cache: SOLCache
@@ -68,19 +75,42 @@ class StepPlan:
     token_keep: torch.Tensor | None = None
     mlp_keep: torch.Tensor | None = None
     bits: torch.Tensor | None = None
+    backend: str = "auto"
+    bits_backend: str = "fake"
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def from_values(cls, values: torch.Tensor, cache: SOLCache, rule: SelectionRule) -> "StepPlan":
+    def from_values(
+        cls,
+        values: torch.Tensor,
+        cache: SOLCache,
+        rule: SelectionRule,
+        backend: str = "auto",
+        bits_backend: str = "fake",
+    ) -> "StepPlan":
         """Plan for action values `(rows, 3)` in axis units.
 
         On the CPU an axis that is dense for all rows is recognised and left out. On an accelerator looking at the
         values would stall the device, so all axes are planned.
         """
-        columns = dict(zip(AXES, values.unbind(dim=-1), strict=True))
+        columns: dict[str, Any] = dict(zip(AXES, values.unbind(dim=-1), strict=True))
         if values.device.type == "cpu":
             dense = dict(zip(AXES, DENSE, strict=True))
             columns = {axis: column for axis, column in columns.items() if bool((column < dense[axis]).any())}
-        return cls(cache, rule, **columns)
+        return cls(cache, rule, backend=backend, bits_backend=bits_backend, **columns)
+
+    @property
+    def is_fanned_out(self) -> bool:
+        """Whether rows share the prefix of their block."""
+        if "fanned out" not in self.memo:
+            self.memo["fanned out"] = self.cache.is_fanned_out
+        return self.memo["fanned out"]
+
+    def covers(self, layer_idx: int) -> bool:
+        """Whether `token_keep` applies to a layer."""
+        if "sparse layers" not in self.memo:
+            self.memo["sparse layers"] = self.cache.sparse_layers
+        return layer_idx in self.memo["sparse layers"]
 
     @property
     def is_dense(self) -> bool:
@@ -92,11 +122,14 @@ class StepPlan:
 class ForwardContext:
     """What a running forward of the base is told (`plan`) and what it reports (`hidden_state`).
 
-    `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`.
+    `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`. `is_replay` marks a KV
+    refresh, a forward that may round differently from the base's; with `skips_head` nobody needs its logits.
     """
 
     plan: StepPlan | None = None
     hidden_states: torch.Tensor | None = None
+    is_replay: bool = False
+    skips_head: bool = False
 
     def head_inputs(self) -> torch.Tensor:
         """What the forward reported.
@@ -117,9 +150,11 @@ ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", 
 
 
 @contextmanager
-def active_forward(plan: StepPlan | None = None) -> Iterator[ForwardContext]:
-    """Make `plan` the one that attention and MLP hooks of this thread see within the block."""
-    context = ForwardContext(plan)
+def active_forward(
+    plan: StepPlan | None = None, is_replay: bool = False, skips_head: bool = False
+) -> Iterator[ForwardContext]:
+    """Make `plan` the one that attention and MLP hooks of this thread see within the block; flags: see the context."""
+    context = ForwardContext(plan, is_replay=is_replay, skips_head=skips_head)
     token = ACTIVE.set(context)
     try:
         yield context
@@ -153,18 +188,42 @@ def _attention_function(implementation: str) -> Callable:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         context = ACTIVE.get()
         plan = context.plan if context is not None else None
-        if plan is not None and plan.cache.is_fanned_out:
+        if plan is not None and plan.is_fanned_out:
             layer = plan.cache.layers[module.layer_idx]
             if isinstance(layer, SharedPrefixLayer):
                 refuse_unsupported(module, kwargs)
                 return attend_shared_prefix(layer, plan.rule, plan.token_keep, query, scaling), None
-        if plan is not None and plan.token_keep is not None and module.layer_idx in plan.cache.sparse_layers:
-            refuse_unsupported(module, kwargs)
-            return attend_selected(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
-        original = _original(implementation, module)
-        return original(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        original = functools.partial(
+            _original(implementation, module),
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            dropout=dropout,
+            **kwargs,
+        )
+        if plan is not None and plan.covers(module.layer_idx):
+            if plan.token_keep is not None:
+                refuse_unsupported(module, kwargs)
+                return attend_sparsely(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
+            kernel = compiled_kernel(plan, module.layer_idx, query, scaling) if is_plain(kwargs) else None
+            if kernel is not None:
+                layer = plan.cache.layers[module.layer_idx]
+                ways = {"reference": lambda: original()[0], "fast": lambda: kernel(query, layer)}
+                return attend(plan, query, key, ways), None
+        if context is not None and context.is_replay and is_plain(kwargs) and query.shape[1] > key.shape[1]:
+            if attention_mask is not None and attention_mask.dtype == torch.bool:
+                return attend_packed(query, key, value, attention_mask, scaling), None
+        return original()
 
     return sol_attention_forward
+
+
+def is_plain(arguments: dict[str, Any]) -> bool:
+    """Whether a module's attention is softmax of scaled products and nothing else."""
+    return all(arguments.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
 
 
 def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
@@ -182,6 +241,27 @@ def _original(implementation: str, module: torch.nn.Module) -> Callable:
     if implementation in ALL_ATTENTION_FUNCTIONS:
         return ALL_ATTENTION_FUNCTIONS[implementation]
     return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def attend_sparsely(
+    plan: StepPlan,
+    token_keep: torch.Tensor,
+    layer_idx: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """[`attend_selected`], or a faster way to the same numbers, as the plan's backend says."""
+    arguments = (plan, token_keep, layer_idx, query, key, value, scaling)
+    ways: dict[str, Callable] = {"reference": functools.partial(attend_selected, *arguments)}
+    kernel = compiled_kernel(plan, layer_idx, query, scaling)
+    if kernel is not None:
+        layer = plan.cache.layers[layer_idx]
+        ways["fast"] = lambda: kernel(query, layer)
+    else:
+        ways["masked"] = functools.partial(_attend_masked, *arguments)
+    return attend(plan, query, key, ways)
 
 
 def attend_selected(
@@ -209,8 +289,7 @@ def attend_selected(
     """
     rows, heads, _, dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
-    first, start = _row_origins(plan, layer_idx, rows, slots, key.device)
-    selection = _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start)
+    selection, first, start = select_keys(plan, token_keep, layer_idx, query, key)
     slot = selection.ranks + first[:, None, None]
     in_use = selection.in_use & (slot >= start[:, None, None]) & (slot < slots)
     per_head = slot.shape[1] == heads and heads != kv_heads
@@ -221,6 +300,27 @@ def attend_selected(
         query, chosen_key, chosen_value, attn_mask=in_use[:, :, None, :], scale=scaling
     )
     return output.reshape(rows, 1, heads, value.shape[-1])
+
+
+def _attend_masked(
+    plan: StepPlan,
+    token_keep: torch.Tensor,
+    layer_idx: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """[`attend_selected`] by a mask instead of copies."""
+    return attend_masked(*select_keys(plan, token_keep, layer_idx, query, key), query, key, value, scaling)
+
+
+def select_keys(
+    plan: StepPlan, token_keep: torch.Tensor, layer_idx: int, query: torch.Tensor, key: torch.Tensor
+) -> tuple[Selection, torch.Tensor, torch.Tensor]:
+    """What a step reads, the slot of rank 0 and the first slot with a real key; arguments of [`attend_selected`]."""
+    first, start = _row_origins(plan, layer_idx, len(query), key.shape[2], key.device)
+    return _select(plan, token_keep.to(key.device), layer_idx, query, key, first, start), first, start
 
 
 def _row_origins(plan: StepPlan, layer_idx: int, rows: int, slots: int, device: torch.device):

@@ -53,7 +53,8 @@ class Episode:
         steps (`list[StepRecord]`): The steps of this episode.
         controller_state (`dict[str, Any]`): What the controller remembers within an episode: tensors with one entry
             per row, or transformers caches.
-        polluted (`bool`): Whether any step wrote keys and values that a dense forward would not have written.
+        first_sparse (`int`, *optional*): The first step that wrote keys and values which a dense forward would not
+            have written; those after it saw them. `None` if there is no such step.
         token_before (`torch.Tensor` of shape `(rows, 1)` or `(rows, 1, embedding_size)`, *optional*): The token before
             the first step.
         logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of the logits that
@@ -63,9 +64,14 @@ class Episode:
     hidden_state: torch.Tensor | None = None
     steps: list[StepRecord] = field(default_factory=list)
     controller_state: dict[str, Any] = field(default_factory=dict)
-    polluted: bool = False
+    first_sparse: int | None = None
     token_before: torch.Tensor | None = None
     logits_digest: torch.Tensor | None = None
+
+    @property
+    def polluted(self) -> bool:
+        """Whether the episode left anything in the cache that a dense forward would not have."""
+        return self.first_sparse is not None
 
     @property
     def length(self) -> int:
@@ -95,6 +101,9 @@ class SOLCache(DynamicCache):
         config (`PreTrainedConfig`): Config of the base model.
         action_space ([`ActionSpace`]): Meaning of the action ids.
         page_size (`int`, *optional*, defaults to 8): Keys in a page.
+
+    Set `capture_up_to` to a number of tokens to run decode steps up to that length from one CUDA graph, see
+    [`CapturedStep`].
     """
 
     def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):
@@ -106,6 +115,8 @@ class SOLCache(DynamicCache):
                 self.layers[index] = WindowLayer(layer.sliding_window)
         self.action_space = action_space
         self.controls: Any = None
+        self.capture_up_to: int | None = None
+        self.captured_step: Any = None
         self.decode_from: int | None = None
         self.episode = Episode()
         self.ledger = BudgetLedger(0)
@@ -229,6 +240,7 @@ class SOLCache(DynamicCache):
             layers[-1].batch_repeat_interleave(repeats)
         fanned = copy.copy(self)
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
+        fanned.capture_up_to, fanned.captured_step = None, None
         rows = repeats * len(lengths)
         fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device)
         fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))
@@ -277,6 +289,8 @@ class SOLCache(DynamicCache):
         ratios = self.action_space.ratios
         for _ in range(min(-tokens_to_remove, self.episode.length)):
             step = self.episode.steps.pop()
+            if self.episode.first_sparse == self.episode.length:
+                self.episode.first_sparse = None
             in_this_call = bool(self.trace)
             self.ledger.take_back(ratios.to(step.action.device)[step.action], step.counted, in_this_call)
             self.episode.hidden_state, self.episode.logits_digest = step.previous_hidden, step.previous_digest

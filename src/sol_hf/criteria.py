@@ -172,6 +172,17 @@ def choose_pages(
     return _top_ranked(scores, torch.where(tokens >= slots - start, pages, _pages_of(tokens, rule)))
 
 
+def pages_to_read(token_keep: torch.Tensor | None, count: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+    """How many pages [`choose_pages`] wants of rows whose first key begins a page, `(rows,)`.
+
+    Args:
+        token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the keys to read; all by default.
+        count (`torch.Tensor` of shape `(rows,)`): Keys of every row.
+        rule ([`SelectionRule`]): Page size.
+    """
+    return _pages_of(count if token_keep is None else kept_count(token_keep, count), rule)
+
+
 def page_mask(
     scores: torch.Tensor, token_keep: torch.Tensor, count: torch.Tensor | int, rule: SelectionRule
 ) -> torch.Tensor:

@@ -12,7 +12,7 @@ remembered is in the [`SOLCache`].
 
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .actions import Budget
 from .attention import StepPlan, active_forward
 from .cache import SOLCache
+from .captured_step import CapturedStep
 from .controllers import Controller, Observation
 from .criteria import SelectionRule
+
+
+AUTO_REFRESH_BELOW = 0.45
+"""Mean `token_keep` or `mlp_keep` of an episode; where it comes from is in docs/performance.md."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,12 @@ class DecodeControls:
         processors ([`ActionProcessorList`]): Applied to the scores in order.
         rule ([`SelectionRule`]): How cached keys are selected.
         episode_length (`int`): Steps in an episode.
-        kv_refresh (`bool`): Whether an episode ends with a dense forward over its tokens.
+        kv_refresh (`bool` or `"auto"`): Whether an episode ends with a dense forward over its tokens, see
+            [`needs_refresh`].
         do_sample (`bool`): Draw the action instead of taking the best.
         temperature (`float`): Divides the scores before drawing.
+        backend (`str`): For the [`StepPlan`]s: which implementation of a step's parts to use.
+        bits_backend (`str`): For the [`StepPlan`]s: how `bits` is put into effect.
     """
 
     controller: Controller
@@ -47,9 +55,11 @@ class DecodeControls:
     processors: LogitsProcessorList
     rule: SelectionRule
     episode_length: int
-    kv_refresh: bool = True
+    kv_refresh: bool | str = True
     do_sample: bool = False
     temperature: float = 1.0
+    backend: str = "auto"
+    bits_backend: str = "fake"
 
 
 @dataclass(frozen=True)
@@ -99,10 +109,16 @@ def base_forward(
 
 
 def dense_forward(
-    base: PreTrainedModel, tokens: torch.Tensor, cache: SOLCache, inputs: ForwardInputs, logits_to_keep: int = 1
+    base: PreTrainedModel,
+    tokens: torch.Tensor,
+    cache: SOLCache,
+    inputs: ForwardInputs,
+    logits_to_keep: int = 1,
+    is_replay: bool = False,
+    skips_head: bool = False,
 ) -> CausalLMOutputWithPast:
-    """Process `tokens` densely and begin a new episode after them."""
-    with active_forward() as context:
+    """Process `tokens` densely and begin a new episode after them; flags as in [`ForwardContext`]."""
+    with active_forward(is_replay=is_replay, skips_head=skips_head) as context:
         output = base_forward(base, tokens, cache, inputs, logits_to_keep)
     cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
     return output
@@ -120,25 +136,44 @@ def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
     return token if token.is_floating_point() else base.get_input_embeddings()(token)
 
 
-def episode_tokens(base: PreTrainedModel, cache: SOLCache) -> torch.Tensor:
-    """The tokens of the running episode, `(rows, steps)`, as embeddings if any of them came as one."""
-    tokens = [step.token for step in cache.episode.steps]
+def take_back_sparse(base: PreTrainedModel, cache: SOLCache) -> torch.Tensor:
+    """Drop what the running episode wrote since its first sparse step, and return those tokens `(rows, steps)`.
+
+    They are embeddings if any of them came as one.
+    """
+    tokens = [step.token for step in cache.episode.steps[cache.episode.first_sparse :]]
+    cache.drop_tokens(len(tokens))
     if any(token.is_floating_point() for token in tokens):
         tokens = [embed(base, token) for token in tokens]
     return torch.cat(tokens, dim=1)
 
 
 def refresh(base: PreTrainedModel, cache: SOLCache, inputs: ForwardInputs) -> None:
-    """KV refresh: replace what the episode's sparse steps wrote by a dense forward over its tokens."""
-    tokens = episode_tokens(base, cache)
-    cache.drop_tokens(tokens.shape[1])
-    dense_forward(base, tokens, cache, ForwardInputs(tokens, inputs.attention_mask))
+    """KV refresh: replace what the episode's steps wrote since the first sparse one, by one dense forward.
+
+    Its logits are not computed, unless the controller looks at them: the token after the episode is known already.
+    """
+    tokens = take_back_sparse(base, cache)
+    replayed = ForwardInputs(tokens, inputs.attention_mask)
+    packs = cache.controls.backend != "reference"
+    skips_head = not cache.controls.controller.needs_logits
+    dense_forward(base, tokens, cache, replayed, is_replay=packs, skips_head=skips_head)
 
 
 def needs_refresh(cache: SOLCache) -> bool:
-    """Whether the running episode left anything in the cache that a dense forward would not have."""
-    wanted = cache.controls is None or cache.controls.kv_refresh
-    return wanted and cache.episode.polluted
+    """Whether the running episode left anything in the cache that a dense forward would not have, and that matters.
+
+    With `kv_refresh="auto"` it matters if the mean `token_keep` or the mean `mlp_keep` of a row's steps was below
+    `AUTO_REFRESH_BELOW`, or if only an accelerator knows the actions.
+    """
+    wanted = True if cache.controls is None else cache.controls.kv_refresh
+    if wanted != "auto" or not cache.episode.polluted:
+        return bool(wanted) and cache.episode.polluted
+    actions = cache.episode.actions(cache.rows, cache.ledger.total_counts.device)
+    if actions.device.type != "cpu":
+        return True
+    kept = cache.action_space.values[actions][..., :2].mean(dim=1)
+    return bool(kept.min() < AUTO_REFRESH_BELOW)
 
 
 def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Observation:
@@ -212,13 +247,42 @@ def decode_step(
             cache.end_episode(last.hidden_state, last.steps[-1].token, last.logits_digest)
     observation = observe(base, cache, token)
     actions = choose(observation, cache)
-    plan = StepPlan.from_values(cache.action_space.values_on(actions.device)[actions], cache, cache.controls.rule)
-    with active_forward(plan) as context:
-        output = base_forward(base, token, cache, inputs)
+    controls, values = cache.controls, cache.action_space.values_on(actions.device)[actions]
+    if cache.capture_up_to is not None and not token.is_floating_point():
+        output, hidden = captured_forward(base, token, cache, values)
+        is_dense = False
+    else:
+        plan = StepPlan.from_values(values, cache, controls.rule, controls.backend, controls.bits_backend)
+        with active_forward(plan) as context:
+            output = base_forward(base, token, cache, without_needless_mask(inputs, cache))
+        hidden, is_dense = context.last_hidden_state(), plan.is_dense
     counted = observation.controllable if active is None else observation.controllable & active
-    cache.record(token, actions, counted, context.last_hidden_state(), logits_digest(cache, output))
-    cache.episode.polluted |= not plan.is_dense
+    cache.record(token, actions, counted, hidden, logits_digest(cache, output))
+    if cache.episode.first_sparse is None and not is_dense:
+        cache.episode.first_sparse = cache.episode.length - 1
     return output
+
+
+def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInputs:
+    """The inputs of a step without a mask that masks nothing, which transformers would bring to the host to see."""
+    if cache.padding is not None or inputs.tokens.device.type == "cpu":
+        return inputs
+    return replace(inputs, attention_mask=None)
+
+
+def captured_forward(
+    base: PreTrainedModel, token: torch.Tensor, cache: SOLCache, values: torch.Tensor
+) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
+    """Process one token per row `(rows, 1)` under action values `(rows, 3)` by the cache's [`CapturedStep`].
+
+    Returns:
+        The output, and what the LM head received, `(rows, hidden_size)`.
+    """
+    assert cache.capture_up_to is not None, "called where steps are captured"
+    if cache.captured_step is None or not cache.captured_step.is_current():
+        cache.captured_step = CapturedStep(base, cache, cache.controls.rule, cache.capture_up_to)
+    logits, hidden = cache.captured_step(token, values)
+    return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden
 
 
 def decode_forward(
@@ -243,8 +307,7 @@ def decode_forward(
     if dense:
         prefix = tokens[:, :dense]
         if cache.episode.length and needs_refresh(cache):
-            replayed = episode_tokens(base, cache)
-            cache.drop_tokens(replayed.shape[1])
+            replayed = take_back_sparse(base, cache)
             if replayed.is_floating_point() != prefix.is_floating_point():
                 replayed, prefix = embed(base, replayed), embed(base, prefix)
             prefix = torch.cat([replayed, prefix], dim=1)

@@ -1,19 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The elastic MLP: finds the MLPs of any base and applies `mlp_keep` to their input and `bits` to their output.
-
-Nothing is patched. Hooks are put on the base's own modules while a generation runs and taken off after it; they act on
-the [`StepPlan`] of their own thread's forward, and do nothing in any other.
-"""
+"""Finds the MLPs of any base, and reports the hidden state that its LM head receives."""
 
 import inspect
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .activations import fake_quantize, keep_top_channels
 from .attention import ACTIVE, UnsupportedAxisError
 
 
@@ -62,28 +56,13 @@ def find_mlps(base: PreTrainedModel) -> tuple[nn.Module, ...]:
     return tuple(mlps)
 
 
-def reduce_mlp_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """Forward pre-hook of an MLP: keep the channels that the plan of this thread's forward asks for."""
+def capture_hidden_state(module: nn.Module, args: tuple) -> tuple | None:
+    """Forward pre-hook of the LM head: report the hidden states to this thread's forward.
+
+    Where nobody needs the logits, the head gets no token to work on.
+    """
     context = ACTIVE.get()
-    if context is None or context.plan is None or context.plan.mlp_keep is None:
+    if context is None:
         return None
-    fraction = context.plan.mlp_keep
-    if args:
-        return (keep_top_channels(args[0], fraction.to(args[0].device)), *args[1:]), kwargs
-    name, x = next((name, x) for name, x in kwargs.items() if isinstance(x, torch.Tensor))
-    return args, {**kwargs, name: keep_top_channels(x, fraction.to(x.device))}
-
-
-def quantize_mlp_output(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-    """Forward hook of an MLP: fake-quantize its output to the bit-widths of the plan of this thread's forward."""
-    context = ACTIVE.get()
-    if context is None or context.plan is None or context.plan.bits is None:
-        return None
-    return fake_quantize(output, context.plan.bits.to(output.device))
-
-
-def capture_hidden_state(module: nn.Module, args: tuple) -> None:
-    """Forward pre-hook of the LM head: report the hidden states to this thread's forward."""
-    context = ACTIVE.get()
-    if context is not None:
-        context.hidden_states = args[0]
+    context.hidden_states = args[0]
+    return (args[0][:, :0], *args[1:]) if context.skips_head else None

@@ -20,9 +20,8 @@ from .elastic import (
     UnsupportedAxisError,
     capture_hidden_state,
     find_mlps,
-    quantize_mlp_output,
-    reduce_mlp_input,
 )
+from .elastic_mlp import ElasticMLP
 
 
 _INSTRUMENTATIONS: "weakref.WeakKeyDictionary[nn.Module, Instrumentation]" = weakref.WeakKeyDictionary()
@@ -42,10 +41,10 @@ class Instrumentation:
         self._config = base.config.get_text_config(decoder=True)
         if self._head is None:
             raise UnsupportedAxisError(f"{type(base).__name__} has no output embeddings, so no hidden state to read.")
-        self._mlps: tuple[nn.Module, ...] = ()
+        self._mlps: tuple[ElasticMLP, ...] = ()
         self.unsupported: dict[str, UnsupportedAxisError] = {}
         try:
-            self._mlps = find_mlps(base)
+            self._mlps = tuple(ElasticMLP(mlp) for mlp in find_mlps(base))
         except UnsupportedAxisError as error:
             self.unsupported.update(mlp_keep=error, bits=error)
         try:
@@ -61,7 +60,22 @@ class Instrumentation:
             if axis in self.unsupported:
                 raise self.unsupported[axis]
 
-    def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool) -> None:
+    def require_int8(self) -> None:
+        """Raise [`UnsupportedAxisError`] if the MLPs cannot run in int8."""
+        for mlp in self._mlps:
+            mlp.int8_copy()
+
+    @property
+    def copied_bytes(self) -> int:
+        """Memory of the copies of MLP weights that fast paths and int8 have made."""
+        return sum(mlp.nbytes for mlp in self._mlps)
+
+    def drop_copies(self) -> None:
+        """Free the copies of MLP weights; they are made again when they are needed."""
+        for mlp in self._mlps:
+            mlp.drop_copies()
+
+    def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool | str) -> None:
         """Raise [`UnsupportedAxisError`] if the cache has no layer to read sparsely, or one cannot be rolled back."""
         name = type(self._base()).__name__
         if "token_keep" in axes and not cache.sparse_layers:
@@ -108,14 +122,15 @@ class Instrumentation:
             for module in self._training:
                 module.training = False
             for mlp in self._mlps:
-                self._handles.append(mlp.register_forward_pre_hook(reduce_mlp_input, with_kwargs=True))
-                self._handles.append(mlp.register_forward_hook(quantize_mlp_output))
+                mlp.install()
             self._handles.append(self._head.register_forward_pre_hook(capture_hidden_state))
         except BaseException:
             self._remove()
             raise
 
     def _remove(self) -> None:
+        for mlp in self._mlps:
+            mlp.remove()
         for handle in self._handles:
             handle.remove()
         for module in self._training:

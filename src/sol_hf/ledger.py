@@ -74,8 +74,9 @@ class BudgetLedger:
         `max_mlp_keep`, the largest level of the action space.
         """
         progress = torch.full_like(self.episode_counts, (step + 1) / episode_length)
-        scale = torch.tensor([1.0, max_mlp_keep, 1.0], device=targets.device)
-        drift = torch.where(self.episode_counts[:, None] > 0, self.episode_means() / scale - targets, 0.0)
+        token_keep, mlp_keep, bits = self.episode_means().unbind(dim=-1)
+        means = torch.stack([token_keep, mlp_keep / max_mlp_keep, bits], dim=-1)
+        drift = torch.where(self.episode_counts[:, None] > 0, means - targets, 0.0)
         head = torch.stack([progress, controllable.to(progress.dtype)], dim=-1)
         return torch.cat([head, targets, drift], dim=-1)
 

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
-from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -38,6 +37,7 @@ from .options import (
     find_prompt,
     pop_options,
     refuse_continuous_batching,
+    refuse_lookahead,
     resolve_options,
 )
 from .outputs import SOLScoreOutput, attach_steps
@@ -46,12 +46,6 @@ from .scoring import align_rows, score_rows, score_rows_densely
 
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
-STEPWISE_MODES = (
-    GenerationMode.GREEDY_SEARCH,
-    GenerationMode.SAMPLE,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
-)
 
 
 class SOLForCausalLM(PreTrainedModel, GenerationMixin):
@@ -269,9 +263,11 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         budget_mode: str | None = None,
         controller: Controller | None = None,
         action_processors: Sequence | None = None,
-        kv_refresh: bool | None = None,
+        kv_refresh: bool | str | None = None,
         action_temperature: float | None = None,
         do_sample_actions: bool | None = None,
+        backend: str | None = None,
+        bits_backend: str | None = None,
         **kwargs,
     ) -> ModelOutput | torch.LongTensor:
         """transformers' `generate`, with a compute budget. Without one, it is exactly the base's.
@@ -287,9 +283,14 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
             controller ([`Controller`], *optional*): What chooses; the policy by default.
             action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
-            kv_refresh (`bool`, *optional*, defaults to `True`): Recompute every episode densely once it is over.
+            kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Recompute every episode densely once it is
+                over; with `"auto"` where it was measured to matter.
             action_temperature (`float`, *optional*, defaults to 1.0): Divides the action scores before drawing.
             do_sample_actions (`bool`, *optional*, defaults to `False`): Draw actions instead of taking the best.
+            backend (`str`, *optional*, defaults to `"auto"`): `"reference"` is plain torch, `"fast"` wherever there is
+                a fast path, `"auto"` where it is measured to be faster.
+            bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
+                in int8.
             kwargs: What transformers' generate takes.
 
         Returns:
@@ -329,6 +330,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         axes = options.controlled_axes(self.action_space)
         instrumentation.require(axes)
         instrumentation.require_cache(self.new_cache(), axes, options.kv_refresh)
+        if "bits" in axes and options.bits_backend == "int8":
+            instrumentation.require_int8()
         if self.policy.device.type != self.base.device.type:
             raise ValueError(f"The policy is on {self.policy.device}, the base on {self.base.device}.")
         controller = options.controller or PolicyController(self.policy)
@@ -389,10 +392,5 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(str(error) + explain_unknown(model_kwargs)) from error
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args):
-        cache = model_kwargs.get("past_key_values")
-        if isinstance(cache, SOLCache) and cache.controls is not None and generation_mode not in STEPWISE_MODES:
-            raise ValueError(
-                f"Generation mode `{generation_mode.value}` cannot run under a budget: it verifies several tokens in "
-                "one forward, but a budget chooses the compute of every token on its own."
-            )
+        refuse_lookahead(model_kwargs.get("past_key_values"), generation_mode)
         return self.base._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.generation import GenerationMode
 
 from .actions import AXES, DENSE, ActionSpace, Budget
+from .attention import BACKENDS, BITS_BACKENDS
 from .cache import SOLCache
 from .calibration import budget_for
 from .configuration_sol import SOLConfig
@@ -22,6 +24,13 @@ from .processors import ActionProcessorList, HardBudgetProcessor, PinnedAxesProc
 
 
 BUDGET_MODES = ("hard", "soft")
+STEPWISE_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+KV_REFRESH = (True, False, "auto")
 STORED_DEFAULTS: dict[str, Any] = {
     "compute": None,
     "token_keep": None,
@@ -31,6 +40,8 @@ STORED_DEFAULTS: dict[str, Any] = {
     "kv_refresh": True,
     "action_temperature": 1.0,
     "do_sample_actions": False,
+    "backend": "auto",
+    "bits_backend": "fake",
 }
 BUDGET_NAMES = ("compute", *AXES)
 OPTION_NAMES = (*STORED_DEFAULTS, "budget", "controller", "action_processors")
@@ -44,13 +55,20 @@ class DecodeOptions:
     budget_mode: str
     controller: Controller | None
     action_processors: Sequence | None
-    kv_refresh: bool
+    kv_refresh: bool | str
     action_temperature: float
     do_sample_actions: bool
+    backend: str
+    bits_backend: str
 
     def __post_init__(self):
-        if self.budget_mode not in BUDGET_MODES:
-            raise ValueError(f"`budget_mode` must be one of {', '.join(BUDGET_MODES)}, got {self.budget_mode!r}.")
+        choices: dict[str, tuple] = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
+        choices["kv_refresh"] = KV_REFRESH
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}."
+                )
         if not (math.isfinite(self.action_temperature) and self.action_temperature > 0):
             raise ValueError(f"`action_temperature` must be positive, got {self.action_temperature}.")
         if self.action_processors and self.is_empty:
@@ -103,6 +121,8 @@ class DecodeOptions:
             kv_refresh=self.kv_refresh,
             do_sample=self.do_sample_actions,
             temperature=self.action_temperature,
+            backend=self.backend,
+            bits_backend=self.bits_backend,
         )
 
 
@@ -245,4 +265,13 @@ def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: 
         raise ValueError(
             "Continuous batching (`cache_implementation='paged'`) refuses foreign models and attention: call the "
             "base's own `model.base.generate_batch`, which runs without a budget."
+        )
+
+
+def refuse_lookahead(cache: Any, mode: GenerationMode) -> None:
+    """Raise a ValueError if a generation mode of several tokens a forward meets a cache that is under a budget."""
+    if isinstance(cache, SOLCache) and cache.controls is not None and mode not in STEPWISE_MODES:
+        raise ValueError(
+            f"Generation mode `{mode.value}` cannot run under a budget: it verifies several tokens in one forward, "
+            "but a budget chooses the compute of every token on its own."
         )

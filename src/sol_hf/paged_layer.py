@@ -35,6 +35,7 @@ class PagedLayer(DynamicLayer):
         self._upper = self._lower = torch.empty(0)
         self._page_capacity = 0
         self._indexed = 0
+        self.append_at: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -45,6 +46,8 @@ class PagedLayer(DynamicLayer):
         """Append keys and values of shape `(rows, kv_heads, new, head_dim)` and return all of them, as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.append_at is not None:
+            return self._append_on_device(key_states, value_states, *self.append_at)
         begin, end = self.length, self.length + key_states.shape[-2]
         if end > self._key_store.shape[2]:
             self._grow(end)
@@ -83,6 +86,61 @@ class PagedLayer(DynamicLayer):
         """Keys and values as `(rows * kv_heads * stride, head_dim)`, and the stride between key-value heads."""
         return self._key_store.flatten(0, 2), self._value_store.flatten(0, 2), self._key_store.shape[2]
 
+    def page_store(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Maxima and minima as they are stored, the pages there is room for, and the tokens they take into account.
+
+        Who brings them up to date for all tokens says so with [`PagedLayer.mark_indexed`].
+        """
+        pages = -(-self.length // self.page_size)
+        if self._page_capacity < pages:
+            self._grow_pages(pages)
+        return self._upper, self._lower, self._page_capacity, self._indexed
+
+    def mark_indexed(self) -> None:
+        """Take all tokens to be in the page index."""
+        self._indexed = self.length
+
+    def stores(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Storage of keys and values, of shape `(rows, kv_heads, capacity, head_dim)`."""
+        return self._key_store, self._value_store
+
+    def page_stores(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Storage of maxima and minima, up to date, and how many of their pages may hold keys.
+
+        While tokens are appended on the device, the host does not know how many: all that there is room for.
+        """
+        if self.append_at is None:
+            pages = self.page_index(first, padding)[0].shape[2]
+        else:
+            pages = self._page_capacity
+        return self._upper, self._lower, pages
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` tokens, and for their pages."""
+        if tokens > self._key_store.shape[2]:
+            self._grow(tokens, spare=0)
+            self._set_length(self.length)
+        if self._page_capacity < -(-self._key_store.shape[2] // self.page_size):
+            self._grow_pages(0)
+
+    def note_appended(self, length: int) -> None:
+        """Take note of what was appended on the device, where the host did not look."""
+        self._set_length(length)
+        self._indexed = length
+
+    def index_again(self, first: torch.Tensor, padding: tuple[int, int]) -> None:
+        """Make the whole page index anew; see [`PagedLayer.page_index`]."""
+        self._indexed = 0
+        self.page_index(first, padding)
+
+    def _append_on_device(self, key: torch.Tensor, value: torch.Tensor, first: torch.Tensor, count: torch.Tensor):
+        from .kernels.triton_pages import append_token
+
+        append_token(
+            key, value, self._key_store, self._value_store, self._upper, self._lower, first, count, self.page_size
+        )
+        return self._key_store, self._value_store
+
     def page_index(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Channel-wise maximum and minimum of every page, of shape `(rows, kv_heads, pages, head_dim)`.
 
@@ -119,8 +177,8 @@ class PagedLayer(DynamicLayer):
         self.length = length
         self.keys, self.values = self._key_store[:, :, :length], self._value_store[:, :, :length]
 
-    def _grow(self, needed: int) -> None:
-        spare = max(self.growth_slots, needed // 4)
+    def _grow(self, needed: int, spare: int | None = None) -> None:
+        spare = max(self.growth_slots, needed // 4) if spare is None else spare
         for name in ("_key_store", "_value_store"):
             old = getattr(self, name)
             new = old.new_empty(*old.shape[:2], needed + spare, old.shape[-1])

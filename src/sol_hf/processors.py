@@ -78,8 +78,11 @@ class PinnedAxesProcessor(ActionProcessor):
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         ratios = observation.action_space.ratios_on(scores.device)
-        free = torch.tensor([not pinned for pinned in self.pinned], device=scores.device)
-        return restrict(scores, ((ratios == ratios.amax(0)) | free).all(dim=-1).expand_as(scores))
+        pinned = [column for column, pinned in zip(ratios.unbind(dim=-1), self.pinned, strict=True) if pinned]
+        allowed = torch.ones(len(ratios), dtype=torch.bool, device=scores.device)
+        for column in pinned:
+            allowed = allowed & (column == column.amax())
+        return restrict(scores, allowed.expand_as(scores))
 
 
 class AxisBiasProcessor(ActionProcessor):
@@ -94,15 +97,17 @@ class AxisBiasProcessor(ActionProcessor):
     def __init__(self, token_keep: float = 0.0, mlp_keep: float = 0.0, bits: float = 0.0):
         self.biases = (token_keep, mlp_keep, bits)
 
-    def penalties(self, space: ActionSpace) -> torch.Tensor:
+    def penalties(self, space: ActionSpace, device: torch.device | str = "cpu") -> torch.Tensor:
         """What is subtracted from the score of every action, of shape `(n_actions,)`."""
-        ratios = space.ratios
+        ratios = space.ratios_on(torch.device(device))
         spread = (ratios.amax(0) - ratios.amin(0)).clamp(min=1e-12)
-        scaled = (ratios - ratios.amin(0)) / spread
-        return scaled @ torch.tensor(self.biases, dtype=ratios.dtype)
+        scaled = ((ratios - ratios.amin(0)) / spread).unbind(dim=-1)
+        return sum(
+            (bias * column for bias, column in zip(self.biases, scaled, strict=True)), torch.zeros_like(scaled[0])
+        )
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
-        return scores - self.penalties(observation.action_space).to(scores.device)
+        return scores - self.penalties(observation.action_space, scores.device)
 
     def __repr__(self) -> str:
         return "AxisBiasProcessor({})".format(", ".join(f"{a}={b}" for a, b in zip(AXES, self.biases, strict=True)))

@@ -1,0 +1,140 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How near the Triton attention kernels of a decode step come to the memory bandwidth of a GPU.
+
+    python examples/benchmark_attention_cuda.py --json attention.json
+
+Times, for one layer of an 8B-shaped model, dense scaled dot product attention and three stages over selected pages:
+scoring the page index, choosing, attending. The bound is what must be read at all (page index, chosen keys and values)
+over the copy bandwidth, which is measured first. Without a GPU, `--interpret` runs the same at tiny sizes, to see that
+it works; its times mean nothing.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+COLUMNS = (
+    "context rows choice token_keep dense_us score_us choose_us attend_us total_us bound_us share speedup".split()
+)
+
+
+def microseconds(function: Callable, device: str, repeats: int) -> float:
+    """Median time of a call: on a GPU by events around each call, after a warm-up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        if device == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            function()
+            end.record()
+            end.synchronize()
+            times.append(1000 * begin.elapsed_time(end))
+        else:
+            start = time.perf_counter()
+            function()
+            times.append(1e6 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def copy_bandwidth(device: str, size: int, repeats: int) -> float:
+    """Bytes a second, read and written, of a copy of `size` bytes."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / (1e-6 * microseconds(lambda: target.copy_(source), device, repeats))
+
+
+def measure(context: int, rows: int, choice: str, keep: float, options: argparse.Namespace, bandwidth: float) -> dict:
+    """One line of the table."""
+    from sol_hf.criteria import page_bounds
+    from sol_hf.kernels.triton_attention import attend_pages
+    from sol_hf.kernels.triton_pages import score_pages
+    from sol_hf.kernels.triton_select import select_largest
+
+    device, dtype, size = options.device, getattr(torch, options.dtype), options.page_size
+    heads, kv_heads, dim = options.heads, options.kv_heads, options.head_dim
+    make = dict(device=device, dtype=dtype)
+    query = torch.randn(rows, heads, 1, dim, **make)
+    keys, values = torch.randn(2, rows, kv_heads, context, dim, **make)
+    first = torch.zeros(rows, dtype=torch.long, device=device)
+    count, fraction = first + context, torch.full((rows,), keep, device=device)
+    pages = -(-context // size)
+    upper, lower = (x.contiguous() for x in page_bounds(keys, size, first, first, pages))
+    shared, scaling = choice == "group", dim**-0.5
+
+    scores = score_pages(query, upper, lower, fraction, count, pages, size, shared)
+    chosen, number = select_largest(scores, fraction, count, size, False)
+    stages: dict[str, Callable] = {
+        "dense_us": lambda: scaled_dot_product_attention(query, keys, values, enable_gqa=True),
+        "score_us": lambda: score_pages(query, upper, lower, fraction, count, pages, size, shared),
+        "choose_us": lambda: select_largest(scores, fraction, count, size, False),
+        "attend_us": lambda: attend_pages(query, keys, values, chosen, number, first, count, size, scaling),
+    }
+    times = {name: microseconds(stage, device, options.repeats) for name, stage in stages.items()}
+    index = 2 * upper.numel() * upper.element_size()
+    read = index + 2 * int(number.sum()) * size * dim * keys.element_size()
+    total, bound = sum(times.values()) - times["dense_us"], 1e6 * read / bandwidth
+    derived = {"total_us": total, "bound_us": bound, "share": bound / total, "speedup": times["dense_us"] / total}
+    case = {"context": context, "rows": rows, "choice": choice, "token_keep": keep}
+    attend_bound = 1e6 * (read - index) / bandwidth
+    return {**case, **times, **derived, "attend_share": attend_bound / times["attend_us"], "bytes_read": read}
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[4096, 32768])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--token-keep", type=float, nargs="+", default=[0.1, 0.3, 1.0])
+    parser.add_argument("--choices", nargs="+", choices=("head", "group"), default=["head", "group"])
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--page-size", type=int, default=16)
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--interpret", action="store_true", help="run on the CPU in Triton's interpreter: slow")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    options = parse_options(arguments)
+    if options.interpret:
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif not torch.cuda.is_available():
+        print("error: no GPU here; --interpret runs the kernels on the CPU, to see that they work", file=sys.stderr)
+        return 2
+    options.device = "cpu" if options.interpret else "cuda"
+    name = "CPU, Triton's interpreter" if options.interpret else torch.cuda.get_device_name()
+    bandwidth = copy_bandwidth(options.device, 1 << (20 if options.interpret else 30), options.repeats)
+    print(f"{name}, torch {torch.__version__}, {options.dtype}, copy bandwidth {bandwidth / 1e9:.0f} GB/s")
+    print(" ".join(f"{column:>10}" for column in COLUMNS))
+    results = []
+    for context in options.contexts:
+        for rows in options.rows:
+            for choice in options.choices:
+                for keep in options.token_keep:
+                    results.append(measure(context, rows, choice, keep, options, bandwidth))
+                    cells = [results[-1][column] for column in COLUMNS]
+                    print(" ".join(f"{c:>10.3f}" if isinstance(c, float) else f"{c:>10}" for c in cells))
+    if options.json:
+        report = {"device": name, "torch": torch.__version__, "dtype": options.dtype, "bytes_per_second": bandwidth}
+        options.json.write_text(json.dumps({**report, "results": results}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Decode steps of a random-weight, 8B-shaped model on a GPU: dense, under a budget, and from one CUDA graph.
+
+    python examples/benchmark_decode_cuda.py --json decode.json
+    python examples/benchmark_decode_cuda.py --contexts 16384 --rows 16 --budget 0.1 1 16
+
+The cache is filled with random keys and values instead of a prompt. A step under a budget is a whole one: policy, hard
+budget, base, and a KV refresh after every episode. Without a GPU, `--tiny` runs a tiny model in Triton's interpreter,
+to see that it works; its times mean nothing.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+
+
+SHAPES = {
+    "8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, head_dim=128),
+    "1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64),
+    "tiny": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, head_dim=16),
+}
+COLUMNS = "context rows variant ms/step dense/this".split()
+
+
+def random_base(shape: str, device: str, dtype: torch.dtype, positions: int):
+    """A Llama of the given shape with random weights."""
+    sizes = SHAPES[shape]
+    kv_heads, words = (1, 99) if shape == "tiny" else (8, 128256)
+    config = LlamaConfig(
+        **sizes, num_key_value_heads=kv_heads, vocab_size=words, max_position_embeddings=positions, pad_token_id=None
+    )
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+
+
+def fill(cache, base, rows: int, context: int):
+    """The cache with random keys and values of `context` tokens."""
+    config, weight = base.config, base.lm_head.weight
+    shape = (rows, config.num_key_value_heads, context, config.head_dim)
+    for layer in range(config.num_hidden_layers):
+        cache.update(*(torch.randn(shape, device=weight.device, dtype=weight.dtype) for _ in range(2)), layer)
+    return cache
+
+
+def dense_steps(model, cache, rows: int, context: int) -> Callable:
+    """A function that runs one dense step of the base over a cache."""
+    cache = fill(cache, model.base, rows, context)
+    token = torch.ones(rows, 1, dtype=torch.long, device=model.base.device)
+    return lambda: model.base(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def budget_steps(model, rows: int, context: int, budget: tuple, captures: int | None) -> Callable:
+    """A function that runs one step under a budget, from a graph for up to `captures` tokens or not."""
+    from sol_hf import Budget, PolicyController
+    from sol_hf.decoding import ForwardInputs, decode_step
+    from sol_hf.options import resolve_options
+
+    given = dict(budget=Budget(*budget), backend="fast")
+    controls = resolve_options(given, None, model.generation_config).controls(
+        PolicyController(model.policy), model.config
+    )
+    cache = model.new_cache()
+    cache.start(controls, context)
+    cache.set_up_rows(rows, model.base.device)
+    fill(cache, model.base, rows, context)
+    cache.end_episode(
+        torch.zeros(rows, model.base.config.hidden_size, device=model.base.device, dtype=model.base.dtype)
+    )
+    cache.capture_up_to = captures
+    token = torch.ones(rows, 1, dtype=torch.long, device=model.base.device)
+    return lambda: decode_step(model.base, token, cache, ForwardInputs(token), None)
+
+
+def milliseconds(step: Callable, device: str, warm_ups: int, steps: int) -> float:
+    """Mean time of a step over whole episodes."""
+    for _ in range(warm_ups):
+        step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - begin) / steps
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=("8b", "1b"), default="8b")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[32768])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1])
+    parser.add_argument("--budget", type=float, nargs=3, default=[0.1, 0.5, 16.0], metavar=("KEEP", "MLP", "BITS"))
+    parser.add_argument("--episodes", type=int, default=4, help="timed episodes of 16 steps")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, in Triton's interpreter")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    return parser.parse_args(arguments)
+
+
+def benchmark(options: argparse.Namespace, device: str) -> list[dict]:
+    """All variants at all contexts and batch sizes; the budget's first, so that a lack of memory shows early."""
+    from sol_hf import SOLConfig, SOLForCausalLM
+    from sol_hf.instrumentation import Instrumentation
+
+    shape, dtype = ("tiny", torch.float32) if options.tiny else (options.shape, torch.bfloat16)
+    settings = dict(page_size=16, page_selection="group", action_head="factored", budget_prior=True)
+    episode = 4 if options.tiny else 16
+    steps = episode * options.episodes
+    total = max(options.contexts) + episode + (steps + 2) * options.repeats + episode
+    base = random_base(shape, device, dtype, total)
+    model = SOLForCausalLM.from_base(base, SOLConfig(**settings, episode_length=episode))
+    variants: dict[str, Callable] = {
+        "dense, DynamicCache": lambda rows, n: dense_steps(model, DynamicCache(config=base.config), rows, n),
+        "dense, own cache": lambda rows, n: dense_steps(model, model.new_cache(), rows, n),
+        "budget": lambda rows, n: budget_steps(model, rows, n, tuple(options.budget), None),
+        "budget, captured": lambda rows, n: budget_steps(model, rows, n, tuple(options.budget), total),
+        "(1, 1, 16), captured": lambda rows, n: budget_steps(model, rows, n, (1.0, 1.0, 16.0), total),
+    }
+    results = []
+    for context in options.contexts:
+        for rows in options.rows:
+            times = {}
+            for name, make in variants.items():
+                with torch.no_grad(), Instrumentation.of(base):
+                    step = make(rows, context)
+                    milliseconds(step, device, episode, 1)
+                    times[name] = [milliseconds(step, device, 0, steps) for _ in range(options.repeats)]
+                del step
+            dense = statistics.median(times["dense, DynamicCache"])
+            for name, rounds in times.items():
+                time_each = statistics.median(rounds)
+                case = {"context": context, "rows": rows, "variant": name}
+                results.append({**case, "ms/step": time_each, "dense/this": dense / time_each, "rounds": rounds})
+    return results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    options = parse_options(arguments)
+    if options.tiny:
+        os.environ["TRITON_INTERPRET"] = "1"
+        from sol_hf.kernels import triton_support
+
+        triton_support.DEVICES = ("cuda", "cpu")
+    elif not torch.cuda.is_available():
+        print("error: no GPU here; --tiny runs a tiny model on the CPU, to see that it works", file=sys.stderr)
+        return 2
+    device = "cpu" if options.tiny else "cuda"
+    name = "CPU, Triton's interpreter" if options.tiny else torch.cuda.get_device_name()
+    print(f"{name}, torch {torch.__version__}, budget {tuple(options.budget)}")
+    results = benchmark(options, device)
+    for line in (COLUMNS, *([f"{r[c]:.3f}" if isinstance(r[c], float) else r[c] for c in COLUMNS] for r in results)):
+        print("{:>8} {:>5} {:<22} {:>10} {:>10}".format(*line))
+    if options.json:
+        report = {"device": name, "torch": torch.__version__, "budget": options.budget, "results": results}
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Ways to compute the attention of a decode step, and which of them a layer takes.
+
+    reference   gathers the selected keys and values and attends to the copies; all of them, if nothing is selected
+    masked      attends to all keys under a mask: no copies, for contexts so short that reading is not what costs
+    fast        the compiled kernel, which reads the selected pages in place (CPU: numba, float32 and bfloat16;
+                CUDA: Triton, float16 too)
+
+`backend="auto"` takes the one that is measured to be the fastest, and below `LEAST_KEYS` keys the reference. On CUDA,
+where nothing has been measured, that is the reference.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from .criteria import Selection, pages_to_read
+from .crossover import run_fastest
+from .kernels import paged_attention, triton_paged
+from .paged_layer import PagedLayer
+
+
+if TYPE_CHECKING:
+    from .attention import StepPlan
+
+LEAST_KEYS = 128
+"""A kernel that has to be compiled or loaded first does not pay for a text of a few words."""
+
+
+def pack_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """Queries `(rows, heads, tokens, dim)` by key-value head, `(rows, kv_heads, group * tokens, dim)`."""
+    rows, heads, tokens, dim = x.shape
+    return x.reshape(rows, kv_heads, heads // kv_heads * tokens, dim)
+
+
+def attend_packed(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention of several new tokens over all keys, which are not repeated for the heads of a group.
+
+    Args:
+        query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): Queries of the new tokens.
+        key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
+        value (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached values.
+        mask (`torch.BoolTensor` of shape `(rows or 1, 1 or heads, tokens, slots)`): Who sees whom.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, tokens, heads, head_dim)`.
+    """
+    rows, heads, tokens, _ = query.shape
+    kv_heads, slots = key.shape[1], key.shape[2]
+    group = heads // kv_heads
+    if mask.shape[1] == 1:
+        packed_mask = mask.expand(-1, group, -1, -1).reshape(len(mask), 1, group * tokens, slots)
+    else:
+        packed_mask = mask.reshape(len(mask), kv_heads, group * tokens, slots)
+    output = scaled_dot_product_attention(
+        pack_groups(query, kv_heads), key, value, attn_mask=packed_mask, scale=scaling
+    )
+    return output.view(rows, heads, tokens, -1).transpose(1, 2).contiguous()
+
+
+def attend_masked(
+    selection: Selection,
+    first: torch.Tensor,
+    start: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of one new token per row over all keys, those outside of a selection masked.
+
+    Args:
+        selection ([`Selection`]): Ranks of the keys to read.
+        first (`torch.Tensor` of shape `(rows,)`): Slot of rank 0.
+        start (`torch.Tensor` of shape `(rows,)`): First slot that holds a real key.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
+        key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
+        value (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached values.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, 1, heads, head_dim)`.
+    """
+    rows, heads, _, _ = query.shape
+    slots, choosers = key.shape[2], selection.ranks.shape[1]
+    slot = selection.ranks + first[:, None, None]
+    in_use = selection.in_use & (slot >= start[:, None, None]) & (slot < slots)
+    # Places that are not in use go to one column more, which is cut off.
+    index = torch.where(in_use, slot, slots)
+    mask = torch.zeros(rows, choosers, slots + 1, dtype=torch.bool, device=key.device)
+    mask = mask.scatter_(2, index, True)[..., :slots]
+    if choosers not in (1, heads):
+        mask = mask.repeat_interleave(heads // choosers, dim=1)
+    return attend_packed(query, key, value, mask[:, :, None], scaling)
+
+
+def compiled_kernel(
+    plan: "StepPlan", layer_idx: int, query: torch.Tensor, scaling: float | None
+) -> "paged_attention.PagedAttention | triton_paged.TritonPagedAttention | None":
+    """The compiled kernel, set up for this step and layers of this shape; `None` where it cannot be used."""
+    layer = plan.cache.layers[layer_idx]
+    is_paged = plan.token_keep is None or plan.rule.criterion == "quest"
+    if plan.backend == "fast" and is_paged and triton_paged.supports(query, layer):
+        return triton_kernel(plan, query, layer, scaling)
+    if "rows on device" in plan.memo:
+        raise ValueError(
+            f"A captured step needs the Triton kernels, which do not support this base: {query.shape[-1]} channels a "
+            f"head, {query.dtype}. Leave `capture_up_to` at None."
+        )
+    if plan.backend == "reference" or not is_paged or not paged_attention.supports(query, layer):
+        return None
+    if plan.backend == "auto" and layer.length < LEAST_KEYS:
+        return None
+    kernels = plan.memo.setdefault("attention kernels", [])
+    for kernel in kernels:
+        if kernel.fits(query, layer, scaling):
+            return kernel
+    rows, padding = len(query), plan.cache.padding
+    first = torch.zeros(rows, dtype=torch.long) if padding is None else padding
+    wanted = pages_to_read(plan.token_keep, layer.length - first, plan.rule)
+    kernels.append(paged_attention.PagedAttention(query, layer, first, wanted, plan.rule, scaling))
+    return kernels[-1]
+
+
+def triton_kernel(
+    plan: "StepPlan", query: torch.Tensor, layer: PagedLayer, scaling: float | None
+) -> "triton_paged.TritonPagedAttention":
+    """The Triton kernels, set up for this step. In a captured step the device knows how many keys a row has."""
+    kernels = plan.memo.setdefault("triton kernels", [])
+    for kernel in kernels:
+        if kernel.fits(query, layer, scaling):
+            return kernel
+    rows, padding = len(query), plan.cache.padding
+    if "rows on device" in plan.memo:
+        first, count = plan.memo["rows on device"]
+    else:
+        first = torch.zeros(rows, dtype=torch.long, device=query.device) if padding is None else padding
+        first = first.to(query.device)
+        count = layer.length - first
+    keep = torch.ones(rows, device=query.device) if plan.token_keep is None else plan.token_keep.to(query.device)
+    kernels.append(triton_paged.TritonPagedAttention(keep, first, count, plan.cache.padding_range, plan.rule, scaling))
+    return kernels[-1]
+
+
+def attend(
+    plan: "StepPlan", query: torch.Tensor, key: torch.Tensor, ways: dict[str, Callable[[], torch.Tensor]]
+) -> torch.Tensor:
+    """Attention of a decode step by the way that the plan's backend prefers.
+
+    Args:
+        plan ([`StepPlan`]): Backend, and how much is read.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
+        key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
+        ways (`dict[str, Callable]`): Functions without arguments, by name; `"reference"` is always there.
+    """
+    if plan.backend != "auto" or query.device.type != "cpu" or key.shape[2] < LEAST_KEYS:
+        name = "fast" if plan.backend == "fast" and "fast" in ways else "reference"
+        return ways[name]()
+    if "keep" not in plan.memo:
+        plan.memo["keep"] = 8 if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
+    shape = (*query.shape[:2], key.shape[1], key.shape[3], query.dtype, key.shape[2].bit_length())
+    settings = (plan.rule, plan.memo["keep"], tuple(ways), torch.get_num_threads())
+    return run_fastest(("attention", shape, settings), ways, cold=True)

@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Runs a compiled function in the threads that torch computes with.
+
+numba brings thread pools of its own. Beside torch's they would fight for the cores: after a parallel region an OpenMP
+worker spins for a while, so that two pools that take turns keep each other waiting. `GOMP_parallel` of the OpenMP
+library that torch has loaded starts the function on torch's own workers. Where there is no such library the function
+runs once, in the calling thread; work is therefore handed out by a counter and not by the number of the thread.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import torch
+
+
+@functools.lru_cache
+def _parallel_region() -> Callable | None:
+    """`GOMP_parallel(function, data, threads, flags)`, which LLVM's and Intel's OpenMP also have; `None` without."""
+    try:
+        region = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    region.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    region.restype = None
+    return region
+
+
+@functools.lru_cache
+def _at(address: int) -> Callable:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+
+
+def run_in_torch_threads(address: int, data: int) -> None:
+    """Call a compiled function once in each of torch's threads, and wait for all of them.
+
+    Args:
+        address (`int`): Of the function, a `void f(void *data)`.
+        data (`int`): What every call gets.
+    """
+    threads, region = torch.get_num_threads(), _parallel_region()
+    if threads > 1 and region is not None:
+        region(address, data, threads, 0)
+    else:
+        _at(address)(data)

@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What an MLP is made of: projections and activation, found from the names and checked by what they compute.
+
+Only `down(activation(gate(x)) * up(x))` and `down(activation(gate(x)))` are recognised, from plain linear layers
+without hooks. Names promise little, so [`find_parts`] also compares the parts' output with the module's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+}
+"""What the fast paths can apply between the projections."""
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Largest difference from the module's own output, relative to its largest element."""
+
+
+@dataclass(frozen=True)
+class MLPNames:
+    """Names of the children of an MLP.
+
+    Args:
+        gate (`str`): The projection before the activation; with `stacked`, gate above up in one.
+        up (`str`, *optional*): The projection that the activation is multiplied by.
+        down (`str`): The last projection.
+        activation (`str`): The activation function.
+        stacked (`bool`): Whether `gate` has the weights of both.
+    """
+
+    gate: str
+    up: str | None
+    down: str
+    activation: str
+    stacked: bool = False
+
+
+KNOWN_NAMES = (
+    MLPNames("gate_proj", "up_proj", "down_proj", "act_fn"),
+    MLPNames("gate_up_proj", None, "down_proj", "activation_fn", stacked=True),
+    MLPNames("fc1", None, "fc2", "activation_fn"),
+    MLPNames("dense_h_to_4h", None, "dense_4h_to_h", "act"),
+    MLPNames("up_proj", None, "down_proj", "act_fn"),
+)
+
+
+@dataclass(frozen=True)
+class MLPParts:
+    """The weights of an MLP, output-major as in `nn.Linear`, and the name of its activation.
+
+    Args:
+        gate (`torch.Tensor` of shape `(width, channels)`): Before the activation.
+        up (`torch.Tensor` of shape `(width, channels)`, *optional*): What the activation is multiplied by.
+        down (`torch.Tensor` of shape `(outputs, width)`): The last projection.
+        biases (`tuple`): Of the three, `None` where there is none.
+        activation (`str`): A key of `ACTIVATIONS`.
+        sources (`dict[str, nn.Linear]`): The projections that the weights belong to, by their names in the MLP.
+    """
+
+    gate: torch.Tensor
+    up: torch.Tensor | None
+    down: torch.Tensor
+    biases: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+    activation: str
+    sources: dict[str, nn.Linear]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The MLP's output for `x` `(..., channels)` in plain torch."""
+        hidden = ACTIVATIONS[self.activation](functional.linear(x, self.gate, self.biases[0]))
+        if self.up is not None:
+            hidden = hidden * functional.linear(x, self.up, self.biases[1])
+        return functional.linear(hidden, self.down, self.biases[2])
+
+
+def find_parts(module: nn.Module) -> MLPParts | None:
+    """The parts of an MLP, `None` if it is of another kind than those described above."""
+    children = dict(module.named_children())
+    for names in KNOWN_NAMES:
+        needed = {names.gate, names.down, names.activation} | ({names.up} if names.up else set())
+        extra = [child for name, child in children.items() if name not in needed]
+        activation = getattr(module, names.activation, None)
+        if needed - {names.activation} <= set(children) and all(isinstance(child, nn.Dropout) for child in extra):
+            parts = _take(children, names, activation) if callable(activation) else None
+            if parts is not None and _computes_the_same(module, parts):
+                return parts
+    return None
+
+
+def _take(children: dict[str, Any], names: MLPNames, activation: Callable) -> MLPParts | None:
+    sources = {name: children[name] for name in (names.gate, names.up, names.down) if name}
+    known = _name_activation(activation)
+    if known is None or not all(is_plain_linear(source) for source in sources.values()):
+        return None
+    weights = [source.weight.detach() for source in sources.values()]
+    biases = [None if source.bias is None else source.bias.detach() for source in sources.values()]
+    gate, up, down = weights[0], weights[1] if names.up else None, weights[-1]
+    gate_bias, up_bias, down_bias = biases[0], biases[1] if names.up else None, biases[-1]
+    if names.stacked:
+        gate, up = gate.chunk(2)
+        gate_bias, up_bias = (None, None) if gate_bias is None else gate_bias.chunk(2)
+    return MLPParts(gate, up, down, (gate_bias, up_bias, down_bias), known, sources)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a projection is a product and a sum, and nothing looks on."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) is nn.Linear and not hooked and module.weight.is_contiguous()
+
+
+def _name_activation(activation: Callable) -> str | None:
+    """The known activation that gives the same values."""
+    x = torch.linspace(-6, 6, 97)
+    values = activation(x)
+    for name, function in ACTIVATIONS.items():
+        if values.shape == x.shape and torch.allclose(values, function(x), atol=1e-6, rtol=1e-5):
+            return name
+    return None
+
+
+def _computes_the_same(module: nn.Module, parts: MLPParts) -> bool:
+    if parts.gate.dtype not in TOLERANCES or parts.gate.device.type == "meta":
+        return False
+    x = torch.linspace(-3, 3, parts.gate.shape[1], dtype=torch.float64).mul(7).sin()
+    x = x.to(parts.gate.device, parts.gate.dtype)[None, None]
+    with torch.no_grad():
+        own, ours = type(module).forward(module, x), parts(x)
+    if own.shape != ours.shape:
+        return False
+    difference, scale = (own - ours).abs().amax(), own.abs().amax()
+    return bool(difference <= TOLERANCES[x.dtype] * scale)

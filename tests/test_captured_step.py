@@ -1,0 +1,165 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Steps from one captured graph are the steps themselves, launch the same work whatever they do, and never wait.
+
+On a CPU nothing is captured: every step runs, from the same buffers, what would be. The kernels run in Triton's
+interpreter.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from bases import tiny_base
+from cases import control, left_padded, mixed_schedule, prompts
+from sol_hf import ScheduleController, SOLForCausalLM
+from sol_hf.captured_step import CapturedStep
+from sol_hf.kernels import triton_support
+from test_golden import axis_schedule, stepwise_logits
+
+
+pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+STEPS, CAPACITY = 8, 40
+TWO_AXES = {"token_keep": 0.5, "mlp_keep": 0.5}
+KERNELS = {"append_token", "score_pages", "select_largest", "attend_pages", "multiply_kept_channels"}
+
+
+@pytest.fixture(autouse=True)
+def kernels_run_here(monkeypatch):
+    monkeypatch.setattr(triton_support, "DEVICES", ("cuda", "cpu"))
+
+
+def small_model(**settings) -> SOLForCausalLM:
+    """One layer in float32, so that the interpreter has little to do; few bits would magnify rounding."""
+    base = tiny_base("llama", num_hidden_layers=1, attn_implementation="sdpa").to(DEVICE)
+    return control(base, **{"bits": [16], **settings})
+
+
+class Launches(TorchDispatchMode):
+    """Notes every operation with the shapes of its tensors; refuses those that bring a value to the host."""
+
+    WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "equal", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masked = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if masked or name.startswith(self.WAITING):
+            raise AssertionError(f"{name} waits for the device")
+        if function.namespace == "sol_hf":  # the interpreter reads what kernels read: not the host's doing
+            with torch._C._DisableTorchDispatch():
+                answer = function(*args, **(kwargs or {}))
+        else:
+            answer = function(*args, **(kwargs or {}))
+        self.seen.append((name, tree_map(lambda x: tuple(x.shape) if isinstance(x, torch.Tensor) else x, args)))
+        return answer
+
+
+def run(model, schedule, inputs, capture: bool, steps: int = STEPS, **options):
+    """Generated ids, logits and the cache."""
+    cache = model.new_cache()
+    cache.capture_up_to = CAPACITY if capture else None
+    output = model.generate(
+        **{name: x.to(DEVICE) for name, x in inputs.items()},
+        past_key_values=cache,
+        controller=ScheduleController(schedule.to(DEVICE)),
+        max_new_tokens=steps,
+        do_sample=False,
+        backend="reference" if not capture else "fast",
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+    return output.sequences, torch.stack(output.logits), cache
+
+
+@pytest.mark.parametrize(("page_selection", "kv_refresh"), [("head", True), ("group", False)])
+def test_steps_are_those_of_the_reference(page_selection, kv_refresh):
+    model = small_model(page_selection=page_selection)
+    inputs = left_padded([prompts(1, 21, seed=4)[0], prompts(1, 14, seed=5)[0]])
+    schedule = mixed_schedule(model, STEPS, rows=2)
+    tokens, logits, _ = run(model, schedule, inputs, capture=False, kv_refresh=kv_refresh)
+    my_tokens, my_logits, cache = run(model, schedule, inputs, capture=True, kv_refresh=kv_refresh)
+    assert isinstance(cache.captured_step, CapturedStep)
+    assert torch.equal(my_tokens, tokens)
+    torch.testing.assert_close(my_logits, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_one_capture_serves_every_action_and_length(monkeypatch):
+    """The same operations on the same shapes and buffers at every step, none of which waits."""
+    model, traces, made = small_model(), [], []
+    inputs = left_padded([prompts(1, 21, seed=4)[0], prompts(1, 14, seed=5)[0]])
+    run(model, mixed_schedule(model, STEPS, rows=2), inputs, capture=True, steps=1)  # copies the MLP's weights
+    run_step, init = CapturedStep.run, CapturedStep.__init__
+
+    def traced(self):
+        with Launches() as launches:
+            answer = run_step(self)
+        traces.append(launches.seen)
+        return answer
+
+    monkeypatch.setattr(CapturedStep, "run", traced)
+    monkeypatch.setattr(CapturedStep, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    run(model, mixed_schedule(model, STEPS, rows=2), inputs, capture=True)
+    assert len(made) == 1
+    if DEVICE == "cpu":
+        assert len(traces) == STEPS
+        names = [name for name, _ in traces[0]]
+        assert KERNELS <= set(names)
+        assert all(trace == traces[0] for trace in traces)
+
+
+def test_the_check_sees_operations_that_wait():
+    x = torch.ones(3)
+    for waits in (lambda: x.sum().item(), lambda: x.nonzero(), lambda: bool(x.any()), lambda: x[x > 0]):
+        with pytest.raises(AssertionError, match="waits"), Launches():
+            waits()
+
+
+def test_a_cache_that_has_moved_is_captured_anew():
+    model = small_model()
+    output = model.generate(prompts(2, 20).to(DEVICE), max_new_tokens=3, do_sample=False, num_beams=2, **TWO_AXES)
+    cache = model.new_cache()
+    cache.capture_up_to = CAPACITY
+    captured = model.generate(
+        prompts(2, 20).to(DEVICE), past_key_values=cache, max_new_tokens=3, do_sample=False, num_beams=2, **TWO_AXES
+    )
+    assert torch.equal(captured, output)
+    assert copy.deepcopy(cache).captured_step is None
+
+
+def test_what_cannot_be_captured_says_why():
+    cases = [
+        (small_model(criterion="recency"), 40, "the criterion 'quest', not 'recency'"),
+        (small_model(), 20, "`capture_up_to` is 20, but the cache holds 20"),
+        (control(tiny_base("llama", attn_implementation="eager").to(DEVICE)), 40, "attn_implementation='sdpa'"),
+        (control(tiny_base("mistral", attn_implementation="sdpa").to(DEVICE)), 40, "this cache has WindowLayer"),
+    ]
+    for model, capacity, message in cases:
+        cache = model.new_cache()
+        cache.capture_up_to = capacity
+        with pytest.raises(ValueError, match=message):
+            model.generate(
+                prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=3, do_sample=False, **TWO_AXES
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["token_keep", "joint"])
+def test_golden_numbers_by_the_triton_kernels(golden_model, golden_vectors, axis):
+    model = golden_model(criterion="quest")
+    model.base.to(DEVICE), model.policy.to(DEVICE)
+    vectors = {name: x.to(DEVICE) for name, x in golden_vectors.items()}
+    schedule = axis_schedule(golden_vectors, model.action_space, axis).to(DEVICE)
+    logits = stepwise_logits(model, vectors, schedule, backend="fast")
+    name = "joint.quest.logits" if axis == "joint" else "token_keep_only.quest.logits"
+    torch.testing.assert_close(logits, vectors[name], atol=1e-4, rtol=0)
