@@ -294,6 +294,20 @@ class TestInstalled:
         assert list(choices.values()) in (["masked"], ["fast"]) and crossover.measured_choices() == choices
 
 
+@pytest.mark.parametrize("bits_backend", ["fake", "int8"])
+@pytest.mark.parametrize("backend", ["auto", "fast"])
+def test_inference_mode_and_back(backend, bits_backend, monkeypatch):
+    monkeypatch.setattr(crossover, "_FASTEST", {})
+    crossover._spare_memory.cache_clear()
+    model = control(tiny_base("llama", torch.float32))
+    settings_of = {"max_new_tokens": 3, "do_sample": False, "mlp_keep": 0.4, "bits": 8}
+    backends = {"backend": backend, "bits_backend": bits_backend}
+    with torch.inference_mode():
+        expected = model.generate(prompts(1), **settings_of, **backends)
+    crossover._FASTEST.clear()
+    assert torch.equal(model.generate(prompts(1), **settings_of, **backends), expected)
+
+
 class TestCopies:
     def run(self, elastic, x):
         elastic.install()
