@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sol_hf.actions import AXES
-from sol_hf.pareto_summary import compare, format_summary, gap_closed, summarize
+from sol_hf.pareto_summary import compare, format_summary, gap_closed, summarize_sweep
 from sol_hf.sweep_table import KEY, SWEEP_COLUMNS, make_table
 
 
@@ -48,7 +48,7 @@ def tables(leave_out=()):
 
 @pytest.fixture(scope="module")
 def summary():
-    return summarize(*tables())
+    return summarize_sweep(*tables())
 
 
 def test_fronts_and_hypervolumes(summary):
@@ -123,6 +123,6 @@ def test_it_is_json_and_a_table(summary):
 
 
 def test_a_sweep_without_policy_has_no_comparison():
-    summary = summarize(*tables(leave_out=("policy",)))
+    summary = summarize_sweep(*tables(leave_out=("policy",)))
     assert "policy_against" not in summary and "gap_closed" not in summary
     assert "| `fixed` |" in format_summary(summary)

@@ -66,3 +66,12 @@ def test_it_keeps_a_budget_and_spends_it_unevenly(model, budget):
     levels = model.action_space.values[output.actions]
     counts = [len(levels[..., axis].unique()) for axis in range(3)]
     assert counts[0] > 2 and counts[1] > 2, "a fixed schedule has two levels of an axis at the most"
+
+
+@pytest.mark.parametrize("compute", [0.4, 0.6, 0.9])
+def test_its_dial_spends_about_what_it_says(model, compute):
+    inputs = torch.randint(49152, (2, 40), generator=torch.Generator().manual_seed(2))
+    options = dict(max_new_tokens=32, min_new_tokens=32, return_dict_in_generate=True, pad_token_id=0)
+    output = model.generate(inputs, attention_mask=torch.ones_like(inputs), compute=compute, **options)
+    net_keep = (output.realised / torch.tensor([1, 1, 16])).mean(dim=1)
+    assert net_keep.tolist() == pytest.approx([compute] * 2, abs=0.05)

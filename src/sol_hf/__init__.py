@@ -49,11 +49,14 @@ if TYPE_CHECKING:
     from .lm_eval_adapter import SOLLM
     from .measurements import Measurements
     from .metrics import BudgetedPerplexity
+    from .pareto import Sweep, SweepConfig
+    from .pareto_summary import format_summary, summarize_sweep
     from .plot_style import save_figure
     from .plots import plot_pareto, plot_random_search, plot_realised
     from .pollution import ImpulseResponse, impulse_responses
     from .pollution_figure import plot_impulse_responses
     from .rollouts import Rollouts
+    from .sweep_table import read_table
     from .text_blocks import load_text, pack_blocks
     from .text_figure import plot_action_map
 
@@ -73,9 +76,12 @@ _LAZY = {
     "SOLGRPOConfig": "grpo_config",
     "SOLGRPOTrainer": "grpo_trainer",
     "SOLLM": "lm_eval_adapter",
+    "Sweep": "pareto",
+    "SweepConfig": "pareto",
     "budgets_within": "evaluation",
     "evaluate_budgets": "evaluation",
     "fit_cost_model": "cost_model",
+    "format_summary": "pareto_summary",
     "format_table": "evaluation",
     "impulse_responses": "pollution",
     "level_costs": "cost_model",
@@ -87,8 +93,10 @@ _LAZY = {
     "plot_pareto": "plots",
     "plot_random_search": "plots",
     "plot_realised": "plots",
+    "read_table": "sweep_table",
     "render_action_map": "action_map",
     "save_figure": "plot_style",
+    "summarize_sweep": "pareto_summary",
     "to_rows": "evaluation",
     "warmup_blocks": "counterfactual_warmup",
 }
@@ -138,11 +146,14 @@ __all__ = [
     "SOLPolicyOutput",
     "SOLScoreOutput",
     "ScheduleController",
+    "Sweep",
+    "SweepConfig",
     "UnsupportedAxisError",
     "__version__",
     "budgets_within",
     "evaluate_budgets",
     "fit_cost_model",
+    "format_summary",
     "format_table",
     "impulse_responses",
     "level_costs",
@@ -155,8 +166,10 @@ __all__ = [
     "plot_pareto",
     "plot_random_search",
     "plot_realised",
+    "read_table",
     "render_action_map",
     "save_figure",
+    "summarize_sweep",
     "to_rows",
     "warmup_blocks",
 ]

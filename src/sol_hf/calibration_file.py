@@ -37,7 +37,7 @@ def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> i
 
     Args:
         policy (`str` or `os.PathLike`): Folder of the policy.
-        summary (`Mapping[str, Any]`): From [`summarize`].
+        summary (`Mapping[str, Any]`): From [`summarize_sweep`].
 
     Returns:
         `int`: Points of the table.

@@ -91,7 +91,7 @@ def run_pareto(options: argparse.Namespace) -> int:
     from .evaluation import BUDGETS, budgets_within
     from .evaluation_inputs import load_policy_and_blocks
     from .pareto import PUBLISHED_GRID, Sweep, SweepConfig
-    from .pareto_summary import format_summary, summarize
+    from .pareto_summary import format_summary, summarize_sweep
     from .sweep_table import read_table
 
     parse_contestants(options.controllers)  # before anything is loaded
@@ -111,7 +111,7 @@ def run_pareto(options: argparse.Namespace) -> int:
     )
     Sweep(model.to(state.device), blocks, config, options.out, progress=True).run()
     if state.is_main_process:
-        summary = summarize(read_table(options.out), read_table(options.out, "blocks"))
+        summary = summarize_sweep(read_table(options.out), read_table(options.out, "blocks"))
         Path(options.out, "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         print(format_summary(summary))
         if options.save:

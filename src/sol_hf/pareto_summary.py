@@ -24,7 +24,7 @@ POINT = ("net_keep", *AXES, "log_perplexity")
 Row = dict[str, Any]
 
 
-def summarize(sweep: Dataset, blocks: Dataset, seed: int = 0) -> dict[str, Any]:
+def summarize_sweep(sweep: Dataset, blocks: Dataset, seed: int = 0) -> dict[str, Any]:
     """Sum up a sweep.
 
     Args:
@@ -160,7 +160,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     """A summary as Markdown: a table, a line per controller, and what is below it in words.
 
     Args:
-        summary (`dict[str, Any]`): From [`summarize`].
+        summary (`dict[str, Any]`): From [`summarize_sweep`].
     """
     columns = ["controller", "net keep", "perplexity", "KL (nats)", "hypervolume", "GB / token", "GFLOP / token"]
     columns += ["budget error", "policy's gain (nats)", "policy wins"]
