@@ -8,7 +8,7 @@ import torch
 
 from bases import FAMILIES, tiny_base
 from cases import HALF, SETTINGS, control
-from sol_hf import Budget, PolicyController, ScheduleController
+from sol_hf import Budget, PolicyController, ScheduleController, crossover
 from sol_hf.criteria import CRITERIA
 from sol_hf.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
 
@@ -58,6 +58,16 @@ def check_against_rows_of_their_own(model, context: int) -> None:
     torch.testing.assert_close(rollouts.label_logprobs, alone.logprobs.to(rollouts.label_logprobs.dtype))
     assert torch.equal(rollouts.actions, alone.actions)
     assert rollouts.label_logprobs.std() > 0.1
+
+
+def test_rollouts_compute_nothing_by_the_clock(monkeypatch):
+    monkeypatch.setattr(crossover, "_FASTEST", {})
+    model, context = control(tiny_base("llama")), 20
+    blocks, schedule = blocks_of(model, context), ScheduleController(random_schedule(model, BLOCKS))
+    roll_out(model, prefill(model, blocks, context), blocks, targets(BLOCKS), schedule)
+    assert not crossover.measured_choices()
+    model.score(blocks, context_length=context, controller=schedule, **HALF, budget_mode="soft")
+    assert crossover.measured_choices(), "these rows, on their own, are of those that are timed"
 
 
 def test_replaying_a_generation_gives_its_log_probabilities():

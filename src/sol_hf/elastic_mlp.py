@@ -139,7 +139,9 @@ class ElasticMLP:
             on_device = self._copy(TritonMLP)
             if on_device is not None and on_device.gate.dtype == x.dtype:
                 return on_device(x, plan.mlp_keep.to(x.device))
-        if plan.backend == "reference" or lines > MOST_LINES or not _may_copy(x):
+        # Rollouts are compared and resumed to the bit, which a choice by the clock would spoil.
+        reads_all = plan.backend == "reference" or (plan.backend == "auto" and plan.is_fanned_out)
+        if reads_all or lines > MOST_LINES or not _may_copy(x):
             return own(self._keep(plan, x))
         kept = self._choose(plan, x)
         copy = self._copy(InputMajorMLP)
