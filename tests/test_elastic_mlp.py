@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from bases import tiny_base
 from cases import HALF, constant_schedule, control, prompts, sol_model
-from sol_hf import ScheduleController, UnsupportedAxisError, crossover
+from sol_hf import ActionSpace, ScheduleController, UnsupportedAxisError, crossover
 from sol_hf.activations import fake_quantize, keep_top_channels, kept_channels, kept_count
 from sol_hf.attention import StepPlan, active_forward
+from sol_hf.cache import SOLCache
 from sol_hf.criteria import SelectionRule
 from sol_hf.elastic import find_mlps
 from sol_hf.elastic_mlp import ElasticMLP
@@ -185,7 +186,8 @@ class TestParts:
 def plan_of(backend, mlp_keep=None, bits=None, bits_backend="fake"):
     settings_of = {"mlp_keep": mlp_keep, "bits": bits}
     tensors = {name: torch.tensor(value) for name, value in settings_of.items() if value is not None}
-    return StepPlan(cache=None, rule=SelectionRule(), **tensors, backend=backend, bits_backend=bits_backend)
+    cache = SOLCache(tiny_base("llama").config, ActionSpace())
+    return StepPlan(cache=cache, rule=SelectionRule(), **tensors, backend=backend, bits_backend=bits_backend)
 
 
 @pytest.fixture
