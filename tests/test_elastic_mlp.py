@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bases import tiny_base
 from cases import HALF, constant_schedule, control, prompts, sol_model
-from sol_hf import ActionSpace, ScheduleController, UnsupportedAxisError, crossover
+from sol_hf import ScheduleController, SOLConfig, UnsupportedAxisError, crossover
 from sol_hf.activations import fake_quantize, keep_top_channels, kept_channels, kept_count
 from sol_hf.attention import StepPlan, active_forward
 from sol_hf.cache import SOLCache
@@ -186,7 +186,7 @@ class TestParts:
 def plan_of(backend, mlp_keep=None, bits=None, bits_backend="fake"):
     settings_of = {"mlp_keep": mlp_keep, "bits": bits}
     tensors = {name: torch.tensor(value) for name, value in settings_of.items() if value is not None}
-    cache = SOLCache(tiny_base("llama").config, ActionSpace())
+    cache = SOLCache(tiny_base("llama").config, SOLConfig().action_space)
     return StepPlan(cache=cache, rule=SelectionRule(), **tensors, backend=backend, bits_backend=bits_backend)
 
 
