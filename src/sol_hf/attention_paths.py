@@ -167,4 +167,4 @@ def attend(
         plan.memo["keep"] = 8 if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
     shape = (*query.shape[:2], key.shape[1], key.shape[3], query.dtype, key.shape[2].bit_length())
     settings = (plan.rule, plan.memo["keep"], tuple(ways), torch.get_num_threads())
-    return run_fastest(("attention", shape, settings), ways, cold=True)
+    return run_fastest(("attention", shape, settings), ways)

@@ -151,7 +151,7 @@ class ElasticMLP:
             return copy(kept)
         share = -(-SHARES * len(kept.listed) // x.shape[-1])
         situation = ("mlp", *copy.gate.shape, copy.up is None, x.dtype, lines, share, torch.get_num_threads())
-        return run_fastest(situation, {"masked": lambda: own(kept.x), "fast": lambda: copy(kept)}, cold=True)
+        return run_fastest(situation, {"masked": lambda: own(kept.x), "fast": lambda: copy(kept)})
 
     def _finish(self, plan: StepPlan, output: torch.Tensor, bits: torch.Tensor | None) -> torch.Tensor:
         if bits is None:

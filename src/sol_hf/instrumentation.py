@@ -22,6 +22,7 @@ from .elastic import (
     find_mlps,
 )
 from .elastic_mlp import ElasticMLP
+from .step_linear import StepLinear
 
 
 _INSTRUMENTATIONS: "weakref.WeakKeyDictionary[nn.Module, Instrumentation]" = weakref.WeakKeyDictionary()
@@ -116,6 +117,7 @@ class Instrumentation:
         self._handles: list = []
         self._implementation = self._config._attn_implementation
         self._training = [module for module in base.modules() if module.training]
+        self._linears = StepLinear.all_of(base)
         try:
             if "token_keep" not in self.unsupported:
                 self._config._attn_implementation = register_attention(self._implementation)
@@ -123,12 +125,16 @@ class Instrumentation:
                 module.training = False
             for mlp in self._mlps:
                 mlp.install()
+            for linear in self._linears:
+                linear.install()
             self._handles.append(self._head.register_forward_pre_hook(capture_hidden_state))
         except BaseException:
             self._remove()
             raise
 
     def _remove(self) -> None:
+        for linear in self._linears:
+            linear.remove()
         for mlp in self._mlps:
             mlp.remove()
         for handle in self._handles:

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .step_linear import StepLinear
+
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
@@ -114,7 +116,8 @@ def _take(children: dict[str, Any], names: MLPNames, activation: Callable) -> ML
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a projection is a product and a sum, and nothing looks on."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    replaced = not isinstance(vars(module).get("forward"), StepLinear | None)
+    hooked = module._forward_hooks or module._forward_pre_hooks or replaced
     return type(module) is nn.Linear and not hooked and module.weight.is_contiguous()
 
 
