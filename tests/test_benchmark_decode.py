@@ -162,3 +162,36 @@ def test_attention_alone(module, monkeypatch, tmp_path, capsys):
     assert [r["way"] for r in results] == ["dense sdpa", *ways, *ways]
     assert all(r["us"] > 0 and r["bound"] > 0 for r in results) and results[0]["speed_up"] == 1
     assert capsys.readouterr().out.count("dense sdpa") == 1
+
+
+class TestLinearLayers:
+    @pytest.fixture
+    def linear(self, module, monkeypatch):
+        linear = module("benchmark_linear")
+        small = dict(vocab_size=64, hidden_size=8, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1)
+        monkeypatch.setattr(linear, "SMOLLM2", {**small, "head_dim": 4})
+        monkeypatch.setattr(linear, "BYTES_OF_WEIGHTS", 1 << 11)
+        monkeypatch.setattr(linear, "copy_bandwidth", lambda device: 1e9)
+        return linear
+
+    def test_table_and_json(self, linear, tmp_path, capsys):
+        if not linear.has_onednn():
+            pytest.skip("torch without oneDNN, or another processor")
+        file = tmp_path / "numbers.json"
+        assert linear.main(["--rows", "1", "3", "--repeats", "1", "--json", str(file)]) == 0
+        report = json.loads(file.read_text())
+        assert report["machine"]["copy GB/s"] == 1
+        shapes = [(line["outputs"], line["channels"], line["rows"]) for line in report["results"]]
+        sizes = [(8, 8), (4, 8), (16, 8), (8, 16), (64, 8)]
+        assert shapes == [(*size, rows) for size in sizes for rows in (1, 3)]
+        assert all(line["blas"] > 0 and line["onednn"] > 0 for line in report["results"])
+        assert "64 x 8" in capsys.readouterr().out
+
+    def test_without_onednn(self, linear, monkeypatch, capsys):
+        monkeypatch.setattr(linear, "has_onednn", lambda: False)
+        assert linear.main([]) == 1 and "oneDNN" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("argument", ["--rows=0", "--repeats=0"])
+    def test_bad_numbers(self, linear, argument):
+        with pytest.raises(SystemExit):
+            linear.main([argument])

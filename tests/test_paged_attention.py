@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sol_hf import ActionSpace, SOLCache, attention_paths, crossover
+from sol_hf import ActionSpace, SOLCache, attention_paths
 from sol_hf.attention import StepPlan, active_forward, attend_selected, attend_sparsely, register_attention
 from sol_hf.attention_paths import attend_packed
 from sol_hf.criteria import CRITERIA, SelectionRule
@@ -168,7 +168,7 @@ def test_attention_under_a_mask_equals_the_reference(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_paths, "LEAST_KEYS", 0)
         patch.setattr(paged_attention, "has_numba", lambda: False)
-        patch.setattr(attention_paths, "run_fastest", lambda situation, ways, cold: ways["masked"]())
+        patch.setattr(attention_paths, "run_fastest", lambda situation, ways: ways["masked"]())
         output = masked.attend("auto", keep)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
 
@@ -270,25 +270,3 @@ def test_packed_attention_is_that_over_repeated_keys(heads):
         query, key.repeat_interleave(3, dim=1), value.repeat_interleave(3, dim=1), attn_mask=mask
     )
     torch.testing.assert_close(attend_packed(query, key, value, mask, None), expected.transpose(1, 2))
-
-
-def test_the_fastest_way_is_measured_once(monkeypatch):
-    monkeypatch.setattr(crossover, "_FASTEST", {})
-    clock, calls = [0.0], []
-
-    def way(name: str, seconds: float):
-        def run() -> str:
-            clock[0] += seconds
-            calls.append(name)
-            return name
-
-        return run
-
-    monkeypatch.setattr(crossover.time, "perf_counter", lambda: clock[0])
-    ways = {"slow": way("slow", 2.0), "quick": way("quick", 1.0)}
-    assert crossover.run_fastest("here", ways) == "quick"
-    assert calls.count("slow") == calls.count("quick") - 1 == 1 + crossover.REPEATS
-    assert crossover.measured_choices() == {"here": "quick"}
-    calls.clear()
-    assert crossover.run_fastest("here", ways) == "quick" and calls == ["quick"]
-    assert crossover.run_fastest("here", {"slow": ways["slow"]}) == "slow"  # what was measured is not to be had

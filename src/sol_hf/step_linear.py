@@ -3,9 +3,9 @@
 
 """The linear layers of a decode step, on the CPU in float32, by oneDNN where that is faster.
 
-torch multiplies float32 by the BLAS that it was built with, which is at its best with many rows. A step has one row per
-text, and a KV refresh sixteen. oneDNN, which torch has too and uses for other dtypes, reads the same weights at up to
-twice the speed then (docs/performance.md). The products differ in the order in which they add up.
+torch multiplies float32 by the BLAS that it was built with, which is at its best with many rows. A step has a row a
+text, a KV refresh sixteen. oneDNN, which torch has too and uses for other dtypes, then reads the same weights at up to
+twice the speed (docs/performance.md). The products differ in the order in which they add up.
 
 While a base is instrumented, its large linear layers have an instance attribute `forward` that is a [`StepLinear`]. It
 acts on decode steps and KV refreshes only, and not under `backend="reference"`.

@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Linear layers of decode steps by oneDNN: the same products, on steps only, and nothing left behind."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bases import FAMILIES, tiny_base
+from cases import HALF, constant_schedule, control, prompts
+from sol_hf import crossover, step_linear
+from sol_hf.attention import active_forward
+from sol_hf.instrumentation import Instrumentation
+from sol_hf.step_linear import StepLinear, multiply, supports
+
+
+pytestmark = pytest.mark.skipif(not step_linear.has_onednn(), reason="torch without oneDNN, or another processor")
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Shapes of the inputs that oneDNN multiplied; all weights are large enough."""
+    seen = []
+
+    def noting(x, weight, bias):
+        seen.append(tuple(x.shape))
+        return multiply(x, weight, bias)
+
+    monkeypatch.setattr(step_linear, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(step_linear, "multiply", noting)
+    return seen
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lines=st.sampled_from([(1,), (3, 1), (2, 5), (40,)]),
+    channels=st.integers(1, 70),
+    outputs=st.integers(1, 70),
+    bias=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_products_equal_those_of_torch(lines, channels, outputs, bias, seed):
+    torch.manual_seed(seed)
+    layer, x = nn.Linear(channels, outputs, bias=bias), torch.randn(*lines, channels)
+    with torch.no_grad():
+        assert supports(x, layer.weight)
+        torch.testing.assert_close(multiply(x, layer.weight, layer.bias), layer(x), atol=1e-5, rtol=1e-5)
+
+
+class Subclass(torch.Tensor):
+    """Stands for weights that are stored in another way."""
+
+
+@pytest.mark.parametrize(
+    "x, weight",
+    [
+        (torch.ones(1, 4, dtype=torch.bfloat16), torch.ones(3, 4, dtype=torch.bfloat16)),
+        (torch.ones(1, 4), torch.ones(4, 3).t()),
+        (torch.ones(1, 4, device="meta"), torch.ones(3, 4, device="meta")),
+        (torch.ones(1, 4, requires_grad=True), torch.ones(3, 4)),
+        (torch.ones(1, 4), torch.ones(3, 4).as_subclass(Subclass)),
+    ],
+    ids=["bfloat16", "not contiguous", "another device", "gradient", "subclass"],
+)
+def test_what_is_left_to_torch(x, weight):
+    assert not supports(x, weight)
+
+
+def test_autocast_is_left_to_torch():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not supports(torch.ones(1, 4), torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_equals_the_reference(family, products):
+    model = control(tiny_base(family))
+    arguments = {"max_new_tokens": 9, "output_logits": True, "return_dict_in_generate": True, **HALF, "bits": None}
+    expected = model.generate(prompts(2), backend="reference", **arguments)
+    assert not products
+    found = model.generate(prompts(2), backend="fast", **arguments)
+    has_linear_layers = any(type(module) is nn.Linear for module in model.base.modules())
+    assert bool(products) == has_linear_layers
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_are_left_to_the_base(products):
+    model = control(tiny_base("llama"))
+    model.generate(prompts(2), backend="fast", max_new_tokens=2, kv_refresh=False, **HALF)
+    assert {shape[1] for shape in products} == {1}
+
+
+def test_a_refresh_is_not(products, monkeypatch):
+    monkeypatch.setattr(crossover, "_FASTEST", {})
+    monkeypatch.setattr(crossover, "_TRIALS", {})
+    model = control(tiny_base("llama"))
+    steps = model.config.episode_length
+    schedule = constant_schedule(model, "cheapest", 2 * steps)
+    model.generate(prompts(2), controller=schedule, max_new_tokens=steps + 2, min_new_tokens=steps + 2)
+    assert steps in {shape[1] for shape in products}
+
+
+def test_many_tokens_are_left_to_torch(products):
+    layer = StepLinear(nn.Linear(4, 3))
+    with torch.no_grad(), active_forward(is_replay=True):
+        for lines in (step_linear.MOST_LINES, step_linear.MOST_LINES + 1, 0):
+            for _ in range(2):  # both ways
+                assert layer(torch.ones(lines, 4)).shape == (lines, 3)
+    assert products == [(step_linear.MOST_LINES, 4)]
+
+
+def test_without_a_step_the_layer_is_its_own(products):
+    layer = nn.Linear(4, 3)
+    expected = layer(torch.ones(2, 4))
+    assert torch.equal(StepLinear(layer)(torch.ones(2, 4)), expected) and expected.requires_grad
+    with active_forward():
+        assert torch.equal(StepLinear(layer)(torch.ones(2, 4)), expected)
+    assert not products
+
+
+def test_nothing_stays_on_the_base(products):
+    base = tiny_base("llama")
+    before = {name: dict(vars(module)) for name, module in base.named_modules()}
+    with pytest.raises(RuntimeError, match="stop"), Instrumentation.of(base):
+        assert isinstance(vars(base.lm_head)["forward"], StepLinear)
+        raise RuntimeError("stop")
+    assert {name: dict(vars(module)) for name, module in base.named_modules()} == before
+
+
+def test_a_replaced_forward_stays(products):
+    base = tiny_base("llama")
+    own = base.lm_head.forward
+    base.lm_head.forward = own
+    with Instrumentation.of(base):
+        assert vars(base.lm_head)["forward"] is own
+    assert vars(base.lm_head)["forward"] is own
