@@ -137,6 +137,18 @@ def test_a_cache_that_has_moved_is_captured_anew():
     assert copy.deepcopy(cache).captured_step is None
 
 
+def test_levels_do_not_go_by_the_default_dtype():
+    model, before = small_model(), torch.get_default_dtype()
+    cache = model.new_cache()
+    cache.capture_up_to = CAPACITY
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        model.generate(prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=1, **TWO_AXES)
+    finally:
+        torch.set_default_dtype(before)
+    assert cache.captured_step.buffers.levels.dtype == torch.float32
+
+
 def test_what_cannot_be_captured_says_why():
     cases = [
         (small_model(criterion="recency"), 40, "the criterion 'quest', not 'recency'"),

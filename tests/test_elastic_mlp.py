@@ -150,6 +150,18 @@ class TestProduct:
         errors = [(y.double() - exact(x.x.double())).square().mean() for y in (InputMajorMLP(parts)(x), parts(x.x))]
         assert errors[0] < errors[1]
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_sums_do_not_go_by_the_default_dtype(self, dtype):
+        parts = random_parts(96, 3200, 48, dtype, "silu", True, False, 3)
+        x = keep_channels(drawn((2, 1, 96), dtype, 4), torch.rand(2, 1, 96) < 0.5)
+        expected, before = parts(x.x), torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(torch.bfloat16)
+            found = InputMajorMLP(parts)(x)
+        finally:
+            torch.set_default_dtype(before)
+        assert_close(found, expected, dtype)
+
     def test_memory(self):
         parts = random_parts(24, 40, 24, torch.bfloat16, "silu", True, False, 3)
         assert InputMajorMLP(parts).nbytes == 2 * 24 * 40 * 2

@@ -61,7 +61,7 @@ class CapturedStep:
         self.buffers = StepBuffers(
             token=torch.zeros(rows, 1, dtype=torch.long, device=device),
             position=torch.zeros(rows, 1, dtype=torch.long, device=device),
-            levels=torch.ones(rows, 3, device=device),
+            levels=torch.ones(rows, 3, dtype=torch.float32, device=device),
             first=torch.zeros(rows, dtype=torch.long, device=device),
             count=torch.ones(rows, dtype=torch.long, device=device),
         )

@@ -135,7 +135,7 @@ def multiply_kept(
     (width, channels), outputs = gate.shape, len(down)
     x = kept.x.float().contiguous()
     lines = x.numel() // channels
-    sums = torch.empty(2, lines, width)
+    sums = torch.empty(2, lines, width, dtype=torch.float32)
     output = kept.x.new_empty(*kept.x.shape[:-1], outputs)
     a = np.zeros(kernel.HEADER, dtype=np.int64)
     a[kernel.INPUT : kernel.LISTED] = x.data_ptr(), lines, channels, width
