@@ -272,6 +272,19 @@ def test_packed_attention_is_that_over_repeated_keys(heads):
     torch.testing.assert_close(attend_packed(query, key, value, mask, None), expected.transpose(1, 2))
 
 
+def test_packed_attention_takes_any_layout_of_the_output(monkeypatch):
+    """Memory-efficient attention on CUDA answers with heads and tokens swapped in memory."""
+
+    def swapped(*args, **kwargs):
+        return scaled_dot_product_attention(*args, **kwargs).transpose(1, 2).contiguous().transpose(1, 2)
+
+    arguments = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
+    mask = torch.rand(2, 1, 5, 30) < 0.7
+    expected = attend_packed(*arguments, mask, None)
+    monkeypatch.setattr(attention_paths, "scaled_dot_product_attention", swapped)
+    assert torch.equal(attend_packed(*arguments, mask, None), expected)
+
+
 def test_the_fastest_way_is_measured_once(monkeypatch):
     monkeypatch.setattr(crossover, "_FASTEST", {})
     clock, calls = [0.0], []

@@ -62,7 +62,7 @@ def attend_packed(
     output = scaled_dot_product_attention(
         pack_groups(query, kv_heads), key, value, attn_mask=packed_mask, scale=scaling
     )
-    return output.view(rows, heads, tokens, -1).transpose(1, 2).contiguous()
+    return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous()
 
 
 def attend_masked(
