@@ -194,6 +194,25 @@ def test_dense_steps_through_the_kernel(padding, threads):
 
 
 @needs_numba
+def test_layers_of_two_dtypes_have_a_kernel_each():
+    both = {dtype: Steps((2, 2, 8, 8), 4, [0], 150, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    both[torch.float32].cache.layers += both[torch.bfloat16].cache.layers
+    keep = torch.tensor([0.3])
+    plan = StepPlan(both[torch.float32].cache, both[torch.float32].rule, token_keep=keep, backend="fast")
+    for layer, (dtype, steps) in enumerate(both.items()):
+        query = steps.random(1, 4, 1, 8)
+        output = attend_sparsely(plan, keep, layer, query, steps.key, steps.value, None)
+        plain = Steps((2, 2, 8, 8), 4, [0], 150)
+        plain.cache.layers[0].crop(-150)
+        plain.cache.update(steps.key.float(), steps.value.float(), 0)
+        plain.look()
+        alone = StepPlan(plain.cache, plain.rule, token_keep=keep)
+        expected = attend_selected(alone, keep, 0, query.float(), plain.key, plain.value, None)
+        assert output.dtype == dtype
+        torch.testing.assert_close(output.float(), expected, atol=2e-2 if layer else 1e-5, rtol=0)
+
+
+@needs_numba
 def test_of_equal_pages_the_first_are_read():
     steps = Steps((1, 2, 4, 4), 4, [0], 40)
     steps.cache.layers[0]._key_store.zero_()

@@ -80,7 +80,7 @@ class PagedAttention:
         self.scratch[0] = dim**-0.5 if scaling is None else scaling
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
-        self.shape, self.scaling = (rows, 1, heads, value_dim), scaling
+        self.shape, self.scaling, self.dtype = (rows, 1, heads, value_dim), scaling, query.dtype
         arguments = np.zeros(kernel.HEADER + 2 * pairs, dtype=np.int64)
         arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first.data_ptr(), self.wanted.data_ptr()
         arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
@@ -100,7 +100,7 @@ class PagedAttention:
         self.selects = bool((wanted < torch.div(slots - first + size - 1, size, rounding_mode="floor")).any())
 
     def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
-        """Whether a layer has the shapes that this was made for."""
+        """Whether a layer has the shapes and the dtype that this was made for."""
         rows, _, heads, value_dim = self.shape
         a, kernel = self.arguments, self.kernel
         return (
@@ -108,6 +108,7 @@ class PagedAttention:
             and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
             and layer.values.shape[-1] == value_dim
             and scaling == self.scaling
+            and query.dtype == layer.dtype == self.dtype
         )
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
