@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing._internal.two_tensor import TwoTensor
 
 from bases import tiny_base
 from cases import HALF, constant_schedule, control, prompts, sol_model
@@ -27,6 +28,7 @@ from sol_hf.input_major_mlp import InputMajorMLP, keep_channels
 from sol_hf.instrumentation import Instrumentation
 from sol_hf.int8_mlp import Int8Linear, Int8MLP, quantize_lines
 from sol_hf.kernels import paged_attention, sparse_mlp
+from sol_hf.mlp_copy import SAMPLES, Fingerprint, sample_stride
 from sol_hf.mlp_parts import ACTIVATIONS, MLPParts, find_parts
 
 
@@ -194,6 +196,29 @@ class TestParts:
         other.up_proj.forward = other.up_proj.forward
         assert find_parts(mlp) is None and find_parts(other) is None
 
+    def test_nor_at_the_activation(self):
+        mlp, _ = find_mlps(tiny_base("llama"))
+        mlp.act_fn = torch.nn.SiLU()
+        assert find_parts(mlp) is not None
+        mlp.act_fn.register_forward_hook(lambda *_: None)
+        assert find_parts(mlp) is None
+
+    @pytest.mark.parametrize("activation", ["relu6", "gelu_10"])
+    def test_an_activation_that_cuts_off_large_values_is_another(self, activation):
+        assert find_parts(find_mlps(tiny_base("llama", hidden_act=activation))[0]) is None
+
+    @pytest.mark.parametrize("name", ["weight", "bias"])
+    def test_tensors_of_another_class_may_have_no_memory(self, name):
+        (mlp, _) = find_mlps(tiny_base("llama", mlp_bias=True))
+        tensor = getattr(mlp.up_proj, name).detach()
+        setattr(mlp.up_proj, name, torch.nn.Parameter(TwoTensor(tensor, tensor), requires_grad=False))
+        assert find_parts(mlp) is None
+
+    def test_projections_of_two_dtypes_are_not_mixed(self):
+        (mlp, _) = find_mlps(tiny_base("llama"))
+        mlp.down_proj.bfloat16()
+        assert find_parts(mlp) is None
+
 
 def plan_of(backend, mlp_keep=None, bits=None, bits_backend="fake"):
     settings_of = {"mlp_keep": mlp_keep, "bits": bits}
@@ -347,6 +372,33 @@ class TestCopies:
             expected = elastic.module(keep_top_channels(x, torch.tensor([0.5])))
         assert_close(self.run(elastic, x), expected, torch.float32)
         assert elastic._copies[InputMajorMLP] is not copy
+
+    @pytest.mark.parametrize("shape", [(64, 32), (1536, 576), (30, 1000), (7, 1), (5,)])
+    def test_samples_meet_every_channel(self, shape):
+        weight = torch.arange(shape[-1]).expand(shape).reshape(-1)
+        samples = weight[:: sample_stride(torch.Size(shape))]
+        assert len(samples.unique()) == shape[-1] and len(samples) <= max(2 * SAMPLES, shape[-1])
+
+    @pytest.mark.parametrize("where", [(slice(None), 5), (5,)])
+    def test_one_changed_line_is_seen(self, where):
+        module = find_mlps(tiny_base("llama"))[0]
+        copy = InputMajorMLP.of(module)
+        assert copy.still_fits(module)
+        module.gate_proj.weight.data[where] *= 2
+        assert not copy.still_fits(module)
+
+    def test_a_weight_that_is_not_a_number_does_not_look_changed(self):
+        module = find_mlps(tiny_base("llama"))[0]
+        module.gate_proj.weight.data[0, 0] = float("nan")
+        fingerprint = Fingerprint.of(module.gate_proj.weight)
+        assert fingerprint == Fingerprint.of(module.gate_proj.weight)
+
+    def test_another_activation_is_seen(self):
+        elastic, x = ElasticMLP(find_mlps(tiny_base("llama"))[0]), drawn((1, 1, 32), torch.float32, 5)
+        self.run(elastic, x)
+        elastic.module.act_fn = torch.nn.ReLU()
+        expected = elastic.module(keep_top_channels(x, torch.tensor([0.5])))
+        assert_close(self.run(elastic, x), expected, torch.float32)
 
     def test_their_memory_is_stated_and_can_be_freed(self):
         model = control(tiny_base("llama", torch.float32))
