@@ -18,7 +18,7 @@ from sol_hf import ActionSpace, SOLCache, attention_paths, crossover
 from sol_hf.attention import StepPlan, active_forward, attend_selected, attend_sparsely, register_attention
 from sol_hf.attention_paths import attend_packed
 from sol_hf.criteria import CRITERIA, SelectionRule
-from sol_hf.kernels import native_threads, paged_attention
+from sol_hf.kernels import native_threads, paged_attention, sparse_mlp
 
 
 SPACE = ActionSpace([0.2, 1.0], [1.0], [16])
@@ -279,6 +279,34 @@ def test_short_texts_and_missing_numba_take_the_reference(monkeypatch):
             StepPlan(plain.cache, plain.rule, token_keep=keep), keep, 0, query, plain.key, plain.value, None
         )
         assert torch.equal(steps.attend(backend, [0.4]), expected)
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "error", [ImportError("Numba needs NumPy 2.3 or less."), RuntimeError("cannot cache function: no locator")]
+)
+def test_a_numba_that_fails_is_done_without(monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(paged_attention.importlib, "import_module", fail)
+    paged_attention.loads.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=f"without compiled code.*{error}") as warned:
+            outputs = [Steps((2, 3, 8, 8), 8, [0], 400).attend(backend, [0.4]) for backend in ("auto", "fast")]
+            assert not paged_attention.has_numba() and not sparse_mlp.has_numba()
+    finally:
+        paged_attention.loads.cache_clear()
+    assert len(warned) == 1
+    expected = Steps((2, 3, 8, 8), 8, [0], 400).attend("reference", [0.4])
+    for output in outputs:
+        torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+
+
+@needs_numba
+def test_short_texts_compile_nothing(monkeypatch):
+    monkeypatch.setattr(paged_attention, "has_numba", None)
+    Steps((2, 3, 8, 8), 8, [0], attention_paths.LEAST_KEYS - 1).attend("auto", [0.4])
 
 
 @pytest.mark.parametrize("heads", [1, 6])

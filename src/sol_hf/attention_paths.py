@@ -160,9 +160,9 @@ def compiled_kernel(
             f"A captured step needs the Triton kernels, which do not support this base: {query.shape[-1]} channels a "
             f"head, {query.dtype}. Leave `capture_up_to` at None."
         )
-    if plan.backend == "reference" or not is_paged or not paged_attention.supports(query, layer):
+    if plan.backend == "reference" or not is_paged or not isinstance(layer, PagedLayer):
         return None
-    if plan.backend == "auto" and layer.length < LEAST_KEYS:
+    if (plan.backend == "auto" and layer.length < LEAST_KEYS) or not paged_attention.supports(query, layer):
         return None
     kernels = plan.memo.setdefault("attention kernels", [])
     for kernel in kernels:

@@ -3,7 +3,9 @@
 
 """Torch's side of the CPU kernel for decode attention: what it supports, its scratch memory, its arguments."""
 
+import importlib
 import importlib.util
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -20,22 +22,41 @@ TASKS_PER_THREAD = 4
 
 
 @lru_cache
+def loads(module: str) -> bool:
+    """Whether a module of this folder that needs numba can be imported; where numba fails, a warning says why.
+
+    It fails beside a numpy that is too new for it, or where no folder can be written to that it could cache code in.
+    """
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module(f".{module}", __package__)
+    except Exception as error:
+        warnings.warn(
+            f"Decode steps go without compiled code, as if numba was not installed: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 def has_numba() -> bool:
-    """Whether numba, an optional dependency, is installed; it is imported at the first use of a kernel."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether numba, an optional dependency, is installed and compiles the kernel, which the first call does."""
+    return loads("compiled_memory") and loads("numba_attention")
 
 
 def supports(query: torch.Tensor, layer: object) -> bool:
     """Whether the kernel can attend from `query` `(rows, heads, 1, head_dim)` to the keys of a layer."""
     return (
         isinstance(layer, PagedLayer)
-        and has_numba()
         and query.device.type == "cpu"
         and query.dtype in DTYPES
         and query.dtype == layer.dtype
         and query.stride(-1) == 1
         and not query.requires_grad
         and query.shape[1] // layer.keys.shape[1] <= MOST_HEADS_IN_GROUP
+        and has_numba()
     )
 
 

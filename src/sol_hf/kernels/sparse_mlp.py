@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .native_threads import run_in_torch_threads
-from .paged_attention import DTYPES, has_numba
+from .paged_attention import DTYPES, loads
 
 
 BLOCK = 1536
@@ -30,9 +30,14 @@ class KeptChannels:
     listed: torch.Tensor
 
 
+def has_numba() -> bool:
+    """Whether numba, an optional dependency, is installed and compiles the kernels, which the first call does."""
+    return loads("compiled_memory") and loads("numba_mlp")
+
+
 def supports(x: torch.Tensor) -> bool:
     """Whether the kernels can work on a tensor."""
-    return x.device.type == "cpu" and x.dtype in DTYPES and has_numba() and not x.requires_grad
+    return x.device.type == "cpu" and x.dtype in DTYPES and not x.requires_grad and has_numba()
 
 
 def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
