@@ -488,6 +488,25 @@ class TestInt8:
         with pytest.raises(UnsupportedAxisError, match="`bits_backend='int8'` needs MLPs.*GPT2MLP.*'fake'"):
             model.generate(prompts(), max_new_tokens=2, bits=8, bits_backend="int8")
 
+    def test_not_refused_any_more_once_nothing_stands_in_the_way(self):
+        model = control(tiny_base("llama", torch.float32))
+        mlp = find_mlps(model.base)[0]
+        settings_of = {"max_new_tokens": 2, "do_sample": False, "bits": 8, "bits_backend": "int8"}
+        handle = mlp.gate_proj.register_forward_hook(lambda *_: None)
+        with pytest.raises(UnsupportedAxisError, match="bits_backend"):
+            model.generate(prompts(), **settings_of)
+        handle.remove()
+        model.generate(prompts(), **settings_of)
+
+    def test_a_forward_that_was_in_the_way_is_forgotten(self):
+        elastic = ElasticMLP(find_mlps(tiny_base("llama"))[0])
+        elastic.module.forward = elastic.module.forward
+        elastic.install()()
+        with pytest.raises(UnsupportedAxisError):
+            elastic.int8_copy()
+        del elastic.module.forward
+        assert elastic.int8_copy() is not None
+
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_generation_by_the_fast_path_is_near_the_reference(dtype):
