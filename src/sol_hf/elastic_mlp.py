@@ -125,6 +125,10 @@ class ElasticMLP:
                 self._copies[kind] = None if replaced else kind.of(self.module)
             return self._copies[kind]  # type: ignore[return-value]
 
+    def made_copy(self, kind: type[Copy]) -> Copy | None:
+        """The copy of a kind, if it is made."""
+        return self._copies.get(kind)  # type: ignore[return-value]
+
     def int8_copy(self) -> Int8MLP:
         """The copy in int8.
 
