@@ -15,9 +15,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bases import tiny_base
-from cases import HALF, prompts, sol_model
-from sol_hf import ActionSpace, ScheduleController, SOLCache, SOLConfig, SOLForCausalLM
+from cases import HALF, constant_schedule, control, prompts, sol_model
+from sol_hf import ActionSpace, ScheduleController, SOLCache, SOLConfig, SOLForCausalLM, UnsupportedAxisError
 from sol_hf.attention import ACTIVE, StepPlan, active_forward, register_attention
+from sol_hf.attention_paths import only_hides
 from sol_hf.criteria import (
     CRITERIA,
     SelectionRule,
@@ -52,9 +53,9 @@ def filled_cache(prefill: int, steps: int, padding: list[int], window: int | Non
     return cache, *shown
 
 
-def attend(cache, rule, keep, query, key, value, scaling=None) -> torch.Tensor:
+def attend(cache, rule, keep, query, key, value, scaling=None, backend="auto") -> torch.Tensor:
     """What the registered attention function answers under a plan."""
-    plan = StepPlan(cache=cache, rule=rule, token_keep=torch.tensor([float(k) for k in keep]))
+    plan = StepPlan(cache=cache, rule=rule, token_keep=torch.tensor([float(k) for k in keep]), backend=backend)
     function = ALL_ATTENTION_FUNCTIONS[register_attention("sdpa")]
     with active_forward(plan):
         output, weights = function(SimpleNamespace(layer_idx=LAYER), query, key, value, None, scaling=scaling)
@@ -206,6 +207,47 @@ def test_arguments_that_selection_cannot_serve_are_refused(argument):
     query, module = torch.randn(1, 4, 1, DIM), SimpleNamespace(layer_idx=LAYER)
     with active_forward(plan), pytest.raises(ValueError, match=f"`token_keep` cannot be controlled.*`{argument}`"):
         function(module, query, key, value, None, **{argument: 1.0})
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "fast"])
+def test_dense_steps_of_a_base_with_a_mask_of_its_own_keep_it(backend):
+    """Doge computes a mask from the values: it is no matter of padding, and no kernel may drop it."""
+    model, ids = control(tiny_base("doge", keep_window_size=16)), prompts(1, 150)
+    schedule = ScheduleController(constant_schedule(model, "mlp_keep", 6))
+    output = model.score(
+        ids, context_length=144, controller=schedule, return_logits=True, kv_refresh=False, backend=backend
+    )
+    expected = model.score(
+        ids, context_length=144, controller=schedule, return_logits=True, kv_refresh=False, backend="reference"
+    )
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-3, rtol=0)
+
+
+def test_sparse_steps_of_a_base_with_a_mask_of_its_own_are_refused():
+    model = control(tiny_base("doge", keep_window_size=16))
+    with pytest.raises(UnsupportedAxisError, match="`token_keep` cannot be controlled on DogeAttention.*mask adds"):
+        model.generate(prompts(1, 20), max_new_tokens=3, token_keep=0.5)
+
+
+def test_a_mask_that_hides_and_one_that_does_more():
+    plan = StepPlan(cache=filled_cache(6, 1, [0])[0], rule=SelectionRule())
+    hiding = torch.tensor([0.0, torch.finfo(torch.float32).min, -torch.inf]).view(1, 1, 1, 3)
+    assert all(only_hides(plan, mask) for mask in (None, hiding, hiding, hiding < 0, (hiding < 0).long()))
+    assert not only_hides(plan, torch.full((1, 1, 1, 3), -0.5))
+    on_device = torch.empty(1, 4, 1, 3, device="meta")
+    assert only_hides(plan, on_device[:, :1]) and not only_hides(plan, on_device)
+
+
+def test_keys_that_a_base_has_changed_are_read_as_they_are():
+    """The layer has them as they were before: neither its storage nor its page index will do."""
+    rule = SelectionRule(page_size=4)
+    cache, key, value = filled_cache(30, 7, [0, 0, 0])
+    query, changed = torch.randn(3, 4, 1, DIM), -3 * key
+    allowed = naive_mask(query, changed, KEEP, rule, [0, 0, 0])
+    expected = masked_attention(query, changed, value, allowed)
+    for backend in ("reference", "fast"):
+        output = attend(cache, rule, KEEP, query, changed, value, backend=backend)
+        torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

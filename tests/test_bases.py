@@ -6,6 +6,8 @@
 Comparisons of independent computations run in float64, where rounding cannot flip a choice.
 """
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -29,6 +31,9 @@ from cases import (
     sol_model,
 )
 from sol_hf import Controller, ScheduleController, SOLForCausalLM, UnsupportedAxisError
+from sol_hf.elastic import find_mlps
+from sol_hf.elastic_mlp import ElasticMLP
+from sol_hf.instrumentation import Instrumentation
 
 
 STEPS = 8  # crosses the end of an episode of 6
@@ -313,6 +318,37 @@ class TestNothingIsLeftBehind:
         with pytest.raises(RuntimeError, match="failed in step 3"):
             model.score(prompts(), context_length=9, controller=Failing())
         assert_untouched(model.base, before)
+
+    @pytest.mark.parametrize("order", ["last in, first out", "first in, first out"])
+    def test_two_bases_with_the_same_modules(self, order):
+        model = sol_model()
+        base, other = model.base, copy.copy(model.base)
+        base.model.train()
+        before, expected = fingerprint(base), model.generate(prompts(), **GREEDY, **HALF)
+        first, second = Instrumentation.of(base), Instrumentation.of(other)
+        assert first is not second
+        first.__enter__(), second.__enter__()
+        leaving = [second, first] if order.startswith("last") else [first, second]
+        leaving[0].__exit__()
+        mlps = find_mlps(base)
+        assert base.config._attn_implementation == "sol_sdpa" and not base.model.training
+        assert all(isinstance(mlp.forward, ElasticMLP) and not mlp.training for mlp in mlps)
+        assert len(base.get_output_embeddings()._forward_pre_hooks) == 1
+        for number in range(2):
+            output = model.generate(prompts(), **GREEDY, **HALF)
+            assert torch.equal(output.sequences, expected.sequences)
+            assert torch.equal(stacked(output.logits), stacked(expected.logits))
+            if number == 0:
+                leaving[1].__exit__()
+        assert_untouched(base, before)
+
+    def test_a_base_is_not_copied_during_a_generation(self):
+        model = sol_model()
+        with Instrumentation.of(model.base):
+            for make in (copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError, match="cannot be copied or pickled during a generation"):
+                    make(model.base)
+        assert_untouched(copy.deepcopy(model.base), fingerprint(model.base))
 
     @every_family
     def test_two_threads_on_one_model(self, family):

@@ -7,7 +7,11 @@ On a CPU nothing is captured: every step runs, from the same buffers, what would
 interpreter.
 """
 
+import contextlib
 import copy
+import gc
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +22,9 @@ from bases import tiny_base
 from cases import control, left_padded, mixed_schedule, prompts
 from sol_hf import ScheduleController, SOLForCausalLM
 from sol_hf.captured_step import CapturedStep
+from sol_hf.instrumentation import Instrumentation
 from sol_hf.kernels import triton_support
+from sol_hf.triton_mlp_copy import TritonMLP
 from test_golden import axis_schedule, stepwise_logits
 
 
@@ -26,6 +32,7 @@ pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS, CAPACITY = 8, 40
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 TWO_AXES = {"token_keep": 0.5, "mlp_keep": 0.5}
 KERNELS = {"append_token", "score_pages", "select_largest", "attend_pages", "multiply_kept_channels"}
 
@@ -137,10 +144,117 @@ def test_a_cache_that_has_moved_is_captured_anew():
     assert copy.deepcopy(cache).captured_step is None
 
 
+def captured_generation(model, cache, tokens=None, steps=3, **options):
+    tokens = prompts(1, 20).to(DEVICE) if tokens is None else tokens
+    return model.generate(
+        tokens, past_key_values=cache, max_new_tokens=steps, do_sample=False, **{**TWO_AXES, **options}
+    )
+
+
+@pytest.fixture
+def captured():
+    """A model, a cache with a captured step, and a text that goes on where it ends."""
+    model = small_model()
+    cache = model.new_cache()
+    cache.capture_up_to = CAPACITY
+    output = captured_generation(model, cache)
+    return model, cache, torch.cat([output, prompts(1, 2).to(DEVICE)], dim=1)
+
+
+@pytest.mark.parametrize("change", ["nothing", "copies dropped", "weights", "rule", "base"])
+def test_a_step_that_would_compute_something_else_is_captured_anew(captured, change):
+    model, cache, tokens = captured
+    step = cache.captured_step
+    if change == "copies dropped":
+        Instrumentation.of(model.base).drop_copies()
+    elif change == "weights":
+        with torch.no_grad():
+            model.base.model.layers[0].mlp.gate_proj.weight.mul_(2)
+    elif change == "rule":
+        model.config.sink_tokens += 2
+    elif change == "base":
+        model = small_model()
+    captured_generation(model, cache, tokens)
+    assert (cache.captured_step is step) == (change == "nothing")
+
+
+def test_a_captured_step_keeps_the_copies_that_it_reads(captured):
+    model, cache, _ = captured
+    copies = [weakref.ref(mlp.made_copy(TritonMLP)) for mlp in Instrumentation.of(model.base)._mlps]
+    Instrumentation.of(model.base).drop_copies()
+    gc.collect()
+    assert all(copy() is not None for copy in copies)
+    cache.captured_step = None
+    gc.collect()
+    assert all(copy() is None for copy in copies)
+
+
+def test_the_cache_goes_when_nobody_has_it():
+    model = small_model()
+    cache = model.new_cache()
+    cache.capture_up_to = CAPACITY
+    captured_generation(model, cache)
+    assert cache.captured_step is not None
+    gc.collect()
+    gc.disable()
+    try:
+        gone = weakref.ref(cache)
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_text_that_outgrows_the_capture_goes_on_without():
+    model = small_model()
+    caches = [model.new_cache() for _ in range(3)]
+    caches[1].capture_up_to, caches[2].capture_up_to = 24, 19
+    outputs = [captured_generation(model, cache, steps=8, backend="fast") for cache in caches]
+    assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
+    assert caches[1].captured_step.capacity == 24 and caches[2].captured_step is None
+
+
+def test_the_reference_is_not_captured():
+    model = small_model()
+    cache = model.new_cache()
+    cache.capture_up_to = CAPACITY
+    captured_generation(model, cache, backend="reference")
+    assert cache.captured_step is None
+
+
+def test_other_threads_may_use_the_gpu_during_a_capture(captured, monkeypatch):
+    stream, modes = SimpleNamespace(wait_stream=lambda other: None), []
+
+    def graph(captured_graph, capture_error_mode="global"):
+        modes.append(capture_error_mode)
+        return contextlib.nullcontext()
+
+    for name, stub in (("Stream", lambda: stream), ("current_stream", lambda: stream), ("CUDAGraph", object)):
+        monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    step = captured[1].captured_step
+    monkeypatch.setattr(step, "run", lambda: None)
+    step._capture()
+    assert modes == ["thread_local"]
+
+
+def test_levels_do_not_go_by_the_default_dtype():
+    model, before = small_model(), torch.get_default_dtype()
+    cache = model.new_cache()
+    cache.capture_up_to = CAPACITY
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        model.generate(prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=1, **TWO_AXES)
+    finally:
+        torch.set_default_dtype(before)
+    assert cache.captured_step.buffers.levels.dtype == torch.float32
+
+
 def test_what_cannot_be_captured_says_why():
     cases = [
         (small_model(criterion="recency"), 40, "the criterion 'quest', not 'recency'"),
-        (small_model(), 20, "`capture_up_to` is 20, but the cache holds 20"),
+        (control(tiny_base("llama", rope_parameters=DYNAMIC, attn_implementation="sdpa").to(DEVICE)), 40, "'dynamic'"),
         (control(tiny_base("llama", attn_implementation="eager").to(DEVICE)), 40, "attn_implementation='sdpa'"),
         (control(tiny_base("mistral", attn_implementation="sdpa").to(DEVICE)), 40, "this cache has WindowLayer"),
     ]
@@ -151,6 +265,12 @@ def test_what_cannot_be_captured_says_why():
             model.generate(
                 prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=3, do_sample=False, **TWO_AXES
             )
+
+
+def test_a_capture_needs_room_and_a_prompt(captured):
+    model, cache, _ = captured
+    with Instrumentation.of(model.base), pytest.raises(ValueError, match="`capture_up_to` is 22, but .* holds 22"):
+        CapturedStep(model.base, cache, model.config.selection_rule, 22)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing._internal.two_tensor import TwoTensor
 
 from bases import tiny_base
 from cases import HALF, constant_schedule, control, prompts, sol_model
@@ -27,6 +28,7 @@ from sol_hf.input_major_mlp import InputMajorMLP, keep_channels
 from sol_hf.instrumentation import Instrumentation
 from sol_hf.int8_mlp import Int8Linear, Int8MLP, quantize_lines
 from sol_hf.kernels import paged_attention, sparse_mlp
+from sol_hf.mlp_copy import SAMPLES, Fingerprint, sample_stride
 from sol_hf.mlp_parts import ACTIVATIONS, MLPParts, find_parts
 
 
@@ -150,6 +152,18 @@ class TestProduct:
         errors = [(y.double() - exact(x.x.double())).square().mean() for y in (InputMajorMLP(parts)(x), parts(x.x))]
         assert errors[0] < errors[1]
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_sums_do_not_go_by_the_default_dtype(self, dtype):
+        parts = random_parts(96, 3200, 48, dtype, "silu", True, False, 3)
+        x = keep_channels(drawn((2, 1, 96), dtype, 4), torch.rand(2, 1, 96) < 0.5)
+        expected, before = parts(x.x), torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(torch.bfloat16)
+            found = InputMajorMLP(parts)(x)
+        finally:
+            torch.set_default_dtype(before)
+        assert_close(found, expected, dtype)
+
     def test_memory(self):
         parts = random_parts(24, 40, 24, torch.bfloat16, "silu", True, False, 3)
         assert InputMajorMLP(parts).nbytes == 2 * 24 * 40 * 2
@@ -181,6 +195,29 @@ class TestParts:
         mlp.gate_proj.register_forward_hook(lambda *_: None)
         other.up_proj.forward = other.up_proj.forward
         assert find_parts(mlp) is None and find_parts(other) is None
+
+    def test_nor_at_the_activation(self):
+        mlp, _ = find_mlps(tiny_base("llama"))
+        mlp.act_fn = torch.nn.SiLU()
+        assert find_parts(mlp) is not None
+        mlp.act_fn.register_forward_hook(lambda *_: None)
+        assert find_parts(mlp) is None
+
+    @pytest.mark.parametrize("activation", ["relu6", "gelu_10"])
+    def test_an_activation_that_cuts_off_large_values_is_another(self, activation):
+        assert find_parts(find_mlps(tiny_base("llama", hidden_act=activation))[0]) is None
+
+    @pytest.mark.parametrize("name", ["weight", "bias"])
+    def test_tensors_of_another_class_may_have_no_memory(self, name):
+        (mlp, _) = find_mlps(tiny_base("llama", mlp_bias=True))
+        tensor = getattr(mlp.up_proj, name).detach()
+        setattr(mlp.up_proj, name, torch.nn.Parameter(TwoTensor(tensor, tensor), requires_grad=False))
+        assert find_parts(mlp) is None
+
+    def test_projections_of_two_dtypes_are_not_mixed(self):
+        (mlp, _) = find_mlps(tiny_base("llama"))
+        mlp.down_proj.bfloat16()
+        assert find_parts(mlp) is None
 
 
 def plan_of(backend, mlp_keep=None, bits=None, bits_backend="fake"):
@@ -338,6 +375,33 @@ class TestCopies:
         assert_close(self.run(elastic, x), expected, torch.float32)
         assert elastic._copies[InputMajorMLP] is not copy
 
+    @pytest.mark.parametrize("shape", [(64, 32), (1536, 576), (30, 1000), (7, 1), (5,)])
+    def test_samples_meet_every_channel(self, shape):
+        weight = torch.arange(shape[-1]).expand(shape).reshape(-1)
+        samples = weight[:: sample_stride(torch.Size(shape))]
+        assert len(samples.unique()) == shape[-1] and len(samples) <= max(2 * SAMPLES, shape[-1])
+
+    @pytest.mark.parametrize("where", [(slice(None), 5), (5,)])
+    def test_one_changed_line_is_seen(self, where):
+        module = find_mlps(tiny_base("llama"))[0]
+        copy = InputMajorMLP.of(module)
+        assert copy.still_fits(module)
+        module.gate_proj.weight.data[where] *= 2
+        assert not copy.still_fits(module)
+
+    def test_a_weight_that_is_not_a_number_does_not_look_changed(self):
+        module = find_mlps(tiny_base("llama"))[0]
+        module.gate_proj.weight.data[0, 0] = float("nan")
+        fingerprint = Fingerprint.of(module.gate_proj.weight)
+        assert fingerprint == Fingerprint.of(module.gate_proj.weight)
+
+    def test_another_activation_is_seen(self):
+        elastic, x = ElasticMLP(find_mlps(tiny_base("llama"))[0]), drawn((1, 1, 32), torch.float32, 5)
+        self.run(elastic, x)
+        elastic.module.act_fn = torch.nn.ReLU()
+        expected = elastic.module(keep_top_channels(x, torch.tensor([0.5])))
+        assert_close(self.run(elastic, x), expected, torch.float32)
+
     def test_their_memory_is_stated_and_can_be_freed(self):
         model = control(tiny_base("llama", torch.float32))
         instrumentation = Instrumentation.of(model.base)
@@ -425,6 +489,25 @@ class TestInt8:
         model = sol_model("gpt2")
         with pytest.raises(UnsupportedAxisError, match="`bits_backend='int8'` needs MLPs.*GPT2MLP.*'fake'"):
             model.generate(prompts(), max_new_tokens=2, bits=8, bits_backend="int8")
+
+    def test_not_refused_any_more_once_nothing_stands_in_the_way(self):
+        model = control(tiny_base("llama", torch.float32))
+        mlp = find_mlps(model.base)[0]
+        settings_of = {"max_new_tokens": 2, "do_sample": False, "bits": 8, "bits_backend": "int8"}
+        handle = mlp.gate_proj.register_forward_hook(lambda *_: None)
+        with pytest.raises(UnsupportedAxisError, match="bits_backend"):
+            model.generate(prompts(), **settings_of)
+        handle.remove()
+        model.generate(prompts(), **settings_of)
+
+    def test_a_forward_that_was_in_the_way_is_forgotten(self):
+        elastic = ElasticMLP(find_mlps(tiny_base("llama"))[0])
+        elastic.module.forward = elastic.module.forward
+        elastic.install()()
+        with pytest.raises(UnsupportedAxisError):
+            elastic.int8_copy()
+        del elastic.module.forward
+        assert elastic.int8_copy() is not None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,11 +3,17 @@
 
 """When an episode is replayed densely, which of its tokens are, and what the replay computes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cases import constant_schedule, prompts, sol_model
 from sol_hf import ScheduleController, decoding
+from sol_hf.attention import active_forward, register_attention
 
 
 EPISODE = 6
@@ -70,6 +76,18 @@ def test_the_replay_computes_no_logits_and_knows_the_hidden_state(model, monkeyp
     model(output.sequences[:, : PROMPT - 1 + EPISODE], past_key_values=cache)
     state = output.past_key_values.episode.steps[0].previous_hidden
     torch.testing.assert_close(state, cache.episode.hidden_state, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 8, dtype=torch.bool), torch.ones(1, 8).long(), object()])
+def test_masks_of_other_kinds_are_for_the_implementation_that_made_them(mask):
+    """Flash attention gets the padding, `(rows, slots)`, flex attention an object that is no tensor."""
+    AttentionInterface.register("shows_its_mask", lambda module, query, key, value, mask, **arguments: (mask, None))
+    AttentionMaskInterface.register("shows_its_mask", flash_attention_mask)
+    twin = ALL_ATTENTION_FUNCTIONS[register_attention("shows_its_mask")]
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 8, 8)
+    with active_forward(is_replay=True):
+        shown, _ = twin(SimpleNamespace(layer_idx=0), query, key, key, mask)
+    assert shown is mask
 
 
 def test_a_controller_that_wants_logits_gets_those_of_the_replay(model):

@@ -18,7 +18,7 @@ from sol_hf import ActionSpace, SOLCache, attention_paths
 from sol_hf.attention import StepPlan, active_forward, attend_selected, attend_sparsely, register_attention
 from sol_hf.attention_paths import attend_packed
 from sol_hf.criteria import CRITERIA, SelectionRule
-from sol_hf.kernels import native_threads, paged_attention
+from sol_hf.kernels import native_threads, paged_attention, sparse_mlp
 
 
 SPACE = ActionSpace([0.2, 1.0], [1.0], [16])
@@ -194,6 +194,25 @@ def test_dense_steps_through_the_kernel(padding, threads):
 
 
 @needs_numba
+def test_layers_of_two_dtypes_have_a_kernel_each():
+    both = {dtype: Steps((2, 2, 8, 8), 4, [0], 150, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    both[torch.float32].cache.layers += both[torch.bfloat16].cache.layers
+    keep = torch.tensor([0.3])
+    plan = StepPlan(both[torch.float32].cache, both[torch.float32].rule, token_keep=keep, backend="fast")
+    for layer, (dtype, steps) in enumerate(both.items()):
+        query = steps.random(1, 4, 1, 8)
+        output = attend_sparsely(plan, keep, layer, query, steps.key, steps.value, None)
+        plain = Steps((2, 2, 8, 8), 4, [0], 150)
+        plain.cache.layers[0].crop(-150)
+        plain.cache.update(steps.key.float(), steps.value.float(), 0)
+        plain.look()
+        alone = StepPlan(plain.cache, plain.rule, token_keep=keep)
+        expected = attend_selected(alone, keep, 0, query.float(), plain.key, plain.value, None)
+        assert output.dtype == dtype
+        torch.testing.assert_close(output.float(), expected, atol=2e-2 if layer else 1e-5, rtol=0)
+
+
+@needs_numba
 def test_of_equal_pages_the_first_are_read():
     steps = Steps((1, 2, 4, 4), 4, [0], 40)
     steps.cache.layers[0]._key_store.zero_()
@@ -262,6 +281,34 @@ def test_short_texts_and_missing_numba_take_the_reference(monkeypatch):
         assert torch.equal(steps.attend(backend, [0.4]), expected)
 
 
+@needs_numba
+@pytest.mark.parametrize(
+    "error", [ImportError("Numba needs NumPy 2.3 or less."), RuntimeError("cannot cache function: no locator")]
+)
+def test_a_numba_that_fails_is_done_without(monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(paged_attention.importlib, "import_module", fail)
+    paged_attention.loads.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=f"without compiled code.*{error}") as warned:
+            outputs = [Steps((2, 3, 8, 8), 8, [0], 400).attend(backend, [0.4]) for backend in ("auto", "fast")]
+            assert not paged_attention.has_numba() and not sparse_mlp.has_numba()
+    finally:
+        paged_attention.loads.cache_clear()
+    assert len(warned) == 1
+    expected = Steps((2, 3, 8, 8), 8, [0], 400).attend("reference", [0.4])
+    for output in outputs:
+        torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+
+
+@needs_numba
+def test_short_texts_compile_nothing(monkeypatch):
+    monkeypatch.setattr(paged_attention, "has_numba", None)
+    Steps((2, 3, 8, 8), 8, [0], attention_paths.LEAST_KEYS - 1).attend("auto", [0.4])
+
+
 @pytest.mark.parametrize("heads", [1, 6])
 def test_packed_attention_is_that_over_repeated_keys(heads):
     query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
@@ -270,3 +317,16 @@ def test_packed_attention_is_that_over_repeated_keys(heads):
         query, key.repeat_interleave(3, dim=1), value.repeat_interleave(3, dim=1), attn_mask=mask
     )
     torch.testing.assert_close(attend_packed(query, key, value, mask, None), expected.transpose(1, 2))
+
+
+def test_packed_attention_takes_any_layout_of_the_output(monkeypatch):
+    """Memory-efficient attention on CUDA answers with heads and tokens swapped in memory."""
+
+    def swapped(*args, **kwargs):
+        return scaled_dot_product_attention(*args, **kwargs).transpose(1, 2).contiguous().transpose(1, 2)
+
+    arguments = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
+    mask = torch.rand(2, 1, 5, 30) < 0.7
+    expected = attend_packed(*arguments, mask, None)
+    monkeypatch.setattr(attention_paths, "scaled_dot_product_attention", swapped)
+    assert torch.equal(attend_packed(*arguments, mask, None), expected)

@@ -6,10 +6,13 @@
 Without a GPU the kernels run in Triton's interpreter, on CPU tensors; with one, compiled.
 """
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sol_hf.activations import keep_top_channels
 from sol_hf.criteria import SelectionRule, choose_pages, group_queries, page_bounds, page_scores
@@ -17,7 +20,7 @@ from sol_hf.criteria import SelectionRule, choose_pages, group_queries, page_bou
 
 pytest.importorskip("triton")
 
-from sol_hf.kernels import triton_attention, triton_mlp  # noqa: E402
+from sol_hf.kernels import triton_attention, triton_mlp, triton_support  # noqa: E402
 from sol_hf.kernels.triton_attention import attend_pages, attend_pages_reference  # noqa: E402
 from sol_hf.kernels.triton_mlp import ACTIVATIONS, gate_up_reference, sparse_gate_up  # noqa: E402
 from sol_hf.kernels.triton_pages import (  # noqa: E402
@@ -234,3 +237,29 @@ def test_work_is_cut_into_powers_of_two():
     assert triton_attention.number_of_splits(4096, 100) == 1
     assert triton_attention.number_of_splits(1, 16) == 1
     assert triton_mlp.PROGRAMS >= 1024
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """The current GPU may be another than that of a base."""
+    devices, x = [], torch.randn(1, 2, 1, 16, device=DEVICE)
+
+    def note(tensor):
+        devices.append(tensor.device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(triton_support, "on_device_of", note)
+    store, first, count = x.repeat(1, 1, 4, 1), *(torch.tensor([n], device=DEVICE) for n in (0, 1))
+    keep = torch.ones(1, device=DEVICE)
+    append_token(x, x, store, store.clone(), store[:, :, :1].clone(), store[:, :, :1].clone(), first, count, 4)
+    scores = score_pages(x, store, store, keep, count, 1, 4, False)
+    chosen, chosen_count = select_largest(scores, keep, count, 4, False)
+    attend_pages(x, store, store, chosen, chosen_count, first, count, 4, 1.0)
+    sparse_gate_up(x[:, 0, 0], keep, torch.randn(16, 8, device=DEVICE), None)
+    assert devices == [x.device] * 6  # the MLP chooses its channels by `select_largest`
+
+
+def test_the_device_of_a_tensor():
+    with FakeTensorMode():
+        on_second = triton_support.on_device_of(torch.empty(1, device="cuda:1"))
+    assert isinstance(on_second, torch.cuda.device) and on_second.idx == 1
+    assert isinstance(triton_support.on_device_of(torch.empty(1)), contextlib.nullcontext)

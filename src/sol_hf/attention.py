@@ -27,7 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .actions import AXES, DENSE
-from .attention_paths import attend, attend_masked, attend_packed, compiled_kernel
+from .attention_paths import attend, attend_masked, attend_packed, holds, only_hides, usable_kernel
 from .cache import SOLCache
 from .criteria import (
     Selection,
@@ -39,7 +39,6 @@ from .criteria import (
     select_recency,
     select_relevancy,
 )
-from .paged_layer import PagedLayer
 from .shared_prefix import SharedPrefixLayer, attend_shared_prefix
 
 
@@ -191,7 +190,7 @@ def _attention_function(implementation: str) -> Callable:
         if plan is not None and plan.is_fanned_out:
             layer = plan.cache.layers[module.layer_idx]
             if isinstance(layer, SharedPrefixLayer):
-                refuse_unsupported(module, kwargs)
+                refuse_unsupported(module, kwargs, plan, attention_mask)
                 return attend_shared_prefix(layer, plan.rule, plan.token_keep, query, scaling), None
         original = functools.partial(
             _original(implementation, module),
@@ -206,16 +205,19 @@ def _attention_function(implementation: str) -> Callable:
         )
         if plan is not None and plan.covers(module.layer_idx):
             if plan.token_keep is not None:
-                refuse_unsupported(module, kwargs)
+                refuse_unsupported(module, kwargs, plan, attention_mask)
                 return attend_sparsely(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
-            kernel = compiled_kernel(plan, module.layer_idx, query, scaling) if is_plain(kwargs) else None
+            kernel = None
+            if is_plain(kwargs) and only_hides(plan, attention_mask):
+                kernel = usable_kernel(plan, module.layer_idx, query, key, value, scaling)
             if kernel is not None:
                 layer = plan.cache.layers[module.layer_idx]
                 ways = {"reference": lambda: original()[0], "fast": lambda: kernel(query, layer)}
                 return attend(plan, query, key, ways), None
         if context is not None and context.is_replay and is_plain(kwargs) and query.shape[1] > key.shape[1]:
-            if attention_mask is not None and attention_mask.dtype == torch.bool:
-                return attend_packed(query, key, value, attention_mask, scaling), None
+            mask = attention_mask
+            if isinstance(mask, torch.Tensor) and mask.dim() == 4 and mask.dtype == torch.bool:
+                return attend_packed(query, key, value, mask, scaling), None
         return original()
 
     return sol_attention_forward
@@ -226,8 +228,13 @@ def is_plain(arguments: dict[str, Any]) -> bool:
     return all(arguments.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
 
 
-def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
+def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], plan: StepPlan, mask: Any) -> None:
     """Raise [`UnsupportedAxisError`] if a module's attention needs something that ours does not compute."""
+    if not only_hides(plan, mask):
+        raise UnsupportedAxisError(
+            f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention mask adds to the "
+            "scores of visible keys, which attention over selected keys does not support."
+        )
     for name in UNSUPPORTED_ARGUMENTS:
         if arguments.get(name) is not None:
             raise UnsupportedAxisError(
@@ -255,7 +262,7 @@ def attend_sparsely(
     """[`attend_selected`], or a faster way to the same numbers, as the plan's backend says."""
     arguments = (plan, token_keep, layer_idx, query, key, value, scaling)
     ways: dict[str, Callable] = {"reference": functools.partial(attend_selected, *arguments)}
-    kernel = compiled_kernel(plan, layer_idx, query, scaling)
+    kernel = usable_kernel(plan, layer_idx, query, key, value, scaling)
     if kernel is not None:
         layer = plan.cache.layers[layer_idx]
         ways["fast"] = lambda: kernel(query, layer)
@@ -349,7 +356,7 @@ def _select(
     grouped = group_queries(query, key.shape[1])
     if rule.criterion == "quest":
         layer = plan.cache.layers[layer_idx]
-        if isinstance(layer, PagedLayer):
+        if holds(layer, key):
             upper, lower = layer.page_index(first, plan.cache.padding_range)
         else:
             pages = slots // rule.page_size + 2
@@ -367,7 +374,7 @@ def _gather(
     """Keys and values at `slot` `(rows, H, m)`, of shape `(rows, H', m, head_dim)`; H' is `heads`, else kv_heads."""
     rows, kv_heads = key.shape[:2]
     layer = plan.cache.layers[layer_idx]
-    if isinstance(layer, PagedLayer):
+    if holds(layer, key, value):
         flat_key, flat_value, stride = layer.flat_store()
     else:
         flat_key, flat_value, stride = key.flatten(0, 2), value.flatten(0, 2), key.shape[2]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LEAST_KEYS = 128
 """A kernel that has to be compiled or loaded first does not pay for a text of a few words."""
+HIDDEN = -1e4
+"""What a mask adds to the score of a key that is not to be seen, or less."""
 
 
 def pack_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -62,7 +64,7 @@ def attend_packed(
     output = scaled_dot_product_attention(
         pack_groups(query, kv_heads), key, value, attn_mask=packed_mask, scale=scaling
     )
-    return output.view(rows, heads, tokens, -1).transpose(1, 2).contiguous()
+    return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous()
 
 
 def attend_masked(
@@ -101,6 +103,50 @@ def attend_masked(
     return attend_packed(query, key, value, mask[:, :, None], scaling)
 
 
+def only_hides(plan: "StepPlan", mask: object) -> bool:
+    """Whether an attention mask tells which keys are visible and nothing else, as far as the host can see.
+
+    Any mask that is not a tensor of floats does. On the CPU the values of one are looked at, once if all layers get
+    the same; elsewhere, where looking would stall the device, only whether it has one for each head.
+    """
+    if not isinstance(mask, torch.Tensor) or not mask.is_floating_point():
+        return True
+    if mask.device.type != "cpu":
+        return mask.dim() < 4 or mask.shape[1] == 1
+    seen = plan.memo.setdefault("masks that only hide", [])
+    if not any(mask is other for other in seen):
+        if not bool(((mask == 0) | (mask <= HIDDEN)).all()):
+            return False
+        seen.append(mask)
+    return True
+
+
+def holds(layer: object, key: torch.Tensor, value: torch.Tensor | None = None) -> bool:
+    """Whether keys and values that a base attends to are those in a layer's storage, not made from them."""
+    if not isinstance(layer, PagedLayer) or key.data_ptr() != layer.keys.data_ptr():
+        return False
+    return value is None or value.data_ptr() == layer.values.data_ptr()
+
+
+def usable_kernel(
+    plan: "StepPlan",
+    layer_idx: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> "paged_attention.PagedAttention | triton_paged.TritonPagedAttention | None":
+    """[`compiled_kernel`] if the base attends to the keys and values of the layer itself, which is what it reads."""
+    if holds(plan.cache.layers[layer_idx], key, value):
+        return compiled_kernel(plan, layer_idx, query, scaling)
+    if "rows on device" in plan.memo:
+        raise ValueError(
+            "A captured step needs a base that attends to keys and values as they are in the cache. Leave "
+            "`capture_up_to` at None."
+        )
+    return None
+
+
 def compiled_kernel(
     plan: "StepPlan", layer_idx: int, query: torch.Tensor, scaling: float | None
 ) -> "paged_attention.PagedAttention | triton_paged.TritonPagedAttention | None":
@@ -114,9 +160,9 @@ def compiled_kernel(
             f"A captured step needs the Triton kernels, which do not support this base: {query.shape[-1]} channels a "
             f"head, {query.dtype}. Leave `capture_up_to` at None."
         )
-    if plan.backend == "reference" or not is_paged or not paged_attention.supports(query, layer):
+    if plan.backend == "reference" or not is_paged or not isinstance(layer, PagedLayer):
         return None
-    if plan.backend == "auto" and layer.length < LEAST_KEYS:
+    if (plan.backend == "auto" and layer.length < LEAST_KEYS) or not paged_attention.supports(query, layer):
         return None
     kernels = plan.memo.setdefault("attention kernels", [])
     for kernel in kernels:

@@ -103,7 +103,7 @@ class SOLCache(DynamicCache):
         page_size (`int`, *optional*, defaults to 8): Keys in a page.
 
     Set `capture_up_to` to a number of tokens to run decode steps up to that length from one CUDA graph, see
-    [`CapturedStep`].
+    [`CapturedStep`]. Longer texts go on without it, and `backend="reference"` does without it.
     """
 
     def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):

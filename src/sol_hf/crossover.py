@@ -66,7 +66,7 @@ def run_fastest(situation: Hashable, ways: Mapping[str, Callable[[], Answer]]) -
         ways (`Mapping[str, Callable]`): Functions without arguments that give the same answer.
     """
     name = _FASTEST.get(situation)
-    if name in ways:
+    if name is not None and name in ways:
         return ways[name]()
     if len(ways) == 1:
         return next(iter(ways.values()))()

@@ -248,7 +248,7 @@ def decode_step(
     observation = observe(base, cache, token)
     actions = choose(observation, cache)
     controls, values = cache.controls, cache.action_space.values_on(actions.device)[actions]
-    if cache.capture_up_to is not None and not token.is_floating_point():
+    if is_captured(cache, token):
         output, hidden = captured_forward(base, token, cache, values)
         is_dense = False
     else:
@@ -270,6 +270,13 @@ def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInpu
     return replace(inputs, attention_mask=None)
 
 
+def is_captured(cache: SOLCache, token: torch.Tensor) -> bool:
+    """Whether the step that processes `token` is to run from the cache's [`CapturedStep`]."""
+    if cache.capture_up_to is None or cache.controls.backend == "reference" or token.is_floating_point():
+        return False
+    return cache.get_seq_length() < cache.capture_up_to
+
+
 def captured_forward(
     base: PreTrainedModel, token: torch.Tensor, cache: SOLCache, values: torch.Tensor
 ) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
@@ -279,8 +286,9 @@ def captured_forward(
         The output, and what the LM head received, `(rows, hidden_size)`.
     """
     assert cache.capture_up_to is not None, "called where steps are captured"
-    if cache.captured_step is None or not cache.captured_step.is_current():
-        cache.captured_step = CapturedStep(base, cache, cache.controls.rule, cache.capture_up_to)
+    rule = cache.controls.rule
+    if cache.captured_step is None or not cache.captured_step.is_current(base, rule):
+        cache.captured_step = CapturedStep(base, cache, rule, cache.capture_up_to)
     logits, hidden = cache.captured_step(token, values)
     return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden
 

@@ -47,7 +47,7 @@ def find_mlps(base: PreTrainedModel) -> tuple[nn.Module, ...]:
                 f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: the MLP of layer {index} is a "
                 "mixture of experts, and zeroed inputs would change its routing."
             )
-        if len(inspect.signature(found[0].forward).parameters) != 1:
+        if len(inspect.signature(type(found[0]).forward).parameters) != 2:  # the module itself, the hidden state
             raise UnsupportedAxisError(
                 f"The axes `mlp_keep` and `bits` cannot be controlled on {name}: {type(found[0]).__name__} takes more "
                 "than the hidden state, so its input and output are not those of a plain MLP."

@@ -18,6 +18,7 @@ of weights are made when a path first needs them, and belong to this object.
 """
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -41,6 +42,10 @@ MOST_LINES = 8
 SHARES = 8
 """The time of the fast path is measured for so many shares of channels that any row keeps."""
 
+_ELASTIC_MLPS: "weakref.WeakValueDictionary[int, ElasticMLP]" = weakref.WeakValueDictionary()
+"""By the id of the module, which its [`ElasticMLP`] keeps alive."""
+_REGISTRY_LOCK = threading.Lock()
+
 
 class ElasticMLP:
     """What the forward of one MLP does while its base is instrumented.
@@ -56,6 +61,18 @@ class ElasticMLP:
         self._copies: dict[type[MLPCopy], MLPCopy | None] = {}
         self._lock = threading.Lock()
 
+    @classmethod
+    def of(cls, module: nn.Module) -> "ElasticMLP":
+        """The one for an MLP, as long as anybody has it: all bases with that MLP share the copies of its weights."""
+        with _REGISTRY_LOCK:
+            elastic = _ELASTIC_MLPS.get(id(module))
+            if elastic is None:
+                elastic = _ELASTIC_MLPS[id(module)] = cls(module)
+            return elastic
+
+    def __reduce__(self) -> str:
+        raise TypeError("A base cannot be copied or pickled during a generation: do it before or after.")
+
     @property
     def nbytes(self) -> int:
         """Memory of the copies that were made."""
@@ -66,20 +83,26 @@ class ElasticMLP:
         with self._lock:
             self._copies = {}
 
-    def install(self) -> None:
-        """Take the place of the MLP's forward, and forget copies of weights that are no longer the MLP's."""
+    def install(self) -> Callable[[], None]:
+        """Take the place of the MLP's forward, and forget copies of weights that are no longer the MLP's.
+
+        Returns:
+            `Callable`: [`ElasticMLP.remove`].
+        """
         with self._lock:
             copies = self._copies.items()
             self._copies = {kind: copy for kind, copy in copies if copy is not None and copy.still_fits(self.module)}
         self._own = self.module.forward
         self._before = {"forward": self._own} if "forward" in vars(self.module) else {}
         self.module.forward = self
+        return self.remove
 
     def remove(self) -> None:
         """Undo [`install`]; nothing happens if it was not called."""
         if vars(self.module).get("forward") is self:
             del self.module.forward
             vars(self.module).update(self._before)
+            self._before = {}
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         """The MLP's output for a hidden state `(rows, ..., channels)`, under the plan of this thread's forward."""
@@ -102,6 +125,10 @@ class ElasticMLP:
                 self._copies[kind] = None if replaced else kind.of(self.module)
             return self._copies[kind]  # type: ignore[return-value]
 
+    def made_copy(self, kind: type[Copy]) -> Copy | None:
+        """The copy of a kind, if it is made."""
+        return self._copies.get(kind)  # type: ignore[return-value]
+
     def int8_copy(self) -> Int8MLP:
         """The copy in int8.
 
@@ -110,6 +137,8 @@ class ElasticMLP:
         """
         copy = self._copy(Int8MLP)
         if copy is None:
+            with self._lock:
+                self._copies.pop(Int8MLP, None)  # what stands in the way may be gone next time
             raise UnsupportedAxisError(
                 f"`bits_backend='int8'` needs MLPs of two or three plain linear layers on the CPU, and cannot run "
                 f"{type(self.module).__name__}: pass `bits_backend='fake'`."

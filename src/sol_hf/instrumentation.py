@@ -3,12 +3,16 @@
 
 """Puts hooks and attention twin on a base while at least one generation runs, and takes them off after the last.
 
-One [`Instrumentation`] exists per base, whatever number of wrappers and threads use it; it counts who is inside.
+One [`Instrumentation`] exists per base, whatever number of wrappers and threads use it; it counts who is inside. What
+bases have in common, as modules or a config, is changed once for all of them.
 """
 
+import contextlib
+import functools
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,6 +33,60 @@ _INSTRUMENTATIONS: "weakref.WeakKeyDictionary[nn.Module, Instrumentation]" = wea
 _REGISTRY_LOCK = threading.Lock()
 
 
+@dataclass
+class SharedChange:
+    """A change to an object that several bases may have, as wrappers around one model have its layers.
+
+    The first that needs it makes it and the last that lets go undoes it, in whatever order and threads they come.
+
+    Args:
+        thing (`object`): What was changed; kept, so that nothing else gets its id.
+        undo (`Callable`): Puts it back.
+        holders (`int`): How many need the change.
+    """
+
+    thing: object
+    undo: Callable[[], object]
+    holders: int = 0
+
+
+_CHANGES: dict[tuple[str, int], SharedChange] = {}
+_CHANGES_LOCK = threading.RLock()
+
+
+def is_held(name: str, thing: object) -> bool:
+    """Whether anybody holds a change to an object."""
+    return (name, id(thing)) in _CHANGES
+
+
+def hold(name: str, thing: object, make: Callable[[], Callable[[], object]]) -> Callable[[], None]:
+    """Make a change to an object, unless it is made already, and keep it.
+
+    Args:
+        name (`str`): Which change.
+        thing (`object`): What is changed.
+        make (`Callable`): Makes the change, and returns what undoes it.
+
+    Returns:
+        `Callable`: To be called once, when the change is no longer needed.
+    """
+    key = name, id(thing)
+    with _CHANGES_LOCK:
+        if key not in _CHANGES:
+            _CHANGES[key] = SharedChange(thing, make())
+        _CHANGES[key].holders += 1
+    return lambda: _let_go(key)
+
+
+def _let_go(key: tuple[str, int]) -> None:
+    with _CHANGES_LOCK:
+        change = _CHANGES[key]
+        change.holders -= 1
+        if change.holders == 0:
+            del _CHANGES[key]
+            change.undo()
+
+
 class Instrumentation:
     """Re-entrant, thread-safe context in which a base obeys the step plans of its callers.
 
@@ -38,6 +96,7 @@ class Instrumentation:
 
     def __init__(self, base: PreTrainedModel):
         self._base = weakref.ref(base)
+        self._changes = contextlib.ExitStack()
         self._head = base.get_output_embeddings()
         self._config = base.config.get_text_config(decoder=True)
         if self._head is None:
@@ -45,7 +104,7 @@ class Instrumentation:
         self._mlps: tuple[ElasticMLP, ...] = ()
         self.unsupported: dict[str, UnsupportedAxisError] = {}
         try:
-            self._mlps = tuple(ElasticMLP(mlp) for mlp in find_mlps(base))
+            self._mlps = tuple(ElasticMLP.of(mlp) for mlp in find_mlps(base))
         except UnsupportedAxisError as error:
             self.unsupported.update(mlp_keep=error, bits=error)
         try:
@@ -114,35 +173,39 @@ class Instrumentation:
     def _install(self) -> None:
         base = self._base()
         assert base is not None, "an instrumentation is only reached through its base"
-        self._handles: list = []
-        self._implementation = self._config._attn_implementation
-        self._training = [module for module in base.modules() if module.training]
-        self._linears = StepLinear.all_of(base)
         try:
             if "token_keep" not in self.unsupported:
-                self._config._attn_implementation = register_attention(self._implementation)
-            for module in self._training:
-                module.training = False
+                self._hold("attention", self._config, self._exchange_attention)
+            for module in base.modules():
+                if module.training or is_held("training", module):
+                    self._hold("training", module, functools.partial(_stop_training, module))
             for mlp in self._mlps:
-                mlp.install()
-            for linear in self._linears:
-                linear.install()
-            self._handles.append(self._head.register_forward_pre_hook(capture_hidden_state))
+                self._hold("forward", mlp.module, mlp.install)
+            for linear in StepLinear.all_of(base):
+                self._hold("linear", linear.module, linear.install)
+            self._hold("head", self._head, self._watch_head)
         except BaseException:
             self._remove()
             raise
 
+    def _hold(self, name: str, thing: object, make: Callable[[], Callable[[], object]]) -> None:
+        self._changes.callback(hold(name, thing, make))
+
     def _remove(self) -> None:
-        for linear in self._linears:
-            linear.remove()
-        for mlp in self._mlps:
-            mlp.remove()
-        for handle in self._handles:
-            handle.remove()
-        for module in self._training:
-            module.training = True
-        self._config._attn_implementation = self._implementation
-        self._handles, self._training = [], []
+        self._changes.close()
+
+    def _exchange_attention(self) -> Callable[[], None]:
+        config, own = self._config, self._config._attn_implementation
+        config._attn_implementation = register_attention(own)
+        return lambda: setattr(config, "_attn_implementation", own)
+
+    def _watch_head(self) -> Callable[[], None]:
+        return self._head.register_forward_pre_hook(capture_hidden_state).remove
+
+
+def _stop_training(module: nn.Module) -> Callable[[], None]:
+    module.training = False
+    return lambda: setattr(module, "training", True)
 
 
 def check_attention(base: PreTrainedModel) -> None:

@@ -68,6 +68,7 @@ class MLPParts:
         biases (`tuple`): Of the three, `None` where there is none.
         activation (`str`): A key of `ACTIVATIONS`.
         sources (`dict[str, nn.Linear]`): The projections that the weights belong to, by their names in the MLP.
+        function (`tuple[str, Callable]`, *optional*): The activation itself, and its name in the MLP.
     """
 
     gate: torch.Tensor
@@ -76,6 +77,7 @@ class MLPParts:
     biases: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
     activation: str
     sources: dict[str, nn.Linear]
+    function: tuple[str, Callable] | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The MLP's output for `x` `(..., channels)` in plain torch."""
@@ -101,8 +103,9 @@ def find_parts(module: nn.Module) -> MLPParts | None:
 
 def _take(children: dict[str, Any], names: MLPNames, activation: Callable) -> MLPParts | None:
     sources = {name: children[name] for name in (names.gate, names.up, names.down) if name}
-    known = _name_activation(activation)
-    if known is None or not all(is_plain_linear(source) for source in sources.values()):
+    linear = all(is_plain_linear(source) for source in sources.values())
+    known = _name_activation(activation) if linear and is_plain_activation(activation) else None
+    if known is None or len({(x.dtype, x.device) for x in tensors_of(sources)}) > 1:
         return None
     weights = [source.weight.detach() for source in sources.values()]
     biases = [None if source.bias is None else source.bias.detach() for source in sources.values()]
@@ -111,19 +114,42 @@ def _take(children: dict[str, Any], names: MLPNames, activation: Callable) -> ML
     if names.stacked:
         gate, up = gate.chunk(2)
         gate_bias, up_bias = (None, None) if gate_bias is None else gate_bias.chunk(2)
-    return MLPParts(gate, up, down, (gate_bias, up_bias, down_bias), known, sources)
+    function = names.activation, activation
+    return MLPParts(gate, up, down, (gate_bias, up_bias, down_bias), known, sources, function)
+
+
+def tensors_of(sources: dict[str, nn.Linear]) -> list[torch.Tensor]:
+    """Weights and biases of projections."""
+    tensors = [tensor for source in sources.values() for tensor in (source.weight, source.bias)]
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a projection is a product and a sum, and nothing looks on."""
+    """Whether a projection is a product and a sum of plain numbers in memory, and nothing looks on.
+
+    A tensor of a class of its own, a quantized one say, may have no memory at its address.
+    """
+    if type(module) is not nn.Linear or _is_watched(module):
+        return False
+    return all(type(x) in (nn.Parameter, torch.Tensor) and x.is_contiguous() for x in tensors_of({"": module}))
+
+
+def is_plain_activation(function: Callable) -> bool:
+    """Whether an activation has no weights, and nothing looks on."""
+    if not isinstance(function, nn.Module):
+        return True
+    return not any(_is_watched(module) for module in function.modules()) and not function.state_dict()
+
+
+def _is_watched(module: nn.Module) -> bool:
     replaced = not isinstance(vars(module).get("forward"), StepLinear | None)
-    hooked = module._forward_hooks or module._forward_pre_hooks or replaced
-    return type(module) is nn.Linear and not hooked and module.weight.is_contiguous()
+    return bool(module._forward_hooks or module._forward_pre_hooks or replaced)
 
 
 def _name_activation(activation: Callable) -> str | None:
-    """The known activation that gives the same values."""
-    x = torch.linspace(-6, 6, 97)
+    """The known activation that gives the same values, for large inputs too, where some are cut off."""
+    fine, coarse = (torch.linspace(-end, end, 97, dtype=torch.float32) for end in (6, 100))
+    x = torch.cat([fine, coarse])
     values = activation(x)
     for name, function in ACTIVATIONS.items():
         if values.shape == x.shape and torch.allclose(values, function(x), atol=1e-6, rtol=1e-5):

@@ -44,7 +44,7 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def has_onednn() -> bool:
     """Whether torch has oneDNN, on a processor for which it was measured to be of use."""
     known = platform.machine().lower() in ("x86_64", "amd64")
-    return known and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return known and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -71,15 +71,23 @@ class StepLinear:
     def __init__(self, module: nn.Linear):
         self.module = module
 
+    def __reduce__(self) -> str:
+        raise TypeError("A base cannot be copied or pickled during a generation: do it before or after.")
+
     @classmethod
     def all_of(cls, base: nn.Module) -> "tuple[StepLinear, ...]":
         """For every linear layer of a base that is large enough and computes what its class does."""
         linears = [module for module in base.modules() if type(module) is nn.Linear]
         return tuple(cls(module) for module in linears if module.weight.numel() >= LEAST_WEIGHTS)
 
-    def install(self) -> None:
-        """Take the place of the layer's forward, unless it was replaced already."""
+    def install(self) -> Callable[[], None]:
+        """Take the place of the layer's forward, unless it was replaced already.
+
+        Returns:
+            `Callable`: [`StepLinear.remove`].
+        """
         vars(self.module).setdefault("forward", self)
+        return self.remove
 
     def remove(self) -> None:
         """Undo [`install`]."""

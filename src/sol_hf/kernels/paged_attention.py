@@ -3,7 +3,9 @@
 
 """Torch's side of the CPU kernel for decode attention: what it supports, its scratch memory, its arguments."""
 
+import importlib
 import importlib.util
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -20,22 +22,41 @@ TASKS_PER_THREAD = 4
 
 
 @lru_cache
+def loads(module: str) -> bool:
+    """Whether a module of this folder that needs numba can be imported; where numba fails, a warning says why.
+
+    It fails beside a numpy that is too new for it, or where no folder can be written to that it could cache code in.
+    """
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module(f".{module}", __package__)
+    except Exception as error:
+        warnings.warn(
+            f"Decode steps go without compiled code, as if numba was not installed: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 def has_numba() -> bool:
-    """Whether numba, an optional dependency, is installed; it is imported at the first use of a kernel."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether numba, an optional dependency, is installed and compiles the kernel, which the first call does."""
+    return loads("compiled_memory") and loads("numba_attention")
 
 
 def supports(query: torch.Tensor, layer: object) -> bool:
     """Whether the kernel can attend from `query` `(rows, heads, 1, head_dim)` to the keys of a layer."""
     return (
         isinstance(layer, PagedLayer)
-        and has_numba()
         and query.device.type == "cpu"
         and query.dtype in DTYPES
         and query.dtype == layer.dtype
         and query.stride(-1) == 1
         and not query.requires_grad
         and query.shape[1] // layer.keys.shape[1] <= MOST_HEADS_IN_GROUP
+        and has_numba()
     )
 
 
@@ -80,7 +101,7 @@ class PagedAttention:
         self.scratch[0] = dim**-0.5 if scaling is None else scaling
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
-        self.shape, self.scaling = (rows, 1, heads, value_dim), scaling
+        self.shape, self.scaling, self.dtype = (rows, 1, heads, value_dim), scaling, query.dtype
         arguments = np.zeros(kernel.HEADER + 2 * pairs, dtype=np.int64)
         arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first.data_ptr(), self.wanted.data_ptr()
         arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
@@ -100,7 +121,7 @@ class PagedAttention:
         self.selects = bool((wanted < torch.div(slots - first + size - 1, size, rounding_mode="floor")).any())
 
     def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
-        """Whether a layer has the shapes that this was made for."""
+        """Whether a layer has the shapes and the dtype that this was made for."""
         rows, _, heads, value_dim = self.shape
         a, kernel = self.arguments, self.kernel
         return (
@@ -108,6 +129,7 @@ class PagedAttention:
             and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
             and layer.values.shape[-1] == value_dim
             and scaling == self.scaling
+            and query.dtype == layer.dtype == self.dtype
         )
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:

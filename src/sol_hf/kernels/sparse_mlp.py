@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .native_threads import run_in_torch_threads
-from .paged_attention import DTYPES, has_numba
+from .paged_attention import DTYPES, loads
 
 
 BLOCK = 1536
@@ -30,9 +30,14 @@ class KeptChannels:
     listed: torch.Tensor
 
 
+def has_numba() -> bool:
+    """Whether numba, an optional dependency, is installed and compiles the kernels, which the first call does."""
+    return loads("compiled_memory") and loads("numba_mlp")
+
+
 def supports(x: torch.Tensor) -> bool:
     """Whether the kernels can work on a tensor."""
-    return x.device.type == "cpu" and x.dtype in DTYPES and has_numba() and not x.requires_grad
+    return x.device.type == "cpu" and x.dtype in DTYPES and not x.requires_grad and has_numba()
 
 
 def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
@@ -135,7 +140,7 @@ def multiply_kept(
     (width, channels), outputs = gate.shape, len(down)
     x = kept.x.float().contiguous()
     lines = x.numel() // channels
-    sums = torch.empty(2, lines, width)
+    sums = torch.empty(2, lines, width, dtype=torch.float32)
     output = kept.x.new_empty(*kept.x.shape[:-1], outputs)
     a = np.zeros(kernel.HEADER, dtype=np.int64)
     a[kernel.INPUT : kernel.LISTED] = x.data_ptr(), lines, channels, width

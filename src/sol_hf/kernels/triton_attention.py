@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch.nn.functional import scaled_dot_product_attention
 
+from . import triton_support
+
 
 PROGRAMS = 512
 """How many programs the work is shared out over: some for each of the 132 multiprocessors of an H100."""
@@ -135,12 +137,13 @@ def attend_pages(
     # Triton's interpreter has no bfloat16 products; the compiled kernel uses tensor cores.
     wide = query.dtype == torch.float32 or query.device.type == "cpu"
     block_d, block_v = (max(triton.next_power_of_2(size), 16) for size in (dim, value_dim))
-    _attend_pages[(lines, splits)](
-        query, keys, values, chosen, chosen_count, first, count, peak, mass, sums, scaling * LOG2_E, chosen.shape[1],
-        kv_heads, slots, pages, query.stride(0), query.stride(1), dim, value_dim, pack, page_size, splits, wide,
-        max(triton.next_power_of_2(pack), 16), BLOCK_TOKENS, block_d, block_v,
-    )  # fmt: skip
-    _merge_parts[(lines * pack,)](peak, mass, sums, output, value_dim, pack, splits, block_v, num_warps=1)
+    with triton_support.on_device_of(query):
+        _attend_pages[(lines, splits)](
+            query, keys, values, chosen, chosen_count, first, count, peak, mass, sums, scaling * LOG2_E,
+            chosen.shape[1], kv_heads, slots, pages, query.stride(0), query.stride(1), dim, value_dim, pack,
+            page_size, splits, wide, max(triton.next_power_of_2(pack), 16), BLOCK_TOKENS, block_d, block_v,
+        )  # fmt: skip
+        _merge_parts[(lines * pack,)](peak, mass, sums, output, value_dim, pack, splits, block_v, num_warps=1)
     return output
 
 

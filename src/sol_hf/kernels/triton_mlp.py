@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from . import triton_support
 from .triton_select import select_largest
 
 
@@ -130,12 +131,13 @@ def multiply_kept_channels(
     parts = torch.empty(rows, splits, 2, width, dtype=torch.float32, device=x.device)
     output = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     gated, biased = up is not None, gate_bias is not None
-    _multiply_kept[(rows, blocks, splits)](
-        x, chosen, chosen_count, gate, up, parts, channels, width, splits, gated, BLOCK_CHANNELS, BLOCK_WIDTH
-    )
-    _merge_and_activate[(rows, blocks)](
-        parts, gate_bias, up_bias, output, width, splits, gated, biased, activation, BLOCK_WIDTH
-    )
+    with triton_support.on_device_of(x):
+        _multiply_kept[(rows, blocks, splits)](
+            x, chosen, chosen_count, gate, up, parts, channels, width, splits, gated, BLOCK_CHANNELS, BLOCK_WIDTH
+        )
+        _merge_and_activate[(rows, blocks)](
+            parts, gate_bias, up_bias, output, width, splits, gated, biased, activation, BLOCK_WIDTH
+        )
     return output
 
 

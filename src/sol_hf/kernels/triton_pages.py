@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..criteria import group_queries, page_scores
+from . import triton_support
 from .triton_select import wanted_units
 
 
@@ -67,11 +68,12 @@ def append_token(
     rows, kv_heads, slots, dim = key_store.shape
     value_dim = value_store.shape[-1]
     first, count = first.contiguous(), count.contiguous()
-    _append_token[(rows * kv_heads,)](
-        key, value, key_store, value_store, upper, lower, first, count, kv_heads, slots, upper.shape[2],
-        key.stride(0), key.stride(1), value.stride(0), value.stride(1), dim, value_dim, page_size,
-        triton.next_power_of_2(dim), triton.next_power_of_2(value_dim), num_warps=1,
-    )  # fmt: skip
+    with triton_support.on_device_of(key):
+        _append_token[(rows * kv_heads,)](
+            key, value, key_store, value_store, upper, lower, first, count, kv_heads, slots, upper.shape[2],
+            key.stride(0), key.stride(1), value.stride(0), value.stride(1), dim, value_dim, page_size,
+            triton.next_power_of_2(dim), triton.next_power_of_2(value_dim), num_warps=1,
+        )  # fmt: skip
 
 
 @append_token.register_fake
@@ -153,10 +155,11 @@ def score_pages(
     token_keep, count = token_keep.contiguous(), count.contiguous()
     scores = torch.empty(rows, kv_heads if shared else heads, pages, dtype=torch.float32, device=query.device)
     block = 32 if dim > 64 else 64
-    _score_pages[(rows * kv_heads, triton.cdiv(pages, block))](
-        query, upper, lower, scores, token_keep, count, kv_heads, pages, capacity, query.stride(0),
-        query.stride(1), dim, heads // kv_heads, page_size, shared, block, triton.next_power_of_2(dim),
-    )  # fmt: skip
+    with triton_support.on_device_of(query):
+        _score_pages[(rows * kv_heads, triton.cdiv(pages, block))](
+            query, upper, lower, scores, token_keep, count, kv_heads, pages, capacity, query.stride(0),
+            query.stride(1), dim, heads // kv_heads, page_size, shared, block, triton.next_power_of_2(dim),
+        )  # fmt: skip
     return scores
 
 

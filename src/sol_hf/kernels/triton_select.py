@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from ..activations import kept_count, largest
+from . import triton_support
 
 
 @triton.jit
@@ -92,9 +93,10 @@ def select_largest(
     chosen_count = torch.empty(rows, lines, dtype=torch.int32, device=values.device)
     block = triton.next_power_of_2(length)
     warps = min(max(block // 512, 1), 16)
-    _select_largest[(rows * lines,)](
-        values, fraction, count, chosen, chosen_count, lines, length, unit, absolute, block, num_warps=warps
-    )
+    with triton_support.on_device_of(values):
+        _select_largest[(rows * lines,)](
+            values, fraction, count, chosen, chosen_count, lines, length, unit, absolute, block, num_warps=warps
+        )
     return chosen, chosen_count
 
 

@@ -3,6 +3,7 @@
 
 """Whether the Triton kernels can work on a tensor. Triton is imported at the first use of a kernel."""
 
+import contextlib
 import importlib.util
 from functools import lru_cache
 
@@ -23,3 +24,8 @@ def has_triton() -> bool:
 def supports(x: torch.Tensor) -> bool:
     """Whether device and dtype of a tensor are ones that the kernels know, and no gradient is asked for."""
     return x.device.type in DEVICES and x.dtype in DTYPES and not x.requires_grad and has_triton()
+
+
+def on_device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Makes the GPU of a tensor the current one, which kernels are launched on; nothing where there is none."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
