@@ -11,7 +11,7 @@ from torch import nn
 
 from bases import FAMILIES, tiny_base
 from cases import HALF, constant_schedule, control, prompts
-from sol_hf import crossover, step_linear
+from sol_hf import ScheduleController, crossover, step_linear
 from sol_hf.attention import active_forward
 from sol_hf.instrumentation import Instrumentation
 from sol_hf.step_linear import StepLinear, multiply, supports
@@ -97,7 +97,7 @@ def test_a_refresh_is_not(products, monkeypatch):
     monkeypatch.setattr(crossover, "_TRIALS", {})
     model = control(tiny_base("llama"))
     steps = model.config.episode_length
-    schedule = constant_schedule(model, "cheapest", 2 * steps)
+    schedule = ScheduleController(constant_schedule(model, "cheapest", 2 * steps))
     model.generate(prompts(2), controller=schedule, max_new_tokens=steps + 2, min_new_tokens=steps + 2)
     assert steps in {shape[1] for shape in products}
 
