@@ -19,10 +19,10 @@ class BudgetLedger:
     """
 
     def __init__(self, rows: int, device: torch.device | str = "cpu"):
-        self.episode_sums = torch.zeros(rows, 3, device=device)
-        self.episode_counts = torch.zeros(rows, device=device)
-        self.total_sums = torch.zeros(rows, 3, device=device)
-        self.total_counts = torch.zeros(rows, device=device)
+        self.episode_sums = torch.zeros(rows, 3, dtype=torch.float32, device=device)
+        self.episode_counts = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.total_sums = torch.zeros(rows, 3, dtype=torch.float32, device=device)
+        self.total_counts = torch.zeros(rows, dtype=torch.float32, device=device)
 
     def start_episode(self) -> None:
         """Begin the sums of a new episode; those of the whole generation go on."""
