@@ -20,7 +20,7 @@ ORDER = """
     kernels/triton_attention kernels/triton_mlp paged_layer kernels/triton_paged kernels/native_threads
     kernels/compiled_memory kernels/numba_attention kernels/paged_attention kernels/numba_mlp kernels/sparse_mlp
     mlp_parts mlp_copy input_major_mlp triton_mlp_copy int8_mlp shared_prefix configuration_sol outputs
-    cache policy_heads modeling_sol_policy attention_paths attention elastic elastic_mlp
+    cache policy_heads modeling_sol_policy attention_paths attention elastic elastic_mlp step_linear
     controllers baseline_controllers controller_names loading hub
     processors captured_step decoding instrumentation options scoring
     modeling_sol rollouts counterfactuals measurements block_play evaluation lm_eval_spending lm_eval_adapter

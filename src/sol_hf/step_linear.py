@@ -68,6 +68,9 @@ class StepLinear:
         module (`nn.Linear`): The layer.
     """
 
+    is_plain_product = True
+    """What the MLP's fast paths ask: whether this forward computes what the weights say."""
+
     def __init__(self, module: nn.Linear):
         self.module = module
 
