@@ -75,7 +75,8 @@ def test_terminal_shows_everything(render, comparison, width):
     assert "All tokens are alike." in text
     assert "0.40 of 0.50" in text
     assert "7.0 of 8.0" in text
-    assert re.search(r"speed, dense = 1 +1.00 +1.25 +1.50 +–", text)
+    assert re.search(r"speed, counted +1.00 +1.22 +2.02 +2.24", text)
+    assert re.search(r"speed, measured +1.00 +1.25 +1.50 +–", text)
     assert max(len(line) for line in text.splitlines()) <= width
     for token in comparison.continuations[0].tokens:
         for word in token.shown.split():
