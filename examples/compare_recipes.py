@@ -163,7 +163,7 @@ def draw(curves: dict[str, list[list[dict]]], path: Path) -> None:
     bottom.set_ylabel("|spent - budget|, mean over axes")
     bottom.set_xlabel("processor minutes of training, measuring included")
     bottom.set_ylim(bottom=0)
-    top.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
