@@ -323,9 +323,7 @@ class TestInstalled:
             elastic.module(x[:1].clone().requires_grad_())
         assert elastic.nbytes == 0
 
-    def test_auto_measures_once(self, elastic, monkeypatch):
-        monkeypatch.setattr(crossover, "_FASTEST", {})
-        monkeypatch.setattr(crossover, "_TRIALS", {})
+    def test_auto_measures_once(self, elastic, by_the_clock):
         x = drawn((1, 1, 32), torch.float32, 5)
         with torch.no_grad(), active_forward(plan_of("auto", [0.5])):
             for _ in range(2 * (1 + crossover.REPEATS)):
@@ -337,15 +335,12 @@ class TestInstalled:
 
 @pytest.mark.parametrize("bits_backend", ["fake", "int8"])
 @pytest.mark.parametrize("backend", ["auto", "fast"])
-def test_inference_mode_and_back(backend, bits_backend, monkeypatch):
-    monkeypatch.setattr(crossover, "_FASTEST", {})
-    monkeypatch.setattr(crossover, "_TRIALS", {})
+def test_inference_mode_and_back(backend, bits_backend):
     model = control(tiny_base("llama", torch.float32))
     settings_of = {"max_new_tokens": 3, "do_sample": False, "mlp_keep": 0.4, "bits": 8}
     backends = {"backend": backend, "bits_backend": bits_backend}
     with torch.inference_mode():
         expected = model.generate(prompts(1), **settings_of, **backends)
-    crossover._FASTEST.clear()
     assert torch.equal(model.generate(prompts(1), **settings_of, **backends), expected)
 
 

@@ -60,9 +60,7 @@ def check_against_rows_of_their_own(model, context: int) -> None:
     assert rollouts.label_logprobs.std() > 0.1
 
 
-def test_rollouts_compute_nothing_by_the_clock(monkeypatch):
-    monkeypatch.setattr(crossover, "_FASTEST", {})
-    monkeypatch.setattr(crossover, "_TRIALS", {})
+def test_rollouts_compute_nothing_by_the_clock(by_the_clock):
     model, context = control(tiny_base("llama")), 20
     blocks, schedule = blocks_of(model, context), ScheduleController(random_schedule(model, BLOCKS))
     roll_out(model, prefill(model, blocks, context), blocks, targets(BLOCKS), schedule)

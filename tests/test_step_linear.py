@@ -11,7 +11,7 @@ from torch import nn
 
 from bases import FAMILIES, tiny_base
 from cases import HALF, constant_schedule, control, prompts
-from sol_hf import ScheduleController, crossover, step_linear
+from sol_hf import ScheduleController, step_linear
 from sol_hf.attention import active_forward
 from sol_hf.instrumentation import Instrumentation
 from sol_hf.step_linear import StepLinear, multiply, supports
@@ -92,9 +92,7 @@ def test_prompts_are_left_to_the_base(products):
     assert {shape[1] for shape in products} == {1}
 
 
-def test_a_refresh_is_not(products, monkeypatch):
-    monkeypatch.setattr(crossover, "_FASTEST", {})
-    monkeypatch.setattr(crossover, "_TRIALS", {})
+def test_a_refresh_is_not(products, by_the_clock):
     model = control(tiny_base("llama"))
     steps = model.config.episode_length
     schedule = ScheduleController(constant_schedule(model, "cheapest", 2 * steps))
@@ -102,7 +100,7 @@ def test_a_refresh_is_not(products, monkeypatch):
     assert steps in {shape[1] for shape in products}
 
 
-def test_many_tokens_are_left_to_torch(products):
+def test_many_tokens_are_left_to_torch(products, by_the_clock):
     layer = StepLinear(nn.Linear(4, 3))
     with torch.no_grad(), active_forward(is_replay=True):
         for lines in (step_linear.MOST_LINES, step_linear.MOST_LINES + 1, 0):

@@ -27,7 +27,7 @@ from .paged_layer import PagedLayer
 if TYPE_CHECKING:
     from .attention import StepPlan
 
-LEAST_KEYS = 128
+LEAST_KEYS = 32
 """A kernel that has to be compiled or loaded first does not pay for a text of a few words."""
 HIDDEN = -1e4
 """What a mask adds to the score of a key that is not to be seen, or less."""
