@@ -194,6 +194,24 @@ def test_dense_steps_through_the_kernel(padding, threads):
 
 
 @needs_numba
+def test_what_is_fastest_for_dense_steps_says_nothing_of_nearly_dense_ones(monkeypatch):
+    situations = []
+
+    def noting(situation, ways):
+        situations.append(situation)
+        return ways["reference"]()
+
+    monkeypatch.setattr(attention_paths, "run_fastest", noting)
+    steps = Steps((2, 3, 16, 16), 8, [0], 300)
+    steps.attend("auto", [1.0])
+    module = SimpleNamespace(layer_idx=0, num_key_value_groups=3, is_causal=True)
+    with active_forward(StepPlan(steps.cache, steps.rule)):
+        function = ALL_ATTENTION_FUNCTIONS[register_attention("sdpa")]
+        function(module, steps.random(1, 6, 1, 16), steps.key, steps.value, None)
+    assert len(situations) == len(set(situations)) == 2
+
+
+@needs_numba
 def test_layers_of_two_dtypes_have_a_kernel_each():
     both = {dtype: Steps((2, 2, 8, 8), 4, [0], 150, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     both[torch.float32].cache.layers += both[torch.bfloat16].cache.layers

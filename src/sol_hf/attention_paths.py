@@ -210,7 +210,8 @@ def attend(
         name = "fast" if plan.backend == "fast" and "fast" in ways else "reference"
         return ways[name]()
     if "keep" not in plan.memo:
-        plan.memo["keep"] = 8 if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
+        # Of a dense plan the reference is the base's own attention, which is another thing than gathering nearly all.
+        plan.memo["keep"] = "all" if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
     shape = (*query.shape[:2], key.shape[1], key.shape[3], query.dtype, key.shape[2].bit_length())
     settings = (plan.rule, plan.memo["keep"], tuple(ways), torch.get_num_threads())
     return run_fastest(("attention", shape, settings), ways)
