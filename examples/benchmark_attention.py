@@ -33,10 +33,11 @@ from benchmark_machine import (
     show,
 )
 from sol_hf import ActionSpace, SOLCache
-from sol_hf.attention import StepPlan, attend_selected, select_keys
+from sol_hf.attention import attend_selected, select_keys
 from sol_hf.attention_paths import attend_masked, compiled_kernel
 from sol_hf.criteria import SelectionRule
 from sol_hf.kernels.paged_attention import has_numba
+from sol_hf.step_plan import StepPlan
 
 
 COLUMNS = ("context", "rows", "token_keep", "selection", "way", "us", "speed-up", "bound")

@@ -12,12 +12,14 @@ it works; its times mean nothing.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,67 +27,118 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 COLUMNS = (
-    "context rows choice token_keep dense_us score_us choose_us attend_us total_us bound_us share speedup".split()
-)
+    "context rows choice token_keep dense_us score_us choose_us attend_us total_us bound_us share attend_share speedup"
+).split()
+COLD_BYTES = 1 << 29
+"""Keys and values that are worked on in turn: several times what a GPU's cache holds."""
 
 
-def microseconds(function: Callable, device: str, repeats: int) -> float:
-    """Median time of a call: on a GPU by events around each call, after a warm-up."""
-    function()
+def microseconds(calls: Sequence[Callable], device: str, repeats: int) -> float:
+    """Median time of a call, over rounds of several that work on different data, so that none finds its data cached.
+
+    On a GPU they run from one CUDA graph, as in a captured step: the time to launch them is not theirs.
+    """
+    if device != "cuda":
+        return statistics.median(1e6 * seconds(call) for call in calls for _ in range(repeats))
+    graph = torch.cuda.CUDAGraph()
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        kept = [call() for call in calls]
+    graph.replay()
     times = []
     for _ in range(repeats):
-        if device == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            function()
-            end.record()
-            end.synchronize()
-            times.append(1000 * begin.elapsed_time(end))
-        else:
-            start = time.perf_counter()
-            function()
-            times.append(1e6 * (time.perf_counter() - start))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(1000 * begin.elapsed_time(end) / len(kept))
     return statistics.median(times)
+
+
+def seconds(call: Callable) -> float:
+    """Time of one call on the CPU."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def copy_bandwidth(device: str, size: int, repeats: int) -> float:
     """Bytes a second, read and written, of a copy of `size` bytes."""
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / (1e-6 * microseconds(lambda: target.copy_(source), device, repeats))
+    return 2 * size / (1e-6 * microseconds([lambda: target.copy_(source)] * 4, device, repeats))
+
+
+@dataclass
+class Layer:
+    """What the attention of one layer works on: a step's queries, cached keys and values, and their page index."""
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    upper: torch.Tensor
+    lower: torch.Tensor
+    chosen: torch.Tensor
+    number: torch.Tensor
+
+
+def make_layer(context: int, rows: int, shared: bool, fraction: torch.Tensor, options: argparse.Namespace) -> Layer:
+    """Random contents, and what the kernels choose of them."""
+    from sol_hf.criteria import page_bounds
+    from sol_hf.kernels.triton_pages import score_pages
+    from sol_hf.kernels.triton_select import select_largest
+
+    make = dict(device=options.device, dtype=getattr(torch, options.dtype))
+    size, dim, pages = options.page_size, options.head_dim, -(-context // options.page_size)
+    query = torch.randn(rows, options.heads, 1, dim, **make)
+    keys, values = torch.randn(2, rows, options.kv_heads, context, dim, **make)
+    first = torch.zeros(rows, dtype=torch.long, device=options.device)
+    upper, lower = (x.contiguous() for x in page_bounds(keys, size, first, first, pages))
+    scores = score_pages(query, upper, lower, fraction, first + context, pages, size, shared)
+    chosen, number = select_largest(scores, fraction, first + context, size, False)
+    return Layer(query, keys, values, upper, lower, chosen, number)
 
 
 def measure(context: int, rows: int, choice: str, keep: float, options: argparse.Namespace, bandwidth: float) -> dict:
     """One line of the table."""
-    from sol_hf.criteria import page_bounds
     from sol_hf.kernels.triton_attention import attend_pages
     from sol_hf.kernels.triton_pages import score_pages
     from sol_hf.kernels.triton_select import select_largest
 
-    device, dtype, size = options.device, getattr(torch, options.dtype), options.page_size
-    heads, kv_heads, dim = options.heads, options.kv_heads, options.head_dim
-    make = dict(device=device, dtype=dtype)
-    query = torch.randn(rows, heads, 1, dim, **make)
-    keys, values = torch.randn(2, rows, kv_heads, context, dim, **make)
-    first = torch.zeros(rows, dtype=torch.long, device=device)
-    count, fraction = first + context, torch.full((rows,), keep, device=device)
-    pages = -(-context // size)
-    upper, lower = (x.contiguous() for x in page_bounds(keys, size, first, first, pages))
-    shared, scaling = choice == "group", dim**-0.5
+    size, dim, shared = options.page_size, options.head_dim, choice == "group"
+    first = torch.zeros(rows, dtype=torch.long, device=options.device)
+    fraction, count, pages = torch.full_like(first, 0).float() + keep, first + context, -(-context // size)
+    kv_bytes = 2 * rows * options.kv_heads * context * dim * 2
+    sets = 1 if options.interpret else min(max(-(-COLD_BYTES // kv_bytes), 2), 16)
+    layers = [make_layer(context, rows, shared, fraction, options) for _ in range(sets)]
 
-    scores = score_pages(query, upper, lower, fraction, count, pages, size, shared)
-    chosen, number = select_largest(scores, fraction, count, size, False)
+    def score(at: Layer) -> torch.Tensor:
+        return score_pages(at.query, at.upper, at.lower, fraction, count, pages, size, shared)
+
+    def attend(at: Layer) -> torch.Tensor:
+        where = at.chosen, at.number, first, count
+        return attend_pages(at.query, at.keys, at.values, *where, size, dim**-0.5)
+
+    scores = score(layers[0])
     stages: dict[str, Callable] = {
-        "dense_us": lambda: scaled_dot_product_attention(query, keys, values, enable_gqa=True),
-        "score_us": lambda: score_pages(query, upper, lower, fraction, count, pages, size, shared),
-        "choose_us": lambda: select_largest(scores, fraction, count, size, False),
-        "attend_us": lambda: attend_pages(query, keys, values, chosen, number, first, count, size, scaling),
+        "dense_us": lambda at: scaled_dot_product_attention(at.query, at.keys, at.values, enable_gqa=True),
+        "score_us": score,
+        "choose_us": lambda at: select_largest(scores, fraction, count, size, False),
+        "attend_us": attend,
+        "total_us": lambda at: (score(at), select_largest(scores, fraction, count, size, False), attend(at)),
     }
-    times = {name: microseconds(stage, device, options.repeats) for name, stage in stages.items()}
-    index = 2 * upper.numel() * upper.element_size()
-    read = index + 2 * int(number.sum()) * size * dim * keys.element_size()
-    total, bound = sum(times.values()) - times["dense_us"], 1e6 * read / bandwidth
-    derived = {"total_us": total, "bound_us": bound, "share": bound / total, "speedup": times["dense_us"] / total}
+    times = {
+        name: microseconds([functools.partial(stage, layer) for layer in layers], options.device, options.repeats)
+        for name, stage in stages.items()
+    }
+    index = 2 * layers[0].upper.numel() * layers[0].upper.element_size() if keep < 1 else 0
+    chosen = statistics.mean(int(layer.number.sum()) for layer in layers) * size
+    read = index + 2 * chosen * dim * layers[0].keys.element_size()
+    total, bound = times["total_us"], 1e6 * read / bandwidth
+    derived = {"bound_us": bound, "share": bound / total, "speedup": times["dense_us"] / total}
     case = {"context": context, "rows": rows, "choice": choice, "token_keep": keep}
     attend_bound = 1e6 * (read - index) / bandwidth
     return {**case, **times, **derived, "attend_share": attend_bound / times["attend_us"], "bytes_read": read}

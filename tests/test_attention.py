@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bases import tiny_base
 from cases import HALF, constant_schedule, control, prompts, sol_model
 from sol_hf import ActionSpace, ScheduleController, SOLCache, SOLConfig, SOLForCausalLM, UnsupportedAxisError
-from sol_hf.attention import ACTIVE, StepPlan, active_forward, register_attention
+from sol_hf.attention import register_attention
 from sol_hf.attention_paths import only_hides
 from sol_hf.criteria import (
     CRITERIA,
@@ -29,6 +29,7 @@ from sol_hf.criteria import (
     select_recency,
     select_relevancy,
 )
+from sol_hf.step_plan import ACTIVE, StepPlan, active_forward
 from test_criteria import naive_quest, naive_recency, naive_relevancy
 
 

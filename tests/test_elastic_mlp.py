@@ -19,7 +19,6 @@ from bases import tiny_base
 from cases import HALF, constant_schedule, control, prompts, sol_model
 from sol_hf import ScheduleController, SOLConfig, UnsupportedAxisError, crossover
 from sol_hf.activations import fake_quantize, keep_top_channels, kept_channels, kept_count
-from sol_hf.attention import StepPlan, active_forward
 from sol_hf.cache import SOLCache
 from sol_hf.criteria import SelectionRule
 from sol_hf.elastic import find_mlps
@@ -30,6 +29,7 @@ from sol_hf.int8_mlp import Int8Linear, Int8MLP, quantize_lines
 from sol_hf.kernels import paged_attention, sparse_mlp
 from sol_hf.mlp_copy import SAMPLES, Fingerprint, sample_stride
 from sol_hf.mlp_parts import ACTIVATIONS, MLPParts, find_parts
+from sol_hf.step_plan import StepPlan, active_forward
 
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -26,9 +26,9 @@ from sol_hf import (
     SOLForCausalLM,
     SOLPolicyModel,
 )
-from sol_hf.attention import ACTIVE
 from sol_hf.decoding import ForwardInputs, decode_forward
 from sol_hf.options import resolve_options
+from sol_hf.step_plan import ACTIVE
 
 
 AXES = ("token_keep", "mlp_keep", "bits")

@@ -92,7 +92,9 @@ def test_a_step_does_not_wait(backend, budget, monkeypatch):
     assert output.logits.shape == (2, 1, 99) and cache.get_seq_length() == 23
     kernels = {"score_pages", "select_largest", "attend_pages"}
     assert kernels & watched.names == (kernels if backend == "fast" else set())
-    assert "sort" in watched.names  # the branch of `keep_top_channels` for accelerators
+    # The branch of `keep_top_channels` for accelerators; an axis that the budget leaves dense costs nothing.
+    assert ("sort" in watched.names) == ("mlp_keep" in budget)
+    assert ("round" in watched.names) == ("bits" in budget)
 
 
 def test_the_watch_does_refuse():

@@ -13,7 +13,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cases import constant_schedule, prompts, sol_model
 from sol_hf import ScheduleController, decoding
-from sol_hf.attention import active_forward, register_attention
+from sol_hf.attention import register_attention
+from sol_hf.step_plan import Replay, active_forward
 
 
 EPISODE = 6
@@ -85,7 +86,7 @@ def test_masks_of_other_kinds_are_for_the_implementation_that_made_them(mask):
     AttentionMaskInterface.register("shows_its_mask", flash_attention_mask)
     twin = ALL_ATTENTION_FUNCTIONS[register_attention("shows_its_mask")]
     query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 8, 8)
-    with active_forward(is_replay=True):
+    with active_forward(replay=Replay(SimpleNamespace(layers=[None]))):
         shown, _ = twin(SimpleNamespace(layer_idx=0), query, key, key, mask)
     assert shown is mask
 

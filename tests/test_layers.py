@@ -17,12 +17,14 @@ MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in
 ORDER = """
     version smollm2 text_blocks actions calibration rewards activations ledger row_ends window_layer
     crossover criteria kernels/__init__ kernels/triton_support kernels/triton_select kernels/triton_pages
-    kernels/triton_attention kernels/triton_mlp paged_layer kernels/triton_paged kernels/native_threads
+    kernels/triton_attention kernels/triton_chunk kernels/triton_mlp kernels/triton_norm paged_layer
+    kernels/triton_paged kernels/native_threads
     kernels/compiled_memory kernels/numba_attention kernels/paged_attention kernels/numba_mlp kernels/sparse_mlp
     mlp_parts mlp_copy input_major_mlp triton_mlp_copy int8_mlp shared_prefix configuration_sol outputs
-    cache policy_heads modeling_sol_policy attention_paths attention elastic elastic_mlp step_linear
+    cache step_plan policy_heads modeling_sol_policy attention_paths attention elastic elastic_mlp step_linear
+    step_norm
     controllers baseline_controllers controller_names loading hub
-    processors captured_step decoding instrumentation options scoring
+    processors captured_forward decoding instrumentation options scoring
     modeling_sol rollouts counterfactuals measurements block_play evaluation lm_eval_spending lm_eval_adapter
     metrics
     cost_model lessons counterfactual_warmup
@@ -36,8 +38,8 @@ ORDER = """
 STEP_MODULES = """
     decoding attention attention_paths criteria shared_prefix activations elastic elastic_mlp controllers
     baseline_controllers processors ledger paged_layer window_layer policy_heads
-    captured_step triton_mlp_copy kernels/triton_select kernels/triton_pages kernels/triton_attention
-    kernels/triton_mlp kernels/triton_paged
+    captured_forward triton_mlp_copy kernels/triton_select kernels/triton_pages kernels/triton_attention
+    kernels/triton_mlp kernels/triton_paged kernels/triton_chunk kernels/triton_norm step_plan step_norm
 """.split()
 FOR_TRAINING = {"accelerate", "datasets", "evaluate", "lm_eval", "matplotlib", "peft", "tqdm", "trl"}
 """Packages that decoding does without, though transformers may load some of them."""
@@ -105,7 +107,7 @@ def test_a_module_imports_only_from_modules_before_it(module):
 
 
 def test_the_imports_are_seen():
-    assert {"actions", "cache", "criteria"} <= imported_modules("attention")
+    assert {"actions", "cache", "criteria"} <= imported_modules("step_plan")
     assert "hub" in imported_modules("modeling_sol")
     assert "modeling_sol" not in imported_modules("hub")
 

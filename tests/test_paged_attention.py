@@ -15,10 +15,11 @@ from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ActionSpace, SOLCache, attention_paths
-from sol_hf.attention import StepPlan, active_forward, attend_selected, attend_sparsely, register_attention
+from sol_hf.attention import attend_selected, attend_sparsely, register_attention
 from sol_hf.attention_paths import attend_packed
 from sol_hf.criteria import CRITERIA, SelectionRule
 from sol_hf.kernels import native_threads, paged_attention, sparse_mlp
+from sol_hf.step_plan import StepPlan, active_forward
 
 
 SPACE = ActionSpace([0.2, 1.0], [1.0], [16])

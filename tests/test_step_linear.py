@@ -12,9 +12,9 @@ from torch import nn
 from bases import FAMILIES, tiny_base
 from cases import HALF, constant_schedule, control, prompts
 from sol_hf import ScheduleController, step_linear
-from sol_hf.attention import active_forward
 from sol_hf.instrumentation import Instrumentation
 from sol_hf.step_linear import StepLinear, multiply, supports
+from sol_hf.step_plan import Replay, active_forward
 
 
 pytestmark = pytest.mark.skipif(not step_linear.has_onednn(), reason="torch without oneDNN, or another processor")
@@ -102,7 +102,7 @@ def test_a_refresh_is_not(products, by_the_clock):
 
 def test_many_tokens_are_left_to_torch(products, by_the_clock):
     layer = StepLinear(nn.Linear(4, 3))
-    with torch.no_grad(), active_forward(is_replay=True):
+    with torch.no_grad(), active_forward(replay=Replay(cache=None)):
         for lines in (step_linear.MOST_LINES, step_linear.MOST_LINES + 1, 0):
             for _ in range(2):  # both ways
                 assert layer(torch.ones(lines, 4)).shape == (lines, 3)

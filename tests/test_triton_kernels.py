@@ -20,12 +20,13 @@ from sol_hf.criteria import SelectionRule, choose_pages, group_queries, page_bou
 
 pytest.importorskip("triton")
 
-from sol_hf.kernels import triton_attention, triton_mlp, triton_support  # noqa: E402
+from sol_hf.kernels import triton_attention, triton_chunk, triton_mlp, triton_support  # noqa: E402
 from sol_hf.kernels.triton_attention import attend_pages, attend_pages_reference  # noqa: E402
+from sol_hf.kernels.triton_chunk import attend_chunk, attend_chunk_reference  # noqa: E402
 from sol_hf.kernels.triton_mlp import ACTIVATIONS, gate_up_reference, sparse_gate_up  # noqa: E402
 from sol_hf.kernels.triton_pages import (  # noqa: E402
-    append_token,
-    append_token_reference,
+    append_tokens,
+    append_tokens_reference,
     score_pages,
     score_pages_reference,
 )
@@ -164,19 +165,63 @@ def test_the_number_wanted_is_rounded_as_on_the_host(fraction):
 @quick
 @given(st.integers(1, 3), st.sampled_from([1, 3, 8]), DTYPES, st.integers(0, 20), st.data())
 def test_tokens_are_appended_to_stores_and_page_index(rows, page_size, dtype, begin, data):
+    """One by one, several at once, and again in place of others, whose keys are then in no bound."""
     kv_heads, dim, value_dim, steps = 2, 20, 16, 4
     first = torch.tensor([data.draw(st.integers(0, begin)) for _ in range(rows)], device=DEVICE)
-    shape, pages = (rows, kv_heads, begin + steps), begin + steps
-    stores = [torch.randn(*shape, dim), torch.randn(*shape, value_dim), *torch.randn(2, rows, kv_heads, pages, dim)]
+    room = begin + 4 * steps
+    shape = (rows, kv_heads, room)
+    stores = [torch.randn(*shape, dim), torch.randn(*shape, value_dim), *torch.randn(2, rows, kv_heads, room, dim)]
     mine = [x.to(dtype).to(DEVICE) for x in stores]
     theirs = [x.clone() for x in mine]
-    for step in range(steps):
-        new = torch.randn(rows, 1, kv_heads, dim + value_dim).to(dtype).to(DEVICE).transpose(1, 2)
-        arguments = (begin + step + 1 - first, page_size)
-        append_token(new[..., :dim], new[..., dim:], *mine, first, *arguments)
-        append_token_reference(new[..., :dim], new[..., dim:], *theirs, first, *arguments)
-    for a, b in zip(mine, theirs, strict=True):
-        assert torch.equal(a, b)
+    length = begin
+    for new in data.draw(st.lists(st.sampled_from([1, -3, 4, 9]), min_size=1, max_size=steps)):
+        if new < 0:
+            length = max(begin, length + new)
+            continue
+        length += min(new, room - length)
+        x = torch.randn(rows, new, kv_heads, dim + value_dim).to(dtype).to(DEVICE).transpose(1, 2)
+        x = x[:, :, : min(new, length - begin)]
+        if not x.shape[2]:
+            continue
+        arguments = (length - first, page_size)
+        append_tokens(x[..., :dim], x[..., dim:], *mine, first, *arguments)
+        append_tokens_reference(x[..., :dim], x[..., dim:], *theirs, first, *arguments)
+        for a, b in zip(mine, theirs, strict=True):
+            assert torch.equal(a, b)
+
+
+def check_chunk(case, tokens: int) -> None:
+    """Attention of the last tokens, against plain torch in double precision."""
+    least = int(case["count"].min())
+    rows, heads, _, dim = case["query"].shape
+    query = torch.randn(rows, min(tokens, least), heads, dim).to(case["query"]).transpose(1, 2)
+    rest = (case["first"], case["count"], dim**-0.5)
+    output = attend_chunk(query, case["keys"], case["values"], *rest)
+    reference = attend_chunk_reference(*(x.double() for x in (query, case["keys"], case["values"])), *rest)
+    tolerance = TOLERANCE[query.dtype]
+    torch.testing.assert_close(output, reference.to(query.dtype), atol=tolerance, rtol=tolerance)
+
+
+@quick
+@given(caches(), st.sampled_from([1, 3, 16, 30]))
+def test_attention_of_the_last_tokens(case, tokens):
+    check_chunk(case, tokens)
+
+
+@pytest.mark.slow
+@long
+@given(caches(), st.integers(1, 40))
+def test_attention_of_the_last_tokens_at_length(case, tokens):
+    check_chunk(case, min(tokens, 128 * case["keys"].shape[1] // case["query"].shape[1]))
+
+
+def test_the_keys_of_a_chunk_are_cut_into_many_parts():
+    """More parts than this text has blocks: some of them are empty, and change nothing."""
+    keys = torch.randn(1, 1, 300, 16, device=DEVICE)
+    rest = (torch.tensor([7], device=DEVICE), torch.tensor([130], device=DEVICE), 0.25)
+    assert triton_chunk.number_of_splits(1, 300) > 1
+    output = attend_chunk(keys[:, :, :5], keys, keys, *rest)
+    torch.testing.assert_close(output, attend_chunk_reference(keys[:, :, :5], keys, keys, *rest))
 
 
 def check_mlp(rows, channels, width, dtype, activation, gated, biased, fractions) -> None:
@@ -231,9 +276,9 @@ def test_weights_of_dropped_channels_are_not_read():
 
 
 def test_work_is_cut_into_powers_of_two():
-    assert triton_attention.number_of_splits(8, 32768) == 64
-    assert triton_attention.number_of_splits(32, 32768) == 16
-    assert triton_attention.number_of_splits(512, 32768) == 1
+    assert triton_attention.number_of_splits(8, 32768) == 32
+    assert triton_attention.number_of_splits(32, 32768) == 8
+    assert triton_attention.number_of_splits(256, 32768) == 1
     assert triton_attention.number_of_splits(4096, 100) == 1
     assert triton_attention.number_of_splits(1, 16) == 1
     assert triton_mlp.PROGRAMS >= 1024
@@ -250,16 +295,18 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     monkeypatch.setattr(triton_support, "on_device_of", note)
     store, first, count = x.repeat(1, 1, 4, 1), *(torch.tensor([n], device=DEVICE) for n in (0, 1))
     keep = torch.ones(1, device=DEVICE)
-    append_token(x, x, store, store.clone(), store[:, :, :1].clone(), store[:, :, :1].clone(), first, count, 4)
+    append_tokens(x, x, store, store.clone(), store[:, :, :1].clone(), store[:, :, :1].clone(), first, count, 4)
     scores = score_pages(x, store, store, keep, count, 1, 4, False)
     chosen, chosen_count = select_largest(scores, keep, count, 4, False)
     attend_pages(x, store, store, chosen, chosen_count, first, count, 4, 1.0)
+    attend_chunk(x, store, store, first, count, 1.0)
     sparse_gate_up(x[:, 0, 0], keep, torch.randn(16, 8, device=DEVICE), None)
-    assert devices == [x.device] * 6  # the MLP chooses its channels by `select_largest`
+    assert devices == [x.device] * 7  # the MLP chooses its channels by `select_largest`
 
 
 def test_the_device_of_a_tensor():
+    last = max(torch.cuda.device_count() - 1, 0) if torch.cuda.is_available() else 1
     with FakeTensorMode():
-        on_second = triton_support.on_device_of(torch.empty(1, device="cuda:1"))
-    assert isinstance(on_second, torch.cuda.device) and on_second.idx == 1
+        on_last = triton_support.on_device_of(torch.empty(1, device=f"cuda:{last}"))
+    assert isinstance(on_last, torch.cuda.device) and on_last.idx == last
     assert isinstance(triton_support.on_device_of(torch.empty(1)), contextlib.nullcontext)

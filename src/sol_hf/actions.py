@@ -190,10 +190,15 @@ class Budget:
         return tuple(getattr(self, name) is not None for name in AXES)  # type: ignore[return-value]
 
     @property
+    def dense_axes(self) -> frozenset[str]:
+        """The axes that are not set, or at their dense value in every row."""
+        given = [(name, self._as_tuple(name), dense) for name, dense in zip(AXES, DENSE, strict=True)]
+        return frozenset(name for name, values, dense in given if values is None or all(v == dense for v in values))
+
+    @property
     def is_dense(self) -> bool:
         """Whether every axis of every row is at its dense value (or not set)."""
-        given = [(self._as_tuple(name), dense) for name, dense in zip(AXES, DENSE, strict=True)]
-        return all(values is None or all(v == dense for v in values) for values, dense in given)
+        return len(self.dense_axes) == len(AXES)
 
     def check(self, space: ActionSpace, rows: int | None = None) -> None:
         """Raise [`BudgetError`] if no schedule over `space` can meet this budget for `rows` rows."""

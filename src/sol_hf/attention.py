@@ -7,17 +7,11 @@ For every implementation that a base may use, a second name is registered with t
 and so on, attention *and* mask function together. Under that name a forward without a [`StepPlan`] is the original
 implementation, called with the original arguments; a decode step with a plan gathers the selected keys and values and
 runs scaled dot product attention on those alone.
-
-The plan of the running forward lives in a context variable, so that threads that share a model cannot see each other's
-and nothing is stored on the base's modules.
 """
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,12 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .actions import AXES, DENSE
-from .attention_paths import attend, attend_masked, attend_packed, holds, only_hides, usable_kernel
-from .cache import SOLCache
+from .attention_paths import attend, attend_masked, attend_replayed, holds, only_hides, usable_kernel
 from .criteria import (
     Selection,
-    SelectionRule,
     group_queries,
     page_bounds,
     page_scores,
@@ -40,11 +31,10 @@ from .criteria import (
     select_relevancy,
 )
 from .shared_prefix import SharedPrefixLayer, attend_shared_prefix
+from .step_plan import ACTIVE, StepPlan
 
 
 PREFIX = "sol_"
-BACKENDS = ("auto", "reference", "fast")
-BITS_BACKENDS = ("fake", "int8")
 
 
 class UnsupportedAxisError(ValueError):
@@ -52,113 +42,6 @@ class UnsupportedAxisError(ValueError):
 
 
 UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What one decode step computes: per-row settings on the device, `None` on an axis that is dense for all rows.
-
-    Args:
-        cache ([`SOLCache`]): Where the attention function finds layers, page index and padding.
-        rule ([`SelectionRule`]): How keys are selected.
-        token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the cached tokens to read.
-        mlp_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the MLP input channels to keep.
-        bits (`torch.Tensor` of shape `(rows,)`, *optional*): Bit-width of the MLP output.
-        backend (`str`): `"reference"`, `"fast"`, or `"auto"` for whichever is measured to be faster.
-        bits_backend (`str`): `"fake"` quantizes MLP outputs and back, `"int8"` multiplies in int8 at 8 bits and below.
-        memo (`dict`): What is the same in every layer, kept by whoever computes it first.
-    """
-
-    cache: SOLCache
-    rule: SelectionRule
-    token_keep: torch.Tensor | None = None
-    mlp_keep: torch.Tensor | None = None
-    bits: torch.Tensor | None = None
-    backend: str = "auto"
-    bits_backend: str = "fake"
-    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def from_values(
-        cls,
-        values: torch.Tensor,
-        cache: SOLCache,
-        rule: SelectionRule,
-        backend: str = "auto",
-        bits_backend: str = "fake",
-    ) -> "StepPlan":
-        """Plan for action values `(rows, 3)` in axis units.
-
-        On the CPU an axis that is dense for all rows is recognised and left out. On an accelerator looking at the
-        values would stall the device, so all axes are planned.
-        """
-        columns: dict[str, Any] = dict(zip(AXES, values.unbind(dim=-1), strict=True))
-        if values.device.type == "cpu":
-            dense = dict(zip(AXES, DENSE, strict=True))
-            columns = {axis: column for axis, column in columns.items() if bool((column < dense[axis]).any())}
-        return cls(cache, rule, backend=backend, bits_backend=bits_backend, **columns)
-
-    @property
-    def is_fanned_out(self) -> bool:
-        """Whether rows share the prefix of their block."""
-        if "fanned out" not in self.memo:
-            self.memo["fanned out"] = self.cache.is_fanned_out
-        return self.memo["fanned out"]
-
-    def covers(self, layer_idx: int) -> bool:
-        """Whether `token_keep` applies to a layer."""
-        if "sparse layers" not in self.memo:
-            self.memo["sparse layers"] = self.cache.sparse_layers
-        return layer_idx in self.memo["sparse layers"]
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether the host knows that this step computes exactly what the base would."""
-        return self.token_keep is None and self.mlp_keep is None and self.bits is None
-
-
-@dataclass
-class ForwardContext:
-    """What a running forward of the base is told (`plan`) and what it reports (`hidden_state`).
-
-    `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`. `is_replay` marks a KV
-    refresh, a forward that may round differently from the base's; with `skips_head` nobody needs its logits.
-    """
-
-    plan: StepPlan | None = None
-    hidden_states: torch.Tensor | None = None
-    is_replay: bool = False
-    skips_head: bool = False
-
-    def head_inputs(self) -> torch.Tensor:
-        """What the forward reported.
-
-        Raises:
-            RuntimeError: if the LM head did not run, or the base was not instrumented.
-        """
-        if self.hidden_states is None:
-            raise RuntimeError("The base's LM head did not run within this forward, so there is no hidden state.")
-        return self.hidden_states
-
-    def last_hidden_state(self) -> torch.Tensor:
-        """Of the last token, `(rows, hidden_size)`."""
-        return self.head_inputs()[:, -1]
-
-
-ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", default=None)
-
-
-@contextmanager
-def active_forward(
-    plan: StepPlan | None = None, is_replay: bool = False, skips_head: bool = False
-) -> Iterator[ForwardContext]:
-    """Make `plan` the one that attention and MLP hooks of this thread see within the block; flags: see the context."""
-    context = ForwardContext(plan, is_replay=is_replay, skips_head=skips_head)
-    token = ACTIVE.set(context)
-    try:
-        yield context
-    finally:
-        ACTIVE.reset(token)
 
 
 def register_attention(implementation: str) -> str:
@@ -214,10 +97,11 @@ def _attention_function(implementation: str) -> Callable:
                 layer = plan.cache.layers[module.layer_idx]
                 ways = {"reference": lambda: original()[0], "fast": lambda: kernel(query, layer)}
                 return attend(plan, query, key, ways), None
-        if context is not None and context.is_replay and is_plain(kwargs) and query.shape[1] > key.shape[1]:
-            mask = attention_mask
-            if isinstance(mask, torch.Tensor) and mask.dim() == 4 and mask.dtype == torch.bool:
-                return attend_packed(query, key, value, mask, scaling), None
+        replay = context.replay if context is not None and context.is_replay else None
+        if replay is not None and is_plain(kwargs):
+            output = attend_replayed(replay, module.layer_idx, query, key, value, attention_mask, scaling)
+            if output is not None:
+                return output, None
         return original()
 
     return sol_attention_forward

@@ -8,8 +8,8 @@
     fast        the compiled kernel, which reads the selected pages in place (CPU: numba, float32 and bfloat16;
                 CUDA: Triton, float16 too)
 
-`backend="auto"` takes the one that is measured to be the fastest, and below `LEAST_KEYS` keys the reference. On CUDA,
-where nothing has been measured, that is the reference.
+`backend="auto"` takes the one that is measured to be the fastest, and below `LEAST_KEYS` keys the reference. On CUDA
+it takes the kernel, which has fewer launches and reads less.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from .cache import SOLCache
 from .criteria import Selection, pages_to_read
 from .crossover import run_fastest
 from .kernels import paged_attention, triton_paged
@@ -25,7 +26,7 @@ from .paged_layer import PagedLayer
 
 
 if TYPE_CHECKING:
-    from .attention import StepPlan
+    from .step_plan import Replay, StepPlan
 
 LEAST_KEYS = 32
 """A kernel that has to be compiled or loaded first does not pay for a text of a few words."""
@@ -65,6 +66,62 @@ def attend_packed(
         pack_groups(query, kv_heads), key, value, attn_mask=packed_mask, scale=scaling
     )
     return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous()
+
+
+def attend_replayed(
+    replay: "Replay",
+    layer_idx: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: object,
+    scaling: float | None,
+) -> torch.Tensor | None:
+    """Attention of the tokens of a KV refresh, `(rows, tokens, heads, head_dim)`, faster than the base's.
+
+    `None` if there is no faster way; arguments as of [`attend_packed`].
+
+    Raises:
+        ValueError: in a captured forward, if the Triton kernel cannot be used.
+    """
+    layer, is_tensor = replay.cache.layers[layer_idx], isinstance(mask, torch.Tensor)
+    is_bool = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool
+    if (is_bool or not is_tensor) and isinstance(layer, PagedLayer):
+        kernel = chunk_kernel(replay, layer, query, key, value)
+        if kernel is not None:
+            return kernel(query, layer, scaling)
+    refuse_capture(replay.memo, query)
+    if isinstance(mask, torch.Tensor) and is_bool and mask.dim() == 4 and query.shape[1] > key.shape[1]:
+        return attend_packed(query, key, value, mask, scaling)
+    return None
+
+
+def chunk_kernel(
+    replay: "Replay", layer: PagedLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> "triton_paged.TritonChunkAttention | None":
+    """The Triton kernel for a KV refresh, if it can be used for a layer; made once for all of them."""
+    if not triton_paged.supports_chunk(query, layer) or not holds(layer, key, value):
+        return None
+    if "chunk kernel" not in replay.memo:
+        rows = replay.memo.get("rows on device") or rows_on(query.device, replay.cache, len(query), layer.length)
+        replay.memo["chunk kernel"] = triton_paged.TritonChunkAttention(*rows)
+    return replay.memo["chunk kernel"]
+
+
+def rows_on(device: torch.device, cache: SOLCache, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slot of every row's first real token, and how many keys it has, both `(rows,)`."""
+    padding = cache.padding
+    first = torch.zeros(rows, dtype=torch.long, device=device) if padding is None else padding.to(device)
+    return first, length - first
+
+
+def refuse_capture(memo: dict, query: torch.Tensor) -> None:
+    """Raise a ValueError in a captured forward, which knows no other way than the Triton kernels."""
+    if "rows on device" in memo:
+        raise ValueError(
+            f"A captured step needs the Triton kernels, which do not support this base: {query.shape[-1]} channels a "
+            f"head, {query.dtype}, or attention to keys that are not those in the cache. Leave out `cuda_graphs`."
+        )
 
 
 def attend_masked(
@@ -139,11 +196,7 @@ def usable_kernel(
     """[`compiled_kernel`] if the base attends to the keys and values of the layer itself, which is what it reads."""
     if holds(plan.cache.layers[layer_idx], key, value):
         return compiled_kernel(plan, layer_idx, query, scaling)
-    if "rows on device" in plan.memo:
-        raise ValueError(
-            "A captured step needs a base that attends to keys and values as they are in the cache. Leave "
-            "`capture_up_to` at None."
-        )
+    refuse_capture(plan.memo, query)
     return None
 
 
@@ -153,13 +206,9 @@ def compiled_kernel(
     """The compiled kernel, set up for this step and layers of this shape; `None` where it cannot be used."""
     layer = plan.cache.layers[layer_idx]
     is_paged = plan.token_keep is None or plan.rule.criterion == "quest"
-    if plan.backend == "fast" and is_paged and triton_paged.supports(query, layer):
+    if plan.backend != "reference" and is_paged and triton_paged.supports(query, layer):
         return triton_kernel(plan, query, layer, scaling)
-    if "rows on device" in plan.memo:
-        raise ValueError(
-            f"A captured step needs the Triton kernels, which do not support this base: {query.shape[-1]} channels a "
-            f"head, {query.dtype}. Leave `capture_up_to` at None."
-        )
+    refuse_capture(plan.memo, query)
     if plan.backend == "reference" or not is_paged or not isinstance(layer, PagedLayer):
         return None
     if (plan.backend == "auto" and layer.length < LEAST_KEYS) or not paged_attention.supports(query, layer):
@@ -183,13 +232,8 @@ def triton_kernel(
     for kernel in kernels:
         if kernel.fits(query, layer, scaling):
             return kernel
-    rows, padding = len(query), plan.cache.padding
-    if "rows on device" in plan.memo:
-        first, count = plan.memo["rows on device"]
-    else:
-        first = torch.zeros(rows, dtype=torch.long, device=query.device) if padding is None else padding
-        first = first.to(query.device)
-        count = layer.length - first
+    rows = len(query)
+    first, count = plan.memo.get("rows on device") or rows_on(query.device, plan.cache, rows, layer.length)
     keep = torch.ones(rows, device=query.device) if plan.token_keep is None else plan.token_keep.to(query.device)
     kernels.append(triton_paged.TritonPagedAttention(keep, first, count, plan.cache.padding_range, plan.rule, scaling))
     return kernels[-1]
@@ -206,9 +250,10 @@ def attend(
         key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
         ways (`dict[str, Callable]`): Functions without arguments, by name; `"reference"` is always there.
     """
-    if plan.backend != "auto" or query.device.type != "cpu" or key.shape[2] < LEAST_KEYS:
-        name = "fast" if plan.backend == "fast" and "fast" in ways else "reference"
-        return ways[name]()
+    is_auto = plan.backend == "auto"
+    if not is_auto or query.device.type != "cpu" or key.shape[2] < LEAST_KEYS:
+        takes_kernel = plan.backend == "fast" or (is_auto and query.device.type != "cpu")
+        return ways["fast" if takes_kernel and "fast" in ways else "reference"]()
     if "keep" not in plan.memo:
         # Of a dense plan the reference is the base's own attention, which is another thing than gathering nearly all.
         plan.memo["keep"] = "all" if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))

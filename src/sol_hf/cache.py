@@ -102,8 +102,8 @@ class SOLCache(DynamicCache):
         action_space ([`ActionSpace`]): Meaning of the action ids.
         page_size (`int`, *optional*, defaults to 8): Keys in a page.
 
-    Set `capture_up_to` to a number of tokens to run decode steps up to that length from one CUDA graph, see
-    [`CapturedStep`]. Longer texts go on without it, and `backend="reference"` does without it.
+    Set `capture_up_to` to a number of tokens to run decode steps up to that length from a CUDA graph, see
+    [`CapturedForward`]. Longer texts go on without it, and `backend="reference"` does without it.
     """
 
     def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):
@@ -116,7 +116,7 @@ class SOLCache(DynamicCache):
         self.action_space = action_space
         self.controls: Any = None
         self.capture_up_to: int | None = None
-        self.captured_step: Any = None
+        self.captured: dict[int, Any] = {}
         self.decode_from: int | None = None
         self.episode = Episode()
         self.ledger = BudgetLedger(0)
@@ -240,7 +240,7 @@ class SOLCache(DynamicCache):
             layers[-1].batch_repeat_interleave(repeats)
         fanned = copy.copy(self)
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
-        fanned.capture_up_to, fanned.captured_step = None, None
+        fanned.capture_up_to, fanned.captured = None, {}
         rows = repeats * len(lengths)
         fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device)
         fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))

@@ -22,13 +22,13 @@ from dataclasses import dataclass, fields
 import torch
 
 from .actions import AXES, ActionSpace
-from .attention import StepPlan, active_forward
 from .cache import SOLCache
 from .criteria import SelectionRule
 from .decoding import ForwardInputs, base_forward
 from .instrumentation import Instrumentation
 from .modeling_sol import SOLForCausalLM
 from .rollouts import prefill
+from .step_plan import StepPlan, active_forward
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,15 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .actions import Budget
-from .attention import StepPlan, active_forward
 from .cache import SOLCache
-from .captured_step import CapturedStep
+from .captured_forward import CapturedForward
 from .controllers import Controller, Observation
 from .criteria import SelectionRule
+from .step_plan import Replay, StepPlan, active_forward
 
 
+GROWTH_TOKENS = 256
+"""Room for so many tokens at least, or a quarter more, is made with a CUDA graph."""
 AUTO_REFRESH_BELOW = 0.45
 """Mean `token_keep` or `mlp_keep` of an episode; where it comes from is in docs/performance.md."""
 
@@ -48,6 +50,8 @@ class DecodeControls:
         temperature (`float`): Divides the scores before drawing.
         backend (`str`): For the [`StepPlan`]s: which implementation of a step's parts to use.
         bits_backend (`str`): For the [`StepPlan`]s: how `bits` is put into effect.
+        cuda_graphs (`bool`): Run the base's part of steps and KV refreshes from CUDA graphs.
+        dense_axes (`frozenset[str]`): Axes that stay dense whatever the controller scores.
     """
 
     controller: Controller
@@ -60,6 +64,8 @@ class DecodeControls:
     temperature: float = 1.0
     backend: str = "auto"
     bits_backend: str = "fake"
+    cuda_graphs: bool = False
+    dense_axes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,10 @@ def dense_forward(
     cache: SOLCache,
     inputs: ForwardInputs,
     logits_to_keep: int = 1,
-    is_replay: bool = False,
-    skips_head: bool = False,
+    replay: Replay | None = None,
 ) -> CausalLMOutputWithPast:
-    """Process `tokens` densely and begin a new episode after them; flags as in [`ForwardContext`]."""
-    with active_forward(is_replay=is_replay, skips_head=skips_head) as context:
+    """Process `tokens` densely, as a KV refresh if there is a `replay`, and begin a new episode after them."""
+    with active_forward(replay=replay) as context:
         output = base_forward(base, tokens, cache, inputs, logits_to_keep)
     cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
     return output
@@ -154,10 +159,13 @@ def refresh(base: PreTrainedModel, cache: SOLCache, inputs: ForwardInputs) -> No
     Its logits are not computed, unless the controller looks at them: the token after the episode is known already.
     """
     tokens = take_back_sparse(base, cache)
-    replayed = ForwardInputs(tokens, inputs.attention_mask)
-    packs = cache.controls.backend != "reference"
     skips_head = not cache.controls.controller.needs_logits
-    dense_forward(base, tokens, cache, replayed, is_replay=packs, skips_head=skips_head)
+    if skips_head and tokens.shape[1] == cache.controls.episode_length and is_captured(cache, tokens):
+        captured = current_capture(base, cache, tokens.shape[1])
+        cache.end_episode(captured(tokens)[1], tokens[:, -1:])
+        return
+    replay = Replay(cache, cache.controls.backend, skips_head)
+    dense_forward(base, tokens, cache, ForwardInputs(tokens, inputs.attention_mask), replay=replay)
 
 
 def needs_refresh(cache: SOLCache) -> bool:
@@ -249,10 +257,11 @@ def decode_step(
     actions = choose(observation, cache)
     controls, values = cache.controls, cache.action_space.values_on(actions.device)[actions]
     if is_captured(cache, token):
-        output, hidden = captured_forward(base, token, cache, values)
-        is_dense = False
+        logits, hidden = current_capture(base, cache, 1)(token, values)
+        output, is_dense = CausalLMOutputWithPast(logits=logits, past_key_values=cache), False
     else:
-        plan = StepPlan.from_values(values, cache, controls.rule, controls.backend, controls.bits_backend)
+        ways = controls.backend, controls.bits_backend, controls.dense_axes
+        plan = StepPlan.from_values(values, cache, controls.rule, *ways)
         with active_forward(plan) as context:
             output = base_forward(base, token, cache, without_needless_mask(inputs, cache))
         hidden, is_dense = context.last_hidden_state(), plan.is_dense
@@ -270,27 +279,24 @@ def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInpu
     return replace(inputs, attention_mask=None)
 
 
-def is_captured(cache: SOLCache, token: torch.Tensor) -> bool:
-    """Whether the step that processes `token` is to run from the cache's [`CapturedStep`]."""
-    if cache.capture_up_to is None or cache.controls.backend == "reference" or token.is_floating_point():
+def is_captured(cache: SOLCache, tokens: torch.Tensor) -> bool:
+    """Whether the forward that processes `tokens` `(rows, number)` is to run from a [`CapturedForward`]."""
+    if cache.controls.backend == "reference" or tokens.is_floating_point():
         return False
-    return cache.get_seq_length() < cache.capture_up_to
+    if cache.controls.cuda_graphs:
+        return True
+    return cache.capture_up_to is not None and cache.get_seq_length() + tokens.shape[1] <= cache.capture_up_to
 
 
-def captured_forward(
-    base: PreTrainedModel, token: torch.Tensor, cache: SOLCache, values: torch.Tensor
-) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
-    """Process one token per row `(rows, 1)` under action values `(rows, 3)` by the cache's [`CapturedStep`].
-
-    Returns:
-        The output, and what the LM head received, `(rows, hidden_size)`.
-    """
-    assert cache.capture_up_to is not None, "called where steps are captured"
-    rule = cache.controls.rule
-    if cache.captured_step is None or not cache.captured_step.is_current(base, rule):
-        cache.captured_step = CapturedStep(base, cache, rule, cache.capture_up_to)
-    logits, hidden = cache.captured_step(token, values)
-    return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden
+def current_capture(base: PreTrainedModel, cache: SOLCache, tokens: int) -> CapturedForward:
+    """The cache's [`CapturedForward`] for so many tokens a row, made anew if what it would compute has changed."""
+    length, settings = cache.get_seq_length() + tokens, (cache.controls.rule, cache.controls.dense_axes)
+    if cache.capture_up_to is None or length > cache.capture_up_to:
+        cache.capture_up_to = length + max(GROWTH_TOKENS, length // 4)
+    captured = cache.captured.get(tokens)
+    if captured is None or not captured.is_current(base, *settings):
+        captured = cache.captured[tokens] = CapturedForward(base, cache, *settings, cache.capture_up_to, tokens)
+    return captured
 
 
 def decode_forward(

@@ -8,7 +8,8 @@ import inspect
 from torch import nn
 from transformers import PreTrainedModel
 
-from .attention import ACTIVE, UnsupportedAxisError
+from .attention import UnsupportedAxisError
+from .step_plan import ACTIVE
 
 
 MLP_NAMES = ("mlp", "feed_forward", "ffn")

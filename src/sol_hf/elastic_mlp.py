@@ -26,13 +26,14 @@ import torch
 from torch import nn
 
 from .activations import fake_quantize, keep_top_channels, kept_channels
-from .attention import ACTIVE, StepPlan, UnsupportedAxisError
+from .attention import UnsupportedAxisError
 from .crossover import run_fastest
 from .input_major_mlp import InputMajorMLP, keep_channels
 from .int8_mlp import INT8_BITS, Int8MLP
 from .kernels import sparse_mlp, triton_support
 from .kernels.sparse_mlp import KeptChannels
 from .mlp_copy import MLPCopy
+from .step_plan import ACTIVE, StepPlan
 from .triton_mlp_copy import TritonMLP
 
 

@@ -26,7 +26,9 @@ from .elastic import (
     find_mlps,
 )
 from .elastic_mlp import ElasticMLP
+from .kernels import triton_support
 from .step_linear import StepLinear
+from .step_norm import StepNorm
 
 
 _INSTRUMENTATIONS: "weakref.WeakKeyDictionary[nn.Module, Instrumentation]" = weakref.WeakKeyDictionary()
@@ -125,6 +127,11 @@ class Instrumentation:
         for mlp in self._mlps:
             mlp.int8_copy()
 
+    def require_gpu(self) -> None:
+        """Raise a ValueError if the base is not where CUDA graphs can run."""
+        if self._head.weight.device.type not in triton_support.DEVICES:
+            raise ValueError(f"`cuda_graphs=True` needs a GPU, but the base is on {self._head.weight.device}.")
+
     @property
     def copied_bytes(self) -> int:
         """Memory of the copies of MLP weights that fast paths and int8 have made."""
@@ -183,6 +190,8 @@ class Instrumentation:
                 self._hold("forward", mlp.module, mlp.install)
             for linear in StepLinear.all_of(base):
                 self._hold("linear", linear.module, linear.install)
+            for norm in StepNorm.all_of(base):
+                self._hold("norm", norm.module, norm.install)
             self._hold("head", self._head, self._watch_head)
         except BaseException:
             self._remove()

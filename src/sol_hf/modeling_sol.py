@@ -37,7 +37,7 @@ from .options import (
     find_prompt,
     pop_options,
     refuse_continuous_batching,
-    refuse_lookahead,
+    refuse_mode,
     resolve_options,
 )
 from .outputs import SOLScoreOutput, attach_steps
@@ -268,6 +268,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         do_sample_actions: bool | None = None,
         backend: str | None = None,
         bits_backend: str | None = None,
+        cuda_graphs: bool | None = None,
         **kwargs,
     ) -> ModelOutput | torch.LongTensor:
         """transformers' `generate`, with a compute budget. Without one, it is exactly the base's.
@@ -291,6 +292,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 a fast path, `"auto"` where it is measured to be faster.
             bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
                 in int8.
+            cuda_graphs (`bool`, *optional*, defaults to `False`): Run the base's steps and refreshes from CUDA graphs.
             kwargs: What transformers' generate takes.
 
         Returns:
@@ -332,6 +334,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         instrumentation.require_cache(self.new_cache(), axes, options.kv_refresh)
         if "bits" in axes and options.bits_backend == "int8":
             instrumentation.require_int8()
+        if options.cuda_graphs:
+            instrumentation.require_gpu()
         if self.policy.device.type != self.base.device.type:
             raise ValueError(f"The policy is on {self.policy.device}, the base on {self.base.device}.")
         controller = options.controller or PolicyController(self.policy)
@@ -392,5 +396,5 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(str(error) + explain_unknown(model_kwargs)) from error
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args):
-        refuse_lookahead(model_kwargs.get("past_key_values"), generation_mode)
+        refuse_mode(model_kwargs.get("past_key_values"), generation_mode)
         return self.base._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)

@@ -14,22 +14,18 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 
 from .actions import AXES, DENSE, ActionSpace, Budget
-from .attention import BACKENDS, BITS_BACKENDS
 from .cache import SOLCache
 from .calibration import budget_for
 from .configuration_sol import SOLConfig
 from .controllers import Controller
 from .decoding import DecodeControls
 from .processors import ActionProcessorList, HardBudgetProcessor, PinnedAxesProcessor
+from .step_plan import BACKENDS, BITS_BACKENDS
 
 
 BUDGET_MODES = ("hard", "soft")
-STEPWISE_MODES = (
-    GenerationMode.GREEDY_SEARCH,
-    GenerationMode.SAMPLE,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
-)
+BEAM_MODES = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+STEPWISE_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, *BEAM_MODES)
 KV_REFRESH = (True, False, "auto")
 STORED_DEFAULTS: dict[str, Any] = {
     "compute": None,
@@ -42,8 +38,10 @@ STORED_DEFAULTS: dict[str, Any] = {
     "do_sample_actions": False,
     "backend": "auto",
     "bits_backend": "fake",
+    "cuda_graphs": False,
 }
 BUDGET_NAMES = ("compute", *AXES)
+DENSE_OF = dict(zip(AXES, DENSE, strict=True))
 OPTION_NAMES = (*STORED_DEFAULTS, "budget", "controller", "action_processors")
 
 
@@ -60,10 +58,11 @@ class DecodeOptions:
     do_sample_actions: bool
     backend: str
     bits_backend: str
+    cuda_graphs: bool
 
     def __post_init__(self):
         choices: dict[str, tuple] = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
-        choices["kv_refresh"] = KV_REFRESH
+        choices |= {"kv_refresh": KV_REFRESH, "cuda_graphs": (True, False)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -94,11 +93,27 @@ class DecodeOptions:
         """Whether steps may be less than dense on an axis."""
         if self.budget is not None and getattr(self.budget, axis) is None:
             return False
-        return min(space.levels[axis]) < DENSE[AXES.index(axis)]
+        return min(space.levels[axis]) < DENSE_OF[axis]
 
     def controlled_axes(self, space: ActionSpace) -> list[str]:
         """The axes on which steps may be less than dense."""
         return [axis for axis in AXES if self.controls_axis(axis, space)]
+
+    def dense_axes(self, space: ActionSpace) -> frozenset[str]:
+        """The axes on which every step is dense whatever the controller scores, known without looking at an action.
+
+        Those without another level, those that a budget does not set, and in hard mode those of which it asks for all.
+        A space whose dense action is less than dense on an axis has none there: see [`ActionSpace.dense_id`].
+        """
+        dense = {
+            axis for axis, level in zip(AXES, space.table[space.dense_id], strict=True) if level == DENSE_OF[axis]
+        }
+        held = {axis for axis in AXES if space.levels[axis] == (DENSE_OF[axis],)}
+        if self.budget is not None and self.budget_mode == "hard":
+            held |= self.budget.dense_axes
+        elif self.budget is not None:
+            held |= {axis for axis in AXES if getattr(self.budget, axis) is None}
+        return frozenset(dense & held)
 
     def controls(self, controller: Controller, config: SOLConfig) -> DecodeControls:
         """What the decode steps run under.
@@ -123,6 +138,8 @@ class DecodeOptions:
             temperature=self.action_temperature,
             backend=self.backend,
             bits_backend=self.bits_backend,
+            cuda_graphs=self.cuda_graphs,
+            dense_axes=self.dense_axes(config.action_space),
         )
 
 
@@ -268,9 +285,16 @@ def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: 
         )
 
 
-def refuse_lookahead(cache: Any, mode: GenerationMode) -> None:
-    """Raise a ValueError if a generation mode of several tokens a forward meets a cache that is under a budget."""
-    if isinstance(cache, SOLCache) and cache.controls is not None and mode not in STEPWISE_MODES:
+def refuse_mode(cache: Any, mode: GenerationMode) -> None:
+    """Raise a ValueError if a generation mode is none that can run over a cache under its controls."""
+    if not isinstance(cache, SOLCache) or cache.controls is None:
+        return
+    if cache.controls.cuda_graphs and mode in BEAM_MODES:
+        raise ValueError(
+            "`cuda_graphs=True` cannot be used with beams, which move keys and values to another place at every step: "
+            "leave it out."
+        )
+    if mode not in STEPWISE_MODES:
         raise ValueError(
             f"Generation mode `{mode.value}` cannot run under a budget: it verifies several tokens in one forward, "
             "but a budget chooses the compute of every token on its own."

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import torch
 
 from .actions import AXES, AXIS_SCALE, ActionSpace
-from .attention import StepPlan, active_forward
 from .block_play import BlockPlayer
 from .cache import SOLCache
 from .counterfactuals import Probes, divergence_of, steps_run_together
@@ -27,6 +26,7 @@ from .decoding import ForwardInputs, base_forward
 from .instrumentation import Instrumentation
 from .modeling_sol import SOLForCausalLM
 from .rollouts import DensePrefix, prefill
+from .step_plan import StepPlan, active_forward
 
 
 LEVELS_PER_AXIS = 6

@@ -128,15 +128,10 @@ class PagedLayer(DynamicLayer):
         self._set_length(length)
         self._indexed = length
 
-    def index_again(self, first: torch.Tensor, padding: tuple[int, int]) -> None:
-        """Make the whole page index anew; see [`PagedLayer.page_index`]."""
-        self._indexed = 0
-        self.page_index(first, padding)
-
     def _append_on_device(self, key: torch.Tensor, value: torch.Tensor, first: torch.Tensor, count: torch.Tensor):
-        from .kernels.triton_pages import append_token
+        from .kernels.triton_pages import append_tokens
 
-        append_token(
+        append_tokens(
             key, value, self._key_store, self._value_store, self._upper, self._lower, first, count, self.page_size
         )
         return self._key_store, self._value_store

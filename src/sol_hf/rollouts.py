@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch.nn.functional import kl_div
 
-from .attention import active_forward
 from .cache import SOLCache
 from .controllers import Controller, Observation, PolicyController
 from .decoding import DecodeControls, ForwardInputs, base_forward, decode_step
@@ -22,6 +21,7 @@ from .instrumentation import Instrumentation
 from .modeling_sol import SOLForCausalLM
 from .modeling_sol_policy import SOLPolicyModel
 from .processors import ActionProcessorList
+from .step_plan import active_forward
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch
 from transformers import PreTrainedModel
 
 from .actions import ActionSpace
-from .attention import active_forward
 from .cache import SOLCache
 from .decoding import DecodeControls, ForwardInputs, accepted_arguments, decode_forward, dense_forward
 from .outputs import NO_ACTION, SOLScoreOutput, realised_means
 from .processors import AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor
+from .step_plan import active_forward
 
 
 OWN_PROCESSORS = (AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor)

@@ -4,8 +4,9 @@
 """Triton: attention of one token per row over chosen pages, without copying them.
 
 The pages of a head are shared out over several programs, by their number on the device, so that a row with a small
-budget has short programs and not fewer of them. Each keeps a running softmax; a second kernel merges the parts. Where
-a choice serves all query heads of a key-value head, they are packed into one program and every key is read once.
+budget has short programs and not fewer of them. Each keeps a running softmax; a second kernel merges the parts (to
+let the program that finishes last do it took half as long again). Where a choice serves all query heads of a key-value
+head, they are packed into one program and every key is read once.
 """
 
 import torch
@@ -16,10 +17,41 @@ from torch.nn.functional import scaled_dot_product_attention
 from . import triton_support
 
 
-PROGRAMS = 512
-"""How many programs the work is shared out over: some for each of the 132 multiprocessors of an H100."""
+PROGRAMS = 256
+"""How many programs the work is shared out over: as many as the 132 multiprocessors of an H100 hold at a time."""
 BLOCK_TOKENS = 64
 LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def absorb(q, k, x, real, top, total, merged, scale):
+    """Takes a block of keys and values into a running softmax: its maximum, its mass, and the weighted sum."""
+    logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    logits = tl.where(real, logits, float("-inf"))
+    new_top = tl.maximum(top, tl.max(logits, axis=1))
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weight = tl.exp2(logits - shift[:, None])
+    fade = tl.exp2(top - shift)
+    total = total * fade + tl.sum(weight, axis=1)
+    merged = merged * fade[:, None] + tl.dot(weight.to(x.dtype), x, input_precision="ieee")
+    return new_top, total, merged
+
+
+@triton.jit
+def _merge_parts(
+    peak, mass, sums, output, value_dim: tl.constexpr, PACK: tl.constexpr, SPLITS: tl.constexpr, BLOCK_V: tl.constexpr
+):
+    line, g = tl.program_id(0) // PACK, tl.program_id(0) % PACK
+    v = tl.arange(0, BLOCK_V)
+    part = (line.to(tl.int64) * SPLITS + tl.arange(0, SPLITS)) * PACK + g
+    top = tl.load(peak + part)
+    weight = tl.exp2(top - tl.max(top, axis=0))
+    total = tl.sum(weight * tl.load(mass + part), axis=0)
+    inside = (v < value_dim)[None, :]
+    x = tl.load(sums + part[:, None] * value_dim + v[None, :], mask=inside, other=0.0)
+    merged = tl.sum(x * weight[:, None], axis=0) / total
+    place = output + tl.program_id(0).to(tl.int64) * value_dim + v
+    tl.store(place, merged.to(output.dtype.element_ty), mask=v < value_dim)
 
 
 @triton.jit
@@ -56,36 +88,25 @@ def _attend_pages(
         x = tl.load(values + slot[:, None] * value_dim + v[None, :], mask=v_mask, other=0.0)
         if WIDE:
             k, x = k.to(tl.float32), x.to(tl.float32)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        logits = tl.where(real[None, :], logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, axis=1))
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weight = tl.exp2(logits - shift[:, None])
-        fade = tl.exp2(top - shift)
-        total = total * fade + tl.sum(weight, axis=1)
-        merged = merged * fade[:, None] + tl.dot(weight.to(x.dtype), x, input_precision="ieee")
-        top = new_top
-    part = (line * SPLITS + split) * PACK + g
+        top, total, merged = absorb(q, k, x, real[None, :], top, total, merged, scale)
+    part = (line.to(tl.int64) * SPLITS + split) * PACK + g
     tl.store(peak + part, top, mask=g < PACK)
     tl.store(mass + part, total, mask=g < PACK)
     tl.store(sums + part[:, None] * value_dim + v[None, :], merged, mask=packed & (v < value_dim)[None, :])
 
 
-@triton.jit
-def _merge_parts(
-    peak, mass, sums, output, value_dim: tl.constexpr, PACK: tl.constexpr, SPLITS: tl.constexpr, BLOCK_V: tl.constexpr
-):
-    line, g = tl.program_id(0) // PACK, tl.program_id(0) % PACK
-    v = tl.arange(0, BLOCK_V)
-    part = (line * SPLITS + tl.arange(0, SPLITS)) * PACK + g
-    top = tl.load(peak + part)
-    weight = tl.exp2(top - tl.max(top, axis=0))
-    total = tl.sum(weight * tl.load(mass + part), axis=0)
-    inside = (v < value_dim)[None, :]
-    x = tl.load(sums + part[:, None] * value_dim + v[None, :], mask=inside, other=0.0)
-    merged = tl.sum(x * weight[:, None], axis=0) / total
-    place = output + tl.program_id(0) * value_dim + v
-    tl.store(place, merged.to(output.dtype.element_ty), mask=v < value_dim)
+def merge_parts(peak: torch.Tensor, mass: torch.Tensor, sums: torch.Tensor, output: torch.Tensor) -> None:
+    """Merges the parts of every query.
+
+    Args:
+        peak (`torch.Tensor` of shape `(lines, splits, queries)`): Largest scores, in powers of two.
+        mass (`torch.Tensor` of shape `(lines, splits, queries)`): Sums of the weights below them.
+        sums (`torch.Tensor` of shape `(lines, splits, queries, value_dim)`): Weighted sums of values.
+        output (`torch.Tensor`): Contiguous, `lines * queries * value_dim` elements in that order; written to.
+    """
+    lines, splits, pack, value_dim = sums.shape
+    block = max(triton.next_power_of_2(value_dim), 16)
+    _merge_parts[(lines * pack,)](peak, mass, sums, output, value_dim, pack, splits, block, num_warps=1)
 
 
 def number_of_splits(lines: int, tokens: int) -> int:
@@ -143,7 +164,7 @@ def attend_pages(
             chosen.shape[1], kv_heads, slots, pages, query.stride(0), query.stride(1), dim, value_dim, pack,
             page_size, splits, wide, max(triton.next_power_of_2(pack), 16), BLOCK_TOKENS, block_d, block_v,
         )  # fmt: skip
-        _merge_parts[(lines * pack,)](peak, mass, sums, output, value_dim, pack, splits, block_v, num_warps=1)
+        merge_parts(peak, mass, sums, output)
     return output
 
 

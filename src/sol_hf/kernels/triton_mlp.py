@@ -24,7 +24,7 @@ from .triton_select import select_largest
 
 PROGRAMS = 1024
 BLOCK_WIDTH = 128
-BLOCK_CHANNELS = 32
+BLOCK_CHANNELS = 16
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
@@ -44,21 +44,22 @@ def _multiply_kept(
     number = tl.load(chosen_count + row)
     share = (number + SPLITS - 1) // SPLITS
     end = tl.minimum((split + 1) * share, number)
-    gate_sum = tl.zeros((BLOCK_N,), tl.float32)
-    up_sum = tl.zeros((BLOCK_N,), tl.float32)
+    # Summed up over the channels of a block only at the end: until then every thread works alone.
+    gate_sums = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
+    up_sums = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
     for begin in range(split * share, end, BLOCK_C):
         place = begin + tl.arange(0, BLOCK_C)
         kept = tl.load(chosen + row * channels + place, mask=place < end, other=0)
         value = tl.load(x + row * channels + kept, mask=place < end, other=0.0).to(tl.float32)[:, None]
         line = kept.to(tl.int64)[:, None] * width + n[None, :]
         inside = (place < end)[:, None] & (n < width)[None, :]
-        gate_sum += tl.sum(value * tl.load(gate + line, mask=inside, other=0.0).to(tl.float32), axis=0)
+        gate_sums += value * tl.load(gate + line, mask=inside, other=0.0).to(tl.float32)
         if GATED:
-            up_sum += tl.sum(value * tl.load(up + line, mask=inside, other=0.0).to(tl.float32), axis=0)
+            up_sums += value * tl.load(up + line, mask=inside, other=0.0).to(tl.float32)
     part = parts + (row * SPLITS + split).to(tl.int64) * 2 * width + n
-    tl.store(part, gate_sum, mask=n < width)
+    tl.store(part, tl.sum(gate_sums, axis=0), mask=n < width)
     if GATED:
-        tl.store(part + width, up_sum, mask=n < width)
+        tl.store(part + width, tl.sum(up_sums, axis=0), mask=n < width)
 
 
 @triton.jit

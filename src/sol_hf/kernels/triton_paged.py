@@ -11,18 +11,20 @@ from . import triton_support
 
 
 MOST_CHANNELS = 256
-MOST_PAGES = 1 << 16
+MOST_PAGES = (1 << 16) - 1
+MOST_QUERIES = 128
+"""Tokens times query heads of a group that one program can hold."""
 
 
 def supports(query: torch.Tensor, layer: object) -> bool:
-    """Whether the kernels can attend from `query` `(rows, heads, 1, head_dim)` to the keys of a layer."""
+    """Whether the kernels can attend from `query` `(rows, heads, tokens, head_dim)` to the keys of a layer."""
     return (
         isinstance(layer, PagedLayer)
         and triton_support.supports(query)
         and query.dtype == layer.dtype
         and query.stride(-1) == 1
         and max(query.shape[-1], layer.values.shape[-1]) <= MOST_CHANNELS
-        and layer.length // layer.page_size < MOST_PAGES
+        and layer.stores()[0].shape[2] // layer.page_size < MOST_PAGES
     )
 
 
@@ -67,3 +69,30 @@ class TritonPagedAttention:
         return triton_attention.attend_pages(
             query, keys, values, chosen, chosen_count, self.first, self.count, size, scaling
         )
+
+
+class TritonChunkAttention:
+    """Dense attention of the last tokens of every row, those of a KV refresh.
+
+    Args:
+        first (`torch.LongTensor` of shape `(rows,)`): Slot of every row's first real token.
+        count (`torch.LongTensor` of shape `(rows,)`): Keys of every row, the last tokens' included.
+    """
+
+    def __init__(self, first: torch.Tensor, count: torch.Tensor):
+        self.first, self.count = first, count
+
+    def __call__(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> torch.Tensor:
+        """Attention from `query` `(rows, heads, tokens, head_dim)`, of shape `(rows, tokens, heads, value_dim)`."""
+        from . import triton_chunk
+
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        output = triton_chunk.attend_chunk(query, *layer.stores(), self.first, self.count, scaling)
+        return output.transpose(1, 2)
+
+
+def supports_chunk(query: torch.Tensor, layer: object) -> bool:
+    """Whether the kernel can attend from `query` `(rows, heads, tokens, head_dim)` to the keys of a layer."""
+    if not isinstance(layer, PagedLayer) or not supports(query, layer):
+        return False
+    return query.shape[1] // layer.keys.shape[1] * query.shape[2] <= MOST_QUERIES

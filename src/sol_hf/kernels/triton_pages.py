@@ -17,31 +17,41 @@ from .triton_select import wanted_units
 
 
 @triton.jit
-def _append_token(
+def _append_tokens(
     key, value, key_store, value_store, upper, lower, first, count, kv_heads, slots, pages, key_row, key_head,
-    value_row, value_head, dim: tl.constexpr, value_dim: tl.constexpr, PAGE: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr,
+    key_token, value_row, value_head, value_token, dim: tl.constexpr, value_dim: tl.constexpr, TOKENS: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
     line = tl.program_id(0).to(tl.int64)
+    held = tl.load(count + row).to(tl.int32)
+    page = (held - TOKENS) // PAGE + tl.program_id(1)
+    place = tl.arange(0, BLOCK_P)
+    rank = page * PAGE + place
+    slot = line * slots + tl.load(first + row) + rank
+    token = rank - (held - TOKENS)
+    here = (place < PAGE) & (rank < held)
+    is_new, is_old = (here & (token >= 0))[:, None], (here & (token < 0))[:, None]
     d, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    rank = tl.load(count + row) - 1
-    slot = tl.load(first + row) + rank
-    new = tl.load(key + row * key_row + head * key_head + d, mask=d < dim)
-    tl.store(key_store + (line * slots + slot) * dim + d, new, mask=d < dim)
-    new_value = tl.load(value + row * value_row + head * value_head + v, mask=v < value_dim)
-    tl.store(value_store + (line * slots + slot) * value_dim + v, new_value, mask=v < value_dim)
-    bound = (line * pages + rank // PAGE) * dim + d
-    begun = d < tl.where(rank % PAGE > 0, dim, 0)
-    x = new.to(tl.float32)
-    high = tl.load(upper + bound, mask=begun, other=float("-inf")).to(tl.float32)
-    low = tl.load(lower + bound, mask=begun, other=float("inf")).to(tl.float32)
-    tl.store(upper + bound, tl.maximum(x, high), mask=d < dim)
-    tl.store(lower + bound, tl.minimum(x, low), mask=d < dim)
+    in_key, in_value = (d < dim)[None, :], (v < value_dim)[None, :]
+    from_key = key + row * key_row + head * key_head + token[:, None] * key_token + d[None, :]
+    from_value = value + row * value_row + head * value_head + token[:, None] * value_token + v[None, :]
+    new = tl.load(from_key, mask=is_new & in_key, other=0.0)
+    old = tl.load(key_store + slot[:, None] * dim + d[None, :], mask=is_old & in_key, other=0.0)
+    new_value = tl.load(from_value, mask=is_new & in_value, other=0.0)
+    tl.store(key_store + slot[:, None] * dim + d[None, :], new, mask=is_new & in_key)
+    tl.store(value_store + slot[:, None] * value_dim + v[None, :], new_value, mask=is_new & in_value)
+    x = tl.where(is_new, new, old).to(tl.float32)
+    bound = (line * pages + page) * dim + d
+    live = d < tl.where(page * PAGE < held, dim, 0)
+    high = tl.max(tl.where(here[:, None], x, float("-inf")), axis=0)
+    low = tl.min(tl.where(here[:, None], x, float("inf")), axis=0)
+    tl.store(upper + bound, high, mask=live)
+    tl.store(lower + bound, low, mask=live)
 
 
-@torch.library.custom_op("sol_hf::append_token", mutates_args=("key_store", "value_store", "upper", "lower"))
-def append_token(
+@torch.library.custom_op("sol_hf::append_tokens", mutates_args=("key_store", "value_store", "upper", "lower"))
+def append_tokens(
     key: torch.Tensor,
     value: torch.Tensor,
     key_store: torch.Tensor,
@@ -52,44 +62,45 @@ def append_token(
     count: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Write a token's key and value into their slot, and its key into the bounds of its page, in place.
+    """Write keys and values of the last tokens into their slots, and make the bounds of their pages, in place.
 
     Args:
-        key (`torch.Tensor` of shape `(rows, kv_heads, 1, head_dim)`): Key of the new token, the last dimension dense.
-        value (`torch.Tensor` of shape `(rows, kv_heads, 1, value_dim)`): Its value.
+        key (`torch.Tensor` of shape `(rows, kv_heads, tokens, head_dim)`): Keys of the new tokens, the last dimension
+            dense.
+        value (`torch.Tensor` of shape `(rows, kv_heads, tokens, value_dim)`): Their values.
         key_store (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Where keys go, contiguous.
         value_store (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Where values go, contiguous.
         upper (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Maxima of the pages, contiguous.
         lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Minima of the pages, contiguous.
         first (`torch.Tensor` of shape `(rows,)`): Slot of the row's first real token.
-        count (`torch.Tensor` of shape `(rows,)`): Keys of the row, the new one included.
+        count (`torch.Tensor` of shape `(rows,)`): Keys of the row, the new ones included.
         page_size (`int`): Keys in a page.
     """
     rows, kv_heads, slots, dim = key_store.shape
-    value_dim = value_store.shape[-1]
+    value_dim, tokens = value_store.shape[-1], key.shape[2]
     first, count = first.contiguous(), count.contiguous()
     with triton_support.on_device_of(key):
-        _append_token[(rows * kv_heads,)](
+        _append_tokens[(rows * kv_heads, 1 + triton.cdiv(tokens - 1, page_size))](
             key, value, key_store, value_store, upper, lower, first, count, kv_heads, slots, upper.shape[2],
-            key.stride(0), key.stride(1), value.stride(0), value.stride(1), dim, value_dim, page_size,
-            triton.next_power_of_2(dim), triton.next_power_of_2(value_dim), num_warps=1,
+            *key.stride()[:3], *value.stride()[:3], dim, value_dim, tokens, page_size,
+            triton.next_power_of_2(page_size), triton.next_power_of_2(dim), triton.next_power_of_2(value_dim),
         )  # fmt: skip
 
 
-@append_token.register_fake
+@append_tokens.register_fake
 def _(key, value, key_store, value_store, upper, lower, first, count, page_size):
     return None
 
 
-def append_token_reference(key, value, key_store, value_store, upper, lower, first, count, page_size) -> None:
-    """What [`append_token`] does, in plain torch."""
-    rows = torch.arange(len(key), device=key.device)
-    rank = count.long() - 1
-    slot, page = first + rank, rank // page_size
-    key_store[rows, :, slot], value_store[rows, :, slot] = key[:, :, 0], value[:, :, 0]
-    begins = (rank % page_size == 0)[:, None, None]
-    upper[rows, :, page] = torch.where(begins, key[:, :, 0], torch.maximum(upper[rows, :, page], key[:, :, 0]))
-    lower[rows, :, page] = torch.where(begins, key[:, :, 0], torch.minimum(lower[rows, :, page], key[:, :, 0]))
+def append_tokens_reference(key, value, key_store, value_store, upper, lower, first, count, page_size) -> None:
+    """What [`append_tokens`] does, in plain torch."""
+    for row, (begin, held) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
+        new = held - key.shape[2]
+        key_store[row, :, begin + new : begin + held] = key[row]
+        value_store[row, :, begin + new : begin + held] = value[row]
+        for page in range(new // page_size, -(-held // page_size)):
+            keys = key_store[row, :, begin + page * page_size : begin + min((page + 1) * page_size, held)]
+            upper[row, :, page], lower[row, :, page] = keys.amax(dim=1), keys.amin(dim=1)
 
 
 @triton.jit

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_map
 
 from bases import tiny_base
 from cases import control, left_padded, mixed_schedule, prompts
-from sol_hf import ScheduleController, SOLForCausalLM
-from sol_hf.captured_step import CapturedStep
+from sol_hf import ScheduleController, SOLForCausalLM, decoding
+from sol_hf.captured_forward import CapturedForward
 from sol_hf.instrumentation import Instrumentation
 from sol_hf.kernels import triton_support
 from sol_hf.triton_mlp_copy import TritonMLP
@@ -31,10 +31,10 @@ from test_golden import axis_schedule, stepwise_logits
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-STEPS, CAPACITY = 8, 40
+STEPS, CAPACITY, EPISODE = 8, 40, 6
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 TWO_AXES = {"token_keep": 0.5, "mlp_keep": 0.5}
-KERNELS = {"append_token", "score_pages", "select_largest", "attend_pages", "multiply_kept_channels"}
+KERNELS = {"append_tokens", "score_pages", "select_largest", "attend_pages", "multiply_kept_channels"}
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_steps_are_those_of_the_reference(page_selection, kv_refresh):
     schedule = mixed_schedule(model, STEPS, rows=2)
     tokens, logits, _ = run(model, schedule, inputs, capture=False, kv_refresh=kv_refresh)
     my_tokens, my_logits, cache = run(model, schedule, inputs, capture=True, kv_refresh=kv_refresh)
-    assert isinstance(cache.captured_step, CapturedStep)
+    assert isinstance(cache.captured.get(1), CapturedForward)
     assert torch.equal(my_tokens, tokens)
     torch.testing.assert_close(my_logits, logits, atol=1e-4, rtol=1e-4)
 
@@ -106,23 +106,24 @@ def test_one_capture_serves_every_action_and_length(monkeypatch):
     model, traces, made = small_model(), [], []
     inputs = left_padded([prompts(1, 21, seed=4)[0], prompts(1, 14, seed=5)[0]])
     run(model, mixed_schedule(model, STEPS, rows=2), inputs, capture=True, steps=1)  # copies the MLP's weights
-    run_step, init = CapturedStep.run, CapturedStep.__init__
+    run_step, init = CapturedForward.run, CapturedForward.__init__
 
     def traced(self):
         with Launches() as launches:
             answer = run_step(self)
-        traces.append(launches.seen)
+        traces.append((self.number, launches.seen))
         return answer
 
-    monkeypatch.setattr(CapturedStep, "run", traced)
-    monkeypatch.setattr(CapturedStep, "__init__", lambda self, *args: made.append(self) or init(self, *args))
-    run(model, mixed_schedule(model, STEPS, rows=2), inputs, capture=True)
-    assert len(made) == 1
+    monkeypatch.setattr(CapturedForward, "run", traced)
+    monkeypatch.setattr(CapturedForward, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    run(model, mixed_schedule(model, 14, rows=2), inputs, capture=True, steps=14)
+    assert [forward.number for forward in made] == [1, EPISODE]  # a step, a KV refresh
     if DEVICE == "cpu":
-        assert len(traces) == STEPS
-        names = [name for name, _ in traces[0]]
-        assert KERNELS <= set(names)
-        assert all(trace == traces[0] for trace in traces)
+        steps, refreshes = ([seen for number, seen in traces if number == n] for n in (1, EPISODE))
+        assert (len(steps), len(refreshes)) == (14, 2)
+        assert KERNELS <= {name for name, _ in steps[0]}
+        assert {"append_tokens", "attend_chunk"} <= {name for name, _ in refreshes[0]}
+        assert all(seen == steps[0] for seen in steps) and all(seen == refreshes[0] for seen in refreshes)
 
 
 def test_the_check_sees_operations_that_wait():
@@ -141,7 +142,7 @@ def test_a_cache_that_has_moved_is_captured_anew():
         prompts(2, 20).to(DEVICE), past_key_values=cache, max_new_tokens=3, do_sample=False, num_beams=2, **TWO_AXES
     )
     assert torch.equal(captured, output)
-    assert copy.deepcopy(cache).captured_step is None
+    assert copy.deepcopy(cache).captured.get(1) is None
 
 
 def captured_generation(model, cache, tokens=None, steps=3, **options):
@@ -164,7 +165,7 @@ def captured():
 @pytest.mark.parametrize("change", ["nothing", "copies dropped", "weights", "rule", "base"])
 def test_a_step_that_would_compute_something_else_is_captured_anew(captured, change):
     model, cache, tokens = captured
-    step = cache.captured_step
+    step = cache.captured.get(1)
     if change == "copies dropped":
         Instrumentation.of(model.base).drop_copies()
     elif change == "weights":
@@ -175,7 +176,7 @@ def test_a_step_that_would_compute_something_else_is_captured_anew(captured, cha
     elif change == "base":
         model = small_model()
     captured_generation(model, cache, tokens)
-    assert (cache.captured_step is step) == (change == "nothing")
+    assert (cache.captured.get(1) is step) == (change == "nothing")
 
 
 def test_a_captured_step_keeps_the_copies_that_it_reads(captured):
@@ -184,7 +185,7 @@ def test_a_captured_step_keeps_the_copies_that_it_reads(captured):
     Instrumentation.of(model.base).drop_copies()
     gc.collect()
     assert all(copy() is not None for copy in copies)
-    cache.captured_step = None
+    cache.captured.clear()
     gc.collect()
     assert all(copy() is None for copy in copies)
 
@@ -194,7 +195,7 @@ def test_the_cache_goes_when_nobody_has_it():
     cache = model.new_cache()
     cache.capture_up_to = CAPACITY
     captured_generation(model, cache)
-    assert cache.captured_step is not None
+    assert cache.captured.get(1) is not None
     gc.collect()
     gc.disable()
     try:
@@ -211,7 +212,30 @@ def test_a_text_that_outgrows_the_capture_goes_on_without():
     caches[1].capture_up_to, caches[2].capture_up_to = 24, 19
     outputs = [captured_generation(model, cache, steps=8, backend="fast") for cache in caches]
     assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
-    assert caches[1].captured_step.capacity == 24 and caches[2].captured_step is None
+    assert caches[1].captured.get(1).capacity == 24 and caches[2].captured.get(1) is None
+
+
+def test_graphs_grow_with_the_text(monkeypatch):
+    """`cuda_graphs=True` makes room as it is needed, and captures anew."""
+    monkeypatch.setattr(decoding, "GROWTH_TOKENS", 4)
+    model = small_model()
+    plain, mine = model.new_cache(), model.new_cache()
+    output = captured_generation(model, plain, steps=16)
+    assert torch.equal(captured_generation(model, mine, steps=16, cuda_graphs=True), output)
+    assert not plain.captured and set(mine.captured) == {1, EPISODE}
+    assert mine.capture_up_to > 36 and mine.captured[1].capacity == mine.capture_up_to
+
+
+def test_beams_are_refused():
+    with pytest.raises(ValueError, match="cannot be used with beams"):
+        captured_generation(small_model(), None, cuda_graphs=True, num_beams=2)
+
+
+def test_without_a_gpu_there_are_no_graphs(monkeypatch):
+    monkeypatch.setattr(triton_support, "DEVICES", ("cuda",))
+    model = control(tiny_base("llama", attn_implementation="sdpa"))
+    with pytest.raises(ValueError, match="`cuda_graphs=True` needs a GPU, but the base is on cpu"):
+        model.generate(prompts(1, 20), cuda_graphs=True, **TWO_AXES)
 
 
 def test_the_reference_is_not_captured():
@@ -219,7 +243,7 @@ def test_the_reference_is_not_captured():
     cache = model.new_cache()
     cache.capture_up_to = CAPACITY
     captured_generation(model, cache, backend="reference")
-    assert cache.captured_step is None
+    assert cache.captured.get(1) is None
 
 
 def test_other_threads_may_use_the_gpu_during_a_capture(captured, monkeypatch):
@@ -233,7 +257,7 @@ def test_other_threads_may_use_the_gpu_during_a_capture(captured, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stub)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    step = captured[1].captured_step
+    step = captured[1].captured.get(1)
     monkeypatch.setattr(step, "run", lambda: None)
     step._capture()
     assert modes == ["thread_local"]
@@ -248,7 +272,7 @@ def test_levels_do_not_go_by_the_default_dtype():
         model.generate(prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=1, **TWO_AXES)
     finally:
         torch.set_default_dtype(before)
-    assert cache.captured_step.buffers.levels.dtype == torch.float32
+    assert cache.captured.get(1).buffers.levels.dtype == torch.float32
 
 
 def test_what_cannot_be_captured_says_why():
@@ -270,7 +294,7 @@ def test_what_cannot_be_captured_says_why():
 def test_a_capture_needs_room_and_a_prompt(captured):
     model, cache, _ = captured
     with Instrumentation.of(model.base), pytest.raises(ValueError, match="`capture_up_to` is 22, but .* holds 22"):
-        CapturedStep(model.base, cache, model.config.selection_rule, 22)
+        CapturedForward(model.base, cache, model.config.selection_rule, (), 22)
 
 
 @pytest.mark.slow

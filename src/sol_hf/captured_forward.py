@@ -1,31 +1,34 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The base's part of a decode step as one CUDA graph, which serves every token, action and length.
+"""The base's part of a decode step, and a KV refresh, as CUDA graphs that serve every token, action and length.
 
 A graph replays the same kernels on the same addresses. So everything that differs from step to step is read from
-buffers on the device: the token, its position, the levels of the action, how many keys a row has. Keys and values
-stay in the cache's own storage, which is given room for `capacity` tokens ahead; the new token is written to a slot
-that the device knows. The controller, the ledger and a KV refresh run between the replays, as always.
+buffers on the device: the tokens, their positions, the levels of the action, how many keys a row has. Keys and values
+stay in the cache's own storage, which is given room for `capacity` tokens ahead; new ones are written to slots that
+the device knows. The controller and the ledger run between the replays, as always.
 
-Without a GPU nothing is captured and every step runs the same function on the same buffers: so the tests prove that
-its result is the step's, that it launches the same operations on the same shapes at every step, and that none of them
+Without a GPU nothing is captured and every forward runs the same function on the same buffers: so the tests prove that
+its result is the step's, that it launches the same operations on the same shapes every time, and that none of them
 waits for the device.
 """
 
 import weakref
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .attention import PREFIX, StepPlan, active_forward
+from .attention import PREFIX
 from .cache import SOLCache
 from .criteria import SelectionRule
 from .elastic_mlp import ElasticMLP
 from .kernels import triton_support
 from .paged_layer import PagedLayer
+from .step_plan import Replay, StepPlan, active_forward, columns_but
 from .triton_mlp_copy import TritonMLP
 
 
@@ -34,44 +37,58 @@ WARM_UPS = 3
 
 
 @dataclass(frozen=True)
-class StepBuffers:
-    """What a step reads: token `(rows, 1)`, position `(rows, 1)`, levels `(rows, 3)`, first and count `(rows,)`."""
+class Buffers:
+    """What is read: tokens and positions `(rows, number)`, levels `(rows, 3)`, first and count `(rows,)`."""
 
-    token: torch.Tensor
-    position: torch.Tensor
+    tokens: torch.Tensor
+    positions: torch.Tensor
     levels: torch.Tensor
     first: torch.Tensor
     count: torch.Tensor
 
 
-class CapturedStep:
-    """Decode steps of a base over one cache, replayed from a CUDA graph where there is a GPU.
+class CapturedForward:
+    """Forwards of a base over one cache, run from a CUDA graph where there is a GPU.
+
+    Of one token a row: decode steps. Of more: KV refreshes, dense and without logits.
 
     Args:
         base (`PreTrainedModel`): The base, instrumented.
         cache ([`SOLCache`]): With at least one token in it.
         rule ([`SelectionRule`]): How keys are selected; its criterion is `quest`.
+        dense_axes (`Collection[str]`): Axes that are dense at every step.
         capacity (`int`): Tokens, padding included, that the cache is given room for.
+        number (`int`): Tokens a row that a forward processes.
 
     Raises:
         ValueError: if base or cache have a part that depends on the length in a way that a graph cannot follow.
     """
 
-    def __init__(self, base: PreTrainedModel, cache: SOLCache, rule: SelectionRule, capacity: int):
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        cache: SOLCache,
+        rule: SelectionRule,
+        dense_axes: Collection[str],
+        capacity: int,
+        number: int = 1,
+    ):
         check_capture(base, cache, rule, capacity)
-        self.base, self.rule, self.capacity = base, rule, capacity
+        self.base, self.rule, self.dense_axes, self.capacity = base, rule, frozenset(dense_axes), capacity
+        self.number = number
         self._cache = weakref.ref(cache)  # which has this step
         self._mlps = [m.forward for m in base.modules() if isinstance(m.forward, ElasticMLP)]
         self._copies: list[TritonMLP | None] | None = None
         self.layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
         rows, device = cache.rows, cache.ledger.total_counts.device
-        self.buffers = StepBuffers(
-            token=torch.zeros(rows, 1, dtype=torch.long, device=device),
-            position=torch.zeros(rows, 1, dtype=torch.long, device=device),
+        self.buffers = Buffers(
+            tokens=torch.zeros(rows, number, dtype=torch.long, device=device),
+            positions=torch.zeros(rows, number, dtype=torch.long, device=device),
             levels=torch.ones(rows, 3, dtype=torch.float32, device=device),
             first=torch.zeros(rows, dtype=torch.long, device=device),
             count=torch.ones(rows, dtype=torch.long, device=device),
         )
+        self._places = torch.arange(number, device=device)
         for layer in self.layers:
             layer.reserve(capacity)
         self.addresses = self._addresses()
@@ -81,59 +98,71 @@ class CapturedStep:
     def cache(self) -> SOLCache:
         """The cache that the step belongs to."""
         cache = self._cache()
-        assert cache is not None, "a step is only reached through its cache"
+        assert cache is not None, "it is only reached through its cache"
         return cache
 
-    def __call__(self, token: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Process a token per row under its action.
+    def __call__(self, tokens: torch.Tensor, levels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Process tokens, a step's under its action.
 
         Args:
-            token (`torch.LongTensor` of shape `(rows, 1)`): Ids.
-            levels (`torch.Tensor` of shape `(rows, 3)`): Values of the actions, in axis units.
+            tokens (`torch.LongTensor` of shape `(rows, number)`): Ids.
+            levels (`torch.Tensor` of shape `(rows, 3)`, *optional*): Values of a step's actions, in axis units.
 
         Returns:
-            Logits `(rows, 1, vocab)` and what the LM head received, `(rows, hidden_size)`.
+            Logits, `(rows, 1, vocab)` for a step and none for a KV refresh, and what the LM head received for the
+            last token, `(rows, hidden_size)`.
         """
         length = self.cache.get_seq_length()
-        self._fill(token, levels, length)
+        self._fill(tokens, levels, length)
         for layer in self.layers:
             layer.page_index(self.buffers.first, self.cache.padding_range)
-        if self.buffers.token.device.type != "cuda":
+        if self.buffers.tokens.device.type != "cuda":
             logits, hidden = self.run()
         else:
-            with triton_support.on_device_of(self.buffers.token):
+            with triton_support.on_device_of(self.buffers.tokens):
                 logits, hidden = self._replay()
         if self._copies is None:
             self._copies = self._copies_in_use()
         for layer in self.layers:
-            layer.note_appended(length + 1)
+            layer.note_appended(length + self.number)
         return logits, hidden
 
-    def is_current(self, base: PreTrainedModel, rule: SelectionRule) -> bool:
-        """Whether a step of `base` under `rule` would be this one.
+    def is_current(self, base: PreTrainedModel, rule: SelectionRule, dense_axes: Collection[str]) -> bool:
+        """Whether a forward of `base` under `rule`, with these axes dense, would be this one.
 
-        The cache must have the rows and storage that it was made for, and room for a token, and the MLPs the copies
-        of their weights that it reads.
+        The cache must have the rows and storage that it was made for, and room for the tokens, and the MLPs the
+        copies of their weights that it reads.
         """
-        fits = self.cache.rows == len(self.buffers.token) and self.cache.get_seq_length() < self.capacity
-        if not fits or base is not self.base or rule != self.rule or self.addresses != self._addresses():
+        fits = self.cache.rows == len(self.buffers.tokens)
+        fits = fits and self.cache.get_seq_length() + self.number <= self.capacity
+        same = base is self.base and rule == self.rule and self.dense_axes == frozenset(dense_axes)
+        if not (fits and same) or self.addresses != self._addresses():
             return False
         in_use = self._copies_in_use()
         return self._copies is None or all(a is b for a, b in zip(in_use, self._copies, strict=True))
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is captured: one step of the base from the buffers into the cache's storage."""
+        """What is captured: one forward of the base from the buffers into the cache's storage."""
         at, cache = self.buffers, self.cache
-        token_keep, mlp_keep, bits = at.levels.unbind(dim=-1)
-        plan = StepPlan(cache, self.rule, token_keep, mlp_keep, bits, backend="fast")
-        plan.memo["rows on device"] = at.first, at.count
+        plan, replay, mask = None, None, None
+        if self.number == 1:
+            axes: dict[str, Any] = columns_but(self.dense_axes, at.levels)
+            plan = StepPlan(cache, self.rule, backend="fast", **axes)
+        else:
+            replay = Replay(cache, backend="fast", skips_head=True)
+            # Any mask of this shape is left as it is by transformers, and by a replay on the device: it is causal.
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=at.tokens.device)
+        for told in (plan, replay):
+            if told is not None:
+                told.memo["rows on device"] = at.first, at.count
         try:
             for layer in self.layers:
                 layer.append_at = at.first, at.count
-            with active_forward(plan) as context:
+            with active_forward(plan, replay) as context:
                 output = self.base(
-                    input_ids=at.token,
-                    position_ids=at.position,
+                    input_ids=at.tokens,
+                    attention_mask=mask,
+                    position_ids=at.positions,
                     past_key_values=cache,
                     use_cache=True,
                     return_dict=True,
@@ -143,14 +172,15 @@ class CapturedStep:
             for layer in self.layers:
                 layer.append_at = None
 
-    def _fill(self, token: torch.Tensor, levels: torch.Tensor, length: int) -> None:
+    def _fill(self, tokens: torch.Tensor, levels: torch.Tensor | None, length: int) -> None:
         at, cache = self.buffers, self.cache
-        at.token.copy_(token)
-        at.levels.copy_(levels)
+        at.tokens.copy_(tokens)
+        if levels is not None:
+            at.levels.copy_(levels)
         at.first.zero_() if cache.padding is None else at.first.copy_(cache.padding)
-        at.count.fill_(length + 1).sub_(at.first)
+        at.count.fill_(length + self.number).sub_(at.first)
         offset = at.first if cache.position_offset is None else cache.position_offset
-        at.position.fill_(length).sub_(offset[:, None]).clamp_(min=0)
+        at.positions.fill_(length).add_(self._places).sub_(offset[:, None]).clamp_(min=0)
 
     def _replay(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.captured is None:
@@ -169,8 +199,6 @@ class CapturedStep:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
             outputs = self.run()
-        for layer in self.layers:  # the warm-ups put their token into the bounds of its page
-            layer.index_again(self.buffers.first, self.cache.padding_range)
         return graph, outputs
 
     def _copies_in_use(self) -> list[TritonMLP | None]:
@@ -199,7 +227,7 @@ def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule, c
     if changing:
         raise ValueError(
             f"A captured step cannot follow rotary embeddings that change with the length: rope_type={changing[0]!r}. "
-            "Leave `capture_up_to` at None."
+            "Leave out `cuda_graphs`."
         )
     if capacity <= cache.get_seq_length() or cache.get_seq_length() == 0:
         raise ValueError(
