@@ -145,11 +145,47 @@ def test_context_must_fit_the_model(benchmark, folder, capsys):
     assert "256 positions" in capsys.readouterr().err
 
 
-def test_shapes_are_those_of_their_names(module):
+PUBLISHED = {
+    "llama-3.2-1b": (1_235_814_400, 64, True),
+    "qwen3-4b": (4_022_468_096, 128, True),
+    "qwen3-8b": (8_190_735_360, 128, False),
+}
+"""Weights, channels of a head, and whether the LM head is the embedding."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_are_those_of_their_names(module, name):
+    base = module("benchmark_machine").load_base(name, "bfloat16", "meta")
+    weights, head_dim, tied = PUBLISHED[name]
+    assert sum(p.numel() for p in base.parameters()) == weights
+    attention = base.model.layers[0].self_attn
+    assert attention.q_proj.out_features == 32 * head_dim and attention.k_proj.out_features == 8 * head_dim
+    assert all(hasattr(attention, norm) == name.startswith("qwen3") for norm in ("q_norm", "k_norm"))
+    assert (base.lm_head.weight is base.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_weights(module, monkeypatch, dtype, tied):
     machine = module("benchmark_machine")
-    for name, billions in {"llama-3.2-1b": 1.24, "qwen3-4b": 4.02, "qwen3-8b": 8.19}.items():
-        base = machine.load_base(name, "bfloat16", "meta")
-        assert sum(p.numel() for p in base.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
+    small = dict(vocab_size=99, hidden_size=32, intermediate_size=80, num_hidden_layers=2, head_dim=8)
+    sizes = dict(small, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied)
+    monkeypatch.setitem(machine.SHAPES, "small", dict(sizes, model_type="qwen3"))
+    monkeypatch.setattr(machine, "BLOCK", 1009)
+    monkeypatch.setattr(torch.nn.init, "normal_", None)  # nothing is drawn weight by weight
+    base = machine.load_base("small", dtype, "cpu")
+
+    assert (base.lm_head.weight is base.model.embed_tokens.weight) == tied
+    smallest = torch.finfo(getattr(torch, dtype)).smallest_normal
+    for name, weight in base.named_parameters():
+        assert weight.dtype == getattr(torch, dtype)
+        assert (weight == 1).all() if "norm" in name else weight.float().std().item() == pytest.approx(0.02, rel=0.1)
+        assert weight.abs().min() > smallest and weight.isfinite().all()
+        assert weight.dim() == 1 or len(weight.unique(dim=0)) == len(weight)
+    gates = [layer.mlp.gate_proj.weight for layer in base.model.layers]
+    assert not torch.equal(*gates)
+    assert base(torch.tensor([[1, 2, 3]])).logits.float().std() > 0
+    assert torch.nn.init.normal_ is None
 
 
 def test_attention_alone(module, monkeypatch, tmp_path, capsys):
