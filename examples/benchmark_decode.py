@@ -12,21 +12,28 @@ or a folder or hub id. `--policy FOLDER` takes a trained policy; a fresh one cos
     own cache, dense     SOLCache, hooks and ledger under a schedule of dense actions: what the cache alone gains
     (.5, .5, 16) ...     a hard budget (token_keep, mlp_keep, bits), chosen by the policy, KV refresh included
 
-The context is processed once per case; every run decodes from a copy of that cache. A streamer notes when new tokens
-arrive, and the time from the first to the last is divided by the steps between them. All rows get a token in a step,
-so `ms` is the time of one step. `speed-up` is the base's time over a variant's, `own cache` that of the dense
-variant: medians over the rounds of the quotients within a round. The variants take turns, so that a machine that gets
-slower does so for all. `policy` and `refresh` are shares of the time. `MB` is what a step has to read at least:
-weights, keys, values and page index as the budget asks, KV refresh included; `bound` the share of the time that the
-measured copy bandwidth needs for that. `cache MB` is the memory of keys, values and page index.
+The context is processed once per case; every run decodes from a copy of that cache. With `--fill random` only its
+first 64 tokens are processed, and the keys and values after them are drawn, each channel with the mean and deviation
+that it has in those 64. That takes seconds where a prompt takes minutes. The time of a step depends on keys only
+through the pages that are chosen; random ones are chosen by chance, so that heads of a group agree less than on text.
+Contexts may then be longer than a base with rotary positions was made for.
+
+A case that needs more memory than there is, as benchmark_memory.py estimates it, is skipped; `--memory` says how much
+there is. The lines of a case are printed, and the JSON is written, when the case is done.
+
+A streamer notes when new tokens arrive, and the time from the first to the last is divided by the steps between them.
+All rows get a token in a step, so `ms` is the time of one step. `speed-up` is the base's time over a variant's, `own
+cache` that of the dense variant: medians over the rounds of the quotients within a round. The variants take turns, so
+that a machine that gets slower does so for all. `policy` and `refresh` are shares of the time. `MB` is what a step
+has to read at least: weights, keys, values and page index as the budget asks, KV refresh included; `bound` the share
+of the time that the measured copy bandwidth needs for that. `cache MB` is the memory of keys, values and page index.
 
 `--clock cpu` with `--threads 1` counts processor time, for machines that do other things as well.
 """
 
 import argparse
-import copy
-import functools
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -36,69 +43,23 @@ from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
+from transformers import PreTrainedModel
 
-from benchmark_machine import CLOCKS, NOTE, SHAPES, SMOLLM2, copy_bandwidth, describe_machine, load_base, show
+from benchmark_machine import CLOCKS, NOTE, SHAPES, SMOLLM2, copy_bandwidth, describe_machine, load_base
+from benchmark_memory import copied_bytes, free_bytes, give_back, needed_bytes
+from benchmark_prompt import Prompt, RandomPrompt, UnfitBaseError
+from benchmark_stopwatch import Stopwatch, TimedController
 from sol_hf import Controller, FixedController, PolicyController, ScheduleController, SOLForCausalLM, decoding
 from sol_hf.crossover import measured_choices
 from sol_hf.elastic import decoder_layers, find_mlps
-from sol_hf.paged_layer import PagedLayer
+from sol_hf.instrumentation import Instrumentation
 from sol_hf.smollm2 import ModelUnavailableError
 
 
 COLUMNS = ("context", "rows", "variant", "ms", "speed-up", "own cache", "policy", "refresh", "MB", "bound", "cache MB")
+WIDTHS = (7, 4, 22, 8, 8, 9, 6, 7, 6, 5, 8)
 DENSE = "own cache, dense"
-
-
-class Stopwatch(BaseStreamer):
-    """Notes when tokens arrive, and from when to when parts of the work run."""
-
-    def __init__(self, clock: str = "wall"):
-        self.read = CLOCKS[clock]
-        self.times: list[float] = []
-        self.spans: list[tuple[str, float, float]] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt first, then one token per row at a time."""
-        self.times.append(self.read())
-
-    def end(self) -> None:
-        """Nothing is left to do."""
-
-    def timed(self, part: str, function: Callable) -> Callable:
-        """`function`, whose calls are booked as a part of the work."""
-
-        @functools.wraps(function)
-        def wrapper(*args, **kwargs):
-            begin = self.read()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.spans.append((part, begin, self.read()))
-
-        return wrapper
-
-    @property
-    def ms(self) -> float:
-        """Mean milliseconds of a decode step after the first new token."""
-        return 1000 * (self.times[-1] - self.times[1]) / (len(self.times) - 2)
-
-    def share(self, part: str) -> float:
-        """Share of the same time that a part took."""
-        inside = [end - begin for name, begin, end in self.spans if name == part and begin > self.times[1]]
-        return sum(inside) / (self.times[-1] - self.times[1])
-
-
-class TimedController(Controller):
-    """Another controller, whose calls are booked on a stopwatch as the part `policy`."""
-
-    def __init__(self, inner: Controller, watch: Stopwatch):
-        self.needs_budget = inner.needs_budget
-        self.call = watch.timed("policy", inner.__call__)
-
-    def __call__(self, observation) -> torch.Tensor:
-        return self.call(observation)
+SETTINGS = ("model", "policy", "controller", "backend", "kv_refresh", "fill", "new_tokens")
 
 
 @dataclass(frozen=True)
@@ -126,29 +87,6 @@ class Result:
         return *case, *ratios, *shares, f"{self.megabytes:.0f}", f"{self.bound:.0%}", f"{self.cache_megabytes:.0f}"
 
 
-class Prompt:
-    """A context that was processed once, for the base's cache and for ours."""
-
-    def __init__(self, model: SOLForCausalLM, context: int, rows: int):
-        seeded = torch.Generator().manual_seed(0)
-        self.ids = torch.randint(model.config.base_vocab_size, (rows, context), generator=seeded).to(model.base.device)
-        self.cache = model.new_cache()
-        with torch.no_grad():
-            model(self.ids[:, :-1], past_key_values=self.cache, logits_to_keep=1)
-            if all(isinstance(layer, PagedLayer) for layer in self.cache.layers):
-                self.dynamic = DynamicCache(config=model.base.config)
-                for index, layer in enumerate(self.cache.layers):
-                    self.dynamic.update(layer.keys.clone(), layer.values.clone(), index)
-            else:
-                self.dynamic = model.base(self.ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
-
-    @property
-    def cache_bytes(self) -> tuple[int, int]:
-        """Bytes of keys, and of values."""
-        layers = [layer for layer in self.cache.layers if layer.is_initialized]
-        return sum(layer.keys.nbytes for layer in layers), sum(layer.values.nbytes for layer in layers)
-
-
 def make_variants(model: SOLForCausalLM, options: argparse.Namespace) -> dict[str, Callable]:
     """The generations to compare, by name; each takes a stopwatch, a prompt, and the arguments of generate."""
     dense = ScheduleController(torch.full((options.new_tokens + 2, 1), model.action_space.dense_id))
@@ -158,7 +96,7 @@ def make_variants(model: SOLForCausalLM, options: argparse.Namespace) -> dict[st
         def run(watch: Stopwatch, prompt: Prompt, **kwargs):
             targets = {} if budget is None else dict(zip(("token_keep", "mlp_keep", "bits"), budget, strict=True))
             is_dense = budget is not None and budget == (1, 1, 16)
-            cache = copy.deepcopy(prompt.dynamic if is_dense else prompt.cache)
+            cache = prompt.for_base() if is_dense else prompt.for_sol()
             controller = None if is_dense else TimedController(inner, watch)
             extra = dict(backend=options.backend, kv_refresh=options.kv_refresh, controller=controller)
             return model.generate(**kwargs, **targets, **extra, past_key_values=cache)
@@ -166,7 +104,7 @@ def make_variants(model: SOLForCausalLM, options: argparse.Namespace) -> dict[st
         return run
 
     def base(watch: Stopwatch, prompt: Prompt, **kwargs):
-        return model.base.generate(**kwargs, past_key_values=copy.deepcopy(prompt.dynamic))
+        return model.base.generate(**kwargs, past_key_values=prompt.for_base())
 
     budgets = {"({:g}, {:g}, {:g})".format(*budget): under(chooser, budget) for budget in options.budgets}
     return {"base": base, DENSE: under(dense, None), **budgets}
@@ -174,6 +112,7 @@ def make_variants(model: SOLForCausalLM, options: argparse.Namespace) -> dict[st
 
 def measure(generate: Callable, prompt: Prompt, new_tokens: int, clock: str) -> Stopwatch:
     """Runs one generation with `new_tokens` steps after the first new token."""
+    give_back()
     watch, length = Stopwatch(clock), new_tokens + 1
     arguments = dict(input_ids=prompt.ids, attention_mask=torch.ones_like(prompt.ids), do_sample=False, streamer=watch)
     with patch.object(decoding, "refresh", watch.timed("refresh", decoding.refresh)):
@@ -232,28 +171,98 @@ def summarise(
     return results
 
 
-def benchmark(model: SOLForCausalLM, options: argparse.Namespace) -> list[Result]:
-    """All variants at all contexts and batch sizes."""
-    variants = make_variants(model, options)
-    cases = [(context, rows) for context in options.contexts for rows in options.batch_sizes]
-    results = []
-    with tqdm(total=len(variants) * (1 + options.repeats) * len(cases), unit="run", disable=None) as bar:
+@dataclass(frozen=True)
+class Skipped:
+    """A case that needs more memory than there is."""
 
-        def run(name: str, prompt: Prompt, new_tokens: int) -> Stopwatch:
-            bar.set_description(f"{prompt.ids.shape[1]} x {len(prompt.ids)}, {name}")
-            watch = measure(variants[name], prompt, new_tokens, options.clock)
+    context: int
+    rows: int
+    needed_gb: float
+    free_gb: float
+
+    def __str__(self) -> str:
+        case = f"{self.context:>{WIDTHS[0]}} {self.rows:>{WIDTHS[1]}}"
+        return f"{case} skipped: needs about {self.needed_gb:.1f} GB, {self.free_gb:.1f} GB are free"
+
+
+def find_skipped(base: PreTrainedModel, options: argparse.Namespace, context: int, rows: int) -> Skipped | None:
+    """The case, if it needs too much memory; the base may be on the meta device."""
+    needed = needed_bytes(base, options, context, rows) / 1e9
+    free = free_bytes(options.device) / 1e9 if options.memory is None else options.memory
+    return Skipped(context, rows, needed, free) if needed > free else None
+
+
+def run_case(
+    model: SOLForCausalLM, variants: dict[str, Callable], options: argparse.Namespace, context: int, rows: int
+) -> list[Result]:
+    """All variants at one context and batch size."""
+    if not copied_bytes(model.base, options, rows):
+        Instrumentation.of(model.base).drop_copies()
+    if options.fill == "random":
+        prompt: Prompt = RandomPrompt(model, context, rows, options.new_tokens + 1)
+    else:
+        prompt = Prompt(model, context, rows)
+    with tqdm(total=len(variants) * (1 + options.repeats), unit="run", disable=None, leave=False) as bar:
+
+        def run(name: str) -> Stopwatch:
+            bar.set_description(f"{context} x {rows}, {name}")
+            watch = measure(variants[name], prompt, options.new_tokens, options.clock)
             bar.update()
             return watch
 
-        for context, rows in cases:
-            prompt = Prompt(model, context, rows)
-            for name in variants:  # so that the measured runs find everything warm, and choices of a backend made
-                run(name, prompt, options.new_tokens)
-            rounds = [
-                {name: run(name, prompt, options.new_tokens) for name in variants} for _ in range(options.repeats)
-            ]
-            results += summarise(model, prompt, rounds, options)
-    return results
+        for name in variants:  # so that the measured runs find everything warm, and choices of a backend made
+            run(name)
+        rounds = [{name: run(name) for name in variants} for _ in range(options.repeats)]
+    return summarise(model, prompt, rounds, options)
+
+
+def benchmark(load: Callable[[], SOLForCausalLM], base: PreTrainedModel, options: argparse.Namespace) -> None:
+    """Measures all cases that fit into memory, prints and writes each when it is done.
+
+    Args:
+        load (`Callable`): Loads the model, which is done for the first case that fits.
+        base (`PreTrainedModel`): The base or one of its shape, for the memory that it needs.
+        options (`argparse.Namespace`): The command line, `bandwidth` and `machine`.
+    """
+    cases = [(context, rows) for context in options.contexts for rows in options.batch_sizes]
+    results: list[Result] = []
+    skipped: list[Skipped] = []
+    model, variants = None, {}
+    print(format_line(COLUMNS), flush=True)
+    for done, (context, rows) in enumerate(cases, 1):
+        too_large = find_skipped(base, options, context, rows)
+        if too_large is not None:
+            skipped.append(too_large)
+            print(too_large, flush=True)
+        else:
+            if model is None:
+                model = load()
+                variants = make_variants(model, options)
+            new = run_case(model, variants, options, context, rows)
+            results += new
+            print(*(format_line(result.cells()) for result in new), sep="\n", flush=True)
+        write_report(options, results, skipped, complete=done == len(cases))
+
+
+def format_line(cells: Sequence[str]) -> str:
+    """A line of the table."""
+    padded = zip(cells, WIDTHS, COLUMNS, strict=True)
+    return " ".join(f"{cell:{'<' if name == 'variant' else '>'}{width}}" for cell, width, name in padded)
+
+
+def write_report(
+    options: argparse.Namespace, results: Sequence[Result], skipped: Sequence[Skipped], complete: bool
+) -> None:
+    """The numbers so far as a file, which is whole at any time."""
+    if not options.json:
+        return
+    report = {"machine": options.machine, **{name: getattr(options, name) for name in SETTINGS}, "note": NOTE}
+    report |= {"complete": complete, "results": [asdict(result) for result in results]}
+    report["skipped"] = [asdict(case) for case in skipped]
+    report["choices"] = sorted({f"{situation[0]}: {name}" for situation, name in measured_choices().items()})
+    part = options.json.with_name(options.json.name + ".part")
+    part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, options.json)
 
 
 def parse_budget(text: str) -> tuple[float, ...]:
@@ -271,6 +280,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--policy", help="folder or hub id of a trained policy (default: a fresh one)")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 4096], help="lengths of the prompt")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--fill", choices=("prompt", "random"), default="prompt", help="what caches are filled with")
+    parser.add_argument("--memory", type=float, metavar="GB", help="of this process in all (default: what is free)")
     budgets = [(1.0, 1.0, 16.0), (0.5, 0.5, 16.0), (0.2, 0.4, 16.0)]
     parser.add_argument("--budgets", type=parse_budget, nargs="+", default=budgets, metavar="KEEP,KEEP,BITS")
     parser.add_argument("--new-tokens", type=int, default=32, help="timed decode steps of a run")
@@ -291,37 +302,49 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def allow_positions(base: PreTrainedModel, options: argparse.Namespace) -> PreTrainedModel:
+    """The base, allowed as many positions as the cases need.
+
+    Raises:
+        UnfitBaseError: where it was not made for them, and that matters.
+    """
+    config = base.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", None)
+    needed = max(options.contexts) + options.new_tokens + 1
+    if positions is not None and needed > positions:
+        if options.fill != "random" or getattr(config, "rope_parameters", None) is None:
+            raise UnfitBaseError(f"the model has {positions} positions, fewer than context and new tokens need")
+        print(f"The model was made for {positions} positions; beyond them only its times mean anything.")
+        config.max_position_embeddings = needed
+    return base
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = parse_options(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     options.bandwidth = copy_bandwidth(options.device)
-    machine = describe_machine(options.device) | {"dtype": options.dtype, "clock": options.clock}
-    machine["copy bandwidth"] = f"{options.bandwidth / 1e9:.1f} GB/s"
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), NOTE, sep="\n")
+    options.machine = describe_machine(options.device) | {"dtype": options.dtype, "clock": options.clock}
+    options.machine["copy bandwidth"] = f"{options.bandwidth / 1e9:.1f} GB/s"
+    print(", ".join(f"{name} {value}" for name, value in options.machine.items()), NOTE, sep="\n")
+
+    def load() -> SOLForCausalLM:
+        loaded = base
+        if base.device.type == "meta":
+            loaded = allow_positions(load_base(options.model, options.dtype, options.device), options)
+        if options.policy:
+            return SOLForCausalLM.from_pretrained(options.policy, base=loaded)
+        return SOLForCausalLM.from_base(loaded)
+
     try:
-        base = load_base(options.model, options.dtype, options.device)
-    except ModelUnavailableError as error:
+        # Of a shape the weights are made once a case is known to fit.
+        base = load_base(options.model, options.dtype, "meta" if options.model in SHAPES else options.device)
+        allow_positions(base, options)
+        benchmark(load, base, options)
+    except (ModelUnavailableError, UnfitBaseError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    positions = getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if positions is not None and max(options.contexts) + options.new_tokens + 1 > positions:
-        print(f"error: the model has {positions} positions, fewer than context and new tokens need", file=sys.stderr)
-        return 2
-    model = (
-        SOLForCausalLM.from_pretrained(options.policy, base=base) if options.policy else SOLForCausalLM.from_base(base)
-    )
-    results = benchmark(model, options)
-    show(COLUMNS, [result.cells() for result in results])
-    if options.json:
-        settings = {
-            name: getattr(options, name) for name in ("model", "policy", "controller", "backend", "kv_refresh")
-        }
-        report = {"machine": machine, **settings, "new_tokens": options.new_tokens, "note": NOTE}
-        report["results"] = [asdict(result) for result in results]
-        report["choices"] = sorted({f"{situation[0]}: {name}" for situation, name in measured_choices().items()})
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        return 1 if isinstance(error, ModelUnavailableError) else 2
     return 0
 
 

@@ -1,6 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: shapes of models by name, the machine and its bandwidth, clocks, and a table."""
+"""What the benchmarks share: shapes of models by name, the machine and its bandwidth, clocks, and a table.
+
+Random weights are one block of normal numbers, repeated from another place in every weight: drawing eight billion of
+them takes minutes. The block is as long as a prime, so that no two lines of a matrix are equal, and no number in it is
+so small that arithmetic with it is slow.
+"""
 
 import os
 import platform
@@ -10,7 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from sol_hf.smollm2 import fetch_smollm2
 
@@ -53,6 +60,10 @@ SHAPES: dict[str, dict] = {
     ),
 }
 """Models by the sizes of their configs; their weights are random."""
+BLOCK = 1_000_003
+"""Different numbers in random weights, a prime."""
+SCALE = 0.02
+"""Standard deviation of random weights."""
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -61,12 +72,31 @@ def load_base(name: str, dtype: str, device: str) -> PreTrainedModel:
     if name in SHAPES:
         settings = {"max_position_embeddings": 131072, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": None}
         config = AutoConfig.for_model(**{**SHAPES[name], **settings})
-        with torch.device(device):
+        with torch.device(device), no_init_weights():
             base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+        base.tie_weights()
+        if device != "meta":
+            fill_weights(base)
         base.generation_config.pad_token_id = 0
         return base.eval()
     source = fetch_smollm2() if name == SMOLLM2 else name
     return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+
+
+@torch.no_grad()
+def fill_weights(module: nn.Module) -> None:
+    """Give matrices random values by repeating a block, and norms ones, in place."""
+    block = SCALE * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
+    block = torch.where(block.abs() < SCALE / 100, SCALE / 100, block)
+    start = 0
+    for parameter in module.parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1)
+            continue
+        pieces = block.to(parameter.device, parameter.dtype).roll(-start)
+        for piece in parameter.view(-1).split(BLOCK):
+            piece.copy_(pieces[: len(piece)])
+        start = (start + parameter.numel()) % BLOCK
 
 
 def copy_bandwidth(device: str, megabytes: int = 256) -> float:
