@@ -13,6 +13,7 @@ budget, base, and a KV refresh after every episode. The variants:
     no refresh, captured     the same with `kv_refresh=False`
     (1, 1, 16), captured     the same graph and kernels without a budget: what the budget alone gains
     budget                   the same kernels, launched one by one
+    budget, reference        plain torch: gathers all pages and masks most of them
     dense, SOLCache          the base's own code on our cache, which grows in place
     dense, DynamicCache      the base's own code on its own cache: what `generate` runs
     dense, StaticCache       the base's own code on a static cache from one CUDA graph (only with a GPU)
@@ -92,15 +93,13 @@ def compiled_steps(model, cache, rows: int, context: int) -> Callable:
     return lambda: forward(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
-def budget_steps(
-    model, rows: int, context: int, budget: Sequence[float], captures: int | None, kv_refresh: bool = True
-) -> Callable:
+def budget_steps(model, rows: int, context: int, budget: Sequence[float], captures: int | None, **options) -> Callable:
     """A function that runs one step under a budget, from a graph for up to `captures` tokens or not."""
     from sol_hf import Budget, PolicyController
     from sol_hf.decoding import ForwardInputs, decode_step
     from sol_hf.options import resolve_options
 
-    given = dict(budget=Budget(*budget), backend="fast", kv_refresh=kv_refresh)
+    given = {"budget": Budget(*budget), "backend": "fast", **options}
     controls = resolve_options(given, None, model.generation_config).controls(
         PolicyController(model.policy), model.config
     )
@@ -154,6 +153,7 @@ def make_variants(model, options: argparse.Namespace, total: int) -> dict[str, C
         "no refresh, captured": lambda rows, n: budget_steps(model, rows, n, budget, total, kv_refresh=False),
         "(1, 1, 16), captured": lambda rows, n: budget_steps(model, rows, n, (1.0, 1.0, 16.0), total),
         "budget": lambda rows, n: budget_steps(model, rows, n, budget, None),
+        "budget, reference": lambda rows, n: budget_steps(model, rows, n, budget, None, backend="reference"),
         "dense, SOLCache": lambda rows, n: dense_steps(model, model.new_cache(), rows, n),
         BASELINE: lambda rows, n: dense_steps(model, DynamicCache(config=base.config), rows, n),
     }

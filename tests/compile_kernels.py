@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from sol_hf.kernels import triton_attention, triton_mlp, triton_pages, triton_select
+from sol_hf.kernels import triton_attention, triton_chunk, triton_mlp, triton_norm, triton_pages, triton_select
 
 
 H100 = GPUTarget("cuda", 90, 32)
@@ -65,8 +65,13 @@ def main() -> None:
         pointers = [dtype] * 3 + [integer] * 2 + [long] * 2 + [single] * 3
         return [*pointers, "fp32", *["i32"] * 6, 128, 128, pack, 16, 16, wide, 16, 64, 128, 128]
 
-    def select(dtype: str, count: str, unit: int, absolute: bool) -> list:
-        return [dtype, single, count, integer, integer, "i32", "i32", unit, absolute, 4096]
+    def chunk(dtype: str, wide: bool) -> list:
+        pointers = [dtype] * 3 + [long] * 2 + [single] * 3
+        blocks = (16 if wide else 64, 64)
+        return [*pointers, "fp32", *["i32"] * 5, 128, 128, 4, 16, 32, wide, *blocks, 128, 128]
+
+    def select(dtype: str, count: str, unit: int, absolute: bool, rounds: int) -> list:
+        return [dtype, single, count, integer, integer, "i32", "i32", unit, absolute, rounds, 4096]
 
     scored = [half] * 3 + [single] * 2 + [long] + ["i32"] * 5 + [128, 4, 16, False, 32, 128]
     kernels = [
@@ -74,12 +79,16 @@ def main() -> None:
         ("attend, group", triton_attention._attend_pages, attention(half, 4, False)),
         ("attend, float32", triton_attention._attend_pages, attention(single, 4, True)),
         ("merge parts", triton_attention._merge_parts, [single] * 3 + [half, 128, 4, 16, 128], 1),
-        ("choose pages", triton_select._select_largest, select(single, long, 16, False), 8),
-        ("choose channels", triton_select._select_largest, select(half, integer, 1, True), 8),
-        ("append", triton_pages._append_token, [half] * 6 + [long] * 2 + ["i32"] * 7 + [128, 128, 16, 128, 128], 1),
+        ("choose pages", triton_select._select_largest, select(single, long, 16, False, 16), 8),
+        ("choose channels", triton_select._select_largest, select(half, integer, 1, True, 8), 8),
+        ("attend, refresh", triton_chunk._attend_chunk, chunk(half, False)),
+        ("attend, refresh, float32", triton_chunk._attend_chunk, chunk(single, True)),
+        ("append", triton_pages._append_tokens,
+         [half] * 6 + [long] * 2 + ["i32"] * 9 + [128, 128, 16, 16, 16, 128, 128]),
+        ("norm", triton_norm._rms_norm, [half] * 3 + ["fp32", 4096, 4096], 8),
         ("score", triton_pages._score_pages, scored),
         ("multiply", triton_mlp._multiply_kept,
-         [half, integer, integer, half, half, single, "i32", "i32", 9, True, 32, 128]),
+         [half, integer, integer, half, half, single, "i32", "i32", 9, True, 16, 128]),
         ("activate", triton_mlp._merge_and_activate,
          [single, None, None, half, "i32", 9, True, False, "silu", 128]),
     ]  # fmt: skip

@@ -53,8 +53,8 @@ def test_decode(monkeypatch, tmp_path, capsys):
     assert benchmark.main([*command.split(), str(file)]) == 0
     results = json.loads(file.read_text())["results"]
     assert [r["variant"] for r in results] == [
-        "budget, captured", "no refresh, captured", "(1, 1, 16), captured", "budget", "dense, SOLCache",
-        "dense, DynamicCache"
+        "budget, captured", "no refresh, captured", "(1, 1, 16), captured", "budget", "budget, reference",
+        "dense, SOLCache", "dense, DynamicCache"
     ]  # fmt: skip
     assert results[-1]["dense/this"] == 1 and all(r["ms/step"] > 0 for r in results)
     assert "interpreter" in capsys.readouterr().out
@@ -74,6 +74,8 @@ def test_kernels_compile_for_an_h100_without_spilling(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kernels) == 10
+    assert len(kernels) == 13
     assert [kernel["kernel"] for kernel in kernels if kernel["spilled"]] == []
-    assert {kernel["kernel"] for kernel in kernels if kernel["tensor_cores"]} == {"attend, head", "attend, group"}
+    assert {kernel["kernel"] for kernel in kernels if kernel["tensor_cores"]} == {
+        "attend, head", "attend, group", "attend, refresh"
+    }  # fmt: skip

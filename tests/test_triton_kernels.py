@@ -212,7 +212,7 @@ def test_attention_of_the_last_tokens(case, tokens):
 @long
 @given(caches(), st.integers(1, 40))
 def test_attention_of_the_last_tokens_at_length(case, tokens):
-    check_chunk(case, min(tokens, 128 * case["keys"].shape[1] // case["query"].shape[1]))
+    check_chunk(case, tokens)
 
 
 def test_the_keys_of_a_chunk_are_cut_into_many_parts():

@@ -100,7 +100,7 @@ def chunk_kernel(
     replay: "Replay", layer: PagedLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> "triton_paged.TritonChunkAttention | None":
     """The Triton kernel for a KV refresh, if it can be used for a layer; made once for all of them."""
-    if not triton_paged.supports_chunk(query, layer) or not holds(layer, key, value):
+    if not triton_paged.supports(query, layer) or not holds(layer, key, value):
         return None
     if "chunk kernel" not in replay.memo:
         rows = replay.memo.get("rows on device") or rows_on(query.device, replay.cache, len(query), layer.length)

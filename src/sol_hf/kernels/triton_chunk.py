@@ -3,10 +3,10 @@
 
 """Triton: dense attention of the few tokens of a KV refresh over all keys in the cache's storage.
 
-The tokens of all query heads of a key-value head are packed into one program, so that every key is read once, and the
-keys are shared out over many programs, whatever the number of rows: with one row and a long text, kernels that split
-the queries alone keep most of a GPU idle. How many keys there are is read on the device, so that a CUDA graph can hold
-the launch. Who sees whom is computed, not read: token `i` of the last ones sees the row's keys up to its own.
+The tokens of all query heads of a key-value head are packed into one program, or a few, so that a key is read once,
+and the keys are shared out over many programs, whatever the number of rows: with one row and a long text, kernels that
+split the queries alone keep most of a GPU idle. How many keys there are is read on the device, so that a CUDA graph
+can hold the launch. Who sees whom is computed, not read: token `i` of the last ones sees the row's keys up to its own.
 """
 
 import torch
@@ -20,6 +20,8 @@ from .triton_attention import LOG2_E, absorb, merge_parts
 
 PROGRAMS = 256
 BLOCK_TOKENS = 64
+MOST_QUERIES = 64
+"""Tokens times query heads of a group that one program holds; without tensor cores, in float32, a quarter of that."""
 
 
 @triton.jit
@@ -33,7 +35,8 @@ def _attend_chunk(
     held, begin_slot = tl.load(count + row).to(tl.int32), tl.load(first + row)
     share = (held + SPLITS * BLOCK_T - 1) // (SPLITS * BLOCK_T) * BLOCK_T
     end = tl.minimum((split + 1) * share, held)
-    g, d, v = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    g = tl.program_id(2) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     token = g % TOKENS
     packed = (g < GROUP * TOKENS)[:, None]
     q_place = row * query_row + (head * GROUP + g // TOKENS) * query_head + token * query_token
@@ -82,7 +85,7 @@ def attend_chunk(
 
     Args:
         query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): Of the last tokens, the last dimension
-            dense; `tokens * heads / kv_heads` is at most `triton_paged.MOST_QUERIES`.
+            dense.
         keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Storage of the keys, contiguous.
         values (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Storage of the values, contiguous.
         first (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
@@ -103,11 +106,12 @@ def attend_chunk(
     # Triton's interpreter has no bfloat16 products; the compiled kernel uses tensor cores.
     wide = query.dtype == torch.float32 or query.device.type == "cpu"
     block_q, block_d, block_v = (max(triton.next_power_of_2(size), 16) for size in (pack, dim, value_dim))
+    block_q = min(block_q, 16 if wide else MOST_QUERIES)
     with triton_support.on_device_of(query):
-        _attend_chunk[(lines, splits)](
+        _attend_chunk[(lines, splits, triton.cdiv(pack, block_q))](
             query, keys, values, first, count, peak, mass, sums, scaling * LOG2_E, kv_heads, slots, query.stride(0),
             query.stride(1), query.stride(2), dim, value_dim, group, tokens, splits, wide, block_q,
-            32 if wide else BLOCK_TOKENS, block_d, block_v, num_warps=8 if block_q > 64 else 4,
+            BLOCK_TOKENS, block_d, block_v,
         )  # fmt: skip
         merge_parts(peak, mass, sums, output)
     return output

@@ -12,8 +12,6 @@ from . import triton_support
 
 MOST_CHANNELS = 256
 MOST_PAGES = (1 << 16) - 1
-MOST_QUERIES = 128
-"""Tokens times query heads of a group that one program can hold."""
 
 
 def supports(query: torch.Tensor, layer: object) -> bool:
@@ -89,10 +87,3 @@ class TritonChunkAttention:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         output = triton_chunk.attend_chunk(query, *layer.stores(), self.first, self.count, scaling)
         return output.transpose(1, 2)
-
-
-def supports_chunk(query: torch.Tensor, layer: object) -> bool:
-    """Whether the kernel can attend from `query` `(rows, heads, tokens, head_dim)` to the keys of a layer."""
-    if not isinstance(layer, PagedLayer) or not supports(query, layer):
-        return False
-    return query.shape[1] // layer.keys.shape[1] * query.shape[2] <= MOST_QUERIES
