@@ -153,12 +153,12 @@ def make_variants(model, options: argparse.Namespace, total: int) -> dict[str, C
         "no refresh, captured": lambda rows, n: budget_steps(model, rows, n, budget, total, kv_refresh=False),
         "(1, 1, 16), captured": lambda rows, n: budget_steps(model, rows, n, (1.0, 1.0, 16.0), total),
         "budget": lambda rows, n: budget_steps(model, rows, n, budget, None),
-        "budget, reference": lambda rows, n: budget_steps(model, rows, n, budget, None, backend="reference"),
         "dense, SOLCache": lambda rows, n: dense_steps(model, model.new_cache(), rows, n),
         BASELINE: lambda rows, n: dense_steps(model, DynamicCache(config=base.config), rows, n),
     }
     if base.device.type == "cuda":
         variants["dense, StaticCache"] = lambda rows, n: replayed(dense_steps(model, StaticCache(**static), rows, n))
+    variants["budget, reference"] = lambda rows, n: budget_steps(model, rows, n, budget, None, backend="reference")
     if options.compile:
         variants["dense, compiled"] = lambda rows, n: compiled_steps(model, StaticCache(**static), rows, n)
     return variants
