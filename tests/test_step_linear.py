@@ -11,7 +11,7 @@ from torch import nn
 
 from bases import FAMILIES, tiny_base
 from cases import HALF, constant_schedule, control, prompts
-from sol_hf import ScheduleController, step_linear
+from sol_hf import ScheduleController, crossover, step_linear
 from sol_hf.attention import active_forward
 from sol_hf.instrumentation import Instrumentation
 from sol_hf.kernels import few_lines, paged_attention
@@ -151,6 +151,15 @@ def test_a_refresh_is_not(products, by_the_clock):
     schedule = ScheduleController(constant_schedule(model, "cheapest", 2 * steps))
     model.generate(prompts(2), controller=schedule, max_new_tokens=steps + 2, min_new_tokens=steps + 2)
     assert steps in {shape[1] for shape in products}
+
+
+def test_a_refresh_under_fast_measures_nothing(products, by_the_clock):
+    model = control(tiny_base("llama"))
+    steps = model.config.episode_length
+    arguments = {"backend": "fast", "max_new_tokens": steps + 2, "min_new_tokens": steps + 2}
+    model.generate(prompts(2), **arguments, **HALF)
+    assert steps in {shape[1] for shape in products}
+    assert not crossover.measured_choices() and not crossover._TRIALS
 
 
 def test_many_tokens_are_left_to_torch(products, by_the_clock):

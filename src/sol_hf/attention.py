@@ -27,7 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .actions import AXES, DENSE
-from .attention_paths import attend, attend_masked, attend_packed, holds, only_hides, usable_kernel
+from .attention_paths import attend, attend_masked, attend_replayed, holds, only_hides, usable_kernel
 from .cache import SOLCache
 from .criteria import (
     Selection,
@@ -122,13 +122,15 @@ class ForwardContext:
     """What a running forward of the base is told (`plan`) and what it reports (`hidden_state`).
 
     `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`. `is_replay` marks a KV
-    refresh, a forward that may round differently from the base's; with `skips_head` nobody needs its logits.
+    refresh, a forward that may round differently from the base's, in the ways that `backend` prefers; with
+    `skips_head` nobody needs its logits.
     """
 
     plan: StepPlan | None = None
     hidden_states: torch.Tensor | None = None
     is_replay: bool = False
     skips_head: bool = False
+    backend: str = "auto"
 
     def head_inputs(self) -> torch.Tensor:
         """What the forward reported.
@@ -150,10 +152,10 @@ ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", 
 
 @contextmanager
 def active_forward(
-    plan: StepPlan | None = None, is_replay: bool = False, skips_head: bool = False
+    plan: StepPlan | None = None, is_replay: bool = False, skips_head: bool = False, backend: str = "auto"
 ) -> Iterator[ForwardContext]:
     """Make `plan` the one that attention and MLP hooks of this thread see within the block; flags: see the context."""
-    context = ForwardContext(plan, is_replay=is_replay, skips_head=skips_head)
+    context = ForwardContext(plan, is_replay=is_replay, skips_head=skips_head, backend=backend)
     token = ACTIVE.set(context)
     try:
         yield context
@@ -217,7 +219,7 @@ def _attention_function(implementation: str) -> Callable:
         if context is not None and context.is_replay and is_plain(kwargs) and query.shape[1] > key.shape[1]:
             mask = attention_mask
             if isinstance(mask, torch.Tensor) and mask.dim() == 4 and mask.dtype == torch.bool:
-                return attend_packed(query, key, value, mask, scaling), None
+                return attend_replayed(context.backend, query, key, value, mask, scaling), None
         return original()
 
     return sol_attention_forward

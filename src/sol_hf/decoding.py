@@ -116,9 +116,10 @@ def dense_forward(
     logits_to_keep: int = 1,
     is_replay: bool = False,
     skips_head: bool = False,
+    backend: str = "auto",
 ) -> CausalLMOutputWithPast:
     """Process `tokens` densely and begin a new episode after them; flags as in [`ForwardContext`]."""
-    with active_forward(is_replay=is_replay, skips_head=skips_head) as context:
+    with active_forward(is_replay=is_replay, skips_head=skips_head, backend=backend) as context:
         output = base_forward(base, tokens, cache, inputs, logits_to_keep)
     cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
     return output
@@ -155,9 +156,9 @@ def refresh(base: PreTrainedModel, cache: SOLCache, inputs: ForwardInputs) -> No
     """
     tokens = take_back_sparse(base, cache)
     replayed = ForwardInputs(tokens, inputs.attention_mask)
-    packs = cache.controls.backend != "reference"
-    skips_head = not cache.controls.controller.needs_logits
-    dense_forward(base, tokens, cache, replayed, is_replay=packs, skips_head=skips_head)
+    backend, skips_head = cache.controls.backend, not cache.controls.controller.needs_logits
+    is_replay = backend != "reference"
+    dense_forward(base, tokens, cache, replayed, is_replay=is_replay, skips_head=skips_head, backend=backend)
 
 
 def needs_refresh(cache: SOLCache) -> bool:

@@ -118,11 +118,12 @@ class StepLinear:
         plan = None if context is None else context.plan
         is_step = context is not None and (context.is_replay or (plan is not None and plan.backend != "reference"))
         lines = input.numel() // max(1, input.shape[-1])
-        if not is_step or not 0 < lines <= MOST_LINES or not supports(input, module.weight):
+        if context is None or not is_step or not 0 < lines <= MOST_LINES or not supports(input, module.weight):
             return functional.linear(input, module.weight, module.bias)
         ways = ways_to_multiply(input, module.weight, module.bias)
+        backend = context.backend if plan is None else plan.backend
         # Rollouts are compared and resumed to the bit, which a choice by the clock would spoil.
-        if plan is not None and (plan.backend == "fast" or plan.is_fanned_out):
+        if backend == "fast" or (plan is not None and plan.is_fanned_out):
             return list(ways.values())[-1]()
         situation = ("linear", *module.weight.shape, lines.bit_length(), tuple(ways), torch.get_num_threads())
         return run_fastest(situation, ways)
