@@ -18,7 +18,7 @@ from sol_hf import ActionSpace, SOLCache, attention_paths
 from sol_hf.attention import attend_selected, attend_sparsely, register_attention
 from sol_hf.attention_paths import attend_packed
 from sol_hf.criteria import CRITERIA, SelectionRule
-from sol_hf.kernels import native_threads, paged_attention, sparse_mlp
+from sol_hf.kernels import native_threads, packed_attention, paged_attention, sparse_mlp
 from sol_hf.step_plan import StepPlan, active_forward
 
 
@@ -336,6 +336,52 @@ def test_packed_attention_is_that_over_repeated_keys(heads):
         query, key.repeat_interleave(3, dim=1), value.repeat_interleave(3, dim=1), attn_mask=mask
     )
     torch.testing.assert_close(attend_packed(query, key, value, mask, None), expected.transpose(1, 2))
+
+
+@needs_numba
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 20), st.integers(1, 20)),
+    padding=PADDING,
+    tokens=st.integers(1, 20),
+    before=st.one_of(st.integers(0, 200), st.sampled_from([64, 128])),
+    window=st.sampled_from([5, 1000]),
+    shares_mask=st.booleans(),
+    scaling=st.sampled_from([None, 0.3, 5.0]),
+    threads=st.integers(1, 2),
+    seed=st.integers(0, 9),
+)
+def test_the_packed_kernel_equals_torch(shape, padding, tokens, before, window, shares_mask, scaling, threads, seed):
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    (kv_heads, group, dim, value_dim), rows, slots = shape, len(padding), max(padding) + before + tokens
+    query = torch.randn(rows, tokens, kv_heads * group, dim).transpose(1, 2)
+    key = torch.randn(rows, kv_heads, slots + 9, dim)[:, :, :slots]
+    value = torch.randn(rows, kv_heads, slots + 5, value_dim)[:, :, :slots]
+    slot, place = torch.arange(slots), torch.arange(slots - tokens, slots)[:, None]
+    mask = (slot <= place) & (slot > place - window) & (slot >= torch.tensor(padding)[:, None, None])
+    mask = mask[:1, None] if shares_mask else mask[:, None]
+    assert packed_attention.supports(query, key, value, mask)
+    found = packed_attention.attend_packed(query, key, value, mask, scaling)
+    expected = attend_packed(query, key, value, mask, scaling)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("other", ["bfloat16", "mask of heads", "gradient", "strided"])
+def test_what_the_packed_kernel_leaves_to_torch(other, monkeypatch):
+    monkeypatch.setattr(packed_attention, "attend_packed", None)
+    query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
+    mask = torch.ones(2, 1, 5, 30, dtype=torch.bool)
+    if other == "bfloat16":
+        query, key, value = (x.bfloat16() for x in (query, key, value))
+    elif other == "mask of heads":
+        mask = mask.expand(2, 6, 5, 30)
+    elif other == "gradient":
+        query.requires_grad_()
+    else:
+        key = torch.randn(2, 2, 30, 16)[..., ::2]
+    expected = attend_packed(query, key, value, mask, None)
+    assert torch.equal(attention_paths.attend_packed_fastest("fast", query, key, value, mask, None), expected)
 
 
 def test_packed_attention_takes_any_layout_of_the_output(monkeypatch):

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Linear layers of decode steps by oneDNN: the same products, on steps only, and nothing left behind."""
+"""Linear layers of decode steps by oneDNN and compiled code: the same products, on steps only, nothing left behind."""
 
 import pytest
 import torch
@@ -11,26 +11,35 @@ from torch import nn
 
 from bases import FAMILIES, tiny_base
 from cases import HALF, constant_schedule, control, prompts
-from sol_hf import ScheduleController, step_linear
+from sol_hf import ScheduleController, crossover, step_linear
 from sol_hf.instrumentation import Instrumentation
-from sol_hf.step_linear import StepLinear, multiply, supports
+from sol_hf.kernels import few_lines, paged_attention
+from sol_hf.step_linear import StepLinear, multiply, supports, ways_to_multiply
 from sol_hf.step_plan import Replay, active_forward
 
 
-pytestmark = pytest.mark.skipif(not step_linear.has_onednn(), reason="torch without oneDNN, or another processor")
+pytestmark = [
+    pytest.mark.skipif(not step_linear.has_onednn(), reason="torch without oneDNN"),
+    pytest.mark.skipif(not supports(torch.ones(1, 4), torch.ones(3, 4)), reason="another processor"),
+]
+needs_kernel = pytest.mark.skipif(not paged_attention.loads("numba_linear"), reason="numba is not installed")
 
 
 @pytest.fixture
 def products(monkeypatch):
-    """Shapes of the inputs that oneDNN multiplied; all weights are large enough."""
+    """Shapes of the inputs that oneDNN or compiled code multiplied; all weights are large enough."""
     seen = []
 
-    def noting(x, weight, bias):
-        seen.append(tuple(x.shape))
-        return multiply(x, weight, bias)
+    def noting(function):
+        def noted(x, weight, bias):
+            seen.append(tuple(x.shape))
+            return function(x, weight, bias)
+
+        return noted
 
     monkeypatch.setattr(step_linear, "LEAST_WEIGHTS", 1)
-    monkeypatch.setattr(step_linear, "multiply", noting)
+    monkeypatch.setattr(step_linear, "multiply", noting(multiply))
+    monkeypatch.setattr(few_lines, "multiply", noting(few_lines.multiply))
     return seen
 
 
@@ -48,6 +57,50 @@ def test_products_equal_those_of_torch(lines, channels, outputs, bias, seed):
     with torch.no_grad():
         assert supports(x, layer.weight)
         torch.testing.assert_close(multiply(x, layer.weight, layer.bias), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@needs_kernel
+@settings(max_examples=80, deadline=None)
+@given(
+    lines=st.one_of(st.integers(1, few_lines.MOST_LINES).map(lambda n: (n,)), st.sampled_from([(3, 1), (2, 16)])),
+    vectors=st.one_of(st.integers(1, 4), st.sampled_from([47, 48, 49, 97])),
+    outputs=st.one_of(st.integers(1, 120), st.just(48)),
+    bias=st.booleans(),
+    is_strided=st.booleans(),
+    threads=st.integers(1, 2),
+    seed=st.integers(0, 9),
+)
+def test_compiled_products_equal_those_of_torch(lines, vectors, outputs, bias, is_strided, threads, seed):
+    torch.manual_seed(seed)
+    channels = 16 * vectors
+    layer = nn.Linear(channels, outputs, bias=bias)
+    x = torch.randn(*lines, 2 * channels)[..., ::2] if is_strided else torch.randn(*lines, channels)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            assert few_lines.supports(x, layer.weight)
+            found, expected = few_lines.multiply(x, layer.weight, layer.bias), layer(x)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_kernel
+@settings(max_examples=30, deadline=None)
+@given(lines=st.integers(2, 20), vectors=st.integers(1, 99), outputs=st.integers(1, 60))
+def test_a_line_is_multiplied_alone_as_among_others(lines, vectors, outputs):
+    x, weight = torch.randn(lines, 16 * vectors), torch.randn(outputs, 16 * vectors)
+    together = few_lines.multiply(x, weight, None)
+    alone = torch.cat([few_lines.multiply(x[n : n + 1], weight, None) for n in range(lines)])
+    assert torch.equal(together, alone)
+
+
+@needs_kernel
+@pytest.mark.parametrize("lines, channels", [(few_lines.MOST_LINES + 1, 16), (1, 17), (1, 4)])
+def test_what_the_kernel_leaves_to_onednn(lines, channels):
+    x, weight = torch.ones(lines, channels), torch.ones(3, channels)
+    assert list(ways_to_multiply(x, weight, None)) == ["blas", "onednn"]
 
 
 class Subclass(torch.Tensor):
@@ -98,6 +151,15 @@ def test_a_refresh_is_not(products, by_the_clock):
     schedule = ScheduleController(constant_schedule(model, "cheapest", 2 * steps))
     model.generate(prompts(2), controller=schedule, max_new_tokens=steps + 2, min_new_tokens=steps + 2)
     assert steps in {shape[1] for shape in products}
+
+
+def test_a_refresh_under_fast_measures_nothing(products, by_the_clock):
+    model = control(tiny_base("llama"))
+    steps = model.config.episode_length
+    arguments = {"backend": "fast", "max_new_tokens": steps + 2, "min_new_tokens": steps + 2}
+    model.generate(prompts(2), **arguments, **HALF)
+    assert steps in {shape[1] for shape in products}
+    assert not crossover.measured_choices() and not crossover._TRIALS
 
 
 def test_many_tokens_are_left_to_torch(products, by_the_clock):

@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from .cache import SOLCache
 from .criteria import Selection, pages_to_read
 from .crossover import run_fastest
-from .kernels import paged_attention, triton_paged
+from .kernels import packed_attention, paged_attention, triton_paged
 from .paged_layer import PagedLayer
 
 
@@ -92,8 +92,30 @@ def attend_replayed(
             return kernel(query, layer, scaling)
     refuse_capture(replay.memo, query)
     if isinstance(mask, torch.Tensor) and is_bool and mask.dim() == 4 and query.shape[1] > key.shape[1]:
-        return attend_packed(query, key, value, mask, scaling)
+        return attend_packed_fastest(replay.backend, query, key, value, mask, scaling)
     return None
+
+
+def attend_packed_fastest(
+    backend: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """[`attend_packed`] in a KV refresh, by the way that a backend other than `"reference"` prefers."""
+    arguments = query, key, value, mask, scaling
+    if not packed_attention.supports(query, key, value, mask):
+        return attend_packed(*arguments)
+    if backend == "fast":
+        return packed_attention.attend_packed(*arguments)
+    ways = {
+        "sdpa": lambda: attend_packed(*arguments),
+        "compiled": lambda: packed_attention.attend_packed(*arguments),
+    }
+    shape = (*query.shape, key.shape[1], value.shape[3], key.shape[2].bit_length())
+    return run_fastest(("replay", shape, torch.get_num_threads()), ways)
 
 
 def chunk_kernel(

@@ -1,11 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The linear layers of a decode step, on the CPU in float32, by oneDNN where that is faster.
+"""The linear layers of a decode step, on the CPU in float32, by what reads their weights the fastest.
 
-torch multiplies float32 by the BLAS that it was built with, which is at its best with many rows. A step has a row a
-text, a KV refresh sixteen. oneDNN, which torch has too and uses for other dtypes, then reads the same weights at up to
-twice the speed (docs/performance.md). The products differ in the order in which they add up.
+torch multiplies float32 by the BLAS that it was built with, which is at its best with many lines. A step has a line a
+text, a KV refresh sixteen. The same weights are read faster (docs/performance.md), and products differ in the order in
+which they add up, by
+
+    onednn     which torch has too and uses for other dtypes
+    compiled   a kernel of ours, for up to 32 lines (kernels/numba_linear.py)
 
 While a base is instrumented, its large linear layers have an instance attribute `forward` that is a [`StepLinear`]. It
 acts on decode steps and KV refreshes only, and not under `backend="reference"`.
@@ -19,17 +22,18 @@ from torch import nn
 from torch.nn import functional
 
 from .crossover import run_fastest
+from .kernels import few_lines
 from .step_plan import ACTIVE
 
 
-LEAST_WEIGHTS = 1 << 18
-"""Elements of a weight below which calling oneDNN costs more than it saves."""
+LEAST_WEIGHTS = 1 << 16
+"""Elements of a weight below which choosing a way costs more than it saves."""
 MOST_LINES = 256
-"""Tokens in a forward above which both are as fast."""
+"""Tokens in a forward above which all are as fast."""
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN can multiply `x` `(..., channels)` with a weight `(outputs, channels)` for us."""
+    """Whether `x` `(..., channels)` times a weight `(outputs, channels)` can go in another way than torch's."""
     plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.is_contiguous()
     return (
         plain
@@ -37,14 +41,13 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")
-        and has_onednn()
+        and platform.machine().lower() in ("x86_64", "amd64")  # for others nothing was measured
     )
 
 
 def has_onednn() -> bool:
-    """Whether torch has oneDNN, on a processor for which it was measured to be of use."""
-    known = platform.machine().lower() in ("x86_64", "amd64")
-    return known and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    """Whether torch has oneDNN and may use it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -59,6 +62,18 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
         `torch.Tensor` of shape `(..., outputs)`.
     """
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def ways_to_multiply(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Ways to compute `functional.linear` of arguments that [`supports`] allows; the last is likely the fastest."""
+    ways = {"blas": lambda: functional.linear(x, weight, bias)}
+    if has_onednn():
+        ways["onednn"] = lambda: multiply(x, weight, bias)
+    if few_lines.supports(x, weight):
+        ways["compiled"] = lambda: few_lines.multiply(x, weight, bias)
+    return ways
 
 
 class StepLinear:
@@ -100,17 +115,12 @@ class StepLinear:
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         """The layer's output `(..., outputs)` for `(..., channels)`."""
         module, context = self.module, ACTIVE.get()
-        plan = None if context is None else context.plan
-        is_step = context is not None and (context.is_replay or context.is_step)
         lines = input.numel() // max(1, input.shape[-1])
-        if not is_step or not 0 < lines <= MOST_LINES or not supports(input, module.weight):
+        if context is None or not context.is_step or not 0 < lines <= MOST_LINES or not supports(input, module.weight):
             return functional.linear(input, module.weight, module.bias)
+        ways = ways_to_multiply(input, module.weight, module.bias)
         # Rollouts are compared and resumed to the bit, which a choice by the clock would spoil.
-        if plan is not None and (plan.backend == "fast" or plan.is_fanned_out):
-            return multiply(input, module.weight, module.bias)
-        ways: dict[str, Callable[[], torch.Tensor]] = {
-            "blas": lambda: functional.linear(input, module.weight, module.bias),
-            "onednn": lambda: multiply(input, module.weight, module.bias),
-        }
-        situation = ("linear", *module.weight.shape, lines.bit_length(), torch.get_num_threads())
+        if context.backend == "fast" or (context.plan is not None and context.plan.is_fanned_out):
+            return list(ways.values())[-1]()
+        situation = ("linear", *module.weight.shape, lines.bit_length(), tuple(ways), torch.get_num_threads())
         return run_fastest(situation, ways)

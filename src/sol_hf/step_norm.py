@@ -65,7 +65,7 @@ class StepNorm:
         """The norm's output, of the shape of its input `(..., channels)`."""
         context, module = ACTIVE.get(), self.module
         weight: torch.Tensor = module.weight  # type: ignore[assignment]
-        if context is None or not (context.is_step or context.is_replay) or not _supports(hidden_states, weight):
+        if context is None or not context.is_step or not _supports(hidden_states, weight):
             return type(module).forward(module, hidden_states)
         from .kernels.triton_norm import rms_norm
 

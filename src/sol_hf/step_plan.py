@@ -123,14 +123,20 @@ class ForwardContext:
     hidden_states: torch.Tensor | None = None
 
     @property
+    def backend(self) -> str:
+        """That of the plan or the replay; a forward that is neither is the base's own."""
+        told = self.plan or self.replay
+        return "reference" if told is None else told.backend
+
+    @property
     def is_replay(self) -> bool:
         """Whether this is a KV refresh that may round differently from the base's forward."""
-        return self.replay is not None and self.replay.backend != "reference"
+        return self.replay is not None and self.backend != "reference"
 
     @property
     def is_step(self) -> bool:
-        """Whether this is a decode step that may round differently from the base's forward."""
-        return self.plan is not None and self.plan.backend != "reference"
+        """Whether this is a decode step or a KV refresh that may round differently from the base's forward."""
+        return self.backend != "reference"
 
     @property
     def skips_head(self) -> bool:

@@ -93,16 +93,23 @@ def fetch_add(typing, pointer, place, amount):
     return types.int64(pointer, types.int64, types.int64), generate
 
 
+def ask_for(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Emit the instruction of [`prefetch`] for a pointer."""
+    word, byte_pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte_pointer, word, word, word])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte_pointer], kind)
+    builder.call(function, [builder.bitcast(address, byte_pointer), word(0), word(2), word(1)])
+
+
 @intrinsic
 def prefetch(typing, address):
-    """Ask for the cache line at an address, which may be any."""
+    """Ask for the cache line at an address, which may be any, in the second-level cache.
+
+    Many lines at once for the first-level cache would stop the processor, whose buffers for those are few.
+    """
 
     def generate(context, builder, signature, arguments):
-        word, byte_pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, word, word, word])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte_pointer], kind)
-        line = builder.inttoptr(arguments[0], byte_pointer)
-        builder.call(function, [line, word(0), word(3), word(1)])
+        ask_for(builder, builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()))
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
