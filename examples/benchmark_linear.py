@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Times the linear layers of a model in float32 on the CPU, by torch's BLAS and by oneDNN, and prints one table.
+"""Times the linear layers of a model in float32 on the CPU, in every way that a decode step may take.
 
     python examples/benchmark_linear.py --model smollm2-135m --rows 1 8 16 32 128 --json benchmark_linear.json
 
-Every line is one shape of weight, `outputs x channels`, with as many weights in turn as no cache holds. `blas` and
-`onednn` are medians in milliseconds of one product, `ratio` the first over the second, `GB/s` the weights that oneDNN
-reads per second. `--model` is `smollm2-135m`, `llama-3.2-1b`, `qwen3-4b` or `qwen3-8b`; only their shapes matter.
+Every line is one shape of weight, `outputs x channels`, with as many weights in turn as no cache holds. `blas` is the
+median in milliseconds of one product by torch's BLAS; `onednn` and `compiled` are how many times faster oneDNN and our
+kernel are (empty beyond the rows that it is for); `GB/s` the weights that the fastest reads per second. `--model` is
+`smollm2-135m`, `llama-3.2-1b`, `qwen3-4b` or `qwen3-8b`; only their shapes matter.
 """
 
 import argparse
@@ -19,10 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
 from benchmark_machine import NOTE, SHAPES, copy_bandwidth, describe_machine, show
-from sol_hf.step_linear import has_onednn, multiply
+from sol_hf.step_linear import has_onednn, ways_to_multiply
 
 
 SMOLLM2 = dict(
@@ -33,28 +33,27 @@ SMOLLM2 = dict(
     num_key_value_heads=3,
     head_dim=64,
 )
-COLUMNS = ("weight", "role", "rows", "blas", "onednn", "ratio", "GB/s")
+COLUMNS = ("weight", "role", "rows", "blas", "onednn", "compiled", "GB/s")
 BYTES_OF_WEIGHTS = 1 << 27
 """More than caches hold."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A line of the table; times in milliseconds of one product."""
+    """A line of the table; times in milliseconds of one product, by way."""
 
     outputs: int
     channels: int
     role: str
     rows: int
-    blas: float
-    onednn: float
+    times: dict[str, float]
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The line of the table."""
-        rate = 4 * self.outputs * self.channels / self.onednn / 1e6
-        numbers = f"{self.blas:.3f}", f"{self.onednn:.3f}", f"{self.blas / self.onednn:.2f}", f"{rate:.1f}"
-        return f"{self.outputs} x {self.channels}", self.role, str(self.rows), *numbers
+        blas, rate = self.times["blas"], 4 * self.outputs * self.channels / min(self.times.values()) / 1e6
+        gains = [f"{blas / self.times[way]:.2f}" if way in self.times else "" for way in ("onednn", "compiled")]
+        return f"{self.outputs} x {self.channels}", self.role, str(self.rows), f"{blas:.3f}", *gains, f"{rate:.1f}"
 
 
 def weights_of(name: str) -> dict[str, tuple[int, int]]:
@@ -78,21 +77,21 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 @torch.inference_mode()
-def time_products(outputs: int, channels: int, rows: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of a product by BLAS and by oneDNN, which take turns."""
+def time_products(outputs: int, channels: int, rows: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds of a product by every way, which take turns."""
     count = max(1, BYTES_OF_WEIGHTS // (4 * outputs * channels))
-    weights = [torch.randn(outputs, channels) for _ in range(count)]
     x = torch.randn(rows, 1, channels)
-    times: tuple[list[float], list[float]] = ([], [])
+    products = [ways_to_multiply(x, torch.randn(outputs, channels), None) for _ in range(count)]
+    times: dict[str, list[float]] = {way: [] for way in products[0]}
     for _ in range(1 + repeats):
-        times[0].append(seconds(lambda: [functional.linear(x, weight) for weight in weights]) / count)
-        times[1].append(seconds(lambda: [multiply(x, weight, None) for weight in weights]) / count)
-    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+        for way, taken in times.items():
+            taken.append(1e3 * seconds(lambda way=way: [ways[way]() for ways in products]) / count)
+    return {way: statistics.median(taken[1:]) for way, taken in times.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Time linear layers by BLAS and by oneDNN.")
+    parser = argparse.ArgumentParser(description="Time linear layers by BLAS, by oneDNN and by a compiled kernel.")
     parser.add_argument("--model", default="smollm2-135m", choices=("smollm2-135m", *SHAPES))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32, 128])
     parser.add_argument("--repeats", type=int, default=9, help="rounds that count")
@@ -106,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     machine = describe_machine("cpu") | {"copy GB/s": round(copy_bandwidth("cpu") / 1e9, 1)}
     print(", ".join(f"{name} {value}" for name, value in machine.items()), NOTE, sep="\n")
     results = [
-        Result(*shape, role, rows, *(1e3 * taken for taken in time_products(*shape, rows, options.repeats)))
+        Result(*shape, role, rows, time_products(*shape, rows, options.repeats))
         for role, shape in weights_of(options.model).items()
         for rows in options.rows
     ]
