@@ -226,6 +226,12 @@ def test_graphs_grow_with_the_text(monkeypatch):
     assert mine.capture_up_to > 36 and mine.captured[1].capacity == mine.capture_up_to
 
 
+def test_a_prompt_of_one_token_comes_before_the_graphs():
+    model, cache = small_model(), None
+    output = captured_generation(model, cache, prompts(1, 1).to(DEVICE), steps=8)
+    assert torch.equal(captured_generation(model, cache, prompts(1, 1).to(DEVICE), steps=8, cuda_graphs=True), output)
+
+
 def test_beams_are_refused():
     with pytest.raises(ValueError, match="cannot be used with beams"):
         captured_generation(small_model(), None, cuda_graphs=True, num_beams=2)

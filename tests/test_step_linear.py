@@ -62,28 +62,32 @@ def test_products_equal_those_of_torch(lines, channels, outputs, bias, seed):
 @needs_kernel
 @settings(max_examples=80, deadline=None)
 @given(
-    lines=st.one_of(st.integers(1, few_lines.MOST_LINES).map(lambda n: (n,)), st.sampled_from([(3, 1), (2, 16)])),
+    lines=st.one_of(st.integers(1, 32).map(lambda n: (n,)), st.sampled_from([(3, 1), (2, 16)])),
     vectors=st.one_of(st.integers(1, 4), st.sampled_from([47, 48, 49, 97])),
     outputs=st.one_of(st.integers(1, 120), st.just(48)),
     bias=st.booleans(),
     is_strided=st.booleans(),
     threads=st.integers(1, 2),
+    dtype=st.sampled_from(list(few_lines.MOST_LINES)),
     seed=st.integers(0, 9),
 )
-def test_compiled_products_equal_those_of_torch(lines, vectors, outputs, bias, is_strided, threads, seed):
+def test_compiled_products_equal_those_of_torch(lines, vectors, outputs, bias, is_strided, threads, dtype, seed):
     torch.manual_seed(seed)
     channels = 16 * vectors
-    layer = nn.Linear(channels, outputs, bias=bias)
+    layer = nn.Linear(channels, outputs, bias=bias).to(dtype)
     x = torch.randn(*lines, 2 * channels)[..., ::2] if is_strided else torch.randn(*lines, channels)
+    x = x.to(dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.no_grad():
-            assert few_lines.supports(x, layer.weight)
-            found, expected = few_lines.multiply(x, layer.weight, layer.bias), layer(x)
+            assert few_lines.supports(x, layer.weight) == (x.numel() <= few_lines.MOST_LINES[dtype] * channels)
+            found, expected = few_lines.multiply(x, layer.weight, layer.bias), layer.double()(x.double())
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert found.dtype == dtype
+    rounding = {torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]  # of one number, once
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=rounding)
 
 
 @needs_kernel
@@ -97,10 +101,17 @@ def test_a_line_is_multiplied_alone_as_among_others(lines, vectors, outputs):
 
 
 @needs_kernel
-@pytest.mark.parametrize("lines, channels", [(few_lines.MOST_LINES + 1, 16), (1, 17), (1, 4)])
+@pytest.mark.parametrize("lines, channels", [(33, 16), (1, 17), (1, 4)])
 def test_what_the_kernel_leaves_to_onednn(lines, channels):
     x, weight = torch.ones(lines, channels), torch.ones(3, channels)
     assert list(ways_to_multiply(x, weight, None)) == ["blas", "onednn"]
+
+
+@needs_kernel
+def test_bfloat16_is_compiled_for_few_lines_only():
+    weight = torch.ones(3, 16, dtype=torch.bfloat16)
+    ways = [list(ways_to_multiply(torch.ones(lines, 16, dtype=torch.bfloat16), weight, None)) for lines in (8, 9)]
+    assert ways == [["blas", "compiled"], ["blas"]]
 
 
 class Subclass(torch.Tensor):
@@ -110,13 +121,14 @@ class Subclass(torch.Tensor):
 @pytest.mark.parametrize(
     "x, weight",
     [
-        (torch.ones(1, 4, dtype=torch.bfloat16), torch.ones(3, 4, dtype=torch.bfloat16)),
+        (torch.ones(1, 4, dtype=torch.float16), torch.ones(3, 4, dtype=torch.float16)),
+        (torch.ones(1, 4, dtype=torch.bfloat16), torch.ones(3, 4)),
         (torch.ones(1, 4), torch.ones(4, 3).t()),
         (torch.ones(1, 4, device="meta"), torch.ones(3, 4, device="meta")),
         (torch.ones(1, 4, requires_grad=True), torch.ones(3, 4)),
         (torch.ones(1, 4), torch.ones(3, 4).as_subclass(Subclass)),
     ],
-    ids=["bfloat16", "not contiguous", "another device", "gradient", "subclass"],
+    ids=["float16", "two dtypes", "not contiguous", "another device", "gradient", "subclass"],
 )
 def test_what_is_left_to_torch(x, weight):
     assert not supports(x, weight)

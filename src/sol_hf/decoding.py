@@ -281,11 +281,12 @@ def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInpu
 
 def is_captured(cache: SOLCache, tokens: torch.Tensor) -> bool:
     """Whether the forward that processes `tokens` `(rows, number)` is to run from a [`CapturedForward`]."""
-    if cache.controls.backend == "reference" or tokens.is_floating_point():
+    length = cache.get_seq_length()
+    if cache.controls.backend == "reference" or tokens.is_floating_point() or length == 0:
         return False
     if cache.controls.cuda_graphs:
         return True
-    return cache.capture_up_to is not None and cache.get_seq_length() + tokens.shape[1] <= cache.capture_up_to
+    return cache.capture_up_to is not None and length + tokens.shape[1] <= cache.capture_up_to
 
 
 def current_capture(base: PreTrainedModel, cache: SOLCache, tokens: int) -> CapturedForward:

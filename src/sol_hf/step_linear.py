@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The linear layers of a decode step, on the CPU in float32, by what reads their weights the fastest.
+"""The linear layers of a decode step, on the CPU, by what reads their weights the fastest.
 
 torch multiplies float32 by the BLAS that it was built with, which is at its best with many lines. A step has a line a
 text, a KV refresh sixteen. The same weights are read faster (docs/performance.md), and products differ in the order in
 which they add up, by
 
-    onednn     which torch has too and uses for other dtypes
-    compiled   a kernel of ours, for up to 32 lines (kernels/numba_linear.py)
+    onednn     which torch has too and uses for bfloat16
+    compiled   a kernel of ours, for few lines: up to 32 in float32, up to 8 in bfloat16 (kernels/numba_linear.py)
 
 While a base is instrumented, its large linear layers have an instance attribute `forward` that is a [`StepLinear`]. It
 acts on decode steps and KV refreshes only, and not under `backend="reference"`.
@@ -37,7 +37,8 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
     plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.is_contiguous()
     return (
         plain
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.bfloat16)
         and x.device.type == weight.device.type == "cpu"
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")
@@ -69,7 +70,7 @@ def ways_to_multiply(
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Ways to compute `functional.linear` of arguments that [`supports`] allows; the last is likely the fastest."""
     ways = {"blas": lambda: functional.linear(x, weight, bias)}
-    if has_onednn():
+    if x.dtype == torch.float32 and has_onednn():
         ways["onednn"] = lambda: multiply(x, weight, bias)
     if few_lines.supports(x, weight):
         ways["compiled"] = lambda: few_lines.multiply(x, weight, bias)
@@ -122,5 +123,5 @@ class StepLinear:
         # Rollouts are compared and resumed to the bit, which a choice by the clock would spoil.
         if context.backend == "fast" or (context.plan is not None and context.plan.is_fanned_out):
             return list(ways.values())[-1]()
-        situation = ("linear", *module.weight.shape, lines.bit_length(), tuple(ways), torch.get_num_threads())
-        return run_fastest(situation, ways)
+        shape = (*module.weight.shape, input.dtype, lines.bit_length())
+        return run_fastest(("linear", shape, tuple(ways), torch.get_num_threads()), ways)

@@ -11,13 +11,13 @@ from .native_threads import run_in_torch_threads
 from .paged_attention import loads
 
 
-MOST_LINES = 32
+MOST_LINES = {torch.float32: 32, torch.bfloat16: 8}
 """Lines up to which the kernel is meant; with more of them reading the weights is not what costs."""
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the kernel can multiply `x` `(..., channels)` with a contiguous float32 weight on the CPU."""
-    if x.numel() > MOST_LINES * x.shape[-1] or not loads("numba_linear"):
+    """Whether the kernel can multiply `x` `(..., channels)` with a contiguous weight of the same dtype on the CPU."""
+    if x.numel() > MOST_LINES.get(weight.dtype, 0) * x.shape[-1] or not loads("numba_linear"):
         return False
     from . import numba_linear as kernel
 
@@ -25,7 +25,7 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`functional.linear` by the compiled kernel, which must support the arguments.
+    """`functional.linear` by the compiled kernel, which must support the arguments; sums are float32, rounded once.
 
     Args:
         x (`torch.Tensor` of shape `(..., channels)`): Input.
@@ -37,7 +37,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     """
     from . import numba_linear as kernel
 
-    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+    dtype, x, bias = x.dtype, x.float().contiguous(), None if bias is None else bias.float().contiguous()
     outputs, channels = weight.shape
     answer = x.new_empty(*x.shape[:-1], outputs)
     arguments = (ctypes.c_int64 * (kernel.NEXT + 1))(
@@ -50,5 +50,6 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
         outputs,
         0,
     )
-    run_in_torch_threads(kernel.multiply_float32.address, ctypes.addressof(arguments))
-    return answer
+    run = kernel.multiply_float32 if weight.dtype == torch.float32 else kernel.multiply_bfloat16
+    run_in_torch_threads(run.address, ctypes.addressof(arguments))
+    return answer.to(dtype)

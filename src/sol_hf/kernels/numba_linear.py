@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Products of a few lines with the weights of a linear layer on the CPU in float32, compiled by numba.
+"""Products of a few lines with the weights of a linear layer on the CPU, compiled by numba.
 
 Weights stay where they lie, one output after the other, and are read once. A tile of lines and outputs is summed in
 vector registers; meanwhile the weights of a later tile come into the second-level cache. Without asking for them
@@ -11,7 +11,8 @@ ahead, a core waits for memory more than half of the time.
     (outputs,           \\ block of DEPTH channels after block, so that the lines' share of it stays in the first cache
      channels)             \\ tile: 3 outputs x 8, 2 or 1 lines
 
-Every product adds up in the same order, whatever other lines there are and however many threads.
+Every product adds up in the same order, whatever other lines there are and however many threads. Lines and answers are
+float32; weights are that or bfloat16, which is widened in the registers.
 """
 
 from llvmlite import binding, ir
@@ -19,7 +20,7 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compiled_memory import FAST_MATH, ask_for, fetch_add, float32_at
+from .compiled_memory import FAST_MATH, ask_for, fetch_add, float32_at, uint16_at
 
 
 (X, WEIGHT, BIAS, ANSWER, LINES, CHANNELS, OUTPUTS, NEXT) = range(8)
@@ -40,9 +41,13 @@ VECTOR = ir.VectorType(FLOAT, LANES)
 
 
 def _load(builder: ir.IRBuilder, line: ir.Value, place: ir.Value) -> ir.Value:
-    """A vector of the numbers from `place` on."""
-    address = builder.bitcast(builder.gep(line, [place]), VECTOR.as_pointer())
-    return builder.load(address, align=4)
+    """A vector of the numbers from `place` on: float32, or the halves of them that are bfloat16."""
+    address = builder.gep(line, [place])
+    if line.type.pointee == FLOAT:
+        return builder.load(builder.bitcast(address, VECTOR.as_pointer()), align=4)
+    halves, words = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(ir.IntType(32), LANES)
+    wide = builder.zext(builder.load(builder.bitcast(address, halves.as_pointer()), align=2), words)
+    return builder.bitcast(builder.shl(wide, words([16] * LANES)), VECTOR)
 
 
 def _lines_of(builder: ir.IRBuilder, memory: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
@@ -60,13 +65,17 @@ def _add_up(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
 
 def _multiply_tile(lines: int, outputs: int):
     @intrinsic
-    def multiply_tile(typing, x, x_stride, weight, weight_stride, channels, ahead, answer, answer_stride):
-        """`answer[i, j] += x[i] @ weight[j]`; strides and `ahead`, how far to ask for weights, in numbers."""
+    def multiply_tile(typing, x, x_stride, weights, first, weight_stride, channels, ahead, answer, answer_stride):
+        """`answer[i, j] += x[i] @ weight[j]`, weights beginning at `first`; all but addresses counts numbers.
+
+        `ahead` is how far to ask for weights.
+        """
 
         def generate(context, builder, signature, arguments):
-            x, x_stride, weight, weight_stride, channels, ahead, answer, answer_stride = arguments
+            x, x_stride, weights, first, weight_stride, channels, ahead, answer, answer_stride = arguments
             line = _lines_of(builder, x, x_stride, lines)
-            row = _lines_of(builder, weight, weight_stride, outputs)
+            begins = [builder.add(first, builder.mul(weight_stride, LONG(n))) for n in range(outputs)]
+            row = [builder.gep(weights, [begin]) for begin in begins]
             before, loop = builder.block, builder.append_basic_block("loop")
             after = builder.append_basic_block("after")
             builder.branch(loop)
@@ -74,14 +83,14 @@ def _multiply_tile(lines: int, outputs: int):
             place = builder.phi(LONG)
             place.add_incoming(LONG(0), before)
             sums = [builder.phi(VECTOR) for _ in range(lines * outputs)]
-            weights = [_load(builder, row[j], place) for j in range(outputs)]
+            loaded = [_load(builder, row[j], place) for j in range(outputs)]
             for j in range(outputs):
                 ask_for(builder, builder.gep(row[j], [builder.add(place, ahead)]))
             totals: list[ir.Value] = []
             for i in range(lines):
                 numbers = _load(builder, line[i], place)
                 for j in range(outputs):
-                    product = builder.fmul(numbers, weights[j], flags=("contract",))
+                    product = builder.fmul(numbers, loaded[j], flags=("contract",))
                     totals.append(builder.fadd(sums[len(totals)], product, flags=("contract",)))
             for total, later in zip(sums, totals, strict=True):
                 total.add_incoming(VECTOR([0.0] * LANES), before)
@@ -97,7 +106,7 @@ def _multiply_tile(lines: int, outputs: int):
                     builder.store(builder.fadd(builder.load(address), total), address)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(types.int64, types.int64, weights, *[types.int64] * 6), generate
 
     return multiply_tile
 
@@ -116,24 +125,24 @@ def _begin_answer(args, first, last):
 
 
 @njit(error_model="numpy", cache=True)
-def _multiply_lines(args, x, weight, depth, answer):
+def _multiply_lines(args, x, weights, first, depth, answer):
     """All lines with the outputs of one tile, over one block of channels. Only the first tile asks for weights."""
     channels, outputs = args[CHANNELS], args[OUTPUTS]
     ahead, line = TILES_AHEAD * TILE_OUTPUTS * channels, 0
     while args[LINES] - line >= TILE_LINES:
-        _many_lines(x, channels, weight, channels, depth, ahead, answer, outputs)
+        _many_lines(x, channels, weights, first, channels, depth, ahead, answer, outputs)
         x, answer = x + 4 * TILE_LINES * channels, answer + 4 * TILE_LINES * outputs
         line, ahead = line + TILE_LINES, 0
     while args[LINES] - line >= 2:
-        _two_lines(x, channels, weight, channels, depth, ahead, answer, outputs)
+        _two_lines(x, channels, weights, first, channels, depth, ahead, answer, outputs)
         x, answer = x + 8 * channels, answer + 8 * outputs
         line, ahead = line + 2, 0
     if line < args[LINES]:
-        _one_line(x, channels, weight, channels, depth, ahead, answer, outputs)
+        _one_line(x, channels, weights, first, channels, depth, ahead, answer, outputs)
 
 
 @njit(error_model="numpy", cache=True)
-def _multiply_outputs(args, first, last):
+def _multiply_outputs(args, weights, first, last):
     """All lines with the outputs from `first` to `last`."""
     channels, outputs = args[CHANNELS], args[OUTPUTS]
     _begin_answer(args, first, last)
@@ -141,22 +150,31 @@ def _multiply_outputs(args, first, last):
         depth, x = min(DEPTH, channels - begin), args[X] + 4 * begin
         output = first
         while output + TILE_OUTPUTS <= last:
-            weight = args[WEIGHT] + 4 * (output * channels + begin)
-            _multiply_lines(args, x, weight, depth, args[ANSWER] + 4 * output)
+            _multiply_lines(args, x, weights, output * channels + begin, depth, args[ANSWER] + 4 * output)
             output += TILE_OUTPUTS
         while output < last:
-            weight = args[WEIGHT] + 4 * (output * channels + begin)
+            place = output * channels + begin
             for line in range(args[LINES]):
                 answer = args[ANSWER] + 4 * (line * outputs + output)
-                _one_product(x + 4 * line * channels, channels, weight, channels, depth, 0, answer, outputs)
+                _one_product(x + 4 * line * channels, channels, weights, place, channels, depth, 0, answer, outputs)
             output += 1
 
 
-@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy", cache=True)
-def multiply_float32(args):
-    """The kernel: takes tasks until none is left."""
+@njit(error_model="numpy", cache=True)
+def _multiply(args, weights):
+    """Takes tasks until none is left."""
     while True:
         first = fetch_add(args, NEXT, 1) * TASK_OUTPUTS
         if first >= args[OUTPUTS]:
             return
-        _multiply_outputs(args, first, min(first + TASK_OUTPUTS, args[OUTPUTS]))
+        _multiply_outputs(args, weights, first, min(first + TASK_OUTPUTS, args[OUTPUTS]))
+
+
+@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy", cache=True)
+def multiply_float32(args):
+    _multiply(args, float32_at(args[WEIGHT]))
+
+
+@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy", cache=True)
+def multiply_bfloat16(args):
+    _multiply(args, uint16_at(args[WEIGHT]))
