@@ -22,6 +22,7 @@ from bases import tiny_base
 from cases import control, left_padded, mixed_schedule, prompts
 from sol_hf import ScheduleController, SOLForCausalLM, decoding
 from sol_hf.captured_forward import CapturedForward
+from sol_hf.criteria import page_bounds
 from sol_hf.instrumentation import Instrumentation
 from sol_hf.kernels import triton_support
 from sol_hf.triton_mlp_copy import TritonMLP
@@ -96,7 +97,7 @@ def test_steps_are_those_of_the_reference(page_selection, kv_refresh):
     schedule = mixed_schedule(model, STEPS, rows=2)
     tokens, logits, _ = run(model, schedule, inputs, capture=False, kv_refresh=kv_refresh)
     my_tokens, my_logits, cache = run(model, schedule, inputs, capture=True, kv_refresh=kv_refresh)
-    assert isinstance(cache.captured.get(1), CapturedForward)
+    assert isinstance(cache.captured.get("step"), CapturedForward)
     assert torch.equal(my_tokens, tokens)
     torch.testing.assert_close(my_logits, logits, atol=1e-4, rtol=1e-4)
 
@@ -142,7 +143,7 @@ def test_a_cache_that_has_moved_is_captured_anew():
         prompts(2, 20).to(DEVICE), past_key_values=cache, max_new_tokens=3, do_sample=False, num_beams=2, **TWO_AXES
     )
     assert torch.equal(captured, output)
-    assert copy.deepcopy(cache).captured.get(1) is None
+    assert copy.deepcopy(cache).captured.get("step") is None
 
 
 def captured_generation(model, cache, tokens=None, steps=3, **options):
@@ -165,7 +166,7 @@ def captured():
 @pytest.mark.parametrize("change", ["nothing", "copies dropped", "weights", "rule", "base"])
 def test_a_step_that_would_compute_something_else_is_captured_anew(captured, change):
     model, cache, tokens = captured
-    step = cache.captured.get(1)
+    step = cache.captured.get("step")
     if change == "copies dropped":
         Instrumentation.of(model.base).drop_copies()
     elif change == "weights":
@@ -176,7 +177,7 @@ def test_a_step_that_would_compute_something_else_is_captured_anew(captured, cha
     elif change == "base":
         model = small_model()
     captured_generation(model, cache, tokens)
-    assert (cache.captured.get(1) is step) == (change == "nothing")
+    assert (cache.captured.get("step") is step) == (change == "nothing")
 
 
 def test_a_captured_step_keeps_the_copies_that_it_reads(captured):
@@ -195,7 +196,7 @@ def test_the_cache_goes_when_nobody_has_it():
     cache = model.new_cache()
     cache.capture_up_to = CAPACITY
     captured_generation(model, cache)
-    assert cache.captured.get(1) is not None
+    assert cache.captured.get("step") is not None
     gc.collect()
     gc.disable()
     try:
@@ -212,7 +213,7 @@ def test_a_text_that_outgrows_the_capture_goes_on_without():
     caches[1].capture_up_to, caches[2].capture_up_to = 24, 19
     outputs = [captured_generation(model, cache, steps=8, backend="fast") for cache in caches]
     assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
-    assert caches[1].captured.get(1).capacity == 24 and caches[2].captured.get(1) is None
+    assert caches[1].captured.get("step").capacity == 24 and caches[2].captured.get("step") is None
 
 
 def test_graphs_grow_with_the_text(monkeypatch):
@@ -222,14 +223,92 @@ def test_graphs_grow_with_the_text(monkeypatch):
     plain, mine = model.new_cache(), model.new_cache()
     output = captured_generation(model, plain, steps=16)
     assert torch.equal(captured_generation(model, mine, steps=16, cuda_graphs=True), output)
-    assert not plain.captured and set(mine.captured) == {1, EPISODE}
-    assert mine.capture_up_to > 36 and mine.captured[1].capacity == mine.capture_up_to
+    assert not plain.captured and set(mine.captured) == {"step", "refresh"}
+    assert mine.capture_up_to is None and mine.captured["step"].capacity == mine.captured_room > 36
 
 
 def test_a_prompt_of_one_token_comes_before_the_graphs():
-    model, cache = small_model(), None
-    output = captured_generation(model, cache, prompts(1, 1).to(DEVICE), steps=8)
-    assert torch.equal(captured_generation(model, cache, prompts(1, 1).to(DEVICE), steps=8, cuda_graphs=True), output)
+    model, prompt = small_model(), prompts(1, 1).to(DEVICE)
+    cache = model.new_cache()
+    output = captured_generation(model, None, prompt, steps=8)
+    assert torch.equal(captured_generation(model, cache, prompt, steps=8, cuda_graphs=True), output)
+    assert "step" in cache.captured
+
+
+@pytest.mark.parametrize("kv_refresh", [True, False])
+@pytest.mark.parametrize("added", [1, 2, 5])
+def test_the_page_index_of_a_second_turn_is_that_of_its_keys(added, kv_refresh):
+    """The turn's own tokens are appended by the host, and finish a page."""
+    model = small_model()
+    caches = [model.new_cache() for _ in range(2)]
+    for cache, options in zip(caches, ({"cuda_graphs": True}, {"backend": "fast"}), strict=True):
+        output = captured_generation(model, cache, kv_refresh=kv_refresh, **options)
+        more = torch.cat([output, prompts(1, added, seed=8).to(DEVICE)], dim=1)
+        cache.last = captured_generation(model, cache, more, kv_refresh=kv_refresh, **options)
+    assert torch.equal(caches[0].last, caches[1].last) and "step" in caches[0].captured
+    layers = [cache.layers[0] for cache in caches]
+    first = torch.zeros(1, dtype=torch.long, device=DEVICE)
+    pages = -(-layers[0].length // layers[0].page_size)
+    found, right = layers[0].page_index(first, (0, 0)), layers[0].keys
+    expected = page_bounds(right, layers[0].page_size, first, first, pages)
+    for mine, bounds in zip(found, expected, strict=True):
+        assert torch.equal(mine, bounds)
+
+
+def test_another_budget_on_the_same_cache_is_captured_anew(captured):
+    model, cache, tokens = captured
+    step = cache.captured["step"]
+    output = captured_generation(model, cache, tokens, mlp_keep=1.0)
+    assert cache.captured["step"] is not step and cache.captured["step"].dense_axes == {"mlp_keep", "bits"}
+    assert step.dense_axes == {"bits"}
+    plain = model.new_cache()
+    captured_generation(model, plain, tokens[:, :20])
+    assert torch.equal(captured_generation(model, plain, tokens, mlp_keep=1.0, backend="fast"), output)
+
+
+def test_graphs_of_one_turn_are_not_those_of_the_next():
+    model, cache = small_model(), small_model().new_cache()
+    output = captured_generation(model, cache, cuda_graphs=True)
+    cache.captured.clear()
+    captured_generation(model, cache, torch.cat([output, prompts(1, 2).to(DEVICE)], dim=1))
+    assert not cache.captured
+
+
+def test_episodes_of_one_step():
+    """A refresh of one token is not a step."""
+    model = small_model(episode_length=1)
+    output = captured_generation(model, None, steps=5, backend="reference")
+    cache = model.new_cache()
+    assert torch.equal(captured_generation(model, cache, steps=5, cuda_graphs=True), output)
+    assert cache.captured["refresh"].is_refresh and not cache.captured["step"].is_refresh
+    reference = model.new_cache()
+    captured_generation(model, reference, steps=5, backend="reference")
+    torch.testing.assert_close(cache.layers[0].keys, reference.layers[0].keys, atol=1e-4, rtol=1e-4)
+
+
+def test_a_forward_that_is_asked_for_more_is_not_captured():
+    model, cache = small_model(), small_model().new_cache()
+    asked = {"output_hidden_states": True, "return_dict_in_generate": True, "cuda_graphs": True}
+    output = captured_generation(model, cache, **asked)
+    assert all(states is not None for states in output.hidden_states) and not cache.captured
+
+
+def test_sequences_and_scores_by_graphs():
+    model, prompt = small_model(), prompts(1, 20).to(DEVICE)
+    draws = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 4, **TWO_AXES}
+    outputs = []
+    for options in ({"cuda_graphs": True}, {"backend": "fast"}):
+        torch.manual_seed(3)
+        outputs.append(model.generate(prompt, **draws, **options))
+    assert torch.equal(*outputs)
+    arguments = {"context_length": 20, **TWO_AXES}
+    mine, reference = (model.score(outputs[0], **arguments, cuda_graphs=graphs).logprobs for graphs in (True, False))
+    torch.testing.assert_close(mine, reference, atol=1e-4, rtol=1e-4)
+
+
+def test_graphs_and_the_reference_exclude_each_other():
+    with pytest.raises(ValueError, match="`cuda_graphs=True` runs the fast paths"):
+        captured_generation(small_model(), None, cuda_graphs=True, backend="reference")
 
 
 def test_beams_are_refused():
@@ -249,7 +328,7 @@ def test_the_reference_is_not_captured():
     cache = model.new_cache()
     cache.capture_up_to = CAPACITY
     captured_generation(model, cache, backend="reference")
-    assert cache.captured.get(1) is None
+    assert cache.captured.get("step") is None
 
 
 def test_other_threads_may_use_the_gpu_during_a_capture(captured, monkeypatch):
@@ -263,7 +342,7 @@ def test_other_threads_may_use_the_gpu_during_a_capture(captured, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stub)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    step = captured[1].captured.get(1)
+    step = captured[1].captured.get("step")
     monkeypatch.setattr(step, "run", lambda: None)
     step._capture()
     assert modes == ["thread_local"]
@@ -278,7 +357,7 @@ def test_levels_do_not_go_by_the_default_dtype():
         model.generate(prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=1, **TWO_AXES)
     finally:
         torch.set_default_dtype(before)
-    assert cache.captured.get(1).buffers.levels.dtype == torch.float32
+    assert cache.captured.get("step").buffers.levels.dtype == torch.float32
 
 
 def test_what_cannot_be_captured_says_why():

@@ -344,36 +344,50 @@ def test_packed_attention_is_that_over_repeated_keys(heads):
     shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 20), st.integers(1, 20)),
     padding=PADDING,
     tokens=st.integers(1, 20),
-    before=st.one_of(st.integers(0, 200), st.sampled_from([64, 128])),
+    before=st.one_of(st.integers(0, 200), st.sampled_from([64, 128, 600])),
     window=st.sampled_from([5, 1000]),
     shares_mask=st.booleans(),
     scaling=st.sampled_from([None, 0.3, 5.0]),
-    threads=st.integers(1, 2),
+    threads=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 9),
 )
-def test_the_packed_kernel_equals_torch(shape, padding, tokens, before, window, shares_mask, scaling, threads, seed):
+def test_the_packed_kernel_equals_torch(
+    shape, padding, tokens, before, window, shares_mask, scaling, threads, dtype, seed
+):
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     (kv_heads, group, dim, value_dim), rows, slots = shape, len(padding), max(padding) + before + tokens
     query = torch.randn(rows, tokens, kv_heads * group, dim).transpose(1, 2)
     key = torch.randn(rows, kv_heads, slots + 9, dim)[:, :, :slots]
     value = torch.randn(rows, kv_heads, slots + 5, value_dim)[:, :, :slots]
+    query, key, value = (x.to(dtype) for x in (query, key, value))
     slot, place = torch.arange(slots), torch.arange(slots - tokens, slots)[:, None]
     mask = (slot <= place) & (slot > place - window) & (slot >= torch.tensor(padding)[:, None, None])
     mask = mask[:1, None] if shares_mask else mask[:, None]
     assert packed_attention.supports(query, key, value, mask)
     found = packed_attention.attend_packed(query, key, value, mask, scaling)
-    expected = attend_packed(query, key, value, mask, scaling)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    expected = attend_packed(query.float(), key.float(), value.float(), mask, scaling)
+    rounding = 1e-5 if dtype == torch.float32 else 2**-8
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=rounding)
 
 
-@pytest.mark.parametrize("other", ["bfloat16", "mask of heads", "gradient", "strided"])
+@pytest.mark.parametrize(
+    "tasks, blocks, parts", [(2, 99, 1), (3, 99, 6), (3, 9, 2), (1, 1, 1), (17, 99, 1), (5, 0, 1)]
+)
+def test_keys_are_cut_into_parts_where_tasks_are_few(tasks, blocks, parts):
+    torch.set_num_threads(2)
+    assert packed_attention.number_of_splits(tasks, blocks) == parts
+
+
+@pytest.mark.parametrize("other", ["float16", "mask of heads", "gradient", "strided"])
 def test_what_the_packed_kernel_leaves_to_torch(other, monkeypatch):
     monkeypatch.setattr(packed_attention, "attend_packed", None)
     query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
     mask = torch.ones(2, 1, 5, 30, dtype=torch.bool)
-    if other == "bfloat16":
-        query, key, value = (x.bfloat16() for x in (query, key, value))
+    if other == "float16":
+        query, key, value = (x.half() for x in (query, key, value))
     elif other == "mask of heads":
         mask = mask.expand(2, 6, 5, 30)
     elif other == "gradient":

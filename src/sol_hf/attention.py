@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_paths import attend, attend_masked, attend_replayed, holds, only_hides, usable_kernel
+from .attention_paths import attend, attend_masked, attend_replayed, holds, only_hides, refuse_capture, usable_kernel
 from .criteria import (
     Selection,
     group_queries,
@@ -102,6 +102,8 @@ def _attention_function(implementation: str) -> Callable:
             output = attend_replayed(replay, module.layer_idx, query, key, value, attention_mask, scaling)
             if output is not None:
                 return output, None
+        if context is not None:
+            refuse_capture(context.memo, query)
         return original()
 
     return sol_attention_forward

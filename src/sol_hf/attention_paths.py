@@ -121,13 +121,14 @@ def attend_packed_fastest(
 def chunk_kernel(
     replay: "Replay", layer: PagedLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> "triton_paged.TritonChunkAttention | None":
-    """The Triton kernel for a KV refresh, if it can be used for a layer; made once for all of them."""
+    """The Triton kernel for a KV refresh, if it can be used for a layer; made once for all of a device."""
     if not triton_paged.supports(query, layer) or not holds(layer, key, value):
         return None
-    if "chunk kernel" not in replay.memo:
+    kernels = replay.memo.setdefault("chunk kernels", {})
+    if query.device not in kernels:
         rows = replay.memo.get("rows on device") or rows_on(query.device, replay.cache, len(query), layer.length)
-        replay.memo["chunk kernel"] = triton_paged.TritonChunkAttention(*rows)
-    return replay.memo["chunk kernel"]
+        kernels[query.device] = triton_paged.TritonChunkAttention(*rows)
+    return kernels[query.device]
 
 
 def rows_on(device: torch.device, cache: SOLCache, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,8 +142,9 @@ def refuse_capture(memo: dict, query: torch.Tensor) -> None:
     """Raise a ValueError in a captured forward, which knows no other way than the Triton kernels."""
     if "rows on device" in memo:
         raise ValueError(
-            f"A captured step needs the Triton kernels, which do not support this base: {query.shape[-1]} channels a "
-            f"head, {query.dtype}, or attention to keys that are not those in the cache. Leave out `cuda_graphs`."
+            f"CUDA graphs need the Triton kernels, which do not support this base: {query.shape[-1]} channels a head, "
+            f"{query.dtype}, attention that adds to its scores or to other keys than those in the cache. Leave out "
+            "`cuda_graphs`."
         )
 
 
@@ -228,7 +230,9 @@ def compiled_kernel(
     """The compiled kernel, set up for this step and layers of this shape; `None` where it cannot be used."""
     layer = plan.cache.layers[layer_idx]
     is_paged = plan.token_keep is None or plan.rule.criterion == "quest"
-    if plan.backend != "reference" and is_paged and triton_paged.supports(query, layer):
+    # Dense attention on a GPU is left to the base, unless the kernels were asked for.
+    takes_triton = plan.backend == "fast" or (plan.backend == "auto" and plan.token_keep is not None)
+    if takes_triton and is_paged and triton_paged.supports(query, layer):
         return triton_kernel(plan, query, layer, scaling)
     refuse_capture(plan.memo, query)
     if plan.backend == "reference" or not is_paged or not isinstance(layer, PagedLayer):
@@ -256,7 +260,7 @@ def triton_kernel(
             return kernel
     rows = len(query)
     first, count = plan.memo.get("rows on device") or rows_on(query.device, plan.cache, rows, layer.length)
-    keep = torch.ones(rows, device=query.device) if plan.token_keep is None else plan.token_keep.to(query.device)
+    keep = None if plan.token_keep is None else plan.token_keep.to(query.device)
     kernels.append(triton_paged.TritonPagedAttention(keep, first, count, plan.cache.padding_range, plan.rule, scaling))
     return kernels[-1]
 

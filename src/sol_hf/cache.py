@@ -116,7 +116,8 @@ class SOLCache(DynamicCache):
         self.action_space = action_space
         self.controls: Any = None
         self.capture_up_to: int | None = None
-        self.captured: dict[int, Any] = {}
+        self.captured_room = 0
+        self.captured: dict[str, Any] = {}
         self.decode_from: int | None = None
         self.episode = Episode()
         self.ledger = BudgetLedger(0)
@@ -240,7 +241,7 @@ class SOLCache(DynamicCache):
             layers[-1].batch_repeat_interleave(repeats)
         fanned = copy.copy(self)
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
-        fanned.capture_up_to, fanned.captured = None, {}
+        fanned.capture_up_to, fanned.captured_room, fanned.captured = None, 0, {}
         rows = repeats * len(lengths)
         fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device)
         fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))
@@ -307,6 +308,7 @@ class SOLCache(DynamicCache):
         super().reset()
         self.episode, self.ledger, self.targets, self.trace = Episode(), BudgetLedger(0), None, []
         self.padding, self.padding_range, self.position_offset, self.decode_from = None, (0, 0), None, None
+        self.captured_room, self.captured = 0, {}
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder all state for beam search. The trace stays as executed: `beam_indices` lead through it."""

@@ -50,7 +50,7 @@ class Buffers:
 class CapturedForward:
     """Forwards of a base over one cache, run from a CUDA graph where there is a GPU.
 
-    Of one token a row: decode steps. Of more: KV refreshes, dense and without logits.
+    Decode steps, or KV refreshes: dense, and without logits.
 
     Args:
         base (`PreTrainedModel`): The base, instrumented.
@@ -58,7 +58,7 @@ class CapturedForward:
         rule ([`SelectionRule`]): How keys are selected; its criterion is `quest`.
         dense_axes (`Collection[str]`): Axes that are dense at every step.
         capacity (`int`): Tokens, padding included, that the cache is given room for.
-        number (`int`): Tokens a row that a forward processes.
+        refreshed (`int`, *optional*, defaults to 0): Tokens a row that a KV refresh processes; 0 for decode steps.
 
     Raises:
         ValueError: if base or cache have a part that depends on the length in a way that a graph cannot follow.
@@ -71,24 +71,25 @@ class CapturedForward:
         rule: SelectionRule,
         dense_axes: Collection[str],
         capacity: int,
-        number: int = 1,
+        refreshed: int = 0,
     ):
-        check_capture(base, cache, rule, capacity)
+        check_capture(base, cache, rule)
+        check_room(cache, capacity)
         self.base, self.rule, self.dense_axes, self.capacity = base, rule, frozenset(dense_axes), capacity
-        self.number = number
+        self.is_refresh, self.number = refreshed > 0, refreshed or 1
         self._cache = weakref.ref(cache)  # which has this step
         self._mlps = [m.forward for m in base.modules() if isinstance(m.forward, ElasticMLP)]
         self._copies: list[TritonMLP | None] | None = None
         self.layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
         rows, device = cache.rows, cache.ledger.total_counts.device
         self.buffers = Buffers(
-            tokens=torch.zeros(rows, number, dtype=torch.long, device=device),
-            positions=torch.zeros(rows, number, dtype=torch.long, device=device),
+            tokens=torch.zeros(rows, self.number, dtype=torch.long, device=device),
+            positions=torch.zeros(rows, self.number, dtype=torch.long, device=device),
             levels=torch.ones(rows, 3, dtype=torch.float32, device=device),
             first=torch.zeros(rows, dtype=torch.long, device=device),
             count=torch.ones(rows, dtype=torch.long, device=device),
         )
-        self._places = torch.arange(number, device=device)
+        self._places = torch.arange(self.number, device=device)
         for layer in self.layers:
             layer.reserve(capacity)
         self.addresses = self._addresses()
@@ -127,13 +128,15 @@ class CapturedForward:
             layer.note_appended(length + self.number)
         return logits, hidden
 
-    def is_current(self, base: PreTrainedModel, rule: SelectionRule, dense_axes: Collection[str]) -> bool:
+    def is_current(
+        self, base: PreTrainedModel, rule: SelectionRule, dense_axes: Collection[str], refreshed: int = 0
+    ) -> bool:
         """Whether a forward of `base` under `rule`, with these axes dense, would be this one.
 
         The cache must have the rows and storage that it was made for, and room for the tokens, and the MLPs the
         copies of their weights that it reads.
         """
-        fits = self.cache.rows == len(self.buffers.tokens)
+        fits = self.cache.rows == len(self.buffers.tokens) and self.number == (refreshed or 1)
         fits = fits and self.cache.get_seq_length() + self.number <= self.capacity
         same = base is self.base and rule == self.rule and self.dense_axes == frozenset(dense_axes)
         if not (fits and same) or self.addresses != self._addresses():
@@ -145,7 +148,7 @@ class CapturedForward:
         """What is captured: one forward of the base from the buffers into the cache's storage."""
         at, cache = self.buffers, self.cache
         plan, replay, mask = None, None, None
-        if self.number == 1:
+        if not self.is_refresh:
             axes: dict[str, Any] = columns_but(self.dense_axes, at.levels)
             plan = StepPlan(cache, self.rule, backend="fast", **axes)
         else:
@@ -213,29 +216,36 @@ class CapturedForward:
         return None
 
 
-def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule, capacity: int) -> None:
-    """Raise a ValueError if the steps of a base over a cache cannot be captured; the message says why."""
+def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule) -> None:
+    """Raise a ValueError if forwards of a base over a cache of this kind cannot be captured; the message says why."""
     config = base.config.get_text_config(decoder=True)
+    if not triton_support.has_triton():
+        raise ValueError("CUDA graphs need Triton: pip install 'sol_hf[cuda]'.")
     others = sorted({type(layer).__name__ for layer in cache.layers if not isinstance(layer, PagedLayer)})
     if others:
-        raise ValueError(f"A captured step needs full-attention layers only; this cache has {', '.join(others)}.")
+        raise ValueError(f"CUDA graphs need full-attention layers only; this cache has {', '.join(others)}.")
     if rule.criterion != "quest":
-        raise ValueError(f"A captured step needs the criterion 'quest', not {rule.criterion!r}.")
-    if config._attn_implementation != PREFIX + "sdpa":
-        raise ValueError("A captured step needs a base with attn_implementation='sdpa', within a generation.")
+        raise ValueError(f"CUDA graphs need the criterion 'quest', not {rule.criterion!r}.")
+    if config._attn_implementation.removeprefix(PREFIX) != "sdpa":
+        raise ValueError("CUDA graphs need a base with attn_implementation='sdpa'.")
+    devices = {parameter.device for parameter in base.parameters()}
+    if len(devices) > 1:
+        raise ValueError(f"CUDA graphs need a base on one device; this one is on {sorted(map(str, devices))}.")
     changing = sorted({kind for module in base.modules() for kind in _rope_types(module) if _follows_length(kind)})
     if changing:
         raise ValueError(
-            f"A captured step cannot follow rotary embeddings that change with the length: rope_type={changing[0]!r}. "
+            f"CUDA graphs cannot follow rotary embeddings that change with the length: rope_type={changing[0]!r}. "
             "Leave out `cuda_graphs`."
         )
+
+
+def check_room(cache: SOLCache, capacity: int) -> None:
+    """Raise a ValueError if a cache of so many tokens has no place for another, or no prompt yet."""
     if capacity <= cache.get_seq_length() or cache.get_seq_length() == 0:
         raise ValueError(
             f"`capture_up_to` is {capacity}, but the cache holds {cache.get_seq_length()} tokens: it must be larger, "
             "and a step can only be captured after a prompt."
         )
-    if not triton_support.has_triton():
-        raise ValueError("A captured step needs Triton: pip install 'sol_hf[cuda]'.")
 
 
 def _rope_types(module: nn.Module) -> list[str]:

@@ -28,6 +28,8 @@ from .criteria import SelectionRule
 from .step_plan import Replay, StepPlan, active_forward
 
 
+NOT_CAPTURED = ("use_cache", "cache_position", "logits_to_keep")
+"""Arguments of a forward that make no difference to a captured one."""
 GROWTH_TOKENS = 256
 """Room for so many tokens at least, or a quarter more, is made with a CUDA graph."""
 AUTO_REFRESH_BELOW = 0.45
@@ -160,7 +162,8 @@ def refresh(base: PreTrainedModel, cache: SOLCache, inputs: ForwardInputs) -> No
     """
     tokens = take_back_sparse(base, cache)
     skips_head = not cache.controls.controller.needs_logits
-    if skips_head and tokens.shape[1] == cache.controls.episode_length and is_captured(cache, tokens):
+    is_whole = tokens.shape[1] == cache.controls.episode_length
+    if skips_head and is_whole and is_captured(cache, tokens, inputs):
         captured = current_capture(base, cache, tokens.shape[1])
         cache.end_episode(captured(tokens)[1], tokens[:, -1:])
         return
@@ -256,8 +259,8 @@ def decode_step(
     observation = observe(base, cache, token)
     actions = choose(observation, cache)
     controls, values = cache.controls, cache.action_space.values_on(actions.device)[actions]
-    if is_captured(cache, token):
-        logits, hidden = current_capture(base, cache, 1)(token, values)
+    if is_captured(cache, token, inputs):
+        logits, hidden = current_capture(base, cache)(token, values)
         output, is_dense = CausalLMOutputWithPast(logits=logits, past_key_values=cache), False
     else:
         ways = controls.backend, controls.bits_backend, controls.dense_axes
@@ -279,24 +282,35 @@ def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInpu
     return replace(inputs, attention_mask=None)
 
 
-def is_captured(cache: SOLCache, tokens: torch.Tensor) -> bool:
-    """Whether the forward that processes `tokens` `(rows, number)` is to run from a [`CapturedForward`]."""
+def is_captured(cache: SOLCache, tokens: torch.Tensor, inputs: ForwardInputs) -> bool:
+    """Whether the forward that processes `tokens` `(rows, number)` is to run from a [`CapturedForward`].
+
+    One that is asked for more than logits, such as all hidden states, is not.
+    """
     length = cache.get_seq_length()
-    if cache.controls.backend == "reference" or tokens.is_floating_point() or length == 0:
+    extra = (value for name, value in inputs.extra.items() if name not in NOT_CAPTURED)
+    asks_more = any(value is not None and value is not False for value in extra)
+    if cache.controls.backend == "reference" or tokens.is_floating_point() or length == 0 or asks_more:
         return False
     if cache.controls.cuda_graphs:
         return True
     return cache.capture_up_to is not None and length + tokens.shape[1] <= cache.capture_up_to
 
 
-def current_capture(base: PreTrainedModel, cache: SOLCache, tokens: int) -> CapturedForward:
-    """The cache's [`CapturedForward`] for so many tokens a row, made anew if what it would compute has changed."""
-    length, settings = cache.get_seq_length() + tokens, (cache.controls.rule, cache.controls.dense_axes)
-    if cache.capture_up_to is None or length > cache.capture_up_to:
-        cache.capture_up_to = length + max(GROWTH_TOKENS, length // 4)
-    captured = cache.captured.get(tokens)
-    if captured is None or not captured.is_current(base, *settings):
-        captured = cache.captured[tokens] = CapturedForward(base, cache, *settings, cache.capture_up_to, tokens)
+def current_capture(base: PreTrainedModel, cache: SOLCache, refreshed: int = 0) -> CapturedForward:
+    """The cache's [`CapturedForward`] for steps, or for KV refreshes of so many tokens a row.
+
+    It is made anew if what it would compute has changed, or if there is no room for the tokens.
+    """
+    controls, length = cache.controls, cache.get_seq_length() + (refreshed or 1)
+    room = max(cache.captured_room, cache.capture_up_to or 0)
+    if length > room:
+        room = cache.captured_room = length + max(GROWTH_TOKENS, length // 4)
+    kind = "refresh" if refreshed else "step"
+    captured = cache.captured.get(kind)
+    if captured is None or not captured.is_current(base, controls.rule, controls.dense_axes, refreshed):
+        captured = CapturedForward(base, cache, controls.rule, controls.dense_axes, room, refreshed)
+        cache.captured[kind] = captured
     return captured
 
 

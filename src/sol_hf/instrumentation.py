@@ -20,6 +20,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .attention import register_attention
 from .cache import SOLCache
+from .captured_forward import check_capture
+from .criteria import SelectionRule
 from .elastic import (
     UnsupportedAxisError,
     capture_hidden_state,
@@ -127,10 +129,13 @@ class Instrumentation:
         for mlp in self._mlps:
             mlp.int8_copy()
 
-    def require_gpu(self) -> None:
-        """Raise a ValueError if the base is not where CUDA graphs can run."""
-        if self._head.weight.device.type not in triton_support.DEVICES:
-            raise ValueError(f"`cuda_graphs=True` needs a GPU, but the base is on {self._head.weight.device}.")
+    def require_graphs(self, cache: SOLCache, rule: SelectionRule) -> None:
+        """Raise a ValueError if forwards of the base over a cache of this kind cannot run from CUDA graphs."""
+        base = self._base()
+        assert base is not None, "an instrumentation is only reached through its base"
+        if base.device.type not in triton_support.DEVICES:
+            raise ValueError(f"`cuda_graphs=True` needs a GPU, but the base is on {base.device}.")
+        check_capture(base, cache, rule)
 
     @property
     def copied_bytes(self) -> int:

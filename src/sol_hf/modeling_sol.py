@@ -292,7 +292,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 a fast path, `"auto"` where it is measured to be faster.
             bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
                 in int8.
-            cuda_graphs (`bool`, *optional*, defaults to `False`): Run the base's steps and refreshes from CUDA graphs.
+            cuda_graphs (`bool`, *optional*, defaults to `False`): Run steps from CUDA graphs, `backend="fast"`.
             kwargs: What transformers' generate takes.
 
         Returns:
@@ -335,7 +335,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if "bits" in axes and options.bits_backend == "int8":
             instrumentation.require_int8()
         if options.cuda_graphs:
-            instrumentation.require_gpu()
+            instrumentation.require_graphs(self.new_cache(), self.config.selection_rule)
         if self.policy.device.type != self.base.device.type:
             raise ValueError(f"The policy is on {self.policy.device}, the base on {self.base.device}.")
         controller = options.controller or PolicyController(self.policy)

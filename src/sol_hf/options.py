@@ -38,11 +38,10 @@ STORED_DEFAULTS: dict[str, Any] = {
     "do_sample_actions": False,
     "backend": "auto",
     "bits_backend": "fake",
-    "cuda_graphs": False,
 }
 BUDGET_NAMES = ("compute", *AXES)
 DENSE_OF = dict(zip(AXES, DENSE, strict=True))
-OPTION_NAMES = (*STORED_DEFAULTS, "budget", "controller", "action_processors")
+OPTION_NAMES = (*STORED_DEFAULTS, "budget", "controller", "action_processors", "cuda_graphs")
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ class DecodeOptions:
                 )
         if not (math.isfinite(self.action_temperature) and self.action_temperature > 0):
             raise ValueError(f"`action_temperature` must be positive, got {self.action_temperature}.")
+        if self.cuda_graphs and self.backend == "reference":
+            raise ValueError("`cuda_graphs=True` runs the fast paths: leave out `backend='reference'`.")
         if self.action_processors and self.is_empty:
             raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
 
@@ -136,7 +137,7 @@ class DecodeOptions:
             kv_refresh=self.kv_refresh,
             do_sample=self.do_sample_actions,
             temperature=self.action_temperature,
-            backend=self.backend,
+            backend="fast" if self.cuda_graphs else self.backend,
             bits_backend=self.bits_backend,
             cuda_graphs=self.cuda_graphs,
             dense_axes=self.dense_axes(config.action_space),
@@ -181,6 +182,7 @@ def resolve_options(
         budget=budget,
         controller=given.get("controller"),
         action_processors=given.get("action_processors"),
+        cuda_graphs=given.get("cuda_graphs", False),
         **resolved,
     )
 

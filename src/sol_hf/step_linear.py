@@ -37,6 +37,7 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
     plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.is_contiguous()
     return (
         plain
+        and x.shape[-1] == weight.shape[1]
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.device.type == weight.device.type == "cpu"

@@ -129,6 +129,12 @@ class ForwardContext:
         return "reference" if told is None else told.backend
 
     @property
+    def memo(self) -> dict[str, Any]:
+        """That of the plan or the replay, else an empty one."""
+        told = self.plan or self.replay
+        return {} if told is None else told.memo
+
+    @property
     def is_replay(self) -> bool:
         """Whether this is a KV refresh that may round differently from the base's forward."""
         return self.replay is not None and self.backend != "reference"

@@ -1,16 +1,19 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Attention of a few new tokens over many cached keys on the CPU in float32, compiled by numba: for KV refreshes.
+"""Attention of a few new tokens over many cached keys on the CPU, compiled by numba: for KV refreshes.
 
 The queries of a key-value head, those of all heads of its group and all new tokens, are the columns of a matrix. What
 is computed for them is laid out `(keys or channels, columns)`, so that vectors run along the columns: products need no
 sums across a vector, and neither does the softmax.
 
-    task    (row, key-value head, COLUMNS of its queries), for block after block of BLOCK keys:
+    task    (row, key-value head, COLUMNS of its queries, part of the keys), for block after block of BLOCK keys:
 
     scores  (keys, columns)      = keys @ queries        tiles of 8 keys x 3 vectors, summed over channels
     output  (channels, columns) += values.T @ weights    tiles of 8 channels x 3 vectors, summed over keys
+
+Keys and values in bfloat16 are widened first, a block at a time. Where there are few tasks for the threads, the keys
+are cut into parts, which are put together afterwards.
 """
 
 import numpy as np
@@ -18,14 +21,14 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from .compiled_memory import FAST_MATH, exp_of_negative, fetch_add, float32_at, prefetch, uint8_at
+from .compiled_memory import FAST_MATH, exp_of_negative, fetch_add, float32_at, prefetch, uint8_at, uint16_at, widen
 from .numba_linear import FLOAT, LANES, LONG, TILE_LINES, VECTOR
 
 
 (QUERIES, KEYS, VALUES, MASK, OUTPUT, SCRATCH) = range(6)
 (ROWS, KV_HEADS, PARTS, TOKENS, SLOTS, DIM, VALUE_DIM) = range(6, 13)
 (KEY_ROW, KEY_HEAD, KEY_SLOT, VALUE_ROW, VALUE_HEAD, VALUE_SLOT, MASK_ROW, MASK_TOKEN) = range(13, 21)
-NEXT = 21
+(SPLITS, IS_HALF, SCRATCH_EACH, NEXT) = range(21, 25)
 TILE_VECTORS = 3
 COLUMNS = TILE_VECTORS * LANES
 BLOCK = 64
@@ -33,7 +36,10 @@ BLOCK = 64
 TILES_AHEAD = 2
 LINE = 64
 """Bytes in a line of the processor's cache."""
+STATE = BLOCK * COLUMNS
+"""Where in the scratch of a task the maxima of its columns are; their sums follow."""
 SCRATCH_FLOATS = (BLOCK + 4) * COLUMNS
+"""For a task, and as many more as a block of keys and values has if they are to be widened."""
 ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 
 
@@ -109,13 +115,23 @@ def _prefetch_tile(memory, stride, dim):
 
 
 @njit(error_model="numpy", cache=True)
-def _score(args, keys, values, count, queries, scores):
+def _widen_lines(source, stride, count, dim, target):
+    """Lines of bfloat16 as float32, one after the other."""
+    for n in range(count):
+        numbers, place = uint16_at(source + 2 * n * stride), float32_at(target + 4 * n * dim)
+        for i in range(dim):
+            place[i] = widen(numbers[i])
+
+
+@njit(error_model="numpy", cache=True)
+def _score(args, keys, stride, values, count, queries, scores):
     """Products of `count` keys with all columns; asks for the values, which come next, and for later keys."""
-    dim, stride = args[DIM], args[KEY_SLOT]
+    dim = args[DIM]
     key = 0
     while key + TILE_LINES <= count:
-        _prefetch_tile(keys + 4 * (key + TILES_AHEAD * TILE_LINES) * stride, stride, dim)
-        _prefetch_tile(values + 4 * key * args[VALUE_SLOT], args[VALUE_SLOT], args[VALUE_DIM])
+        if not args[IS_HALF]:
+            _prefetch_tile(keys + 4 * (key + TILES_AHEAD * TILE_LINES) * stride, stride, dim)
+            _prefetch_tile(values + 4 * key * args[VALUE_SLOT], args[VALUE_SLOT], args[VALUE_DIM])
         _score_many(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
         key += TILE_LINES
     while key < count:
@@ -182,36 +198,48 @@ def _update_softmax(scores, count, state, value_dim, output):
 
 @njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _attend(args, task):
-    """Attention of some columns of one key-value head."""
-    part, pair = task % args[PARTS], task // args[PARTS]
+    """Attention of some columns of one key-value head over a part of its keys; not divided yet if there are more."""
+    split, columns = task % args[SPLITS], task // args[SPLITS]
+    part, pair = columns % args[PARTS], columns // args[PARTS]
     row, head = pair // args[KV_HEADS], pair % args[KV_HEADS]
-    queries = args[QUERIES] + 4 * task * args[DIM] * COLUMNS
-    keys = args[KEYS] + 4 * (row * args[KEY_ROW] + head * args[KEY_HEAD])
-    values = args[VALUES] + 4 * (row * args[VALUE_ROW] + head * args[VALUE_HEAD])
-    scores = args[SCRATCH] + 4 * task * SCRATCH_FLOATS
+    size = 2 if args[IS_HALF] else 4
+    queries = args[QUERIES] + 4 * columns * args[DIM] * COLUMNS
+    all_keys = args[KEYS] + size * (row * args[KEY_ROW] + head * args[KEY_HEAD])
+    all_values = args[VALUES] + size * (row * args[VALUE_ROW] + head * args[VALUE_HEAD])
+    scores = args[SCRATCH] + 4 * task * args[SCRATCH_EACH]
     answer = args[OUTPUT] + 4 * task * args[VALUE_DIM] * COLUMNS
-    state, output = float32_at(scores + 4 * BLOCK * COLUMNS), float32_at(answer)
+    state, output = float32_at(scores + 4 * STATE), float32_at(answer)
+    wide_keys = scores + 4 * SCRATCH_FLOATS
+    wide_values = wide_keys + 4 * BLOCK * args[DIM]
+    blocks = -(-args[SLOTS] // BLOCK)
+    each = -(-blocks // args[SPLITS]) * BLOCK
     for c in range(COLUMNS):
         state[c], state[COLUMNS + c] = NOTHING, ZERO
     for i in range(args[VALUE_DIM] * COLUMNS):
         output[i] = ZERO
-    for begin in range(0, args[SLOTS], BLOCK):
+    for begin in range(split * each, min((split + 1) * each, args[SLOTS]), BLOCK):
         count = min(BLOCK, args[SLOTS] - begin)
-        block = values + 4 * begin * args[VALUE_SLOT]
-        _score(args, keys + 4 * begin * args[KEY_SLOT], block, count, queries, scores)
+        keys, key_stride = all_keys + size * begin * args[KEY_SLOT], args[KEY_SLOT]
+        values, value_stride = all_values + size * begin * args[VALUE_SLOT], args[VALUE_SLOT]
+        if args[IS_HALF]:
+            _widen_lines(keys, key_stride, count, args[DIM], wide_keys)
+            _widen_lines(values, value_stride, count, args[VALUE_DIM], wide_values)
+            keys, key_stride, values, value_stride = wide_keys, args[DIM], wide_values, args[VALUE_DIM]
+        _score(args, keys, key_stride, values, count, queries, scores)
         _hide(args, row, part, begin, count, float32_at(scores))
         _update_softmax(float32_at(scores), count, state, args[VALUE_DIM], output)
-        _add_values(block, args[VALUE_SLOT], count, scores, args[VALUE_DIM], answer)
-    for i in range(args[VALUE_DIM]):
-        for c in range(COLUMNS):
-            output[i * COLUMNS + c] /= state[COLUMNS + c]
+        _add_values(values, value_stride, count, scores, args[VALUE_DIM], answer)
+    if args[SPLITS] == 1:
+        for i in range(args[VALUE_DIM]):
+            for c in range(COLUMNS):
+                output[i * COLUMNS + c] /= state[COLUMNS + c]
 
 
 @cfunc(types.void(types.CPointer(types.int64)), error_model="numpy", cache=True)
-def attend_float32(args):
+def attend(args):
     """The kernel: takes tasks until none is left."""
     while True:
         task = fetch_add(args, NEXT, 1)
-        if task >= args[ROWS] * args[KV_HEADS] * args[PARTS]:
+        if task >= args[ROWS] * args[KV_HEADS] * args[PARTS] * args[SPLITS]:
             return
         _attend(args, task)

@@ -15,11 +15,12 @@ import triton.language as tl
 from torch.nn.functional import scaled_dot_product_attention
 
 from . import triton_support
-from .triton_attention import LOG2_E, absorb, merge_parts
+from .triton_attention import LOG2_E, absorb, merge_parts, number_of_splits
 
 
-PROGRAMS = 256
 BLOCK_TOKENS = 64
+LEAST_BLOCKS = 4
+"""Blocks of tokens that a part of the keys has at least."""
 MOST_QUERIES = 64
 """Tokens times query heads of a group that one program holds; without tensor cores, in float32, a quarter of that."""
 
@@ -63,12 +64,6 @@ def _attend_chunk(
     tl.store(sums + part[:, None] * value_dim + v[None, :], merged, mask=packed & (v < value_dim)[None, :])
 
 
-def number_of_splits(lines: int, tokens: int) -> int:
-    """Into how many parts to cut the up to `tokens` keys of each of `lines` key-value heads, a power of two."""
-    wanted = min(triton.cdiv(PROGRAMS, lines), triton.cdiv(tokens, 4 * BLOCK_TOKENS))
-    return 1 << (max(wanted, 1).bit_length() - 1)
-
-
 @torch.library.custom_op("sol_hf::attend_chunk", mutates_args=())
 def attend_chunk(
     query: torch.Tensor,
@@ -98,7 +93,7 @@ def attend_chunk(
     rows, heads, tokens, dim = query.shape
     kv_heads, slots, value_dim = *keys.shape[1:3], values.shape[-1]
     lines, group = rows * kv_heads, heads // kv_heads
-    pack, splits = group * tokens, number_of_splits(lines, slots)
+    pack, splits = group * tokens, number_of_splits(lines, triton.cdiv(slots, LEAST_BLOCKS))
     first, count = first.contiguous(), count.contiguous()
     peak = torch.empty(lines, splits, pack, dtype=torch.float32, device=query.device)
     mass, sums = torch.empty_like(peak), peak.new_empty(lines, splits, pack, value_dim)

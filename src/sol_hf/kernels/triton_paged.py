@@ -30,7 +30,8 @@ class TritonPagedAttention:
     """Decode attention over the best pages of the layers of one decode step.
 
     Args:
-        token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the cached tokens to read.
+        token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the cached tokens to read; all of them
+            without it.
         first (`torch.LongTensor` of shape `(rows,)`): Slot of every row's first real token.
         count (`torch.LongTensor` of shape `(rows,)`): Keys of every row, the new token's included.
         padding (`tuple[int, int]`): Smallest and largest value of `first`, known to the host.
@@ -40,15 +41,17 @@ class TritonPagedAttention:
 
     def __init__(
         self,
-        token_keep: torch.Tensor,
+        token_keep: torch.Tensor | None,
         first: torch.Tensor,
         count: torch.Tensor,
         padding: tuple[int, int],
         rule: SelectionRule,
         scaling: float | None,
     ):
-        self.token_keep, self.first, self.count = token_keep.float().contiguous(), first, count
+        keep = torch.ones(len(first), device=first.device) if token_keep is None else token_keep
+        self.token_keep, self.first, self.count = keep.float().contiguous(), first, count
         self.padding, self.rule, self.scaling = padding, rule, scaling
+        self.is_shared = rule.page_selection == "group" or token_keep is None  # all heads read the same keys
 
     def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
         """Whether a layer can be attended to with these settings."""
@@ -60,7 +63,7 @@ class TritonPagedAttention:
 
         keys, values = layer.stores()
         upper, lower, pages = layer.page_stores(self.first, self.padding)
-        size, shared = self.rule.page_size, self.rule.page_selection == "group"
+        size, shared = self.rule.page_size, self.is_shared
         scores = triton_pages.score_pages(query, upper, lower, self.token_keep, self.count, pages, size, shared)
         chosen, chosen_count = triton_select.select_largest(scores, self.token_keep, self.count, size, False)
         scaling = query.shape[-1] ** -0.5 if self.scaling is None else self.scaling

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Triton: the page index of a decode step. One kernel writes the new token into it, one scores its pages.
+"""Triton: the page index on a GPU. One kernel writes new tokens into stores and index, one scores the pages.
 
 `first` `(rows,)` is the slot of a row's first real token and `count` `(rows,)` the number of its keys, both on the
 device: slot `first + rank` holds the key of that rank, and page `rank // page_size` describes it.
