@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from .crossover import run_fastest
 from .kernels import few_lines
+from .step_part import StepPart
 from .step_plan import ACTIVE
 
 
@@ -78,41 +79,23 @@ def ways_to_multiply(
     return ways
 
 
-class StepLinear:
+class StepLinear(StepPart):
     """What the forward of one linear layer does while its base is instrumented.
 
     Args:
         module (`nn.Linear`): The layer.
     """
 
+    module: nn.Linear
+
     is_plain_product = True
     """What the MLP's fast paths ask: whether this forward computes what the weights say."""
-
-    def __init__(self, module: nn.Linear):
-        self.module = module
-
-    def __reduce__(self) -> str:
-        raise TypeError("A base cannot be copied or pickled during a generation: do it before or after.")
 
     @classmethod
     def all_of(cls, base: nn.Module) -> "tuple[StepLinear, ...]":
         """For every linear layer of a base that is large enough and computes what its class does."""
         linears = [module for module in base.modules() if type(module) is nn.Linear]
         return tuple(cls(module) for module in linears if module.weight.numel() >= LEAST_WEIGHTS)
-
-    def install(self) -> Callable[[], None]:
-        """Take the place of the layer's forward, unless it was replaced already.
-
-        Returns:
-            `Callable`: [`StepLinear.remove`].
-        """
-        vars(self.module).setdefault("forward", self)
-        return self.remove
-
-    def remove(self) -> None:
-        """Undo [`install`]."""
-        if vars(self.module).get("forward") is self:
-            del self.module.forward
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         """The layer's output `(..., outputs)` for `(..., channels)`."""

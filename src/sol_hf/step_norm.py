@@ -8,7 +8,6 @@ instrumented, its root mean square norms have an instance attribute `forward` th
 steps and KV refreshes, and not under `backend="reference"`.
 """
 
-from collections.abc import Callable
 from types import CodeType
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .kernels import triton_support
+from .step_part import StepPart
 from .step_plan import ACTIVE
 
 
@@ -29,37 +29,17 @@ def _gist(code: CodeType) -> tuple:
     return code.co_code, code.co_names, code.co_consts
 
 
-class StepNorm:
+class StepNorm(StepPart):
     """What the forward of one norm does while its base is instrumented.
 
     Args:
         module (`nn.Module`): The norm.
     """
 
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def __reduce__(self) -> str:
-        raise TypeError("A base cannot be copied or pickled during a generation: do it before or after.")
-
     @classmethod
     def all_of(cls, base: nn.Module) -> "tuple[StepNorm, ...]":
         """For every norm of a base that a kernel can stand in for."""
         return tuple(cls(module) for module in base.modules() if is_rms_norm(module))
-
-    def install(self) -> Callable[[], None]:
-        """Take the place of the norm's forward, unless it was replaced already.
-
-        Returns:
-            `Callable`: [`StepNorm.remove`].
-        """
-        vars(self.module).setdefault("forward", self)
-        return self.remove
-
-    def remove(self) -> None:
-        """Undo [`install`]."""
-        if vars(self.module).get("forward") is self:
-            del self.module.forward
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The norm's output, of the shape of its input `(..., channels)`."""
