@@ -19,7 +19,8 @@ ORDER = """
     crossover criteria kernels/__init__ kernels/triton_support kernels/triton_select kernels/triton_pages
     kernels/triton_attention kernels/triton_chunk kernels/triton_mlp kernels/triton_norm paged_layer
     kernels/triton_paged kernels/native_threads
-    kernels/compiled_memory kernels/vectors kernels/numba_attention kernels/paged_attention kernels/numba_mlp kernels/sparse_mlp
+    kernels/compiled_memory kernels/vectors kernels/numba_attention kernels/paged_attention kernels/numba_mlp
+    kernels/sparse_mlp
     kernels/numba_linear kernels/few_lines kernels/numba_packed_attention kernels/packed_attention
     mlp_parts mlp_copy input_major_mlp triton_mlp_copy int8_mlp shared_prefix configuration_sol outputs
     cache step_plan policy_heads modeling_sol_policy attention_paths attention elastic elastic_mlp

@@ -15,18 +15,16 @@ Every product adds up in the same order, whatever other lines there are and howe
 float32; weights are that or bfloat16, which is widened in the registers.
 """
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .compiled_memory import FAST_MATH, ask_for, fetch_add, float32_at, uint16_at
+from .vectors import FLOAT, HAS_WIDE_VECTORS, LANES, LONG, VECTOR, add_product, load_vector
 
 
 (X, WEIGHT, BIAS, ANSWER, LINES, CHANNELS, OUTPUTS, NEXT) = range(8)
-HAS_WIDE_VECTORS = bool(binding.get_host_cpu_features().get("avx512f"))
-LANES = 16 if HAS_WIDE_VECTORS else 8
-"""Numbers in a vector."""
 TILE_LINES = 8 if HAS_WIDE_VECTORS else 4
 TILE_OUTPUTS = 3
 """A tile's sums, its weights and one vector of a line fit into the registers."""
@@ -34,20 +32,6 @@ TASK_OUTPUTS = 48
 DEPTH = 768
 """Channels in a block."""
 TILES_AHEAD = 2
-
-
-FLOAT, LONG = ir.FloatType(), ir.IntType(64)
-VECTOR = ir.VectorType(FLOAT, LANES)
-
-
-def _load(builder: ir.IRBuilder, line: ir.Value, place: ir.Value) -> ir.Value:
-    """A vector of the numbers from `place` on: float32, or the halves of them that are bfloat16."""
-    address = builder.gep(line, [place])
-    if line.type.pointee == FLOAT:
-        return builder.load(builder.bitcast(address, VECTOR.as_pointer()), align=4)
-    halves, words = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(ir.IntType(32), LANES)
-    wide = builder.zext(builder.load(builder.bitcast(address, halves.as_pointer()), align=2), words)
-    return builder.bitcast(builder.shl(wide, words([16] * LANES)), VECTOR)
 
 
 def _lines_of(builder: ir.IRBuilder, memory: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
@@ -83,15 +67,14 @@ def _multiply_tile(lines: int, outputs: int):
             place = builder.phi(LONG)
             place.add_incoming(LONG(0), before)
             sums = [builder.phi(VECTOR) for _ in range(lines * outputs)]
-            loaded = [_load(builder, row[j], place) for j in range(outputs)]
+            loaded = [load_vector(builder, row[j], place) for j in range(outputs)]
             for j in range(outputs):
                 ask_for(builder, builder.gep(row[j], [builder.add(place, ahead)]))
             totals: list[ir.Value] = []
             for i in range(lines):
-                numbers = _load(builder, line[i], place)
+                numbers = load_vector(builder, line[i], place)
                 for j in range(outputs):
-                    product = builder.fmul(numbers, loaded[j], flags=("contract",))
-                    totals.append(builder.fadd(sums[len(totals)], product, flags=("contract",)))
+                    totals.append(add_product(builder, sums[len(totals)], numbers, loaded[j]))
             for total, later in zip(sums, totals, strict=True):
                 total.add_incoming(VECTOR([0.0] * LANES), before)
                 total.add_incoming(later, loop)

@@ -22,7 +22,8 @@ from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 from .compiled_memory import FAST_MATH, exp_of_negative, fetch_add, float32_at, prefetch, uint8_at, uint16_at, widen
-from .numba_linear import FLOAT, LANES, LONG, TILE_LINES, VECTOR
+from .numba_linear import TILE_LINES
+from .vectors import FLOAT, LANES, LONG, VECTOR, add_product, spread
 
 
 (QUERIES, KEYS, VALUES, MASK, OUTPUT, SCRATCH) = range(6)
@@ -72,10 +73,9 @@ def _multiply_tile(lines: int, adds: bool):
             offset = builder.mul(place, place_stride)
             totals: list[ir.Value] = []
             for i in range(lines):
-                factor = _spread(builder, builder.load(builder.gep(line[i], [offset]), align=4))
+                factor = spread(builder, builder.load(builder.gep(line[i], [offset]), align=4))
                 for vector in vectors:
-                    product = builder.fmul(factor, vector, flags=("contract",))
-                    totals.append(builder.fadd(sums[len(totals)], product, flags=("contract",)))
+                    totals.append(add_product(builder, sums[len(totals)], factor, vector))
             for total, first, later in zip(sums, begin, totals, strict=True):
                 total.add_incoming(first, before)
                 total.add_incoming(later, loop)
@@ -94,12 +94,6 @@ def _multiply_tile(lines: int, adds: bool):
 
 def _vector_at(builder: ir.IRBuilder, memory: ir.Value, place: ir.Value) -> ir.Value:
     return builder.bitcast(builder.gep(memory, [place]), VECTOR.as_pointer())
-
-
-def _spread(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
-    """A vector of one number."""
-    alone = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), number, ir.IntType(32)(0))
-    return builder.shuffle_vector(alone, alone, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
 _score_many, _score_one = _multiply_tile(TILE_LINES, adds=False), _multiply_tile(1, adds=False)

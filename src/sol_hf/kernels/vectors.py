@@ -1,0 +1,35 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Vector instructions for numba code, in LLVM's language: loads, and one number spread over a vector."""
+
+from llvmlite import binding, ir
+
+
+HAS_WIDE_VECTORS = bool(binding.get_host_cpu_features().get("avx512f"))
+LANES = 16 if HAS_WIDE_VECTORS else 8
+"""Numbers in a vector."""
+FLOAT, WORD, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, LANES)
+
+
+def load_vector(builder: ir.IRBuilder, line: ir.Value, place: ir.Value) -> ir.Value:
+    """A vector of the numbers from `place` on: float32, or the halves of them that are bfloat16."""
+    address = builder.gep(line, [place])
+    if line.type.pointee == FLOAT:
+        return builder.load(builder.bitcast(address, VECTOR.as_pointer()), align=4)
+    halves, words = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(WORD, LANES)
+    wide = builder.zext(builder.load(builder.bitcast(address, halves.as_pointer()), align=2), words)
+    return builder.bitcast(builder.shl(wide, words([16] * LANES)), VECTOR)
+
+
+def spread(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
+    """A vector of one number."""
+    alone = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), number, WORD(0))
+    return builder.shuffle_vector(alone, alone, ir.Constant(ir.VectorType(WORD, LANES), [0] * LANES))
+
+
+def add_product(builder: ir.IRBuilder, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """`total + a * b`, in one instruction where the processor has it."""
+    product = builder.fmul(a, b, flags=("contract",))
+    return builder.fadd(total, product, flags=("contract",))
