@@ -84,14 +84,14 @@ def attend_replayed(
     Raises:
         ValueError: in a captured forward, if the Triton kernel cannot be used.
     """
-    layer, is_tensor = replay.cache.layers[layer_idx], isinstance(mask, torch.Tensor)
-    is_bool = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool
-    if (is_bool or not is_tensor) and isinstance(layer, PagedLayer):
-        kernel = chunk_kernel(replay, layer, query, key, value)
-        if kernel is not None:
-            return kernel(query, layer, scaling)
+    if isinstance(mask, torch.Tensor) and mask.dtype != torch.bool:
+        return None  # it may do more than hide
+    layer = replay.cache.layers[layer_idx]
+    kernel = chunk_kernel(replay, layer, query, key, value) if isinstance(layer, PagedLayer) else None
+    if kernel is not None:
+        return kernel(query, layer, scaling)
     refuse_capture(replay.memo, query)
-    if isinstance(mask, torch.Tensor) and is_bool and mask.dim() == 4 and query.shape[1] > key.shape[1]:
+    if isinstance(mask, torch.Tensor) and mask.dim() == 4 and query.shape[1] > key.shape[1]:
         return attend_packed_fastest(replay.backend, query, key, value, mask, scaling)
     return None
 

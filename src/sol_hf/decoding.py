@@ -263,8 +263,8 @@ def decode_step(
         logits, hidden = current_capture(base, cache)(token, values)
         output, is_dense = CausalLMOutputWithPast(logits=logits, past_key_values=cache), False
     else:
-        ways = controls.backend, controls.bits_backend, controls.dense_axes
-        plan = StepPlan.from_values(values, cache, controls.rule, *ways)
+        settings = controls.rule, controls.backend, controls.bits_backend, controls.dense_axes
+        plan = StepPlan.from_values(values, cache, *settings)
         with active_forward(plan) as context:
             output = base_forward(base, token, cache, without_needless_mask(inputs, cache))
         hidden, is_dense = context.last_hidden_state(), plan.is_dense

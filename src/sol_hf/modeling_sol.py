@@ -292,7 +292,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 a fast path, `"auto"` where it is measured to be faster.
             bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
                 in int8.
-            cuda_graphs (`bool`, *optional*, defaults to `False`): Run steps from CUDA graphs, `backend="fast"`.
+            cuda_graphs (`bool`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast paths.
             kwargs: What transformers' generate takes.
 
         Returns:
