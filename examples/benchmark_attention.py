@@ -33,11 +33,11 @@ from benchmark_machine import (
     show,
 )
 from sol_hf import ActionSpace, SOLCache
-from sol_hf.attention import attend_selected, select_keys
-from sol_hf.attention_paths import attend_masked, compiled_kernel
-from sol_hf.criteria import SelectionRule
-from sol_hf.kernels.paged_attention import has_numba
-from sol_hf.step_plan import StepPlan
+from sol_hf.execution.attention.numba_paged import has_numba
+from sol_hf.execution.attention.paths import attend_masked, compiled_kernel
+from sol_hf.execution.attention.selected import attend_selected, select_keys
+from sol_hf.execution.plan import StepPlan
+from sol_hf.selection.rule import SelectionRule
 
 
 COLUMNS = ("context", "rows", "token_keep", "selection", "way", "us", "speed-up", "bound")

@@ -87,9 +87,9 @@ class Layer:
 
 def make_layer(context: int, rows: int, shared: bool, fraction: torch.Tensor, options: argparse.Namespace) -> Layer:
     """Random contents, and what the kernels choose of them."""
-    from sol_hf.criteria import page_bounds
-    from sol_hf.kernels.triton_pages import score_pages
-    from sol_hf.kernels.triton_select import select_largest
+    from sol_hf.kernels.cuda.pages import score_pages
+    from sol_hf.kernels.cuda.select_pages import select_largest
+    from sol_hf.selection.quest import page_bounds
 
     make = dict(device=options.device, dtype=getattr(torch, options.dtype))
     size, dim, pages = options.page_size, options.head_dim, -(-context // options.page_size)
@@ -104,9 +104,9 @@ def make_layer(context: int, rows: int, shared: bool, fraction: torch.Tensor, op
 
 def measure(context: int, rows: int, choice: str, keep: float, options: argparse.Namespace, bandwidth: float) -> dict:
     """One line of the table."""
-    from sol_hf.kernels.triton_attention import attend_pages
-    from sol_hf.kernels.triton_pages import score_pages
-    from sol_hf.kernels.triton_select import select_largest
+    from sol_hf.kernels.cuda.attention import attend_pages
+    from sol_hf.kernels.cuda.pages import score_pages
+    from sol_hf.kernels.cuda.select_pages import select_largest
 
     size, dim, shared = options.page_size, options.head_dim, choice == "group"
     first = torch.zeros(rows, dtype=torch.long, device=options.device)

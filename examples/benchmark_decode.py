@@ -49,11 +49,13 @@ from benchmark_machine import CLOCKS, NOTE, SHAPES, SMOLLM2, copy_bandwidth, des
 from benchmark_memory import copied_bytes, free_bytes, give_back, needed_bytes
 from benchmark_prompt import Prompt, RandomPrompt, UnfitBaseError
 from benchmark_stopwatch import Stopwatch, TimedController
-from sol_hf import Controller, FixedController, PolicyController, ScheduleController, SOLForCausalLM, decoding
-from sol_hf.crossover import measured_choices
-from sol_hf.elastic import decoder_layers, find_mlps
-from sol_hf.instrumentation import Instrumentation
-from sol_hf.smollm2 import ModelUnavailableError
+from sol_hf import Controller, FixedController, PolicyController, ScheduleController, SOLForCausalLM
+from sol_hf.decoding import step as decoding
+from sol_hf.execution.autotune import measured_choices
+from sol_hf.execution.decoder_layers import decoder_layers
+from sol_hf.execution.instrumentation import Instrumentation
+from sol_hf.execution.mlp.discovery import find_mlps
+from sol_hf.integrations.smollm2 import ModelUnavailableError
 
 
 COLUMNS = ("context", "rows", "variant", "ms", "speed-up", "own cache", "policy", "refresh", "MB", "bound", "cache MB")

@@ -96,8 +96,9 @@ def compiled_steps(model, cache, rows: int, context: int) -> Callable:
 def budget_steps(model, rows: int, context: int, budget: Sequence[float], captures: int | None, **options) -> Callable:
     """A function that runs one step under a budget, from a graph for up to `captures` tokens or not."""
     from sol_hf import Budget, PolicyController
-    from sol_hf.decoding import ForwardInputs, decode_step
-    from sol_hf.options import resolve_options
+    from sol_hf.decoding.base_forward import ForwardInputs
+    from sol_hf.decoding.options import resolve_options
+    from sol_hf.decoding.step import decode_step
 
     given = {"budget": Budget(*budget), "backend": "fast", **options}
     controls = resolve_options(given, None, model.generation_config).controls(
@@ -168,7 +169,7 @@ def time_variant(
     name: str, prepare: Callable, case: tuple[int, int], base, episode: int, options: argparse.Namespace
 ) -> dict:
     """Times of one variant in one case; every round is some whole episodes."""
-    from sol_hf.instrumentation import Instrumentation
+    from sol_hf.execution.instrumentation import Instrumentation
 
     context, rows = case
     device, steps = base.device.type, episode * options.episodes
@@ -232,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if options.tiny:
         os.environ["TRITON_INTERPRET"] = "1"
-        from sol_hf.kernels import triton_support
+        from sol_hf.kernels.cuda import triton_support
 
         triton_support.DEVICES = ("cuda", "cpu")
     elif not torch.cuda.is_available():

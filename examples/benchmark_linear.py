@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmark_machine import NOTE, SHAPES, copy_bandwidth, describe_machine, show
-from sol_hf.step_linear import has_onednn, ways_to_multiply
+from sol_hf.execution.linear import has_onednn, ways_to_multiply
 
 
 SMOLLM2 = dict(

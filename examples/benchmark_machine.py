@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from sol_hf.smollm2 import fetch_smollm2
+from sol_hf.integrations.smollm2 import fetch_smollm2
 
 
 NOTE = "Only ratios within a run mean anything: times depend on the machine and on what else it does."

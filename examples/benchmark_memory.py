@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from benchmark_prompt import PERIOD, REAL_TOKENS, SPARE_TOKENS
 from sol_hf import SOLConfig
-from sol_hf.elastic import find_mlps
-from sol_hf.elastic_mlp import MOST_LINES
+from sol_hf.execution.mlp.discovery import find_mlps
+from sol_hf.execution.mlp.elastic_mlp import MOST_LINES
 
 
 PROCESS = 0.9e9

@@ -32,10 +32,10 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from sol_hf.activations import keep_top_channels, kept_channels
-from sol_hf.input_major_mlp import InputMajorMLP, keep_channels
-from sol_hf.int8_mlp import Int8MLP
-from sol_hf.kernels import sparse_mlp
+from sol_hf.execution.mlp.input_major import InputMajorMLP, keep_channels
+from sol_hf.execution.mlp.int8 import Int8MLP
+from sol_hf.kernels.cpu import sparse_mlp
+from sol_hf.selection.channels import keep_top_channels, kept_channels
 
 
 SHAPES = ((576, 1536), (2048, 8192))

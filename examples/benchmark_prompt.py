@@ -18,8 +18,8 @@ import torch
 from transformers import DynamicCache
 
 from sol_hf import SOLForCausalLM
-from sol_hf.cache import SOLCache
-from sol_hf.paged_layer import PagedLayer
+from sol_hf.cache.paged_layer import PagedLayer
+from sol_hf.cache.sol_cache import SOLCache
 
 
 REAL_TOKENS = 64

@@ -43,9 +43,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PrinterCallback, TrainerCallback
 
-from sol_hf import SOLConfig, SOLForCausalLM, grpo_trainer
-from sol_hf.grpo_config import SOLGRPOConfig
-from sol_hf.smollm2 import ModelUnavailableError, fetch_smollm2
+from sol_hf import SOLConfig, SOLForCausalLM
+from sol_hf.integrations.smollm2 import ModelUnavailableError, fetch_smollm2
+from sol_hf.training import grpo_trainer
+from sol_hf.training.grpo_config import SOLGRPOConfig
 
 
 PARTS = ("dense", "prefill", "rollouts", "rest", "no prefill", "batch")

@@ -29,8 +29,8 @@ from transformers import TrainerCallback
 
 import evaluate_policy
 import train_grpo
-from sol_hf.evaluation import standard_error
-from sol_hf.evaluation_inputs import SMOLLM2
+from sol_hf.cli.inputs import SMOLLM2
+from sol_hf.evaluation.policy_evaluation import standard_error
 
 
 CONFIG = Path(__file__).parent / "configs" / "smollm2-135m-published.yaml"

@@ -21,9 +21,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from demo_render import Comparison, Continuation, render_page, show
 from sol_hf import Controller, FixedController, RandomController, SOLForCausalLM
-from sol_hf.action_map import Action, Token, compute_of, token_texts
-from sol_hf.actions import AXES, DENSE
-from sol_hf.smollm2 import ModelUnavailableError, fetch_smollm2
+from sol_hf.budget.action_space import AXES, DENSE
+from sol_hf.figures.action_map import Action, Token, compute_of, token_texts
+from sol_hf.integrations.smollm2 import ModelUnavailableError, fetch_smollm2
 
 
 SHIPPED_POLICY = Path(__file__).parents[1] / "model_cards" / "sol-smollm2-135m"

@@ -13,7 +13,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from sol_hf.action_map import (
+from sol_hf.budget.action_space import AXES, DENSE
+from sol_hf.figures.action_map import (
     CHEAPEST,
     INK,
     Action,
@@ -24,7 +25,6 @@ from sol_hf.action_map import (
     page_environment,
     visible,
 )
-from sol_hf.actions import AXES, DENSE
 
 
 def number(value: float | None, form: str) -> str:

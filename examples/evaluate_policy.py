@@ -19,8 +19,14 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from sol_hf.evaluation import BudgetEvaluation, budgets_within, evaluate_budgets, format_table, to_rows
-from sol_hf.evaluation_inputs import add_input_arguments, load_policy_and_blocks
+from sol_hf.cli.inputs import add_input_arguments, load_policy_and_blocks
+from sol_hf.evaluation.policy_evaluation import (
+    BudgetEvaluation,
+    budgets_within,
+    evaluate_budgets,
+    format_table,
+    to_rows,
+)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

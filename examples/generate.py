@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from sol_hf import FixedController, SOLForCausalLM
-from sol_hf.smollm2 import fetch_smollm2
+from sol_hf.integrations.smollm2 import fetch_smollm2
 
 
 AXES = ("token_keep", "mlp_keep", "bits")

@@ -17,7 +17,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import compare_recipes
-from sol_hf.evaluation_inputs import SMOLLM2
+from sol_hf.cli.inputs import SMOLLM2
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

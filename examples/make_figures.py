@@ -23,14 +23,14 @@ import torch
 from accelerate import PartialState
 
 from sol_hf import FixedController
-from sol_hf.action_map import map_actions, render_action_map
-from sol_hf.evaluation_inputs import SMOLLM2, budget_triple, load_policy, read_blocks
-from sol_hf.plot_style import save_figure
-from sol_hf.plots import plot_pareto, plot_random_search, plot_realised
-from sol_hf.pollution import impulse_responses
-from sol_hf.pollution_figure import plot_impulse_responses
-from sol_hf.sweep_table import read_table
-from sol_hf.text_figure import plot_action_map
+from sol_hf.cli.inputs import SMOLLM2, budget_triple, load_policy, read_blocks
+from sol_hf.evaluation.kv_pollution import impulse_responses
+from sol_hf.evaluation.sweep.table import read_table
+from sol_hf.figures.action_map import map_actions, render_action_map
+from sol_hf.figures.action_map_figure import plot_action_map
+from sol_hf.figures.kv_pollution_figure import plot_impulse_responses
+from sol_hf.figures.style import save_figure
+from sol_hf.figures.sweep_figures import plot_pareto, plot_random_search, plot_realised
 
 
 SHIPPED_POLICY = Path(__file__).parents[1] / "model_cards" / "sol-smollm2-135m"

@@ -13,8 +13,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sol_hf import SOLConfig, SOLForCausalLM
-from sol_hf.smollm2 import fetch_smollm2
-from sol_hf.text_blocks import load_text
+from sol_hf.episodes.text_blocks import load_text
+from sol_hf.integrations.smollm2 import fetch_smollm2
 
 
 SMOLLM2 = "smollm2-135m"

@@ -18,10 +18,10 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
-from sol_hf.counterfactual_warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
-from sol_hf.grpo_config import SOLGRPOConfig
-from sol_hf.grpo_trainer import SOLGRPOTrainer
-from sol_hf.text_blocks import pack_blocks
+from sol_hf.episodes.text_blocks import pack_blocks
+from sol_hf.training.grpo_config import SOLGRPOConfig
+from sol_hf.training.grpo_trainer import SOLGRPOTrainer
+from sol_hf.training.warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
 from train_arguments import PolicyArguments, ScriptArguments
 
 

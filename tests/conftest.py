@@ -5,7 +5,6 @@
 
 import json
 import os
-from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,11 +21,15 @@ if not torch.cuda.is_available():
 from safetensors.torch import load_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from sol_hf import SOLConfig, SOLForCausalLM, attention_paths, crossover, elastic_mlp, step_linear  # noqa: E402
+from sol_hf import SOLConfig, SOLForCausalLM  # noqa: E402
+from sol_hf.execution import autotune, linear  # noqa: E402
+from sol_hf.execution.attention import paths  # noqa: E402
+from sol_hf.execution.mlp import elastic_mlp  # noqa: E402
+from support.paths import DATA  # noqa: E402
 
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
-TIMED = (attention_paths, elastic_mlp, step_linear)
+GOLDEN = DATA / "golden"
+TIMED = (paths, elastic_mlp, linear)
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +47,10 @@ def nothing_by_the_clock(monkeypatch):
 @pytest.fixture
 def by_the_clock(monkeypatch, nothing_by_the_clock):
     """`backend="auto"` chooses as it does for users, with nothing measured yet."""
-    monkeypatch.setattr(crossover, "_FASTEST", {})
-    monkeypatch.setattr(crossover, "_TRIALS", {})
+    monkeypatch.setattr(autotune, "_FASTEST", {})
+    monkeypatch.setattr(autotune, "_TRIALS", {})
     for module in TIMED:
-        monkeypatch.setattr(module, "run_fastest", crossover.run_fastest)
+        monkeypatch.setattr(module, "run_fastest", autotune.run_fastest)
 
 
 @pytest.fixture(scope="session")

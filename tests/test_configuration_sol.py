@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from sol_hf import ActionSpace, SOLConfig
-from sol_hf.criteria import SelectionRule
+from sol_hf.selection.rule import SelectionRule
 
 
 @pytest.fixture

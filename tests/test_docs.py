@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 
 import sol_hf
-from bases import FAMILIES
-from sol_hf.options import STORED_DEFAULTS
+from sol_hf.decoding.options import STORED_DEFAULTS
+from support.bases import FAMILIES
+from support.paths import ROOT
 
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 LINKING = [*PAGES, ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SUBSTITUTES = ("fetch_smollm2()", '"HuggingFaceTB/SmolLM2-135M-Instruct"')

@@ -110,7 +110,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_a_missing_dependency_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "sol_hf.grpo_config", raising=False)
+    monkeypatch.delitem(sys.modules, "sol_hf.training.grpo_config", raising=False)
     monkeypatch.delitem(vars(sol_hf), "SOLGRPOConfig", raising=False)
     with pytest.raises(ModuleNotFoundError, match="`SOLGRPOConfig` needs .*trl.*: install sol_hf") as caught:
         from sol_hf import SOLGRPOConfig  # noqa: F401

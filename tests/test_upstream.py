@@ -35,8 +35,8 @@ from transformers.utils import PushInProgress
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_tensor_dict
 
-from bases import FAMILIES, tiny_base
 from sol_hf import SOLConfig, SOLForCausalLM
+from support.bases import FAMILIES, tiny_base
 
 
 pytestmark = [
@@ -430,7 +430,7 @@ class PlainTrainer(GRPOTrainer):
 
 
 def plain_trainer(folder, **arguments) -> PlainTrainer:
-    from sol_hf.grpo_trainer import action_tokenizer
+    from sol_hf.training.grpo_trainer import action_tokenizer
 
     settings = dict(
         num_generations=2,
@@ -464,7 +464,7 @@ class TestTraining:
     def test_the_arguments_that_are_refused_exist_and_have_plain_defaults(self):
         from dataclasses import MISSING, fields
 
-        from sol_hf.grpo_config import WITHOUT_MEANING
+        from sol_hf.training.grpo_config import WITHOUT_MEANING
 
         defaults = {field.name: field.default for field in fields(GRPOConfig)}
         assert [name for name in WITHOUT_MEANING if defaults.get(name, MISSING) is MISSING] == []

@@ -11,94 +11,93 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from .actions import ActionSpace, Budget, BudgetError
-from .baseline_controllers import DriftController, EntropyController
-from .cache import SOLCache
+from .budget.action_space import ActionSpace
+from .budget.budget import Budget
+from .cache.sol_cache import SOLCache
 from .configuration_sol import SOLConfig
-from .controller_names import make_controller
-from .controllers import (
-    Controller,
-    FixedController,
-    Observation,
-    PolicyController,
-    RandomController,
-    ScheduleController,
-)
-from .elastic import UnsupportedAxisError
-from .modeling_sol import SOLForCausalLM
-from .modeling_sol_policy import SOLPolicyModel, SOLPolicyOutput
-from .outputs import SOLGenerateBeamDecoderOnlyOutput, SOLGenerateDecoderOnlyOutput, SOLScoreOutput
-from .processors import (
+from .controllers.base import Controller, Observation
+from .controllers.drift import DriftController
+from .controllers.entropy import EntropyController
+from .controllers.fixed import FixedController
+from .controllers.names import make_controller
+from .controllers.policy import PolicyController
+from .controllers.processors import (
     ActionProcessor,
     ActionProcessorList,
     AxisBiasProcessor,
     HardBudgetProcessor,
     PinnedAxesProcessor,
 )
+from .controllers.random import RandomController
+from .controllers.schedule import ScheduleController
+from .decoding.outputs import SOLGenerateBeamDecoderOnlyOutput, SOLGenerateDecoderOnlyOutput, SOLScoreOutput
+from .errors import BudgetError, UnsupportedAxisError
+from .modeling_sol import SOLForCausalLM
+from .modeling_sol_policy import SOLPolicyModel, SOLPolicyOutput
 from .version import __version__
 
 
 if TYPE_CHECKING:
-    from .action_map import ActionMap, map_actions, render_action_map
-    from .cost_model import Allocation, CostModel, fit_cost_model, level_costs
-    from .counterfactual_warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
-    from .counterfactuals import Counterfactuals, Probes
-    from .evaluation import BudgetEvaluation, budgets_within, evaluate_budgets, format_table, to_rows
-    from .grpo_config import SOLGRPOConfig
-    from .grpo_trainer import SOLGRPOTrainer
-    from .lm_eval_adapter import SOLLM
-    from .measurements import Measurements
-    from .metrics import BudgetedPerplexity
-    from .pareto import Sweep, SweepConfig
-    from .pareto_summary import format_summary, summarize_sweep
-    from .plot_style import save_figure
-    from .plots import plot_pareto, plot_random_search, plot_realised
-    from .pollution import ImpulseResponse, impulse_responses
-    from .pollution_figure import plot_impulse_responses
-    from .rollouts import Rollouts
-    from .sweep_table import read_table
-    from .text_blocks import load_text, pack_blocks
-    from .text_figure import plot_action_map
+    from .episodes.cost_model import Allocation, CostModel, fit_cost_model, level_costs
+    from .episodes.counterfactuals import Counterfactuals, Probes
+    from .episodes.measurements import Measurements
+    from .episodes.rollouts import Rollouts
+    from .episodes.text_blocks import load_text, pack_blocks
+    from .evaluation.kv_pollution import ImpulseResponse, impulse_responses
+    from .evaluation.policy_evaluation import BudgetEvaluation, budgets_within, evaluate_budgets, format_table, to_rows
+    from .evaluation.sweep.summary import format_summary, summarize_sweep
+    from .evaluation.sweep.sweep import Sweep, SweepConfig
+    from .evaluation.sweep.table import read_table
+    from .figures.action_map import ActionMap, map_actions, render_action_map
+    from .figures.action_map_figure import plot_action_map
+    from .figures.kv_pollution_figure import plot_impulse_responses
+    from .figures.style import save_figure
+    from .figures.sweep_figures import plot_pareto, plot_random_search, plot_realised
+    from .integrations.budgeted_perplexity import BudgetedPerplexity
+    from .integrations.lm_eval_adapter import SOLLM
+    from .training.grpo_config import SOLGRPOConfig
+    from .training.grpo_trainer import SOLGRPOTrainer
+    from .training.warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
 
 _LAZY = {
-    "ActionMap": "action_map",
-    "Allocation": "cost_model",
-    "BudgetEvaluation": "evaluation",
-    "BudgetedPerplexity": "metrics",
-    "CostModel": "cost_model",
-    "CounterfactualWarmup": "counterfactual_warmup",
-    "CounterfactualWarmupConfig": "counterfactual_warmup",
-    "Counterfactuals": "counterfactuals",
-    "ImpulseResponse": "pollution",
-    "Measurements": "measurements",
-    "Probes": "counterfactuals",
-    "Rollouts": "rollouts",
-    "SOLGRPOConfig": "grpo_config",
-    "SOLGRPOTrainer": "grpo_trainer",
-    "SOLLM": "lm_eval_adapter",
-    "Sweep": "pareto",
-    "SweepConfig": "pareto",
-    "budgets_within": "evaluation",
-    "evaluate_budgets": "evaluation",
-    "fit_cost_model": "cost_model",
-    "format_summary": "pareto_summary",
-    "format_table": "evaluation",
-    "impulse_responses": "pollution",
-    "level_costs": "cost_model",
-    "load_text": "text_blocks",
-    "map_actions": "action_map",
-    "pack_blocks": "text_blocks",
-    "plot_action_map": "text_figure",
-    "plot_impulse_responses": "pollution_figure",
-    "plot_pareto": "plots",
-    "plot_random_search": "plots",
-    "plot_realised": "plots",
-    "read_table": "sweep_table",
-    "render_action_map": "action_map",
-    "save_figure": "plot_style",
-    "summarize_sweep": "pareto_summary",
-    "to_rows": "evaluation",
-    "warmup_blocks": "counterfactual_warmup",
+    "ActionMap": "figures.action_map",
+    "Allocation": "episodes.cost_model",
+    "BudgetEvaluation": "evaluation.policy_evaluation",
+    "BudgetedPerplexity": "integrations.budgeted_perplexity",
+    "CostModel": "episodes.cost_model",
+    "CounterfactualWarmup": "training.warmup",
+    "CounterfactualWarmupConfig": "training.warmup",
+    "Counterfactuals": "episodes.counterfactuals",
+    "ImpulseResponse": "evaluation.kv_pollution",
+    "Measurements": "episodes.measurements",
+    "Probes": "episodes.counterfactuals",
+    "Rollouts": "episodes.rollouts",
+    "SOLGRPOConfig": "training.grpo_config",
+    "SOLGRPOTrainer": "training.grpo_trainer",
+    "SOLLM": "integrations.lm_eval_adapter",
+    "Sweep": "evaluation.sweep.sweep",
+    "SweepConfig": "evaluation.sweep.sweep",
+    "budgets_within": "evaluation.policy_evaluation",
+    "evaluate_budgets": "evaluation.policy_evaluation",
+    "fit_cost_model": "episodes.cost_model",
+    "format_summary": "evaluation.sweep.summary",
+    "format_table": "evaluation.policy_evaluation",
+    "impulse_responses": "evaluation.kv_pollution",
+    "level_costs": "episodes.cost_model",
+    "load_text": "episodes.text_blocks",
+    "map_actions": "figures.action_map",
+    "pack_blocks": "episodes.text_blocks",
+    "plot_action_map": "figures.action_map_figure",
+    "plot_impulse_responses": "figures.kv_pollution_figure",
+    "plot_pareto": "figures.sweep_figures",
+    "plot_random_search": "figures.sweep_figures",
+    "plot_realised": "figures.sweep_figures",
+    "read_table": "evaluation.sweep.table",
+    "render_action_map": "figures.action_map",
+    "save_figure": "figures.style",
+    "summarize_sweep": "evaluation.sweep.summary",
+    "to_rows": "evaluation.policy_evaluation",
+    "warmup_blocks": "training.warmup",
 }
 """Module of every export that is imported on first use: those of the block above."""
 

@@ -11,9 +11,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .actions import ActionSpace
-from .calibration import check_calibration
-from .criteria import CRITERIA, PAGE_SELECTIONS, SelectionRule
+from .budget.action_space import ActionSpace
+from .budget.calibration import check_calibration
+from .selection.rule import CRITERIA, PAGE_SELECTIONS, SelectionRule
 
 
 logger = logging.get_logger(__name__)

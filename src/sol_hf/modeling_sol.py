@@ -21,28 +21,25 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from . import hub
-from .actions import ActionSpace, AxisTarget, Budget
-from .cache import SOLCache
+from .budget.action_space import ActionSpace
+from .budget.budget import AxisTarget, Budget
+from .cache.sol_cache import SOLCache
 from .configuration_sol import SOLConfig
-from .controllers import Controller, PolicyController
-from .decoding import DecodeControls, ForwardInputs, accepted_arguments, decode_forward
-from .instrumentation import Instrumentation
-from .loading import base_facts, base_sizes, check_fit, load_policy, without_wrapper
+from .controllers.base import Controller
+from .controllers.policy import PolicyController
+from .decoding.aligned_rows import align_rows
+from .decoding.base_forward import ForwardInputs, accepted_arguments
+from .decoding.controls import DecodeControls
+from .decoding.generate_checks import check_generate_arguments, find_prompt, refuse_continuous_batching, refuse_mode
+from .decoding.options import DecodeOptions, explain_unknown, pop_options, resolve_options
+from .decoding.outputs import SOLScoreOutput, attach_steps
+from .decoding.row_ends import ObservedStoppingCriteriaList, RowEnds
+from .decoding.scoring import score_rows, score_rows_densely
+from .decoding.step import decode_forward
+from .execution.instrumentation import Instrumentation
+from .hub.loading import base_facts, base_sizes, check_fit, load_policy, without_wrapper
+from .hub.saving import push_policy, save_policy
 from .modeling_sol_policy import SOLPolicyModel
-from .options import (
-    DecodeOptions,
-    check_generate_arguments,
-    explain_unknown,
-    find_prompt,
-    pop_options,
-    refuse_continuous_batching,
-    refuse_mode,
-    resolve_options,
-)
-from .outputs import SOLScoreOutput, attach_steps
-from .row_ends import ObservedStoppingCriteriaList, RowEnds
-from .scoring import align_rows, score_rows, score_rows_densely
 
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
@@ -151,7 +148,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         names = "repo_id token private revision commit_message commit_description create_pr tags".split()
         upload = {name: kwargs.pop(name) for name in names if name in kwargs}
         if is_main_process:
-            hub.save_policy(self, save_directory, upload.get("repo_id"), **kwargs)
+            save_policy(self, save_directory, upload.get("repo_id"), **kwargs)
             if push_to_hub:
                 upload.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
                 self.push_to_hub(**upload)
@@ -169,7 +166,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         tags: list[str] | None = None,
     ) -> str:
         """Upload the policy with its card; arguments as for `PreTrainedModel.push_to_hub` (it is never sharded)."""
-        return hub.push_policy(
+        return push_policy(
             self,
             repo_id,
             commit_message=commit_message,

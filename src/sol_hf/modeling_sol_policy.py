@@ -13,9 +13,10 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .actions import AXES
+from .budget.action_space import AXES
 from .configuration_sol import SOLConfig
-from .policy_heads import FIRST_TARGET, BudgetPrior, joint_logits
+from .policy.budget_prior import FIRST_TARGET, BudgetPrior
+from .policy.factored_head import joint_logits
 
 
 SCALARS = 8

@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The finite table of actions: what a decode step may cost.
+
+An *action* is one point of a Cartesian grid over the axes of its space, in their order, the last varying fastest:
+
+    token_keep [.2, 1] x mlp_keep [.6, 1] x bits [8, 16]      id 0 = (.2, .6, 8), 1 = (.2, .6, 16), 2 = (.2, 1, 8) ...
+
+Everything that counts compute does so in ratio units, everything that people read or write is in axis units: see
+[`Axis`].
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import torch
+
+from .axes import PUBLISHED_AXES, Axis, axes_named
+
+
+class ActionSpace:
+    """The actions: the Cartesian product of the levels of some axes, the last axis varying fastest.
+
+    Args:
+        token_keep (`Sequence[float]`): Fractions in (0, 1] of the cached tokens that attention reads.
+        mlp_keep (`Sequence[float]`): Fractions in (0, 1] of the MLP input channels that are kept.
+        bits (`Sequence[int]`): Bit-widths in 2..16 of the MLP output.
+        further: Levels of axes that were added with [`register_axis`], by name.
+
+    Examples:
+
+    ```python
+    >>> from sol_hf import ActionSpace
+    >>> space = ActionSpace([0.2, 1.0], [0.6, 1.0], [8, 16])
+    >>> len(space), space.dense_id, space.tag(0)
+    (8, 7, 'k020-s060-q08')
+    ```
+    """
+
+    def __init__(
+        self,
+        token_keep: Sequence[float],
+        mlp_keep: Sequence[float],
+        bits: Sequence[int],
+        **further: Sequence[float],
+    ):
+        given = dict(zip((axis.name for axis in PUBLISHED_AXES), (token_keep, mlp_keep, bits), strict=True)) | further
+        self.axes: tuple[Axis, ...] = axes_named(given)
+        self.levels = {axis.name: tuple(given[axis.name]) for axis in self.axes}
+        for axis in self.axes:
+            axis.check_levels(self.levels[axis.name])
+        self.table = tuple(product(*self.levels.values()))
+        self.values = torch.tensor(self.table, dtype=torch.float32)
+        self.scales = torch.tensor([axis.scale for axis in self.axes])
+        self.ratios = self.values / self.scales
+        self._on_device: dict[tuple[torch.device, str], torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActionSpace) and self.levels == other.levels
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.levels.items()))
+
+    def __repr__(self) -> str:
+        return "ActionSpace({})".format(", ".join(f"{name}={list(levels)}" for name, levels in self.levels.items()))
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """Names of the axes, in the order of the columns of `values` and `ratios`."""
+        return tuple(self.levels)
+
+    @property
+    def level_counts(self) -> tuple[int, ...]:
+        """Number of levels of every axis."""
+        return tuple(len(levels) for levels in self.levels.values())
+
+    @property
+    def dense(self) -> tuple[float, ...]:
+        """The dense value of every axis, in axis units; it need not be a level."""
+        return tuple(axis.dense for axis in self.axes)
+
+    @property
+    def dense_id(self) -> int:
+        """Id of the action that is dense on all axes, else of the first that is on the first axis, else 0."""
+        dense = self.dense
+        first = next((index for index, action in enumerate(self.table) if action[0] == dense[0]), 0)
+        return next((index for index, action in enumerate(self.table) if action == dense), first)
+
+    def index(self, *levels: float, **by_name: float) -> int:
+        """Id of the action with exactly these levels, in the order of the axes or by name.
+
+        Raises:
+            ValueError: if a value is not a level of its axis, or an axis is left out or given twice.
+        """
+        wanted = dict(zip(self.levels, levels, strict=False))
+        if len(levels) > len(self.levels) or wanted.keys() & by_name.keys():
+            raise ValueError(f"Give every axis one level: {', '.join(self.levels)}.")
+        wanted |= by_name
+        if wanted.keys() != self.levels.keys():
+            raise ValueError(f"An action has a level of every axis ({', '.join(self.levels)}), got {wanted}.")
+        for name, value in wanted.items():
+            if value not in self.levels[name]:
+                raise ValueError(f"{value} is not a level of `{name}`; the levels are {list(self.levels[name])}.")
+        return self.table.index(tuple(wanted[name] for name in self.levels))
+
+    def tag(self, action_id: int) -> str:
+        """Short name of an action, e.g. `k050-s070-q08`."""
+        return "-".join(axis.tag(value) for axis, value in zip(self.axes, self.table[action_id], strict=True))
+
+    def column(self, axis: str) -> int:
+        """Place of an axis among the columns of `values` and `ratios`."""
+        return self.axis_names.index(axis)
+
+    def by_axis(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The columns of values `(..., axes)` by the names of the axes, each of shape `(...)`."""
+        return dict(zip(self.levels, values.unbind(dim=-1), strict=True))
+
+    def level_indices(self, action_ids: torch.Tensor) -> torch.Tensor:
+        """Per axis the index of an action's level: ids `(...)` to indices `(..., axes)`."""
+        indices = []
+        for count in reversed(self.level_counts):
+            indices.append(action_ids % count)
+            action_ids = torch.div(action_ids, count, rounding_mode="floor")
+        return torch.stack(indices[::-1], dim=-1)
+
+    def ids_of(self, level_indices: torch.Tensor) -> torch.Tensor:
+        """Ids of actions from the indices of their levels, `(..., axes)` to `(...)`."""
+        strides = [math.prod(self.level_counts[place + 1 :]) for place in range(len(self.level_counts))]
+        return (level_indices * torch.tensor(strides, device=level_indices.device)).sum(dim=-1)
+
+    def min_ratio(self) -> torch.Tensor:
+        """Smallest level of every axis, in ratio units, of shape `(axes,)`."""
+        return self.ratios.amin(0)
+
+    def max_ratio(self) -> torch.Tensor:
+        """Largest level of every axis, in ratio units, of shape `(axes,)`."""
+        return self.ratios.amax(0)
+
+    def values_on(self, device: torch.device) -> torch.Tensor:
+        """The table in axis units on `device`, of shape `(n_actions, axes)`; copied there once."""
+        return self._table_on(device, "values")
+
+    def ratios_on(self, device: torch.device) -> torch.Tensor:
+        """The table in ratio units on `device`, of shape `(n_actions, axes)`; copied there once."""
+        return self._table_on(device, "ratios")
+
+    def _table_on(self, device: torch.device, name: str) -> torch.Tensor:
+        key = (device, name)
+        if key not in self._on_device:
+            self._on_device[key] = getattr(self, name).to(device)
+        return self._on_device[key]
+
+    @classmethod
+    def of(cls, levels: Mapping[str, Sequence[float]]) -> "ActionSpace":
+        """The space of levels by axis, the published axes among them."""
+        return cls(**levels)  # type: ignore[arg-type]
+
+
+# What modules that know the published axes only still take from here; the axes of a space are `space.axes`.
+AXES = tuple(axis.name for axis in PUBLISHED_AXES)
+AXIS_SCALE = tuple(axis.scale for axis in PUBLISHED_AXES)
+DENSE = tuple(axis.dense for axis in PUBLISHED_AXES)

@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A key-value cache layer that grows in place and keeps the page index of `quest` beside the keys.
+
+transformers' `DynamicLayer` copies all keys and values at every token (`torch.cat`). [`PagedLayer`] writes into
+storage that is allocated ahead, so a decode step moves one token. The page index (maximum and minimum of every channel
+over each page) is brought up to date when a step asks for it: one page per new token, all pages after a prefill.
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from ..selection.quest import page_bounds
+
+
+class PagedLayer(DynamicLayer):
+    """A full-attention cache layer with preallocated storage and a lazily maintained page index.
+
+    `keys` and `values` are views of the storage, of shape `(rows, kv_heads, length, head_dim)`.
+
+    Args:
+        page_size (`int`): Keys in a page.
+    """
+
+    growth_slots = 256
+
+    def __init__(self, page_size: int):
+        super().__init__()
+        self.page_size = page_size
+        self.length = 0
+        self._key_store = self._value_store = torch.empty(0)
+        self._upper = self._lower = torch.empty(0)
+        self._page_capacity = 0
+        self._indexed = 0
+        self.append_at: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._key_store = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[-1])
+        self._value_store = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[-1])
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append keys and values of shape `(rows, kv_heads, new, head_dim)` and return all of them, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.append_at is not None:
+            return self._append_on_device(key_states, value_states, *self.append_at)
+        begin, end = self.length, self.length + key_states.shape[-2]
+        if end > self._key_store.shape[2]:
+            self._grow(end)
+        self._key_store[:, :, begin:end] = key_states
+        self._value_store[:, :, begin:end] = value_states
+        self._set_length(end)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` tokens; a positive number is refused, as in transformers."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"`crop` takes the number of tokens to remove as a negative number: {tokens_to_remove}.")
+        if tokens_to_remove and self.is_initialized:
+            self._set_length(max(0, self.length + tokens_to_remove))
+            self._indexed = max(0, min(self._indexed, self.length + 1 - self.page_size))
+
+    def reset(self) -> None:
+        self.length = 0
+        self._key_store = self._value_store = torch.empty(0)
+        self._forget_pages()
+        super().reset()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._map_rows(lambda x: x[indices, ...])
+
+    def flat_store(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Keys and values as `(rows * kv_heads * stride, head_dim)`, and the stride between key-value heads."""
+        return self._key_store.flatten(0, 2), self._value_store.flatten(0, 2), self._key_store.shape[2]
+
+    def page_store(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Maxima and minima as they are stored, the pages there is room for, and the tokens they take into account.
+
+        Who brings them up to date for all tokens says so with [`PagedLayer.mark_indexed`].
+        """
+        pages = -(-self.length // self.page_size)
+        if self._page_capacity < pages:
+            self._grow_pages(pages)
+        return self._upper, self._lower, self._page_capacity, self._indexed
+
+    def mark_indexed(self) -> None:
+        """Take all tokens to be in the page index."""
+        self._indexed = self.length
+
+    def stores(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Storage of keys and values, of shape `(rows, kv_heads, capacity, head_dim)`."""
+        return self._key_store, self._value_store
+
+    def page_stores(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Storage of maxima and minima, up to date, and how many of their pages may hold keys.
+
+        While tokens are appended on the device, the host does not know how many: all that there is room for.
+        """
+        if self.append_at is None:
+            pages = self.page_index(first, padding)[0].shape[2]
+        else:
+            pages = self._page_capacity
+        return self._upper, self._lower, pages
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` tokens, and for their pages."""
+        if tokens > self._key_store.shape[2]:
+            self._grow(tokens, spare=0)
+            self._set_length(self.length)
+        if self._page_capacity < -(-self._key_store.shape[2] // self.page_size):
+            self._grow_pages(0)
+
+    def note_appended(self, length: int) -> None:
+        """Take note of what was appended on the device, where the host did not look."""
+        self._set_length(length)
+        self._indexed = length
+
+    def _append_on_device(self, key: torch.Tensor, value: torch.Tensor, first: torch.Tensor, count: torch.Tensor):
+        from ..kernels.cuda.pages import append_tokens
+
+        append_tokens(
+            key, value, self._key_store, self._value_store, self._upper, self._lower, first, count, self.page_size
+        )
+        return self._key_store, self._value_store
+
+    def page_index(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Channel-wise maximum and minimum of every page, of shape `(rows, kv_heads, pages, head_dim)`.
+
+        Args:
+            first (`torch.Tensor` of shape `(rows,)`): Slot of every row's first real token, where its page 0 begins.
+            padding (`tuple[int, int]`): Smallest and largest value of `first`, known to the host.
+        """
+        least, most = padding
+        pages = -(-(self.length - least) // self.page_size)
+        if self._page_capacity < pages:
+            self._grow_pages(pages)
+        if self._indexed == self.length - 1 and least == most:
+            self._index_one_token(least)
+        elif self._indexed < self.length:
+            self._index_from(max(0, (self._indexed - most) // self.page_size), pages, first)
+        self._indexed = self.length
+        return self._upper[:, :, :pages], self._lower[:, :, :pages]
+
+    def _index_one_token(self, padding: int) -> None:
+        page, place = divmod(self.length - 1 - padding, self.page_size)
+        key = self.keys[:, :, -1]
+        if place == 0:
+            self._upper[:, :, page], self._lower[:, :, page] = key, key
+        else:
+            self._upper[:, :, page] = torch.maximum(self._upper[:, :, page], key)
+            self._lower[:, :, page] = torch.minimum(self._lower[:, :, page], key)
+
+    def _index_from(self, page: int, pages: int, first: torch.Tensor) -> None:
+        offset = first + page * self.page_size
+        upper, lower = page_bounds(self.keys, self.page_size, offset, first, pages - page)
+        self._upper[:, :, page:pages], self._lower[:, :, page:pages] = upper, lower
+
+    def _set_length(self, length: int) -> None:
+        self.length = length
+        self.keys, self.values = self._key_store[:, :, :length], self._value_store[:, :, :length]
+
+    def _grow(self, needed: int, spare: int | None = None) -> None:
+        spare = max(self.growth_slots, needed // 4) if spare is None else spare
+        for name in ("_key_store", "_value_store"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], needed + spare, old.shape[-1])
+            new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
+
+    def _grow_pages(self, needed: int) -> None:
+        rows, heads, slots, dim = self._key_store.shape
+        capacity = max(needed, -(-slots // self.page_size))
+        for name in ("_upper", "_lower"):
+            old, new = getattr(self, name), self._key_store.new_zeros(rows, heads, capacity, dim)
+            if self._page_capacity:
+                new[:, :, : self._page_capacity] = old
+            setattr(self, name, new)
+        self._page_capacity = capacity
+
+    def _forget_pages(self) -> None:
+        self._upper = self._lower = torch.empty(0)
+        self._page_capacity = self._indexed = 0
+
+    def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if not self.is_initialized:
+            return
+        self._key_store, self._value_store = function(self._key_store), function(self._value_store)
+        if self._page_capacity:
+            self._upper, self._lower = function(self._upper), function(self._lower)
+        self._set_length(self.length)

@@ -1,0 +1,272 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""All state of a generation under a budget, on top of the cache layers that the base asks for.
+
+transformers' generation loop knows one stateful object, the cache. [`SOLCache`] therefore holds, beside keys and
+values, everything that a decode step remembers: the running episode, the policy's own cache and the budget ledger.
+Whatever the loop does to the cache (reorder beams, repeat rows, crop) happens to all of it.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..budget.action_space import ActionSpace
+from ..budget.ledger import BudgetLedger
+from .episode import Episode, RowFunction, StepRecord
+from .paged_layer import PagedLayer
+from .shared_prefix import SharedPrefixLayer
+from .window_layer import WindowLayer
+
+
+class SOLCache(DynamicCache):
+    """Keys, values and all decode state of a generation under a budget.
+
+    Full-attention layers become [`PagedLayer`], sliding layers [`WindowLayer`]; any other kind is left as the base's
+    config asks for it.
+
+    Args:
+        config (`PreTrainedConfig`): Config of the base model.
+        action_space ([`ActionSpace`]): Meaning of the action ids.
+        page_size (`int`, *optional*, defaults to 8): Keys in a page.
+
+    Set `capture_up_to` to a number of tokens to run decode steps up to that length from a CUDA graph, see
+    [`CapturedForward`]. Longer texts go on without it, and `backend="reference"` does without it.
+    """
+
+    def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):
+        super().__init__(config=config)
+        for index, layer in enumerate(self.layers):
+            if type(layer) is DynamicLayer:
+                self.layers[index] = PagedLayer(page_size)
+            elif type(layer) is DynamicSlidingWindowLayer:
+                self.layers[index] = WindowLayer(layer.sliding_window)
+        self.action_space = action_space
+        self.controls: Any = None
+        self.capture_up_to: int | None = None
+        self.captured_room = 0
+        self.captured: dict[str, Any] = {}
+        self.decode_from: int | None = None
+        self.episode = Episode()
+        self.ledger = BudgetLedger(0)
+        self.targets: torch.Tensor | None = None
+        self.padding: torch.Tensor | None = None
+        self.padding_range = (0, 0)
+        self.position_offset: torch.Tensor | None = None
+        self.trace: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, 0 before the first forward."""
+        return len(self.ledger.total_counts)
+
+    @property
+    def sparse_layers(self) -> frozenset[int]:
+        """Layers to which `token_keep` applies: full attention, or all if every layer has a sliding window."""
+        full = [i for i, layer in enumerate(self.layers) if isinstance(layer, PagedLayer)]
+        sliding = [i for i, layer in enumerate(self.layers) if isinstance(layer, WindowLayer)]
+        return frozenset(full or sliding)
+
+    @property
+    def is_fanned_out(self) -> bool:
+        """Whether rows share the prefix of their block, see [`SOLCache.fan_out`]."""
+        return any(isinstance(layer, SharedPrefixLayer) for layer in self.layers)
+
+    def start(self, controls: Any, decode_from: int | None) -> None:
+        """Set what the next forwards run under.
+
+        Args:
+            controls (`DecodeControls`): Budget, controller and options; `None` for a dense continuation.
+            decode_from (`int`, *optional*): Length of the cache at which decode steps begin. Tokens before it are
+                processed densely. By default every forward ends with one decode step.
+        """
+        self.controls, self.decode_from, self.trace, self.targets = controls, decode_from, [], None
+        self.ledger.start_call()
+
+    def set_up_rows(self, rows: int, device: torch.device) -> None:
+        """Create the per-row state at the first forward, and the targets once the number of rows is known."""
+        if self.rows == 0:
+            self.ledger = BudgetLedger(rows, device)
+        if rows != self.rows:
+            raise ValueError(f"The cache holds {self.rows} rows, but the input has {rows}.")
+        if self.targets is None and self.controls is not None and self.controls.budget is not None:
+            self.targets = self.controls.budget.targets(rows, device, self.action_space)
+
+    def observe_inputs(
+        self, tokens: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> None:
+        """Take rows, padding and positions from the arguments of a forward, `tokens` being `(rows, length, ...)`."""
+        self.set_up_rows(len(tokens), tokens.device)
+        begin, length = self.get_seq_length(), tokens.shape[1]
+        in_prefill = begin == 0 or length > 1 or (self.decode_from is not None and begin <= self.decode_from)
+        if attention_mask is not None and in_prefill:
+            real = attention_mask.bool()
+            padding = (~real).sum(dim=1)
+            left_padded = torch.arange(real.shape[1], device=real.device) >= padding[:, None]
+            if real.shape[1] != begin + length or not bool((real == left_padded).all()):
+                raise ValueError(
+                    "`attention_mask` must cover cached and new tokens and mark padding on the left of the first turn "
+                    "only: a gap between two turns, or padding on the right, would change which keys a page holds."
+                )
+            if not bool(real[:, -1].all()) and (self.decode_from is None or begin + length > self.decode_from):
+                raise ValueError("`attention_mask` must leave every row at least one token.")
+            self.set_padding(padding)
+        if position_ids is not None:
+            last = position_ids[..., -1].expand(len(tokens))
+            self.position_offset = begin + length - 1 - last
+
+    def set_padding(self, padding: torch.Tensor) -> None:
+        """Set the number of padding slots on the left of every row, `(rows,)`."""
+        least, most = int(padding.min()), int(padding.max())
+        self.padding, self.padding_range = (padding, (least, most)) if most else (None, (0, 0))
+
+    def record(
+        self,
+        token: torch.Tensor,
+        action: torch.Tensor,
+        counted: torch.Tensor,
+        hidden: torch.Tensor,
+        digest: torch.Tensor | None = None,
+    ) -> None:
+        """Store an executed step, the hidden state that it led to, and what the controller keeps of its logits."""
+        episode = self.episode
+        episode.steps.append(StepRecord(token, action, counted, episode.hidden_state, episode.logits_digest))
+        episode.hidden_state, episode.logits_digest = hidden, digest
+        self.trace.append((action, counted))
+        self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
+
+    def fan_out(
+        self, repeats: int, hidden_state: torch.Tensor, length: int | Sequence[int] | None = None
+    ) -> "SOLCache":
+        """A cache in which every row stands `repeats` times, adjacent, over this one's keys and values.
+
+        Full-attention layers share them ([`SharedPrefixLayer`]): nothing is copied but what follows the last whole
+        page. Layers of any other kind, which are bounded in size, are copied. This cache must stay as it is.
+
+        Args:
+            repeats (`int`): Rows made of each row, from each length.
+            hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`): State before the next token.
+            length (`int` or `Sequence[int]`, *optional*): Tokens to start from; all by default. Several lengths, whole
+                pages apart, make `repeats` rows each; see [`SOLCache.can_stagger`].
+
+        Raises:
+            ValueError: if the rows are left-padded, or lengths are not whole pages apart.
+        """
+        if self.padding is not None:
+            raise ValueError("Rows that share a prefix cannot be left-padded.")
+        length = self.get_seq_length() if length is None else length
+        lengths = (length,) if isinstance(length, int) else tuple(length)
+        layers: list[Any] = []
+        for layer in self.layers:
+            if isinstance(layer, PagedLayer):
+                layers.append(SharedPrefixLayer(layer, lengths, repeats))
+                continue
+            if len(lengths) > 1:
+                raise ValueError(f"{type(layer).__name__} cannot be cut at several lengths: see `can_stagger`.")
+            layers.append(copy.deepcopy(layer))
+            if lengths[0] < layer.get_seq_length():
+                layers[-1].crop(lengths[0] - layer.get_seq_length())
+            layers[-1].batch_repeat_interleave(repeats)
+        fanned = copy.copy(self)
+        fanned.layers, fanned.trace, fanned.targets = layers, [], None
+        fanned.capture_up_to, fanned.captured_room, fanned.captured = None, 0, {}
+        rows = repeats * len(lengths)
+        fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device)
+        fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))
+        if len(lengths) > 1:
+            begins = torch.tensor(lengths, device=hidden_state.device).repeat_interleave(repeats)
+            fanned.position_offset = (fanned.get_seq_length() - begins).repeat(self.rows)
+        return fanned
+
+    @property
+    def can_stagger(self) -> bool:
+        """Whether [`SOLCache.fan_out`] takes several lengths: every layer is a full-attention one."""
+        return all(isinstance(layer, PagedLayer) for layer in self.layers)
+
+    def end_episode(
+        self,
+        hidden_state: torch.Tensor | None,
+        token: torch.Tensor | None = None,
+        digest: torch.Tensor | None = None,
+    ) -> None:
+        """Start the next episode after `token`; window layers forget what no rollback can need any more.
+
+        Args:
+            hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): What `token` led to.
+            token (`torch.Tensor` of shape `(rows, 1)`, *optional*): The last processed token, or its embedding.
+            digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of its logits.
+        """
+        self.episode = Episode(hidden_state, token_before=token, logits_digest=digest)
+        self.ledger.start_episode()
+        for layer in self.layers:
+            if isinstance(layer, WindowLayer):
+                layer.forget()
+
+    def drop_tokens(self, number: int) -> None:
+        """Remove the last `number` tokens from keys and values only."""
+        super().crop(-number)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` tokens, and rewind episode, controller and ledger with them.
+
+        Going back beyond the running episode drops it: the next forward then needs at least two tokens, since the
+        hidden state before the crop point is not kept.
+        """
+        super().crop(tokens_to_remove)
+        if tokens_to_remove == 0:
+            return
+        ratios = self.action_space.ratios
+        for _ in range(min(-tokens_to_remove, self.episode.length)):
+            step = self.episode.steps.pop()
+            if self.episode.first_sparse == self.episode.length:
+                self.episode.first_sparse = None
+            in_this_call = bool(self.trace)
+            self.ledger.take_back(ratios.to(step.action.device)[step.action], step.counted, in_this_call)
+            self.episode.hidden_state, self.episode.logits_digest = step.previous_hidden, step.previous_digest
+            if in_this_call:
+                self.trace.pop()
+            tokens_to_remove += 1
+            for value in self.episode.controller_state.values():
+                if isinstance(value, Cache):
+                    value.crop(-1)
+        if tokens_to_remove < 0:
+            self.end_episode(None)
+
+    def reset(self) -> None:
+        super().reset()
+        self.episode, self.ledger, self.targets, self.trace = Episode(), BudgetLedger(0), None, []
+        self.padding, self.padding_range, self.position_offset, self.decode_from = None, (0, 0), None, None
+        self.captured_room, self.captured = 0, {}
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorder all state for beam search. The trace stays as executed: `beam_indices` lead through it."""
+        super().reorder_cache(beam_idx)
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)), "reorder_cache", beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0), "batch_repeat_interleave", repeats)
+        self.trace = [(a.repeat_interleave(repeats), c.repeat_interleave(repeats)) for a, c in self.trace]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_rows(lambda x: x[indices], "batch_select_indices", indices)
+        self.trace = [(action[indices], counted[indices]) for action, counted in self.trace]
+
+    def _map_rows(self, function: RowFunction, cache_method: str, argument: Any) -> None:
+        episode = self.episode
+        episode.map_rows(function)
+        for name, value in episode.controller_state.items():
+            if isinstance(value, Cache):
+                getattr(value, cache_method)(argument)
+            else:
+                episode.controller_state[name] = function(value)
+        self.ledger.map_rows(function)
+        for name in ("targets", "padding", "position_offset"):
+            if getattr(self, name) is not None:
+                setattr(self, name, function(getattr(self, name)))

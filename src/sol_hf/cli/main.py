@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command `sol-hf`.
+
+    sol-hf pareto POLICY --data FILE --out DIR     sweep budgets and controllers, see docs/pareto.md
+    sol-hf lm-eval ...                             tasks of lm-evaluation-harness under a budget
+
+In several processes: `accelerate launch -m sol_hf.cli.main pareto ...`.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+USER_ERRORS = (ValueError, OSError)
+"""What wrong input raises; its message says what to do, so the command shows no traceback."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): Instead of those of the process.
+
+    Returns:
+        `int`: Exit status.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["lm-eval"]:  # has a command line of its own
+        return importlib.import_module("sol_hf.integrations.lm_eval_adapter").main(given[1:]) or 0
+    parser = argparse.ArgumentParser(prog="sol-hf", description="Decode with a compute budget: measure policies.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_pareto(commands)
+    commands.add_parser("lm-eval", help="run tasks of lm-evaluation-harness under a budget", add_help=False)
+    options = parser.parse_args(given)
+    try:
+        return options.run(options)
+    except USER_ERRORS as error:
+        print(f"sol-hf: {error}", file=sys.stderr)
+        return 1
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _add_pareto(commands: Any) -> None:
+    from .inputs import add_input_arguments
+
+    parser = commands.add_parser("pareto", help="sweep budgets and controllers on text")
+    parser.add_argument("policy", help="folder or Hub id of a policy")
+    parser.add_argument(
+        "--data", dest="texts", required=True, help="texts: .jsonl, .txt, .csv, also .gz; .parquet; or a Hub id"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the sweep; a started one goes on")
+    parser.add_argument(
+        "--controllers",
+        type=_names,
+        default="policy,fixed,random:100,entropy,drift,oracle",
+        help="comma-separated; random:N is the best of N schedules, oracle:K looks K steps ahead",
+    )
+    parser.add_argument(
+        "--grid", choices=("default", "published"), default="default", help="9 or 567 budgets, if not --budgets"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the random schedules")
+    parser.add_argument("--schedules-at-once", type=int, default=16, help="budgets that run at the same time")
+    parser.add_argument(
+        "--save", action="store_true", help="write the policy's front into its config, for generate(compute=...)"
+    )
+    add_input_arguments(parser, blocks=256)
+    parser.set_defaults(run=run_pareto)
+
+
+def run_pareto(options: argparse.Namespace) -> int:
+    """Sweep, sum up, and print the summary; see [`Sweep`].
+
+    Args:
+        options (`argparse.Namespace`): Of the subcommand.
+    """
+    import torch
+    from accelerate import PartialState
+
+    from ..evaluation.policy_evaluation import BUDGETS, budgets_within
+    from ..evaluation.sweep.calibration_file import check_savable, save_calibration
+    from ..evaluation.sweep.entries import parse_contestants
+    from ..evaluation.sweep.summary import format_summary, summarize_sweep
+    from ..evaluation.sweep.sweep import PUBLISHED_GRID, Sweep, SweepConfig
+    from ..evaluation.sweep.table import read_table
+    from .inputs import load_policy_and_blocks
+
+    parse_contestants(options.controllers)  # before anything is loaded
+    if options.save:
+        check_savable(options.policy, options.controllers)
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    model, blocks = load_policy_and_blocks(options)
+    grid = PUBLISHED_GRID if options.grid == "published" else BUDGETS
+    config = SweepConfig(
+        controllers=options.controllers,
+        budgets=tuple(options.budgets or budgets_within(model.action_space, grid)),
+        context_length=options.context_length,
+        seeds=tuple(options.seeds),
+        hard=options.hard,
+        batch_size=options.batch_size,
+        schedules_at_once=options.schedules_at_once,
+    )
+    Sweep(model.to(state.device), blocks, config, options.out, progress=True).run()
+    if state.is_main_process:
+        summary = summarize_sweep(read_table(options.out), read_table(options.out, "blocks"))
+        Path(options.out, "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        print(format_summary(summary))
+        if options.save:
+            points = save_calibration(options.policy, summary)
+            print(f"\n{options.policy} now has a calibration table of {points} points: generate(compute=...) uses it.")
+    return 0

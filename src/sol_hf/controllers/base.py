@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Controllers score the actions of a decode step; the learned policy is one of them, every baseline another.
+
+A controller has one method to write, [`Controller.__call__`]. What it remembers within an episode goes into
+`observation.state`, which lives in the cache and follows its rows wherever the generation loop moves them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..budget.action_space import ActionSpace
+from ..budget.ledger import BudgetLedger
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is known before a decode step.
+
+    Args:
+        hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`): The LM's last hidden state, after the final norm.
+        token_embedding (`torch.Tensor` of shape `(rows, embedding_size)`): Input embedding of the token to process.
+        previous_action (`torch.LongTensor` of shape `(rows,)`): `n_actions` at the start of an episode.
+        controllable (`torch.BoolTensor` of shape `(rows,)`): Whether the row's choice will be obeyed and counted.
+        remaining (`torch.Tensor` of shape `(rows,)`): Controllable steps left in the episode, this one included.
+        step (`int`): Index of the step within its episode.
+        total_step (`int`): Index of the step within the generation.
+        episode_length (`int`): Steps in an episode.
+        targets (`torch.Tensor` of shape `(rows, 3)`, *optional*): The budget in ratio units.
+        ledger ([`BudgetLedger`]): What has been spent.
+        action_space ([`ActionSpace`]): Meaning of the action ids.
+        state (`dict[str, Any]`): What the controller remembers within the episode.
+        page_fill (`torch.Tensor` of shape `(rows,)`): Share of its page that the token to process is going to fill.
+        previous_hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): The hidden state of one step
+            before; `None` at the first step of an episode.
+        previous_embedding (`torch.Tensor` of shape `(rows, embedding_size)`, *optional*): Input embedding of the token
+            before the one to process; at the first step of an episode only, and `None` if there is no such token.
+        logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What [`Controller.digest_logits`] made of
+            the logits that the last processed token led to; `None` for a controller without `needs_logits`.
+    """
+
+    hidden_state: torch.Tensor
+    token_embedding: torch.Tensor
+    previous_action: torch.Tensor
+    controllable: torch.Tensor
+    remaining: torch.Tensor
+    step: int
+    total_step: int
+    episode_length: int
+    targets: torch.Tensor | None
+    ledger: BudgetLedger
+    action_space: ActionSpace
+    state: dict[str, Any]
+    page_fill: torch.Tensor
+    previous_hidden_state: torch.Tensor | None = None
+    previous_embedding: torch.Tensor | None = None
+    logits_digest: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.previous_action)
+
+    @property
+    def scalars(self) -> torch.Tensor:
+        """What the policy is told in numbers: [`BudgetLedger.scalars`] and the page's fill, of shape `(rows, 9)`."""
+        max_mlp_keep = max(self.action_space.levels["mlp_keep"])
+        targets = self.require_targets()
+        published = self.ledger.scalars(self.step, self.episode_length, self.controllable, targets, max_mlp_keep)
+        return torch.cat([published, self.page_fill[:, None]], dim=-1)
+
+    def require_targets(self) -> torch.Tensor:
+        """The targets, or a ValueError that says that this controller needs a budget."""
+        if self.targets is None:
+            raise ValueError("This controller needs a budget: pass `token_keep`, `mlp_keep`, `bits` or `budget`.")
+        return self.targets
+
+
+class Controller:
+    """Base class of everything that chooses actions.
+
+    Class attributes:
+        needs_budget (`bool`): Whether it needs targets.
+        needs_logits (`bool`): Whether it wants to see the logits of the token before, see
+            [`Controller.digest_logits`].
+        rows_are_independent (`bool`): Whether what it says of a row depends on that row's part of the observation
+            alone. If so, scoring runs rows that begin alike as one.
+
+    Examples:
+
+    ```python
+    >>> import torch
+    >>> from sol_hf import Controller
+    >>> class Cheapest(Controller):
+    ...     def __call__(self, observation):
+    ...         cost = observation.action_space.ratios_on(observation.controllable.device).mean(dim=-1)
+    ...         return -cost.expand(observation.rows, -1)
+    ```
+    """
+
+    needs_budget = True
+    needs_logits = False
+    rows_are_independent = False
+
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        """Scores of all actions, of shape `(rows, n_actions)`; the highest allowed one is taken, or one is drawn."""
+        raise NotImplementedError
+
+    def digest_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What to keep of next-token logits `(rows, vocab)` for the next observation; called with `needs_logits` only.
+
+        By default all of them. They are kept for every step of an episode, so keep what is needed: any shape that
+        begins with the rows.
+        """
+        return logits

@@ -1,0 +1,113 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Processors edit action scores before an action is chosen, in the manner of transformers' logits processors.
+
+Each is called as `processor(action_ids, scores, observation)`: the actions of the running episode
+`(rows, steps)`, the scores `(rows, n_actions)` and the [`Observation`]. transformers' own warpers, which take the
+first two arguments only, work unchanged.
+"""
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from ..budget.action_space import AXES, ActionSpace
+from .base import Observation
+
+
+TOLERANCE = 1e-5
+
+
+class ActionProcessor(LogitsProcessor):
+    """Base class of processors that need the observation."""
+
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
+        """Edited scores, of shape `(rows, n_actions)`."""
+        raise NotImplementedError
+
+
+def restrict(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Rule out all actions that are not `allowed` `(rows, n_actions)`.
+
+    A row in which earlier processors have ruled out every allowed action is left with all allowed actions, as equals.
+    """
+    restricted = scores.masked_fill(~allowed, float("-inf"))
+    stranded = restricted.amax(dim=-1, keepdim=True) == float("-inf")
+    return torch.where(stranded, torch.zeros_like(scores).masked_fill(~allowed, float("-inf")), restricted)
+
+
+class ActionProcessorList(LogitsProcessorList):
+    """Applies processors in order. The only change w.r.t. `LogitsProcessorList` is its name."""
+
+
+class HardBudgetProcessor(ActionProcessor):
+    """Rules out every action after which the budget could not be kept.
+
+    With `n` controllable steps done and this one chosen, on every axis
+      - the sum stays at most `target * n + (largest level - target)`: the running mean overshoots by one step at most;
+      - the cheapest way to finish the episode still ends at a mean of at most `target`.
+    The cheapest action is always allowed, since a target is never below the smallest level. An axis whose target is
+    its largest level (or above) stays there: who asks for 1.0 gets 1.0.
+    """
+
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
+        space, targets, ledger = observation.action_space, observation.require_targets(), observation.ledger
+        ratios = space.ratios_on(scores.device)
+        cheapest, largest = ratios.amin(0), ratios.amax(0)
+        spent, done = ledger.episode_sums, ledger.episode_counts[:, None]
+        left = observation.remaining[:, None]
+        goal = torch.minimum(targets, largest)
+        running = goal * done + largest - spent
+        final = goal * (done + left) - spent - (left - 1) * cheapest
+        held = targets >= largest - TOLERANCE
+        most = torch.where(held, largest, torch.maximum(torch.minimum(running, final), cheapest))
+        least = torch.where(held, largest, cheapest)
+        allowed = (ratios <= most[:, None] + TOLERANCE) & (ratios >= least[:, None] - TOLERANCE)
+        return restrict(scores, allowed.all(dim=-1))
+
+
+class PinnedAxesProcessor(ActionProcessor):
+    """Holds axes at their largest level: those that the budget leaves dense.
+
+    Args:
+        pinned (`tuple` of `bool`): For every axis, whether to hold it.
+    """
+
+    def __init__(self, pinned: tuple[bool, ...]):
+        self.pinned = pinned
+
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
+        ratios = observation.action_space.ratios_on(scores.device)
+        pinned = [column for column, pinned in zip(ratios.unbind(dim=-1), self.pinned, strict=True) if pinned]
+        allowed = torch.ones(len(ratios), dtype=torch.bool, device=scores.device)
+        for column in pinned:
+            allowed = allowed & (column == column.amax())
+        return restrict(scores, allowed.expand_as(scores))
+
+
+class AxisBiasProcessor(ActionProcessor):
+    """Subtracts `bias * (axis value scaled to 0..1 over the action space)` per axis: positive favours cheaper actions.
+
+    Args:
+        token_keep (`float`, *optional*, defaults to 0.0): Bias on the KV axis.
+        mlp_keep (`float`, *optional*, defaults to 0.0): Bias on the MLP axis.
+        bits (`float`, *optional*, defaults to 0.0): Bias on the bit-width axis.
+    """
+
+    def __init__(self, token_keep: float = 0.0, mlp_keep: float = 0.0, bits: float = 0.0):
+        self.biases = (token_keep, mlp_keep, bits)
+
+    def penalties(self, space: ActionSpace, device: torch.device | str = "cpu") -> torch.Tensor:
+        """What is subtracted from the score of every action, of shape `(n_actions,)`."""
+        ratios = space.ratios_on(torch.device(device))
+        spread = (ratios.amax(0) - ratios.amin(0)).clamp(min=1e-12)
+        scaled = ((ratios - ratios.amin(0)) / spread).unbind(dim=-1)
+        return sum(
+            (bias * column for bias, column in zip(self.biases, scaled, strict=True)), torch.zeros_like(scaled[0])
+        )
+
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
+        return scores - self.penalties(observation.action_space, scores.device)
+
+    def __repr__(self) -> str:
+        return "AxisBiasProcessor({})".format(", ".join(f"{a}={b}" for a, b in zip(AXES, self.biases, strict=True)))

@@ -1,0 +1,42 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Controllers that play a given schedule."""
+
+import torch
+
+from .base import Controller, Observation
+from .levels import closeness
+
+
+class ScheduleController(Controller):
+    """Plays a given schedule, whatever the model does.
+
+    Args:
+        actions (`torch.LongTensor` of shape `(steps, rows)`): Action ids. One column serves any number of rows.
+
+    Raises:
+        ValueError: when a generation has more steps or other rows than the schedule.
+    """
+
+    needs_budget = False
+
+    def __init__(self, actions: torch.Tensor):
+        actions = torch.as_tensor(actions)
+        if actions.dim() != 2 or actions.is_floating_point():
+            raise ValueError(f"A schedule has action ids of shape (steps, rows), got {tuple(actions.shape)}.")
+        self.actions = actions.long()
+
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        steps, rows = self.actions.shape
+        if observation.total_step >= steps:
+            raise ValueError(f"The schedule has {steps} steps, but step {observation.total_step + 1} was reached.")
+        if rows not in (1, observation.rows):
+            raise ValueError(f"The schedule has {rows} rows, but the input has {observation.rows}.")
+        space = observation.action_space
+        actions = self.actions[observation.total_step].to(observation.controllable.device)
+        if observation.total_step == 0 and not bool(((self.actions >= 0) & (self.actions < len(space))).all()):
+            raise ValueError(f"The schedule has action ids outside of 0..{len(space) - 1}.")
+        scores = closeness(space.ratios_on(actions.device)[actions], space).expand(observation.rows, -1)
+        chosen = actions.expand(observation.rows)[:, None]
+        return scores.scatter(1, chosen, torch.ones_like(chosen, dtype=scores.dtype))

@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Forwards of the base over a cache."""
+
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..cache.sol_cache import SOLCache
+from ..execution.plan import Replay, active_forward
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """The arguments of a forward that concern its tokens; slices of it are what the base gets.
+
+    Args:
+        tokens (`torch.Tensor`): Ids `(rows, length)`, or embeddings `(rows, length, embedding_size)`.
+        attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 marks left padding.
+        extra (`dict[str, Any]`): Further arguments for the base.
+    """
+
+    tokens: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@functools.lru_cache
+def accepted_arguments(model_class: type[nn.Module]) -> frozenset[str]:
+    """Names of the arguments that the forward of a model class spells out."""
+    return frozenset(inspect.signature(model_class.forward).parameters)
+
+
+def base_forward(
+    base: PreTrainedModel,
+    tokens: torch.Tensor,
+    cache: SOLCache,
+    inputs: ForwardInputs,
+    logits_to_keep: int = 1,
+) -> CausalLMOutputWithPast:
+    """Run the base on `tokens`, which follow what the cache holds."""
+    begin, length = cache.get_seq_length(), tokens.shape[1]
+    arguments: dict[str, Any] = dict(inputs.extra)
+    arguments["inputs_embeds" if tokens.is_floating_point() else "input_ids"] = tokens
+    if inputs.attention_mask is not None:
+        arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
+    accepted = accepted_arguments(base.__class__)
+    if cache.position_offset is not None and "position_ids" in accepted:
+        slots = torch.arange(begin, begin + length, device=tokens.device)
+        arguments["position_ids"] = (slots - cache.position_offset[:, None]).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = logits_to_keep
+    output = base(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
+    if logits_to_keep and output.logits.shape[1] > logits_to_keep:
+        output.logits = output.logits[:, -logits_to_keep:]
+    return output
+
+
+def dense_forward(
+    base: PreTrainedModel,
+    tokens: torch.Tensor,
+    cache: SOLCache,
+    inputs: ForwardInputs,
+    logits_to_keep: int = 1,
+    replay: Replay | None = None,
+) -> CausalLMOutputWithPast:
+    """Process `tokens` densely, as a KV refresh if there is a `replay`, and begin a new episode after them."""
+    with active_forward(replay=replay) as context:
+        output = base_forward(base, tokens, cache, inputs, logits_to_keep)
+    cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
+    return output
+
+
+def logits_digest(cache: SOLCache, output: CausalLMOutputWithPast) -> torch.Tensor | None:
+    """What the controller in force keeps of the logits of the last token, `None` if it does not look at them."""
+    if cache.controls is None or not cache.controls.controller.needs_logits:
+        return None
+    return cache.controls.controller.digest_logits(output.logits[:, -1])
+
+
+def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
+    """Input embedding of ids; embeddings pass through."""
+    return token if token.is_floating_point() else base.get_input_embeddings()(token)

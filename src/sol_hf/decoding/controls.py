@@ -1,0 +1,46 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the decode steps of a call run under."""
+
+from dataclasses import dataclass
+
+from transformers import LogitsProcessorList
+
+from ..budget.budget import Budget
+from ..controllers.base import Controller
+from ..selection.rule import SelectionRule
+
+
+@dataclass(frozen=True)
+class DecodeControls:
+    """What a generation runs under; one object per `generate` or `score` call.
+
+    Args:
+        controller ([`Controller`]): Scores the actions.
+        budget ([`Budget`], *optional*): Targets; `None` for a controller that needs none.
+        processors ([`ActionProcessorList`]): Applied to the scores in order.
+        rule ([`SelectionRule`]): How cached keys are selected.
+        episode_length (`int`): Steps in an episode.
+        kv_refresh (`bool` or `"auto"`): Whether an episode ends with a dense forward over its tokens, see
+            [`needs_refresh`].
+        do_sample (`bool`): Draw the action instead of taking the best.
+        temperature (`float`): Divides the scores before drawing.
+        backend (`str`): For the [`StepPlan`]s: which implementation of a step's parts to use.
+        bits_backend (`str`): For the [`StepPlan`]s: how `bits` is put into effect.
+        cuda_graphs (`bool`): Run the base's part of steps and KV refreshes from CUDA graphs.
+        dense_axes (`frozenset[str]`): Axes that stay dense whatever the controller scores.
+    """
+
+    controller: Controller
+    budget: Budget | None
+    processors: LogitsProcessorList
+    rule: SelectionRule
+    episode_length: int
+    kv_refresh: bool | str = True
+    do_sample: bool = False
+    temperature: float = 1.0
+    backend: str = "auto"
+    bits_backend: str = "fake"
+    cuda_graphs: bool = False
+    dense_axes: frozenset[str] = frozenset()

@@ -1,0 +1,231 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The budget options of `generate` and `score`: defaults, stored values, checks."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig
+
+from ..budget.action_space import AXES, DENSE, ActionSpace
+from ..budget.budget import Budget
+from ..budget.calibration import budget_for
+from ..configuration_sol import SOLConfig
+from ..controllers.base import Controller
+from ..controllers.processors import ActionProcessorList, HardBudgetProcessor, PinnedAxesProcessor
+from ..execution.plan import BACKENDS, BITS_BACKENDS
+from .controls import DecodeControls
+
+
+BUDGET_MODES = ("hard", "soft")
+
+
+KV_REFRESH = (True, False, "auto")
+
+
+STORED_DEFAULTS: dict[str, Any] = {
+    "compute": None,
+    "token_keep": None,
+    "mlp_keep": None,
+    "bits": None,
+    "budget_mode": "hard",
+    "kv_refresh": True,
+    "action_temperature": 1.0,
+    "do_sample_actions": False,
+    "backend": "auto",
+    "bits_backend": "fake",
+}
+
+
+BUDGET_NAMES = ("compute", *AXES)
+
+
+DENSE_OF = dict(zip(AXES, DENSE, strict=True))
+
+
+OPTION_NAMES = (*STORED_DEFAULTS, "budget", "controller", "action_processors", "cuda_graphs")
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Resolved options of one call; the arguments of [`SOLForCausalLM.generate`]."""
+
+    budget: Budget | None
+    budget_mode: str
+    controller: Controller | None
+    action_processors: Sequence | None
+    kv_refresh: bool | str
+    action_temperature: float
+    do_sample_actions: bool
+    backend: str
+    bits_backend: str
+    cuda_graphs: bool
+
+    def __post_init__(self):
+        choices: dict[str, tuple] = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
+        choices |= {"kv_refresh": KV_REFRESH, "cuda_graphs": (True, False)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}."
+                )
+        if not (math.isfinite(self.action_temperature) and self.action_temperature > 0):
+            raise ValueError(f"`action_temperature` must be positive, got {self.action_temperature}.")
+        if self.cuda_graphs and self.backend == "reference":
+            raise ValueError("`cuda_graphs=True` runs the fast paths: leave out `backend='reference'`.")
+        if self.action_processors and self.is_empty:
+            raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was asked for."""
+        return self.budget is None and self.controller is None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the base itself is what was asked for.
+
+        In hard mode a target of (1, 1, 16) leaves nothing to choose; in soft mode only a controller that was passed
+        explicitly may still choose less.
+        """
+        if self.budget is None:
+            return self.controller is None
+        return self.budget.is_dense and (self.controller is None or self.budget_mode == "hard")
+
+    def controls_axis(self, axis: str, space: ActionSpace) -> bool:
+        """Whether steps may be less than dense on an axis."""
+        if self.budget is not None and getattr(self.budget, axis) is None:
+            return False
+        return min(space.levels[axis]) < DENSE_OF[axis]
+
+    def controlled_axes(self, space: ActionSpace) -> list[str]:
+        """The axes on which steps may be less than dense."""
+        return [axis for axis in AXES if self.controls_axis(axis, space)]
+
+    def dense_axes(self, space: ActionSpace) -> frozenset[str]:
+        """The axes on which every step is dense whatever the controller scores, known without looking at an action.
+
+        Those without another level, those that a budget does not set, and in hard mode those of which it asks for all.
+        A space whose dense action is less than dense on an axis has none there: see [`ActionSpace.dense_id`].
+        """
+        dense = {
+            axis for axis, level in zip(AXES, space.table[space.dense_id], strict=True) if level == DENSE_OF[axis]
+        }
+        held = {axis for axis in AXES if space.levels[axis] == (DENSE_OF[axis],)}
+        if self.budget is not None and self.budget_mode == "hard":
+            held |= {axis for axis in AXES if self.budget.leaves_dense(axis)}
+        elif self.budget is not None:
+            held |= {axis for axis in AXES if getattr(self.budget, axis) is None}
+        return frozenset(dense & held)
+
+    def controls(self, controller: Controller, config: SOLConfig) -> DecodeControls:
+        """What the decode steps run under.
+
+        User processors come first, then those that keep the budget, so that nothing can undo them.
+        """
+        processors = ActionProcessorList(self.action_processors or [])
+        if self.budget is not None:
+            pinned = tuple(axis not in self.budget.controlled for axis in config.action_space.axis_names)
+            if any(pinned):
+                processors.append(PinnedAxesProcessor(pinned))
+            if self.budget_mode == "hard":
+                processors.append(HardBudgetProcessor())
+        return DecodeControls(
+            controller=controller,
+            budget=self.budget,
+            processors=processors,
+            rule=config.selection_rule,
+            episode_length=config.episode_length,
+            kv_refresh=self.kv_refresh,
+            do_sample=self.do_sample_actions,
+            temperature=self.action_temperature,
+            backend="fast" if self.cuda_graphs else self.backend,
+            bits_backend=self.bits_backend,
+            cuda_graphs=self.cuda_graphs,
+            dense_axes=self.dense_axes(config.action_space),
+        )
+
+
+def pop_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The budget options among the arguments of a call."""
+    return {name: arguments[name] for name in OPTION_NAMES}
+
+
+def resolve_options(
+    given: Mapping[str, Any],
+    generation_config: GenerationConfig | None,
+    stored: GenerationConfig,
+    config: SOLConfig | None = None,
+) -> DecodeOptions:
+    """Combine what a call was given with stored generation configs; the first that sets an option wins.
+
+    Args:
+        given (`Mapping[str, Any]`): Options of the call.
+        generation_config (`GenerationConfig`, *optional*): Of the call.
+        stored (`GenerationConfig`): The model's own.
+        config ([`SOLConfig`], *optional*): Has the table that `compute` is looked up in, see [`budget_for`].
+
+    Raises:
+        ValueError: for an unknown option, a budget given twice, or `compute` without a table.
+    """
+    unknown = sorted(set(given) - set(OPTION_NAMES))
+    if unknown:
+        raise ValueError(f"Unknown options: {unknown}." + explain_unknown(given))
+    given = {name: value for name, value in given.items() if value is not None}
+    configs = [x for x in (generation_config, stored) if x is not None]
+    resolved = {}
+    for name, default in STORED_DEFAULTS.items():
+        if name not in BUDGET_NAMES:
+            sources = [given.get(name), *(getattr(x, name, None) for x in configs)]
+            resolved[name] = next((value for value in sources if value is not None), default)
+    table = None if config is None else config.calibration
+    budget = _resolve_budget(given, [vars(x) for x in configs], table)
+    return DecodeOptions(
+        budget=budget,
+        controller=given.get("controller"),
+        action_processors=given.get("action_processors"),
+        cuda_graphs=given.get("cuda_graphs", False),
+        **resolved,
+    )
+
+
+def _resolve_budget(
+    given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], calibration: Sequence[dict[str, float]] | None
+) -> Budget | None:
+    """The budget that a call asks for in one of three ways; stored configs count if it does not."""
+    budget, compute = given.get("budget"), given.get("compute")
+    if budget is not None and any(axis in given for axis in AXES):
+        raise ValueError("Pass either `budget` or `token_keep`, `mlp_keep` and `bits`, not both.")
+    if budget is not None and not isinstance(budget, Budget):
+        raise ValueError(f"`budget` must be a Budget, got {type(budget).__name__}.")
+    targets = {axis: given.get(axis) for axis in AXES}
+    explicit = budget is not None or any(value is not None for value in targets.values())
+    if compute is not None and explicit:
+        raise ValueError("Pass either `compute` or a budget (`budget`, `token_keep`, `mlp_keep`, `bits`), not both.")
+    for config in () if explicit or compute is not None else configs:
+        found = {axis: config.get(axis) for axis in AXES if config.get(axis) is not None}
+        if config.get("compute") is not None:
+            if found:
+                raise ValueError(f"A generation config sets both `compute` and {', '.join(found)}: remove one.")
+            compute = None if any(value is not None for value in targets.values()) else config["compute"]
+            break
+        targets = {axis: found.get(axis) if value is None else value for axis, value in targets.items()}
+    if compute is not None:
+        return budget_for(compute, calibration)
+    if budget is None and any(value is not None for value in targets.values()):
+        return Budget(**targets)
+    return budget
+
+
+def explain_unknown(names: Mapping[str, Any]) -> str:
+    """Near matches of misspelt option names, as the tail of an error message."""
+    hints = []
+    for name in names:
+        near = difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.75)
+        if near and name not in OPTION_NAMES:
+            hints.append(f"`{name}`: did you mean `{near[0]}`?")
+    return " " + " ".join(hints) if hints else ""

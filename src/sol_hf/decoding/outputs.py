@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What `generate` and `score` return, and how the executed steps are read off a cache."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from transformers.generation.utils import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateDecoderOnlyOutput,
+)
+from transformers.utils import ModelOutput
+
+from ..budget.action_space import AXIS_SCALE, DENSE, ActionSpace
+from .row_ends import RowEnds
+
+
+NO_ACTION = -1
+
+_ACTIONS_AND_REALISED = """
+        actions (`torch.LongTensor` of shape `(rows, steps)`): Action under which each new token was computed, -1 where
+            the row had already ended.
+        realised (`torch.Tensor` of shape `(rows, 3)`): Means of `token_keep`, `mlp_keep` and `bits` over the row's
+            controllable steps; (1, 1, 16) for a row that had none.
+"""
+
+
+@dataclass
+class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+    __doc__ = f"""Output of greedy search and sampling under a budget.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}"""
+
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
+
+
+@dataclass
+class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
+    __doc__ = f"""Output of beam search under a budget.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}"""
+
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
+
+
+@dataclass
+class SOLScoreOutput(ModelOutput):
+    """Teacher-forced scores of a continuation; `steps` is that of the longest row.
+
+    Args:
+        logprobs (`torch.FloatTensor` of shape `(rows, steps)`): Log-probability (nats) of every scored token, 0
+            where a row has no step.
+        actions (`torch.LongTensor` of shape `(rows, steps)`): Action of every step, -1 where a row has none.
+        realised (`torch.FloatTensor` of shape `(rows, 3)`): Means of `token_keep`, `mlp_keep` and `bits` over the
+            row's controllable steps; (1, 1, 16) for a row that had none.
+        step_mask (`torch.BoolTensor` of shape `(rows, steps)`): Which steps a row has.
+        logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
+        greedy (`torch.BoolTensor` of shape `(rows, steps)`): Whether the scored token was the most likely one.
+    """
+
+    logprobs: torch.Tensor | None = None
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
+    step_mask: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    greedy: torch.Tensor | None = None
+
+
+def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """Means in axis units over the counted steps, `(rows, 3)`, from `(rows, steps)` actions and flags."""
+    ratios = space.ratios_on(actions.device)[actions.clamp(min=0)]
+    weight = counted.to(ratios.dtype)[..., None]
+    means = (ratios * weight).sum(1) / weight.sum(1).clamp(min=1) * torch.tensor(AXIS_SCALE, device=actions.device)
+    return torch.where(weight.sum(1) > 0, means, torch.tensor(DENSE, device=actions.device))
+
+
+def attach_steps(
+    output: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput,
+    row_ends: RowEnds,
+    trace: list[tuple[torch.Tensor, torch.Tensor]] | None,
+    space: ActionSpace,
+) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
+    """Add `actions` and `realised` to what transformers' generate returned.
+
+    Args:
+        output: From `generate`.
+        row_ends ([`RowEnds`]): When every row ended.
+        trace (`list`, *optional*): Per step, actions and counted flags `(flat rows,)` as executed; `None` where all
+            steps were dense.
+        space ([`ActionSpace`]): Meaning of the ids.
+    """
+    beams = getattr(output, "beam_indices", None)
+    if beams is not None:
+        beams = beams[:, : len(row_ends.ended)].long()
+    running = row_ends.running() if beams is None else beams >= 0
+    steps = running.shape[1]
+    if trace is None:
+        actions = torch.full_like(running, space.dense_id, dtype=torch.long)
+        counted = torch.zeros_like(running)
+    else:
+        actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
+        counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
+        if beams is not None:
+            actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
+    is_beam_search = isinstance(output, GenerateBeamDecoderOnlyOutput)
+    target = SOLGenerateBeamDecoderOnlyOutput if is_beam_search else SOLGenerateDecoderOnlyOutput
+    return target(
+        **{field.name: getattr(output, field.name) for field in fields(output)},
+        actions=actions.masked_fill(~running, NO_ACTION),
+        realised=realised_means(actions, counted & running, space),
+    )

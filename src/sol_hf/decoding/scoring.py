@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teacher-forced scoring: rows of any length, aligned so that all decode steps begin together.
+
+row 0   pad pad c c | s s s l            c: context, processed densely
+row 1   c   c   c c | s l . .            s: a decode step each, scored on the token after it
+                    ^ context ends       l: label of the last step only;  .: filler, not counted
+
+Rows that are the same up to a step would do the same there, so one of them runs for all, and a row that has ended is
+left out. That takes a controller that looks at every row by itself; otherwise rows share their dense contexts only.
+"""
+
+import torch
+from transformers import PreTrainedModel
+
+from ..budget.action_space import ActionSpace
+from ..cache.sol_cache import SOLCache
+from ..controllers.processors import AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor
+from ..execution.plan import active_forward
+from .aligned_rows import AlignedRows
+from .base_forward import ForwardInputs, accepted_arguments, dense_forward
+from .controls import DecodeControls
+from .outputs import NO_ACTION, SOLScoreOutput, realised_means
+from .step import decode_forward
+
+
+OWN_PROCESSORS = (AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor)
+"""Processors that treat every row by itself."""
+
+
+def label_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log-probability of `labels` `(rows, steps)` under `logits` `(rows, steps, vocab)`, in float32."""
+    return logits.float().log_softmax(dim=-1).gather(-1, labels[..., None]).squeeze(-1)
+
+
+def score_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache, return_logits: bool) -> SOLScoreOutput:
+    """Score every row through the decode step.
+
+    Args:
+        base (`PreTrainedModel`): The frozen base.
+        rows ([`AlignedRows`]): What to score.
+        cache ([`SOLCache`]): Empty, with the controls to score under.
+        return_logits (`bool`): Keep the logits of all steps.
+    """
+    mask, step_mask, device = rows.attention_mask, rows.step_mask, rows.tokens.device
+    everyone = torch.arange(len(rows.tokens), device=device)
+    merging, place = can_merge(cache.controls), prefill_rows(base, rows, cache)
+    actions, counted = torch.full_like(step_mask, NO_ACTION, dtype=torch.long), torch.zeros_like(step_mask)
+    logprobs, greedy = torch.zeros(step_mask.shape, device=device), torch.zeros_like(step_mask)
+    logits = []
+    for step in range(step_mask.shape[1]):
+        end, alive = rows.context + step + 1, everyone[step_mask[:, step]]
+        leaders, own = rows.merge(end, alive) if merging else (everyone, alive)
+        select_rows(cache, None if place is None else place[leaders], len(leaders), rows.padding[leaders])
+        place = torch.zeros_like(everyone).index_copy(0, alive, own) if merging else everyone
+        begin = 0 if end == 1 else end - 1
+        inputs = ForwardInputs(rows.tokens[leaders, begin:end], None if mask is None else mask[leaders])
+        output = decode_forward(base, inputs, cache, all_logits=False, active=step_mask[leaders, step])
+        step_logits, label = output.logits[:, -1], rows.tokens[alive, end]
+        logprobs[alive, step] = step_logits.float().log_softmax(dim=-1)[own, label]
+        greedy[alive, step] = step_logits.argmax(dim=-1)[own] == label
+        actions[alive, step], counted[alive, step] = (value[own] for value in cache.trace[-1])
+        if return_logits:
+            logits.append(step_logits[place])
+    return SOLScoreOutput(
+        logprobs=logprobs,
+        actions=actions,
+        realised=realised_means(actions, counted, cache.action_space),
+        step_mask=step_mask,
+        logits=torch.stack(logits, dim=1) if return_logits else None,
+        greedy=greedy,
+    )
+
+
+def can_merge(controls: DecodeControls) -> bool:
+    """Whether rows that begin alike would do the same, so that one can stand for all, and ended rows can go."""
+    known = all(isinstance(processor, OWN_PROCESSORS) for processor in controls.processors)
+    return controls.controller.rows_are_independent and known and not controls.do_sample and can_share(controls)
+
+
+def can_share(controls: DecodeControls) -> bool:
+    """Whether all rows have the same budget."""
+    return controls.budget is None or controls.budget.rows is None
+
+
+def prefill_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache) -> torch.Tensor | None:
+    """Process the contexts densely, each that several rows have in common once.
+
+    Returns:
+        `torch.LongTensor` of shape `(rows,)`: Row of the cache that holds each row's context; `None` without contexts.
+    """
+    everyone = torch.arange(len(rows.tokens), device=rows.tokens.device)
+    leaders, place = rows.merge(rows.context, everyone) if can_share(cache.controls) else (everyone, everyone)
+    if rows.context == 0:
+        return None
+    select_rows(cache, None, len(leaders), rows.padding[leaders])
+    mask = None if rows.attention_mask is None else rows.attention_mask[leaders]
+    tokens = rows.tokens[leaders, : rows.context]
+    dense_forward(base, tokens, cache, ForwardInputs(tokens, mask))
+    return place
+
+
+def select_rows(cache: SOLCache, source: torch.Tensor | None, number: int, padding: torch.Tensor) -> None:
+    """Make the cache one of `number` rows: those at `source` `(number,)`, or new ones if it is empty."""
+    if cache.rows == 0:
+        cache.set_up_rows(number, padding.device)
+        if bool(padding.any()):
+            cache.set_padding(padding)
+            cache.position_offset = padding
+    elif source is not None and (number != cache.rows or not torch.equal(source, torch.arange(number).to(source))):
+        cache.batch_select_indices(source)
+
+
+def score_rows_densely(
+    base: PreTrainedModel, rows: AlignedRows, space: ActionSpace, return_logits: bool
+) -> SOLScoreOutput:
+    """Score every row in one parallel forward of the base: what a budget of (1, 1, 16) amounts to."""
+    mask, step_mask = rows.attention_mask, rows.step_mask
+    tokens, steps = rows.tokens[:, :-1], step_mask.shape[1]
+    arguments: dict = {"input_ids": tokens}
+    if mask is not None:
+        arguments["attention_mask"] = mask[:, :-1]
+        if "position_ids" in accepted_arguments(base.__class__):
+            slots = torch.arange(tokens.shape[1], device=tokens.device)
+            arguments["position_ids"] = (slots - rows.padding[:, None]).clamp(min=0)
+    if "logits_to_keep" in accepted_arguments(base.__class__):
+        arguments["logits_to_keep"] = steps
+    with active_forward():
+        logits = base(**arguments, use_cache=False, return_dict=True).logits[:, -steps:]
+    actions = torch.full_like(step_mask, space.dense_id, dtype=torch.long)
+    return SOLScoreOutput(
+        logprobs=label_logprobs(logits, rows.tokens[:, -steps:]) * step_mask,
+        actions=actions.masked_fill(~step_mask, NO_ACTION),
+        realised=realised_means(actions, torch.zeros_like(step_mask), space),
+        step_mask=step_mask,
+        logits=logits if return_logits else None,
+        greedy=(logits.argmax(dim=-1) == rows.tokens[:, -steps:]) & step_mask,
+    )

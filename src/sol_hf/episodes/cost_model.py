@@ -1,0 +1,217 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a level is expected to cost at a step, from what a policy can see there; and the allocation that follows.
+
+A measured cost is mostly luck: of two steps that look alike, one may cost ten times as much as the other. What a
+policy can learn is the mean cost of steps that look alike, which [`CostModel`] estimates from [`Counterfactuals`].
+
+If steps were independent, the cheapest schedule of a given mean would take at every step the level that minimizes
+`cost + price * level`, with one price per axis for all steps. [`Allocation`] finds the price that meets a budget.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from .counterfactuals import Probes
+
+
+LOWEST_COST = 1e-4
+"""Measured costs below this many nats are rounding."""
+BIT_FACTOR = 4.0
+"""A further bit halves the step of a quantizer, which divides the variance of its error by this."""
+ALMOST_DENSE = math.exp(-3)
+"""Cost just below the largest level of an axis that is not `bits`, as a share of that at the largest probe."""
+PRICES = 96
+
+
+class CostModel(nn.Module):
+    """Mean cost of every probe, from the LM's state, the embedding of the token to process and its place in a page.
+
+    The loss is that of an exponential distribution, whose minimum is the conditional mean, whatever the costs'
+    distribution is; it weighs relative errors, so that dear and cheap probes count alike.
+
+    Args:
+        inputs (`torch.Tensor` of shape `(steps, features)`): Of which mean and spread are taken, to normalize.
+        costs (`torch.Tensor` of shape `(steps, probes)`): Of which the mean is taken, to start there.
+        places (`int`): Places in a page; 1 if there are none.
+        width (`int`, *optional*, defaults to 384): Hidden units.
+        dropout (`float`, *optional*, defaults to 0.4): Share of inputs and of hidden units that is left out.
+    """
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+    mean_cost: torch.Tensor
+
+    def __init__(self, inputs: torch.Tensor, costs: torch.Tensor, places: int, width: int = 384, dropout: float = 0.4):
+        super().__init__()
+        self.register_buffer("mean", inputs.mean(dim=0))
+        self.register_buffer("spread", inputs.std(dim=0).clamp(min=1e-6))
+        self.register_buffer("mean_cost", costs.clamp(min=LOWEST_COST).mean(dim=0))
+        self.first = nn.Sequential(nn.Dropout(dropout / 2), nn.Linear(inputs.shape[1], width))
+        self.place = nn.Embedding(places, width)
+        last = nn.Linear(width // 2, len(costs[0]))
+        self.network = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width // 2), nn.GELU(), last)
+        self.place_cost = nn.Embedding(places, len(costs[0]))
+        for part in (last.weight, last.bias, self.place_cost.weight):
+            nn.init.zeros_(part)
+
+    def forward(self, inputs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Logarithms of the mean costs, relative to those of all steps.
+
+        Args:
+            inputs (`torch.Tensor` of shape `(..., features)`): State and embedding.
+            places (`torch.LongTensor` of shape `(...)`): Place of the token in its page.
+
+        Returns:
+            `torch.Tensor` of shape `(..., probes)`.
+        """
+        seen = self.first((inputs - self.mean) / self.spread) + self.place(places)
+        return self.network(seen) + self.place_cost(places)
+
+    def loss(self, inputs: torch.Tensor, places: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood, 1 for a model that knows nothing but the mean."""
+        predicted = self(inputs, places)
+        return (costs.clamp(min=LOWEST_COST) / self.mean_cost * (-predicted).exp() + predicted).mean()
+
+    @torch.no_grad()
+    def costs(self, inputs: torch.Tensor, places: torch.Tensor, chunk: int = 8192) -> torch.Tensor:
+        """Mean costs in nats, `(steps, features)` and `(steps,)` to `(steps, probes)`."""
+        pairs = zip(inputs.split(chunk), places.split(chunk), strict=True)
+        return torch.cat([self(*some).exp() * self.mean_cost for some in pairs])
+
+
+def fit_cost_model(
+    inputs: torch.Tensor, places: torch.Tensor, costs: torch.Tensor, held_out: torch.Tensor, seed: int = 0, **fit
+) -> tuple[CostModel, float]:
+    """Fit a [`CostModel`], and keep it as it was when it did best on other steps.
+
+    Args:
+        inputs (`torch.Tensor` of shape `(steps, features)`): What is seen.
+        places (`torch.LongTensor` of shape `(steps,)`): Place of the token in its page.
+        costs (`torch.Tensor` of shape `(steps, probes)`): What was measured.
+        held_out (`torch.BoolTensor` of shape `(steps,)`): Steps that are not learned from.
+        seed (`int`, *optional*, defaults to 0): Of weights and batches.
+        fit: `steps` (600), `batch_size` (1024), `learning_rate` (1e-3), `weight_decay` (0.1).
+
+    Returns:
+        The model, and its loss on the steps held out: below 1 if there is something to see.
+    """
+    steps, batch_size = fit.get("steps", 600), fit.get("batch_size", 1024)
+    peak, decay = fit.get("learning_rate", 1e-3), fit.get("weight_decay", 0.1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CostModel(inputs[~held_out], costs[~held_out], int(places.max()) + 1)
+        optimizer = _optimizer(model, decay)
+        learned, other = (~held_out).nonzero().squeeze(1), (inputs[held_out], places[held_out], costs[held_out])
+        best, state = math.inf, model.state_dict()
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                shape = min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = peak * group["factor"] * shape
+            some = learned[torch.randint(len(learned), (batch_size,))]
+            optimizer.zero_grad()
+            model.train().loss(inputs[some], places[some], costs[some]).backward()
+            optimizer.step()
+            if (step + 1) % 50 == 0 or step + 1 == steps:
+                with torch.no_grad():
+                    now = model.eval().loss(*other).item()
+                if now < best:
+                    best, state = now, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state)
+    return model.eval(), best
+
+
+def _optimizer(model: CostModel, weight_decay: float) -> torch.optim.Optimizer:
+    """What a place in a page costs is learned faster: it is known of every step, and not noisy."""
+    of_places = list(model.place_cost.parameters())
+    others = [p for name, p in model.named_parameters() if not name.startswith("place_cost")]
+    return torch.optim.AdamW(
+        [
+            {"params": others, "weight_decay": weight_decay, "factor": 1},
+            {"params": of_places, "weight_decay": 0.0, "factor": 10},
+        ]
+    )
+
+
+def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list[torch.Tensor]:
+    """Costs of all levels of every axis, from those of the probed ones.
+
+    Logarithms are interpolated linearly. Above the largest probe, costs of `bits` go on to fall as quantization errors
+    do, those of the other axes to a small share of the last; the largest level costs nothing.
+
+    Args:
+        costs (`torch.Tensor` of shape `(..., probes)`): In nats.
+        probes ([`Probes`]): Which levels they are of.
+        space ([`ActionSpace`]): The levels.
+
+    Returns:
+        Per axis a `torch.Tensor` of shape `(..., levels)`.
+
+    Raises:
+        ValueError: if an axis has several levels, of which none was probed.
+    """
+    tables = []
+    for number, (axis, scale) in enumerate(zip(AXES, AXIS_SCALE, strict=True)):
+        levels = torch.tensor(space.levels[axis], dtype=torch.float64) / scale
+        mine = sorted((level, index) for index, level in enumerate(probes.levels) if probes.axes[index] == number)
+        if len(levels) == 1:
+            tables.append(torch.zeros(*costs.shape[:-1], 1, device=costs.device))
+            continue
+        if not mine:
+            raise ValueError(f"No level of {axis} was measured: add some to the probes.")
+        known = torch.tensor([level for level, _ in mine] + [float(levels.max())], dtype=torch.float64)
+        measured = costs[..., [index for _, index in mine]].clamp(min=LOWEST_COST).log()
+        fall = math.log(BIT_FACTOR) * (known[-1] - known[-2]) * scale if axis == "bits" else -math.log(ALMOST_DENSE)
+        measured = torch.cat([measured, measured[..., -1:] - float(fall)], dim=-1)
+        lower = (torch.searchsorted(known, levels, right=True) - 1).clamp(0, len(known) - 2)
+        share = ((levels - known[lower]) / (known[lower + 1] - known[lower])).clamp(0, 1).to(measured)
+        table = (measured[..., lower] * (1 - share) + measured[..., lower + 1] * share).exp()
+        tables.append(torch.where(levels.to(table.device) == levels.max(), 0.0, table))
+    return tables
+
+
+class Allocation:
+    """Levels that minimize `cost + price * level`, at the price that makes their mean over all steps a given one.
+
+    Args:
+        tables (`Sequence[torch.Tensor]`): Per axis the costs `(steps, levels)` of many steps.
+        space ([`ActionSpace`]): The levels.
+    """
+
+    def __init__(self, tables: Sequence[torch.Tensor], space: ActionSpace):
+        self.levels = [
+            torch.tensor(space.levels[axis], device=table.device) / scale
+            for axis, scale, table in zip(AXES, AXIS_SCALE, tables, strict=True)
+        ]
+        self.means, self.prices = [], []
+        for table, levels in zip(tables, self.levels, strict=True):
+            prices = torch.logspace(-5, 3, PRICES, device=table.device)
+            means = torch.stack([levels[(table + price * levels).argmin(dim=-1)].mean() for price in prices])
+            self.means.append(means.flip(0).cummax(0).values.contiguous())  # ascending
+            self.prices.append(prices.log().flip(0).contiguous())
+
+    def choose(self, tables: Sequence[torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
+        """Indices of levels `(rows, 3)` for rows of costs, per axis `(rows, levels)`, and wanted means `(rows, 3)`."""
+        prices = self.prices_for(wanted)
+        pairs = enumerate(zip(tables, self.levels, strict=True))
+        return torch.stack(
+            [(table + prices[:, axis, None] * levels).argmin(-1) for axis, (table, levels) in pairs], -1
+        )
+
+    def prices_for(self, wanted: torch.Tensor) -> torch.Tensor:
+        """Prices `(rows, 3)` in nats per unit of ratio, at which the mean levels are `wanted` `(rows, 3)`."""
+        return torch.stack([self._price(axis, wanted[:, axis]) for axis in range(len(self.levels))], dim=-1)
+
+    def _price(self, axis: int, wanted: torch.Tensor) -> torch.Tensor:
+        """The price at which the mean level is `wanted`, interpolated; none for at least the largest mean."""
+        means, prices = self.means[axis], self.prices[axis]
+        upper = torch.searchsorted(means, wanted.contiguous()).clamp(1, len(means) - 1)
+        low, high = means[upper - 1], means[upper]
+        share = ((wanted - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+        price = (prices[upper - 1] * (1 - share) + prices[upper] * share).exp()
+        return torch.where(wanted >= self.levels[axis].max(), 0.0, price)

@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What each level of each axis would cost at a step: measured, one step at a time, on a dense history.
+
+Every step along the continuation of a block is tried under a few *probes*: one axis at one level, the others dense,
+and all steps before it dense. A probe's cost is KL(dense ‖ probe), the loss that it is expected to add if the dense
+model is right; the loss on the actual label has the same mean, but a far larger variance.
+
+A policy that runs under a budget does not see the states of the dense model, but what cheap steps left. So every step
+is also tried under one random action, and the state that this led to is kept for the step after it.
+
+One dense forward gives the history of all steps. Probes of steps that are whole pages apart are rows of one decode
+step over that history, each of which sees its own part of it:
+
+    block    | context | 0 1 2 3 4 5 6 7 | 0 1 2 3 4 5 6 7 |        steps with the same number run together
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from ..budget.action_space import AXES, ActionSpace
+from ..cache.sol_cache import SOLCache
+from ..decoding.base_forward import ForwardInputs, base_forward
+from ..execution.instrumentation import Instrumentation
+from ..execution.plan import StepPlan, active_forward
+from ..modeling_sol import SOLForCausalLM
+from ..selection.rule import SelectionRule
+from .rollouts import prefill
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Actions to try: each axis at each of its probed levels, the others at their largest.
+
+    Args:
+        actions (`torch.LongTensor` of shape `(probes,)`): Action ids.
+        axes (`tuple[int, ...]`): The axis of every probe.
+        levels (`tuple[float, ...]`): And its level, in ratio units.
+    """
+
+    actions: torch.Tensor
+    axes: tuple[int, ...]
+    levels: tuple[float, ...]
+
+    @classmethod
+    def at(cls, space: ActionSpace, levels: Mapping[str, Sequence[float]]) -> "Probes":
+        """Probes at given levels.
+
+        Args:
+            space ([`ActionSpace`]): Where the levels are from.
+            levels (`Mapping[str, Sequence[float]]`): Levels per axis, in axis units; an axis may be left out.
+
+        Raises:
+            ValueError: for an unknown axis, a level that the space does not have, or no level at all.
+        """
+        largest = {axis: max(space.levels[axis]) for axis in AXES}
+        actions, axes, ratios = [], [], []
+        for axis, wanted in levels.items():
+            for level in wanted:
+                if level not in space.levels.get(axis, ()):
+                    raise ValueError(f"{axis}={level} is not a level of the action space: {space.levels}.")
+                actions.append(space.table.index(tuple({**largest, axis: level}.values())))
+                axes.append(AXES.index(axis))
+                ratios.append(float(space.ratios[actions[-1], axes[-1]]))
+        if not actions:
+            raise ValueError("There is no level to try: name some below the largest of an axis.")
+        return cls(torch.tensor(actions), tuple(axes), tuple(ratios))
+
+    @classmethod
+    def of(cls, space: ActionSpace, per_axis: int = 4) -> "Probes":
+        """Up to `per_axis` levels of every axis below its largest, denser at the cheap end, where the costs are."""
+        levels = {}
+        for axis in AXES:
+            below = sorted(space.levels[axis])[:-1]
+            count = min(per_axis, len(below))
+            places = {round((len(below) - 1) * (i / max(count - 1, 1)) ** 1.5) for i in range(count)}
+            levels[axis] = [below[place] for place in sorted(places) if below]
+        return cls.at(space, levels)
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """Measured costs along the continuation of every block.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(blocks, steps, hidden_size)`): The LM's state before every step.
+        tokens (`torch.LongTensor` of shape `(blocks, steps)`): The token that a step processes.
+        divergence (`torch.Tensor` of shape `(blocks, steps, probes)`): KL(dense ‖ probe) in nats.
+        losses (`torch.Tensor` of shape `(blocks, steps, 1 + probes)`): Loss on the label in nats, dense and probed.
+        next_actions (`torch.LongTensor` of shape `(blocks, steps)`): A random action at every step.
+        next_states (`torch.Tensor` of shape `(blocks, steps, hidden_size)`): The state that it led to.
+    """
+
+    hidden_states: torch.Tensor
+    tokens: torch.Tensor
+    divergence: torch.Tensor
+    losses: torch.Tensor
+    next_actions: torch.Tensor
+    next_states: torch.Tensor
+
+    @staticmethod
+    def concatenate(parts: "list[Counterfactuals]") -> "Counterfactuals":
+        """Several measurements as one. Tensors of inference mode become ordinary ones."""
+        names = [field.name for field in fields(Counterfactuals)]
+        return Counterfactuals(**{name: torch.cat([getattr(part, name) for part in parts]).clone() for name in names})
+
+
+def measure(
+    model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, probes: Probes, next_actions: torch.Tensor
+) -> Counterfactuals:
+    """Try every probe, and an action of each step's own, at every step of the continuation of `blocks`.
+
+    Args:
+        model ([`SOLForCausalLM`]): Its base is measured; its policy is not used.
+        blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
+        context_length (`int`): Tokens before the first step.
+        probes ([`Probes`]): What to try.
+        next_actions (`torch.LongTensor` of shape `(blocks, steps)`): Actions of which the state after them is wanted.
+
+    Raises:
+        ValueError: if the first steps would not be controllable after so short a context.
+    """
+    rule = model.config.selection_rule
+    if not rule.is_controllable(torch.tensor(context_length + 1)):
+        raise ValueError(f"After a context of {context_length} tokens the first steps are always dense.")
+    steps = blocks.shape[1] - context_length - 1
+    prefix = prefill(model, blocks, context_length, dense=True)
+    assert prefix.logprobs is not None, "asked for by `dense`"
+    with Instrumentation.of(model.base), torch.inference_mode():
+        labels = blocks[:, context_length + 1 :, None]
+        losses = -prefix.logprobs.gather(2, labels).expand(-1, -1, 1 + len(probes.actions)).clone()
+        divergence = torch.empty(*losses.shape[:2], len(probes.actions), device=losses.device)
+        next_states = torch.empty_like(prefix.hidden_states[:, :-1])
+        for together in steps_run_together(steps, prefix.cache, rule):
+            tried = probes.actions.to(blocks.device).expand(len(blocks), len(together), -1)
+            tried = torch.cat([tried, next_actions[:, together, None]], dim=2)
+            probed, states = _try(model, prefix.cache, blocks, [context_length + step for step in together], tried)
+            next_states[:, together] = states[:, :, -1]
+            probed = probed[:, :, :-1]
+            divergence[:, together] = divergence_of(probed, prefix.logprobs[:, together])
+            label = labels[:, together, None].expand(-1, -1, probed.shape[2], 1)
+            losses[:, together, 1:] = -probed.gather(3, label).squeeze(3)
+        measured = Counterfactuals(
+            hidden_states=prefix.hidden_states[:, :-1],
+            tokens=blocks[:, context_length : context_length + steps],
+            divergence=divergence,
+            losses=losses,
+            next_actions=next_actions,
+            next_states=next_states,
+        )
+    return Counterfactuals.concatenate([measured])
+
+
+def divergence_of(logprobs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """KL(dense ‖ tried) `(..., tried)` in nats, of log-probabilities `(..., tried, vocab)` and `(..., vocab)`."""
+    probability = dense.exp()
+    entropy = -(probability * dense).sum(dim=-1, keepdim=True)
+    return -(logprobs @ probability[..., None]).squeeze(-1) - entropy
+
+
+def steps_run_together(steps: int, cache: SOLCache, rule: SelectionRule) -> list[list[int]]:
+    """Steps that can be rows of one decode step: whole pages apart, where cache and criterion allow that."""
+    stride = rule.page_size if rule.criterion == "quest" and cache.can_stagger else steps
+    return [list(range(first, steps, stride)) for first in range(min(stride, steps))]
+
+
+def _try(
+    model: SOLForCausalLM, cache: SOLCache, blocks: torch.Tensor, places: list[int], actions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and hidden states of the tokens at `places` under `actions` `(blocks, places, tried)`.
+
+    Of shape `(blocks, places, tried, vocab)` and `(blocks, places, tried, hidden_size)`.
+    """
+    count, space = actions.shape[2], cache.action_space
+    token = blocks[:, places].repeat_interleave(count, dim=1).view(-1, 1)
+    hidden = torch.empty(len(blocks), 0, device=token.device)  # no controller looks at it
+    fanned = cache.fan_out(count, hidden, places)
+    values = space.values_on(token.device)[actions.flatten()]
+    with active_forward(StepPlan.from_values(values, fanned, model.config.selection_rule)) as context:
+        output = base_forward(model.base, token, fanned, ForwardInputs(token))
+    logprobs = output.logits[:, -1].log_softmax(dim=-1, dtype=torch.float32)
+    return logprobs.view(*actions.shape, -1), context.last_hidden_state().view(*actions.shape, -1)

@@ -1,0 +1,253 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teacher-forced rollouts: the same tokens of a block under many sampled schedules, over one shared prefix.
+
+    block    | context: dense, once | x x x x ... x | y        x: a decode step per rollout, scored on the next token
+
+A rollout ends with its episode, so there is no KV refresh. What training needs is recorded: the policy's observations,
+its actions, and the log-probability of every label; no tensor over the vocabulary outlives its step.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch.nn.functional import kl_div
+
+from ..cache.sol_cache import SOLCache
+from ..controllers.base import Controller, Observation
+from ..controllers.policy import PolicyController
+from ..controllers.processors import ActionProcessorList
+from ..decoding.base_forward import ForwardInputs, base_forward
+from ..decoding.controls import DecodeControls
+from ..decoding.step import decode_step
+from ..execution.instrumentation import Instrumentation
+from ..execution.plan import active_forward
+from ..modeling_sol import SOLForCausalLM
+from ..modeling_sol_policy import SOLPolicyModel
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What happened in a batch of rollouts; the rollouts of a block are adjacent rows.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(rows, steps, hidden_size)`): The LM's state before every step.
+        token_embeddings (`torch.Tensor` of shape `(rows, steps, embedding_size)`): Of the token that a step processes.
+        scalars (`torch.Tensor` of shape `(rows, steps, 9)`): What the policy was told, see [`Observation.scalars`].
+        previous_actions (`torch.LongTensor` of shape `(rows, steps)`): Action of the step before.
+        actions (`torch.LongTensor` of shape `(rows, steps)`): What was done.
+        action_logprobs (`torch.Tensor` of shape `(rows, steps)`): Of the actions, as they were drawn.
+        controllable (`torch.BoolTensor` of shape `(rows, steps)`): Where the policy had a say.
+        label_logprobs (`torch.Tensor` of shape `(rows, steps)`): Of the tokens that follow.
+        divergence (`torch.Tensor` of shape `(rows, steps)`): KL(dense ‖ sparse); 0 where it was not asked for.
+        targets (`torch.Tensor` of shape `(rows, 3)`): The budgets, in ratio units.
+    """
+
+    hidden_states: torch.Tensor
+    token_embeddings: torch.Tensor
+    scalars: torch.Tensor
+    previous_actions: torch.Tensor
+    actions: torch.Tensor
+    action_logprobs: torch.Tensor
+    controllable: torch.Tensor
+    label_logprobs: torch.Tensor
+    divergence: torch.Tensor
+    targets: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "Rollouts":
+        """The same on another device."""
+        return Rollouts(**{field.name: getattr(self, field.name).to(device) for field in fields(Rollouts)})
+
+    @staticmethod
+    def concatenate(parts: "list[Rollouts]") -> "Rollouts":
+        """Several batches as one. Tensors of inference mode become ordinary ones."""
+        names = [field.name for field in fields(Rollouts)]
+        return Rollouts(**{name: torch.cat([getattr(part, name) for part in parts]).clone() for name in names})
+
+
+@dataclass(frozen=True)
+class DensePrefix:
+    """Blocks after their dense prefill.
+
+    Args:
+        cache ([`SOLCache`]): Keys and values of the context, and of the continuation if it was run densely too.
+        context_length (`int`): Tokens of the context.
+        hidden_states (`torch.Tensor` of shape `(blocks, 1 + steps, hidden_size)`): The LM's state after the context,
+            and after every further token that was run.
+        logprobs (`torch.Tensor` of shape `(blocks, steps, vocab)`, *optional*): Dense predictions of the labels.
+        logits (`torch.Tensor` of shape `(blocks, vocab)`, *optional*): What the context's last token led to.
+    """
+
+    cache: SOLCache
+    context_length: int
+    hidden_states: torch.Tensor
+    logprobs: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+def prefill(
+    model: SOLForCausalLM,
+    blocks: torch.Tensor,
+    context_length: int,
+    dense: bool = False,
+    keep_logits: bool = False,
+) -> DensePrefix:
+    """Run the context of `blocks` densely.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base and policy.
+        blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
+        context_length (`int`): Tokens of the context, at least 1.
+        dense (`bool`, *optional*, defaults to `False`): Run the continuation too, for its predictions.
+        keep_logits (`bool`, *optional*, defaults to `False`): Keep the logits after the context, for a controller with
+            `needs_logits`.
+    """
+    steps = blocks.shape[1] - context_length - 1
+    if context_length < 1 or steps < 1:
+        raise ValueError(
+            f"Blocks of {blocks.shape[1]} tokens leave no step to score after a context of {context_length}: they "
+            "need `context_length` + `episode_length` + 1 tokens, and a context of at least 1."
+        )
+    tokens = blocks[:, : context_length + steps] if dense else blocks[:, :context_length]
+    kept = 1 + steps if dense else 1
+    with Instrumentation.of(model.base), torch.inference_mode():
+        cache = model.new_cache()
+        cache.set_up_rows(len(blocks), blocks.device)
+        with active_forward() as context:
+            output = base_forward(model.base, tokens, cache, ForwardInputs(tokens), logits_to_keep=kept)
+        hidden = context.head_inputs()[:, -kept:]
+        logprobs = output.logits[:, 1:].float().log_softmax(dim=-1) if dense else None
+        logits = output.logits[:, 0].clone() if keep_logits else None
+    return DensePrefix(cache, context_length, hidden, logprobs, logits)
+
+
+class SampledPolicyController(Controller):
+    """Draws the policy's actions by inverse transform from given uniform numbers, and records what it sees.
+
+    Args:
+        policy ([`SOLPolicyModel`]): The policy.
+        uniforms (`torch.Tensor` of shape `(rows, steps)`): One number in [0, 1) per action, so that an action does not
+            depend on what else is in the batch.
+        temperature (`float`): Divides the logits.
+    """
+
+    def __init__(self, policy: SOLPolicyModel, uniforms: torch.Tensor, temperature: float):
+        self.uniforms, self.temperature = uniforms, temperature
+        self.score = PolicyController(policy)
+        self.logprobs: list[torch.Tensor] = []
+
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        logprobs = (self.score(observation) / self.temperature).log_softmax(dim=-1)
+        ladder = logprobs.double().exp().cumsum(dim=-1)
+        drawn = torch.searchsorted(ladder, self.uniforms[:, observation.step, None].double() * ladder[:, -1:])
+        drawn = drawn.clamp(max=logprobs.shape[-1] - 1)
+        self.logprobs.append(logprobs.gather(1, drawn).squeeze(1))
+        return torch.zeros_like(logprobs).scatter(1, drawn, 1.0)
+
+
+class Recorder(Controller):
+    """Passes on what another controller says, and keeps the observations.
+
+    Args:
+        controller ([`Controller`]): Who decides.
+    """
+
+    def __init__(self, controller: Controller):
+        self.controller = controller
+        self.needs_budget, self.needs_logits = controller.needs_budget, controller.needs_logits
+        self.seen: list[Observation] = []
+        self.scalars: list[torch.Tensor] = []
+
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        self.seen.append(observation)
+        self.scalars.append(observation.scalars)
+        return self.controller(observation)
+
+    def observations(self) -> dict[str, torch.Tensor]:
+        """What was seen, as the fields of [`Rollouts`]."""
+        return {
+            "hidden_states": torch.stack([seen.hidden_state for seen in self.seen], dim=1),
+            "token_embeddings": torch.stack([seen.token_embedding for seen in self.seen], dim=1),
+            "scalars": torch.stack(self.scalars, dim=1),
+            "previous_actions": torch.stack([seen.previous_action for seen in self.seen], dim=1),
+        }
+
+    def digest_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.controller.digest_logits(logits)
+
+
+def one_episode(
+    model: SOLForCausalLM, controller: Controller, steps: int, processors: ActionProcessorList | None = None
+) -> DecodeControls:
+    """Controls of a single episode of `steps` steps, for rows that bring their own targets."""
+    return DecodeControls(
+        controller=controller,
+        budget=None,
+        processors=processors if processors is not None else ActionProcessorList(),
+        rule=model.config.selection_rule,
+        episode_length=steps,
+        kv_refresh=False,
+    )
+
+
+def roll_out(
+    model: SOLForCausalLM,
+    prefix: DensePrefix,
+    blocks: torch.Tensor,
+    targets: torch.Tensor,
+    controller: Controller,
+    processors: ActionProcessorList | None = None,
+) -> Rollouts:
+    """Play the continuation of every block under a controller, once per row of `targets`.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base and policy.
+        prefix ([`DensePrefix`]): From [`prefill`].
+        blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
+        targets (`torch.Tensor` of shape `(rows, 3)`): Budgets in ratio units; a multiple of the blocks.
+        controller ([`Controller`]): Who decides.
+        processors ([`ActionProcessorList`], *optional*): Applied to its scores.
+
+    Raises:
+        ValueError: if the targets are no multiple of the blocks, or the controller needs logits that were not kept.
+    """
+    if len(targets) % len(blocks):
+        raise ValueError(f"{len(targets)} budgets cannot be dealt out to {len(blocks)} blocks.")
+    if controller.needs_logits and prefix.logits is None:
+        raise ValueError(f"{type(controller).__name__} needs logits: make the prefix with `keep_logits=True`.")
+    repeats, context_length = len(targets) // len(blocks), prefix.context_length
+    steps = blocks.shape[1] - context_length - 1
+    recorder = Recorder(controller)
+    controls = one_episode(model, recorder, steps, processors)
+    rows = blocks.repeat_interleave(repeats, dim=0)
+    logprobs, divergence = [], []
+    with Instrumentation.of(model.base), torch.inference_mode():
+        cache = prefix.cache.fan_out(repeats, prefix.hidden_states[:, 0], context_length)
+        cache.start(controls, context_length)
+        cache.targets = targets
+        cache.episode.token_before = rows[:, context_length - 1, None]
+        if controller.needs_logits and prefix.logits is not None:
+            cache.episode.logits_digest = controller.digest_logits(prefix.logits.repeat_interleave(repeats, dim=0))
+        for step in range(steps):
+            token = rows[:, context_length + step, None]
+            label = rows[:, context_length + step + 1, None]
+            logits = decode_step(model.base, token, cache, ForwardInputs(token), None).logits[:, -1].float()
+            scale = logits.logsumexp(dim=-1)
+            logprobs.append(logits.gather(1, label).squeeze(1) - scale)
+            if prefix.logprobs is not None:
+                dense = prefix.logprobs[:, step].repeat_interleave(repeats, dim=0)
+                sparse = logits - scale[:, None]
+                divergence.append(kl_div(sparse, dense, reduction="none", log_target=True).sum(dim=-1))
+        stacked = torch.stack(logprobs, dim=1)
+        sampler = controller.logprobs if isinstance(controller, SampledPolicyController) else []
+        rollouts = Rollouts(
+            **recorder.observations(),
+            actions=torch.stack([action for action, _ in cache.trace], dim=1),
+            action_logprobs=torch.stack(sampler, dim=1) if sampler else torch.zeros_like(stacked),
+            controllable=torch.stack([counted for _, counted in cache.trace], dim=1),
+            label_logprobs=stacked,
+            divergence=torch.stack(divergence, dim=1) if divergence else torch.zeros_like(stacked),
+            targets=targets,
+        )
+    return Rollouts.concatenate([rollouts])

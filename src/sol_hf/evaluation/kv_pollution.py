@@ -1,0 +1,198 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""KV pollution as an impulse response: a few steps below full compute, dense ones after, how long does it show?
+
+A cheap step does damage twice: its own prediction suffers, and what it writes into the cache misleads later steps.
+Only the second is left once the steps are dense again:
+
+    step          0 . . . | begin . . . | . . . . . . . . . .
+    disturbed run  dense  |  `action`   |  dense over a polluted cache, until a KV refresh
+    reference      dense  |  dense      |  dense                          -> differences at every step
+
+Both runs process the same text one token at a time, so where no step is disturbed they agree bitwise.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..budget.action_space import AXES
+from ..controllers.schedule import ScheduleController
+from ..modeling_sol import SOLForCausalLM
+
+
+@dataclass(frozen=True)
+class ImpulseResponse:
+    """Damage at every step of a text that was disturbed for a few steps. Steps count from the end of the context.
+
+    Args:
+        action (`tuple` of 3 `float`): (token_keep, mlp_keep, bits) of the disturbed steps; all others are dense.
+        begin (`int`): The first disturbed step.
+        length (`int`): How many steps are disturbed.
+        refresh_every (`int`, *optional*): Steps between two KV refreshes; `None` without refresh.
+        divergence (`torch.Tensor` of shape `(blocks, steps)`): KL(dense ‖ disturbed) in nats.
+        damage (`torch.Tensor` of shape `(blocks, steps)`): Log-probability of the label under the dense run less that
+            under the disturbed one, in nats.
+    """
+
+    action: tuple[float, float, float]
+    begin: int
+    length: int
+    refresh_every: int | None
+    divergence: torch.Tensor = field(repr=False)
+    damage: torch.Tensor = field(repr=False)
+
+    @property
+    def end(self) -> int:
+        """The first step after the disturbed ones."""
+        return self.begin + self.length
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return self.divergence.shape[1]
+
+    @property
+    def refreshes(self) -> tuple[int, ...]:
+        """The steps before which the cache is refreshed: once, as later episodes are dense."""
+        if self.refresh_every is None:
+            return ()
+        episodes = {step // self.refresh_every for step in range(self.begin, self.end)}
+        return tuple(sorted(step for e in episodes if (step := (e + 1) * self.refresh_every) < self.steps))
+
+    @property
+    def aftermath(self) -> tuple[float, float]:
+        """Mean KL of the disturbed steps, and of those after them, in nats."""
+        means = self.divergence.double().mean(dim=0)
+        return float(means[self.begin : self.end].mean()), float(means[self.end :].mean())
+
+    def lasting(self, share: float = 0.1) -> int | None:
+        """For how many steps after the disturbance the mean KL stays above a share of what it was during it.
+
+        Args:
+            share (`float`, *optional*, defaults to 0.1): Of the mean over the disturbed steps.
+
+        Returns:
+            `int`, *optional*: The number of steps until it is below for the first time; `None` if it never is.
+        """
+        means = self.divergence.double().mean(dim=0)
+        below = means[self.end :] <= share * means[self.begin : self.end].mean()
+        return int(below.int().argmax()) if bool(below.any()) else None
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary of numbers per step, for a data frame or a JSON file."""
+        columns = {}
+        for name, values in (("divergence", self.divergence), ("damage", self.damage)):
+            columns[name], columns[f"{name}_error"] = (x.tolist() for x in mean_and_error(values))
+        common = dict(zip(AXES, self.action, strict=True)) | {"kv_refresh": self.refresh_every is not None}
+        return [
+            common
+            | {"step": step, "disturbed": self.begin <= step < self.end, "blocks": len(self.divergence)}
+            | {name: values[step] for name, values in columns.items()}
+            for step in range(self.steps)
+        ]
+
+
+def mean_and_error(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over blocks and its standard error, each `(steps,)`, of values `(blocks, steps)`."""
+    values = values.double()
+    return values.mean(dim=0), values.std(dim=0) / math.sqrt(len(values))
+
+
+def impulse_responses(
+    model: SOLForCausalLM,
+    blocks: torch.Tensor,
+    context_length: int,
+    actions: Sequence[tuple[float, float, int]],
+    begin: int = 2,
+    length: int = 4,
+    kv_refresh: Sequence[bool] = (False, True),
+    batch_size: int = 8,
+    progress: bool = False,
+) -> list[ImpulseResponse]:
+    """Disturb a few steps of every block, and measure the damage there and at all later steps.
+
+    Args:
+        model ([`SOLForCausalLM`]): Its base is measured; the policy takes no part.
+        blocks (`torch.LongTensor` of shape `(blocks, context_length + steps + 1)`): Token ids, at least 2 blocks.
+        context_length (`int`): Tokens before the first step, processed densely.
+        actions (`Sequence` of triples): (token_keep, mlp_keep, bits) of the disturbed steps; levels of the action
+            space. One response each.
+        begin (`int`, *optional*, defaults to 2): The first disturbed step.
+        length (`int`, *optional*, defaults to 4): How many steps are disturbed.
+        kv_refresh (`Sequence[bool]`, *optional*, defaults to `(False, True)`): Without or with KV refresh at the end
+            of the episode that was disturbed. One response each.
+        batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time.
+        progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+
+    Returns:
+        `list[ImpulseResponse]`: One per action and entry of `kv_refresh`, the latter varying fastest.
+
+    Raises:
+        ValueError: if an action has a level that the action space lacks, the blocks are too few or too short, or a
+            step to be disturbed is not controllable.
+    """
+    _check(model, blocks, context_length, begin, length, batch_size)
+    if not actions or not kv_refresh:
+        raise ValueError("There is nothing to measure: give at least one action and one entry of `kv_refresh`.")
+    steps, space = blocks.shape[1] - context_length - 1, model.action_space
+    dense = torch.full((steps, 1), space.dense_id)
+    cases = []
+    for action, refresh in product(actions, kv_refresh):
+        schedule = dense.clone()
+        schedule[begin : begin + length] = space.index(*action)
+        cases.append((schedule, refresh))
+    parts: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in cases]
+    starts = range(0, len(blocks), batch_size)
+    for start in tqdm(starts, desc="Impulse response", disable=not progress):
+        tokens: Any = blocks[start : start + batch_size].to(model.base.device)
+        settings: dict[str, Any] = dict(context_length=context_length, return_logits=True)
+        reference = model.score(tokens, controller=ScheduleController(dense), kv_refresh=False, **settings)
+        for part, (schedule, refresh) in zip(parts, cases, strict=True):
+            disturbed = model.score(tokens, controller=ScheduleController(schedule), kv_refresh=refresh, **settings)
+            divergence = torch.stack(list(_divergences(reference["logits"], disturbed["logits"])))
+            part.append((divergence.cpu(), (reference["logprobs"] - disturbed["logprobs"]).cpu()))
+    responses = []
+    for (action, refresh), part in zip(product(actions, kv_refresh), parts, strict=True):
+        divergence, damage = (torch.cat(values) for values in zip(*part, strict=True))
+        every = model.config.episode_length if refresh else None
+        triple = (float(action[0]), float(action[1]), float(action[2]))
+        responses.append(ImpulseResponse(triple, begin, length, every, divergence, damage))
+    return responses
+
+
+def _divergences(dense: torch.Tensor, disturbed: torch.Tensor) -> Iterator[torch.Tensor]:
+    """KL(dense ‖ disturbed) `(steps,)` of every row of logits `(rows, steps, vocab)`; a row at a time for memory."""
+    for expected, found in zip(dense, disturbed, strict=True):
+        logprobs = expected.float().log_softmax(dim=-1)
+        yield (logprobs.exp() * (logprobs - found.float().log_softmax(dim=-1))).sum(dim=-1).clamp(min=0)
+
+
+def _check(
+    model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, begin: int, length: int, batch_size: int
+) -> None:
+    if context_length < 1 or batch_size < 1 or begin < 0 or length < 1:
+        raise ValueError(
+            f"`context_length` ({context_length}), `batch_size` ({batch_size}) and `length` ({length}) must be at "
+            f"least 1, `begin` ({begin}) at least 0."
+        )
+    if blocks.dim() != 2 or blocks.shape[1] < context_length + begin + length + 2:
+        raise ValueError(
+            f"Blocks of shape {tuple(blocks.shape)} end before the damage can be seen: with a context of "
+            f"{context_length} tokens and steps {begin}..{begin + length - 1} disturbed, a block needs "
+            f"{context_length + begin + length + 2} tokens at least. See `pack_blocks`."
+        )
+    if len(blocks) < 2:
+        raise ValueError(f"A standard error needs 2 blocks or more, got {len(blocks)}: give more text.")
+    rule, seen = model.config.selection_rule, torch.tensor(context_length + begin + 1)
+    if not bool(rule.is_controllable(seen)):
+        raise ValueError(
+            f"Step {begin} after a context of {context_length} tokens is not controllable (it would have to see more "
+            f"than {rule.sink_tokens + rule.window_tokens + 1} keys): raise `context_length`."
+        )

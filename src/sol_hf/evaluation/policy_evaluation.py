@@ -1,0 +1,281 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a policy is worth: its perplexity at given budgets, beside that of the fixed schedule at the same cost.
+
+A policy may spend less or more than it was asked for, so the fixed schedule is not run at the request:
+
+    pass 1    policy, greedy, all budgets    ->  loss of every block, means of the levels taken ("realised")
+    pass 2    fixed, at the realised means   ->  loss of every block;   gain = fixed - policy, in nats a token
+
+Both passes play one episode a block, teacher-forced, over a dense prefill that all budgets share.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ..budget.budget import Budget
+from ..controllers.fixed import fixed_schedule
+from ..controllers.policy import PolicyController
+from ..controllers.processors import ActionProcessorList, HardBudgetProcessor
+from ..controllers.schedule import ScheduleController
+from ..episodes.block_runner import BlockPlayer, Play, check_blocks, without_dropout
+from ..modeling_sol import SOLForCausalLM
+
+
+Triple = tuple[float, float, float]
+BUDGETS: tuple[Triple, ...] = (
+    (0.2, 0.5, 6),
+    (0.3, 0.6, 7),
+    (0.5, 0.7, 8),
+    (0.7, 0.8, 9),
+    (0.5, 1.0, 16),
+    (1.0, 0.6, 16),
+    (1.0, 1.0, 6),
+    (0.3, 0.9, 8),
+    (0.8, 0.5, 8),
+)
+"""Budgets (token_keep, mlp_keep, bits) over the range of the published grid, all axes together and one at a time."""
+
+
+@dataclass(frozen=True)
+class BudgetEvaluation:
+    """A policy at one budget. Triples are (token_keep, mlp_keep, bits), in these units; losses are in nats a token.
+
+    Args:
+        requested (`tuple` of 3 `float`): The budget.
+        realised (`tuple` of 3 `float`): Means of the levels that the policy took, over blocks and controllable steps.
+        fixed_realised (`tuple` of 3 `float`): The same of the fixed schedule.
+        mean_overshoot (`tuple` of 3 `float`): Mean over the blocks of (mean of the episode - target), per axis.
+        worst_overshoot (`tuple` of 3 `float`): The largest of these differences over the blocks, per axis.
+        budget_error (`float`): Mean over blocks and axes of |mean of the episode - target|, in ratio units.
+        losses (`tuple` of `float`): Loss of every block under the policy.
+        fixed_losses (`tuple` of `float`): Under the fixed schedule.
+        dense_losses (`tuple` of `float`, *optional*): Of the base itself, if asked for.
+    """
+
+    requested: Triple
+    realised: Triple
+    fixed_realised: Triple
+    mean_overshoot: Triple
+    worst_overshoot: Triple
+    budget_error: float
+    losses: tuple[float, ...] = field(repr=False)
+    fixed_losses: tuple[float, ...] = field(repr=False)
+    dense_losses: tuple[float, ...] | None = field(default=None, repr=False)
+
+    @property
+    def net_keep(self) -> float:
+        """Mean of the realised triple in ratio units."""
+        return sum(value / scale for value, scale in zip(self.realised, AXIS_SCALE, strict=True)) / len(AXES)
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity under the policy."""
+        return _perplexity(self.losses)
+
+    @property
+    def fixed_perplexity(self) -> float:
+        """Perplexity under the fixed schedule."""
+        return _perplexity(self.fixed_losses)
+
+    @property
+    def dense_perplexity(self) -> float | None:
+        """Perplexity of the base itself, if it was asked for."""
+        return None if self.dense_losses is None else _perplexity(self.dense_losses)
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """By how much the policy is better than the fixed schedule on every block, in nats a token."""
+        return tuple(fixed - loss for fixed, loss in zip(self.fixed_losses, self.losses, strict=True))
+
+    @property
+    def gain(self) -> float:
+        """Mean of the gains: the log of the ratio of the perplexities."""
+        return sum(self.gains) / len(self.gains)
+
+    @property
+    def gain_error(self) -> float:
+        """Standard error of the gain."""
+        return standard_error(self.gains)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean of two or more values."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    return math.exp(sum(losses) / len(losses))
+
+
+def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS) -> list[Triple]:
+    """Budgets brought into the range of an action space's levels, without repetitions.
+
+    Args:
+        space ([`ActionSpace`]): The levels.
+        budgets (`Sequence` of triples, *optional*, defaults to `BUDGETS`): (token_keep, mlp_keep, bits).
+    """
+    clipped = []
+    for budget in budgets:
+        levels = [space.levels[axis] for axis in AXES]
+        clipped.append(tuple(min(max(x, min(own)), max(own)) for x, own in zip(budget, levels, strict=True)))
+    return list(dict.fromkeys(clipped))  # type: ignore[arg-type]
+
+
+def evaluate_budgets(
+    model: SOLForCausalLM,
+    blocks: torch.Tensor,
+    context_length: int,
+    budgets: Sequence[Sequence[float]],
+    hard: bool = False,
+    batch_size: int = 8,
+    progress: bool = False,
+    dense: bool = False,
+) -> list[BudgetEvaluation]:
+    """Perplexity of a policy at every budget, and of the fixed schedule at what the policy really spent.
+
+    A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh.
+    Processes of an `accelerate launch` share the work; the results are those of one process. Another `batch_size` may
+    round differently, which selection and quantization amplify: losses of single blocks move, their mean hardly.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base and policy.
+        blocks (`torch.LongTensor` of shape `(blocks, context_length + episode_length + 1)`): Token ids, at least 2
+            blocks, the same in every process. See [`pack_blocks`].
+        context_length (`int`): Tokens before the first step of a block.
+        budgets (`Sequence` of triples): Targets (token_keep, mlp_keep, bits) in these units.
+        hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, as
+            `generate` does by default; otherwise the policy is trusted.
+        batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
+        progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+        dense (`bool`, *optional*, defaults to `False`): Also the loss of the base itself.
+
+    Returns:
+        `list[BudgetEvaluation]`: One per budget, in order.
+
+    Raises:
+        ValueError: if there are no budgets, less than 2 blocks, blocks of another length, or no controllable step.
+        BudgetError: if a budget is malformed or below the smallest level.
+    """
+    space = model.action_space
+    targets = check_budgets(budgets, space)
+    counted = check_blocks(model, blocks, context_length, batch_size)
+    player = BlockPlayer(model, blocks, context_length, batch_size, progress)
+    processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
+    dense_losses = tuple(player.dense_losses("Dense").tolist()) if dense else None
+    with without_dropout(model.policy):
+        controller = PolicyController(model.policy)
+        (played,) = player.play([Play(targets, lambda *_: controller, processors)], "Policy")
+    episodes = space.ratios.double()[played.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, 3)
+    means = episodes.mean(dim=0)
+    schedule = torch.stack([fixed_schedule(mean, len(blocks), counted, space) for mean in means], dim=1)
+
+    def fixed(begin: int, end: int) -> ScheduleController:
+        return ScheduleController(schedule[begin:end].flatten(0, 1).T)
+
+    (fixed_played,) = player.play([Play(means.float(), fixed)], "Fixed")
+    fixed_means = space.ratios.double()[schedule[:, :, counted]].mean(dim=(0, 2))
+    return [
+        BudgetEvaluation(
+            requested=tuple(budget),  # type: ignore[arg-type]
+            realised=_in_axis_units(means[number]),
+            fixed_realised=_in_axis_units(fixed_means[number]),
+            losses=tuple(played.losses[:, number].tolist()),
+            fixed_losses=tuple(fixed_played.losses[:, number].tolist()),
+            dense_losses=dense_losses,
+            **_misses(episodes[:, number] - targets[number].double()),
+        )
+        for number, budget in enumerate(budgets)
+    ]
+
+
+def _misses(excess: torch.Tensor) -> dict[str, Any]:
+    """How far the means of episodes are from their target, of differences `(blocks, 3)` in ratio units."""
+    return {
+        "mean_overshoot": _in_axis_units(excess.mean(dim=0)),
+        "worst_overshoot": _in_axis_units(excess.amax(dim=0)),
+        "budget_error": float(excess.abs().mean()),
+    }
+
+
+def check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> torch.Tensor:
+    """Targets of budgets that can be met.
+
+    Args:
+        budgets (`Sequence` of triples): (token_keep, mlp_keep, bits).
+        space ([`ActionSpace`]): The levels.
+
+    Returns:
+        `torch.Tensor` of shape `(budgets, 3)`: In ratio units.
+
+    Raises:
+        ValueError: if there is none, or one is not a triple.
+        BudgetError: if one is malformed or below the smallest level.
+    """
+    if not budgets:
+        raise ValueError("There is no budget to evaluate at: give triples (token_keep, mlp_keep, bits).")
+    for budget in budgets:
+        if len(budget) != len(AXES):
+            raise ValueError(f"A budget is a triple (token_keep, mlp_keep, bits), got {tuple(budget)}.")
+        Budget(*budget).check(space)
+    return torch.cat([Budget(*budget).targets(1) for budget in budgets])
+
+
+def _in_axis_units(ratios: torch.Tensor) -> Triple:
+    return tuple((ratios * torch.tensor(AXIS_SCALE, dtype=ratios.dtype)).tolist())
+
+
+def to_rows(evaluations: Sequence[BudgetEvaluation]) -> list[dict[str, Any]]:
+    """One flat dictionary of numbers per budget, for a data frame or a JSON file; losses of single blocks left out.
+
+    Args:
+        evaluations (`Sequence[BudgetEvaluation]`): From [`evaluate_budgets`].
+    """
+    rows = []
+    for evaluation in evaluations:
+        row: dict[str, Any] = {}
+        for prefix, name in [
+            ("", "requested"),
+            ("realised_", "realised"),
+            ("fixed_", "fixed_realised"),
+            ("mean_overshoot_", "mean_overshoot"),
+            ("worst_overshoot_", "worst_overshoot"),
+        ]:
+            row |= {f"{prefix}{axis}": value for axis, value in zip(AXES, getattr(evaluation, name), strict=True)}
+        names = ["net_keep", "budget_error", "perplexity", "fixed_perplexity", "gain", "gain_error"]
+        names += ["dense_perplexity"] if evaluation.dense_losses is not None else []
+        rows.append(row | {name: getattr(evaluation, name) for name in names} | {"blocks": len(evaluation.losses)})
+    return rows
+
+
+def format_table(evaluations: Sequence[BudgetEvaluation]) -> str:
+    """A Markdown table, one line per budget; triples are token_keep / mlp_keep / bits.
+
+    Args:
+        evaluations (`Sequence[BudgetEvaluation]`): From [`evaluate_budgets`].
+    """
+
+    def triple(values: Triple) -> str:
+        return f"{values[0]:.3g} / {values[1]:.3g} / {values[2]:.3g}"
+
+    columns: dict[str, Callable[[BudgetEvaluation], str]] = {
+        "requested": lambda x: triple(x.requested),
+        "realised": lambda x: triple(x.realised),
+        "net keep": lambda x: f"{x.net_keep:.3f}",
+        "perplexity": lambda x: f"{x.perplexity:.3f}",
+        "fixed": lambda x: f"{x.fixed_perplexity:.3f}",
+        "gain (nats a token)": lambda x: f"{x.gain:+.4f} ± {x.gain_error:.4f}",
+        "worst overshoot": lambda x: "{:+.3f} / {:+.3f} / {:+.2f}".format(*x.worst_overshoot),
+    }
+    if any(evaluation.dense_losses is not None for evaluation in evaluations):
+        columns["dense"] = lambda x: f"{x.dense_perplexity:.3f}"
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cell(evaluation) for cell in columns.values()] for evaluation in evaluations]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Writes the front of a sweep into the config of a policy, as its calibration table."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...budget.calibration import POINT_KEYS
+from ...configuration_sol import SOLConfig
+
+
+CONFIG = "config.json"
+
+
+def check_savable(policy: str | os.PathLike, controllers: Sequence[str]) -> None:
+    """Raise a ValueError if a sweep's front could not be saved.
+
+    Args:
+        policy (`str` or `os.PathLike`): Where the policy is.
+        controllers (`Sequence[str]`): Of the sweep.
+    """
+    if not Path(policy, CONFIG).is_file():
+        raise ValueError(
+            f"A calibration table goes into a local folder, and {policy} is none with a {CONFIG}: download the policy "
+            "(`hf download`), give its folder, and upload it again."
+        )
+    if "policy" not in controllers:
+        raise ValueError("A calibration table is the policy's front: name `policy` among the controllers.")
+
+
+def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> int:
+    """Write the policy's front into its `config.json`; everything else in that file stays as it is.
+
+    Args:
+        policy (`str` or `os.PathLike`): Folder of the policy.
+        summary (`Mapping[str, Any]`): From [`summarize_sweep`].
+
+    Returns:
+        `int`: Points of the table.
+
+    Raises:
+        ValueError: if the config refuses the table.
+    """
+    path = Path(policy, CONFIG)
+    front = summary["controllers"]["policy"]["front"]
+    points = [{key: point[key] for key in POINT_KEYS} for point in front]
+    written = json.loads(path.read_text(encoding="utf-8")) | {"calibration": points}
+    SOLConfig.from_dict(dict(written))  # which checks it
+    partial = path.with_name(f"{CONFIG}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return len(points)

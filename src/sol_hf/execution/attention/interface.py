@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention that reads only the selected keys, registered beside the base's own implementation.
+
+For every implementation that a base may use, a second name is registered with transformers: `sol_sdpa` beside `sdpa`,
+and so on, attention *and* mask function together. Under that name a forward without a [`StepPlan`] is the original
+implementation, called with the original arguments; a decode step with a plan gathers the selected keys and values and
+runs scaled dot product attention on those alone.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ...cache.shared_prefix import SharedPrefixLayer
+from ...errors import UnsupportedAxisError
+from ..plan import ACTIVE, StepPlan
+from .paths import attend, attend_replayed, only_hides, refuse_capture, usable_kernel
+from .selected import attend_sparsely
+from .shared_prefix import attend_shared_prefix
+
+
+PREFIX = "sol_"
+
+
+UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
+
+
+def register_attention(implementation: str) -> str:
+    """Register the twin of an attention implementation, function and mask together, and return its name.
+
+    Args:
+        implementation (`str`): Name of the implementation that the base uses, e.g. `"sdpa"` or `"eager"`.
+    """
+    name = PREFIX + implementation
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _attention_function(implementation))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    return name
+
+
+def _attention_function(implementation: str) -> Callable:
+    def sol_attention_forward(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        context = ACTIVE.get()
+        plan = context.plan if context is not None else None
+        if plan is not None and plan.is_fanned_out:
+            layer = plan.cache.layers[module.layer_idx]
+            if isinstance(layer, SharedPrefixLayer):
+                refuse_unsupported(module, kwargs, plan, attention_mask)
+                return attend_shared_prefix(layer, plan.rule, plan.token_keep, query, scaling), None
+        original = functools.partial(
+            _original(implementation, module),
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            dropout=dropout,
+            **kwargs,
+        )
+        if plan is not None and plan.covers(module.layer_idx):
+            if plan.token_keep is not None:
+                refuse_unsupported(module, kwargs, plan, attention_mask)
+                return attend_sparsely(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
+            kernel = None
+            if is_plain(kwargs) and only_hides(plan, attention_mask):
+                kernel = usable_kernel(plan, module.layer_idx, query, key, value, scaling)
+            if kernel is not None:
+                layer = plan.cache.layers[module.layer_idx]
+                ways = {"reference": lambda: original()[0], "fast": lambda: kernel(query, layer)}
+                return attend(plan, query, key, ways), None
+        replay = context.replay if context is not None and context.is_replay else None
+        if replay is not None and is_plain(kwargs):
+            output = attend_replayed(replay, module.layer_idx, query, key, value, attention_mask, scaling)
+            if output is not None:
+                return output, None
+        if context is not None:
+            refuse_capture(context.memo, query)
+        return original()
+
+    return sol_attention_forward
+
+
+def is_plain(arguments: dict[str, Any]) -> bool:
+    """Whether a module's attention is softmax of scaled products and nothing else."""
+    return all(arguments.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
+
+
+def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], plan: StepPlan, mask: Any) -> None:
+    """Raise [`UnsupportedAxisError`] if a module's attention needs something that ours does not compute."""
+    if not only_hides(plan, mask):
+        raise UnsupportedAxisError(
+            f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention mask adds to the "
+            "scores of visible keys, which attention over selected keys does not support."
+        )
+    for name in UNSUPPORTED_ARGUMENTS:
+        if arguments.get(name) is not None:
+            raise UnsupportedAxisError(
+                f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention uses `{name}`, "
+                "which attention over selected keys does not support."
+            )
+
+
+def _original(implementation: str, module: torch.nn.Module) -> Callable:
+    """The implementation that the twin stands beside; `eager` is each model file's own function."""
+    if implementation in ALL_ATTENTION_FUNCTIONS:
+        return ALL_ATTENTION_FUNCTIONS[implementation]
+    return sys.modules[type(module).__module__].eager_attention_forward

@@ -1,0 +1,128 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Torch's side of the CPU kernel for decode attention: what it supports, its scratch memory, its arguments."""
+
+import numpy as np
+import torch
+
+from ...cache.paged_layer import PagedLayer
+from ...kernels.cpu.compilation import DTYPES, loads
+from ...kernels.cpu.torch_threads import run_in_torch_threads
+from ...selection.rule import SelectionRule
+
+
+MOST_HEADS_IN_GROUP = 32
+
+
+TASKS_PER_THREAD = 4
+
+
+def has_numba() -> bool:
+    """Whether numba, an optional dependency, is installed and compiles the kernel, which the first call does."""
+    return loads("numba_memory") and loads("numba_attention")
+
+
+def supports(query: torch.Tensor, layer: object) -> bool:
+    """Whether the kernel can attend from `query` `(rows, heads, 1, head_dim)` to the keys of a layer."""
+    return (
+        isinstance(layer, PagedLayer)
+        and query.device.type == "cpu"
+        and query.dtype in DTYPES
+        and query.dtype == layer.dtype
+        and query.stride(-1) == 1
+        and not query.requires_grad
+        and query.shape[1] // layer.keys.shape[1] <= MOST_HEADS_IN_GROUP
+        and has_numba()
+    )
+
+
+class PagedAttention:
+    """Decode attention over the best pages of layers of one shape, for one decode step.
+
+    Args:
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A query of the step.
+        layer ([`PagedLayer`]): A layer, with the key and value of the new token in it.
+        first (`torch.LongTensor` of shape `(rows,)`): Slot of every row's first real token.
+        wanted (`torch.LongTensor` of shape `(rows,)`): Pages that a head reads; with as many as there are, no page is
+            scored.
+        rule ([`SelectionRule`]): Page size, and per query head or per group.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+    """
+
+    def __init__(
+        self,
+        query: torch.Tensor,
+        layer: PagedLayer,
+        first: torch.Tensor,
+        wanted: torch.Tensor,
+        rule: SelectionRule,
+        scaling: float | None,
+    ):
+        from ...kernels.cpu import numba_attention as kernel
+
+        self.kernel, self.first, self.wanted = kernel, first.contiguous(), wanted.contiguous()
+        compiled = kernel.attend_float32 if query.dtype == torch.float32 else kernel.attend_bfloat16
+        self.address = compiled.address
+        rows, heads, _, dim = query.shape
+        kv_heads, slots, value_dim = layer.keys.shape[1], layer.length, layer.values.shape[-1]
+        group, size = heads // kv_heads, layer.page_size
+        pairs, pages = rows * kv_heads, -(-slots // size)
+        splits = max(1, min(-(-TASKS_PER_THREAD * torch.get_num_threads() // pairs), pages))
+        floats_each = group * (3 * dim + pages)
+        words_each = 1 + 2 * pages + kernel.BINS
+        block = max(kernel.BLOCK // size, 1) * size
+        parts_each = group * (2 + value_dim) + size * max(dim, value_dim) + group * block
+        sizes = (1 + pairs * floats_each, pairs * words_each, pairs * splits * parts_each)
+        self.scratch = torch.empty(sum(sizes), dtype=torch.float32)
+        self.scratch[0] = dim**-0.5 if scaling is None else scaling
+        floats = self.scratch.data_ptr()
+        words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
+        self.shape, self.scaling, self.dtype = (rows, 1, heads, value_dim), scaling, query.dtype
+        arguments = np.zeros(kernel.HEADER + 2 * pairs, dtype=np.int64)
+        arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first.data_ptr(), self.wanted.data_ptr()
+        arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
+        arguments[kernel.PAGE_SIZE], arguments[kernel.PER_GROUP] = size, rule.page_selection == "group"
+        arguments[kernel.SPLITS : kernel.NEXT] = (
+            splits,
+            floats,
+            floats_each,
+            words,
+            words_each,
+            parts,
+            parts_each,
+            pages,
+            query.element_size(),
+        )
+        self.arguments, self.data = arguments, arguments.ctypes.data
+        self.selects = bool((wanted < torch.div(slots - first + size - 1, size, rounding_mode="floor")).any())
+
+    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
+        """Whether a layer has the shapes and the dtype that this was made for."""
+        rows, _, heads, value_dim = self.shape
+        a, kernel = self.arguments, self.kernel
+        return (
+            query.shape == (rows, heads, 1, a[kernel.DIM])
+            and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
+            and layer.values.shape[-1] == value_dim
+            and scaling == self.scaling
+            and query.dtype == layer.dtype == self.dtype
+        )
+
+    def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
+        """Attention of one new token per row, `(rows, 1, heads, value_dim)`; brings the page index up to date."""
+        kernel, a = self.kernel, self.arguments
+        keys, values, capacity = layer.flat_store()
+        output = query.new_empty(self.shape)
+        a[kernel.QUERY], a[kernel.QUERY_ROW], a[kernel.QUERY_HEAD] = query.data_ptr(), query.stride(0), query.stride(1)
+        a[kernel.KEYS], a[kernel.VALUES], a[kernel.OUTPUT] = keys.data_ptr(), values.data_ptr(), output.data_ptr()
+        a[kernel.CAPACITY] = capacity
+        if self.selects:
+            upper, lower, page_capacity, indexed = layer.page_store()
+            a[kernel.UPPER], a[kernel.LOWER] = upper.data_ptr(), lower.data_ptr()
+            a[kernel.PAGE_CAPACITY], a[kernel.INDEXED] = page_capacity, indexed
+        a[kernel.NEXT :] = 0
+        run_in_torch_threads(self.address, self.data)
+        if self.selects:
+            layer.mark_indexed()
+        return output

@@ -1,0 +1,258 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The base's part of a decode step, and a KV refresh, as CUDA graphs that serve every token, action and length.
+
+A graph replays the same kernels on the same addresses. So everything that differs from step to step is read from
+buffers on the device: the tokens, their positions, the levels of the action, how many keys a row has. Keys and values
+stay in the cache's own storage, which is given room for `capacity` tokens ahead; new ones are written to slots that
+the device knows. The controller and the ledger run between the replays, as always.
+
+Without a GPU nothing is captured and every forward runs the same function on the same buffers: so the tests prove that
+its result is the step's, that it launches the same operations on the same shapes every time, and that none of them
+waits for the device.
+"""
+
+import weakref
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..cache.paged_layer import PagedLayer
+from ..cache.sol_cache import SOLCache
+from ..kernels.cuda import triton_support
+from ..selection.rule import SelectionRule
+from .attention.interface import PREFIX
+from .mlp.elastic_mlp import ElasticMLP
+from .mlp.triton_input_major import TritonMLP
+from .plan import Replay, StepPlan, active_forward, columns_but
+
+
+WARM_UPS = 3
+"""Runs before a capture, so that libraries and kernels have allocated and compiled what they need."""
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What is read: tokens and positions `(rows, number)`, levels `(rows, 3)`, first and count `(rows,)`."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    levels: torch.Tensor
+    first: torch.Tensor
+    count: torch.Tensor
+
+
+class CapturedForward:
+    """Forwards of a base over one cache, run from a CUDA graph where there is a GPU.
+
+    Decode steps, or KV refreshes: dense, and without logits.
+
+    Args:
+        base (`PreTrainedModel`): The base, instrumented.
+        cache ([`SOLCache`]): With at least one token in it.
+        rule ([`SelectionRule`]): How keys are selected; its criterion is `quest`.
+        dense_axes (`Collection[str]`): Axes that are dense at every step.
+        capacity (`int`): Tokens, padding included, that the cache is given room for.
+        refreshed (`int`, *optional*, defaults to 0): Tokens a row that a KV refresh processes; 0 for decode steps.
+
+    Raises:
+        ValueError: if base or cache have a part that depends on the length in a way that a graph cannot follow.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        cache: SOLCache,
+        rule: SelectionRule,
+        dense_axes: Collection[str],
+        capacity: int,
+        refreshed: int = 0,
+    ):
+        check_capture(base, cache, rule)
+        check_room(cache, capacity)
+        self.base, self.rule, self.dense_axes, self.capacity = base, rule, frozenset(dense_axes), capacity
+        self.is_refresh, self.number = refreshed > 0, refreshed or 1
+        self._cache = weakref.ref(cache)  # which has this step
+        self._mlps = [m.forward for m in base.modules() if isinstance(m.forward, ElasticMLP)]
+        self._copies: list[TritonMLP | None] | None = None
+        self.layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
+        rows, device = cache.rows, cache.ledger.total_counts.device
+        self.buffers = Buffers(
+            tokens=torch.zeros(rows, self.number, dtype=torch.long, device=device),
+            positions=torch.zeros(rows, self.number, dtype=torch.long, device=device),
+            levels=torch.ones(rows, 3, dtype=torch.float32, device=device),
+            first=torch.zeros(rows, dtype=torch.long, device=device),
+            count=torch.ones(rows, dtype=torch.long, device=device),
+        )
+        self._places = torch.arange(self.number, device=device)
+        for layer in self.layers:
+            layer.reserve(capacity)
+        self.addresses = self._addresses()
+        self.captured: tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    @property
+    def cache(self) -> SOLCache:
+        """The cache that the step belongs to."""
+        cache = self._cache()
+        assert cache is not None, "it is only reached through its cache"
+        return cache
+
+    def __call__(self, tokens: torch.Tensor, levels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Process tokens, a step's under its action.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(rows, number)`): Ids.
+            levels (`torch.Tensor` of shape `(rows, 3)`, *optional*): Values of a step's actions, in axis units.
+
+        Returns:
+            Logits, `(rows, 1, vocab)` for a step and none for a KV refresh, and what the LM head received for the
+            last token, `(rows, hidden_size)`.
+        """
+        length = self.cache.get_seq_length()
+        self._fill(tokens, levels, length)
+        for layer in self.layers:
+            layer.page_index(self.buffers.first, self.cache.padding_range)
+        if self.buffers.tokens.device.type != "cuda":
+            logits, hidden = self.run()
+        else:
+            with triton_support.on_device_of(self.buffers.tokens):
+                logits, hidden = self._replay()
+        if self._copies is None:
+            self._copies = self._copies_in_use()
+        for layer in self.layers:
+            layer.note_appended(length + self.number)
+        return logits, hidden
+
+    def is_current(
+        self, base: PreTrainedModel, rule: SelectionRule, dense_axes: Collection[str], refreshed: int = 0
+    ) -> bool:
+        """Whether a forward of `base` under `rule`, with these axes dense, would be this one.
+
+        The cache must have the rows and storage that it was made for, and room for the tokens, and the MLPs the
+        copies of their weights that it reads.
+        """
+        fits = self.cache.rows == len(self.buffers.tokens) and self.number == (refreshed or 1)
+        fits = fits and self.cache.get_seq_length() + self.number <= self.capacity
+        same = base is self.base and rule == self.rule and self.dense_axes == frozenset(dense_axes)
+        if not (fits and same) or self.addresses != self._addresses():
+            return False
+        in_use = self._copies_in_use()
+        return self._copies is None or all(a is b for a, b in zip(in_use, self._copies, strict=True))
+
+    def run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is captured: one forward of the base from the buffers into the cache's storage."""
+        at, cache = self.buffers, self.cache
+        plan, replay, mask = None, None, None
+        if not self.is_refresh:
+            axes: dict[str, Any] = columns_but(self.dense_axes, at.levels)
+            plan = StepPlan(cache, self.rule, backend="fast", **axes)
+        else:
+            replay = Replay(cache, backend="fast", skips_head=True)
+            # Any mask of this shape is left as it is by transformers, and by a replay on the device: it is causal.
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=at.tokens.device)
+        for told in (plan, replay):
+            if told is not None:
+                told.memo["rows on device"] = at.first, at.count
+        try:
+            for layer in self.layers:
+                layer.append_at = at.first, at.count
+            with active_forward(plan, replay) as context:
+                output = self.base(
+                    input_ids=at.tokens,
+                    attention_mask=mask,
+                    position_ids=at.positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    return_dict=True,
+                )
+            return output.logits[:, -1:], context.last_hidden_state()
+        finally:
+            for layer in self.layers:
+                layer.append_at = None
+
+    def _fill(self, tokens: torch.Tensor, levels: torch.Tensor | None, length: int) -> None:
+        at, cache = self.buffers, self.cache
+        at.tokens.copy_(tokens)
+        if levels is not None:
+            at.levels.copy_(levels)
+        at.first.zero_() if cache.padding is None else at.first.copy_(cache.padding)
+        at.count.fill_(length + self.number).sub_(at.first)
+        offset = at.first if cache.position_offset is None else cache.position_offset
+        at.positions.fill_(length).add_(self._places).sub_(offset[:, None]).clamp_(min=0)
+
+    def _replay(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.captured is None:
+            self.captured = self._capture()
+        graph, outputs = self.captured
+        graph.replay()
+        return outputs[0].clone(), outputs[1].clone()
+
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor]]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self.run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+            outputs = self.run()
+        return graph, outputs
+
+    def _copies_in_use(self) -> list[TritonMLP | None]:
+        return [mlp.made_copy(TritonMLP) for mlp in self._mlps]
+
+    def _addresses(self) -> list[tuple[int, torch.Size]]:
+        tensors = [x for layer in self.layers for x in (*layer.stores(), *layer.page_store()[:2])]
+        return [(x.data_ptr(), x.shape) for x in tensors]
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copy of the cache captures its own."""
+        return None
+
+
+def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule) -> None:
+    """Raise a ValueError if forwards of a base over a cache of this kind cannot be captured; the message says why."""
+    config = base.config.get_text_config(decoder=True)
+    if not triton_support.has_triton():
+        raise ValueError("CUDA graphs need Triton: pip install 'sol_hf[cuda]'.")
+    others = sorted({type(layer).__name__ for layer in cache.layers if not isinstance(layer, PagedLayer)})
+    if others:
+        raise ValueError(f"CUDA graphs need full-attention layers only; this cache has {', '.join(others)}.")
+    if rule.criterion != "quest":
+        raise ValueError(f"CUDA graphs need the criterion 'quest', not {rule.criterion!r}.")
+    if config._attn_implementation.removeprefix(PREFIX) != "sdpa":
+        raise ValueError("CUDA graphs need a base with attn_implementation='sdpa'.")
+    devices = {parameter.device for parameter in base.parameters()}
+    if len(devices) > 1:
+        raise ValueError(f"CUDA graphs need a base on one device; this one is on {sorted(map(str, devices))}.")
+    changing = sorted({kind for module in base.modules() for kind in _rope_types(module) if _follows_length(kind)})
+    if changing:
+        raise ValueError(
+            f"CUDA graphs cannot follow rotary embeddings that change with the length: rope_type={changing[0]!r}. "
+            "Leave out `cuda_graphs`."
+        )
+
+
+def check_room(cache: SOLCache, capacity: int) -> None:
+    """Raise a ValueError if a cache of so many tokens has no place for another, or no prompt yet."""
+    if capacity <= cache.get_seq_length() or cache.get_seq_length() == 0:
+        raise ValueError(
+            f"`capture_up_to` is {capacity}, but the cache holds {cache.get_seq_length()} tokens: it must be larger, "
+            "and a step can only be captured after a prompt."
+        )
+
+
+def _rope_types(module: nn.Module) -> list[str]:
+    """Kinds of rotary embedding that a module computes, one for each type of layer if they differ."""
+    kinds = vars(module).get("rope_type", [])
+    return list(kinds.values()) if isinstance(kinds, dict) else [kinds] if isinstance(kinds, str) else []
+
+
+def _follows_length(rope_type: str) -> bool:
+    return "dynamic" in rope_type or rope_type == "longrope"

@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""An MLP that reads only the weights of the input channels that are kept.
+
+The projections before the activation are copied once, with the weights of an input channel side by side within blocks
+of outputs, which costs as much memory as they have. The last projection is the base's own. With numba the compiled
+kernel does the work, else `embedding_bag`, which also reads only the lines it adds up. Both pay for a few rows; they
+are for the CPU.
+"""
+
+import torch
+from torch.nn import functional
+
+from ...kernels.cpu import sparse_mlp
+from ...kernels.cpu.sparse_mlp import KeptChannels
+from .parts import ACTIVATIONS, MLPParts
+from .weight_copy import MLPCopy
+
+
+class InputMajorMLP(MLPCopy):
+    """Copy of an MLP's first projections, and the MLP over the kept channels.
+
+    Args:
+        parts ([`MLPParts`]): The MLP, on the CPU.
+    """
+
+    def __init__(self, parts: MLPParts):
+        super().__init__(parts)
+        self.block = sparse_mlp.block_length(len(parts.gate))
+        self.gate = sparse_mlp.to_blocks(parts.gate, self.block)
+        self.up = None if parts.up is None else sparse_mlp.to_blocks(parts.up, self.block)
+        gate_bias, up_bias, down_bias = (None if bias is None else bias.float() for bias in parts.biases)
+        self.biases = gate_bias, up_bias, down_bias
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copy."""
+        return self.gate.nbytes + (0 if self.up is None else self.up.nbytes)
+
+    def __call__(self, kept: KeptChannels) -> torch.Tensor:
+        """The MLP's output `(rows, ..., outputs)` for an input `(rows, ..., channels)`."""
+        if sparse_mlp.supports(kept.x):
+            return sparse_mlp.multiply_kept(
+                kept, self.gate, self.up, self.block, self.parts.down, self.biases, self.parts.activation
+            )
+        hidden = ACTIVATIONS[self.parts.activation](self._sum_lines(kept, self.gate, self.parts.biases[0]))
+        if self.up is not None:
+            hidden = hidden * self._sum_lines(kept, self.up, self.parts.biases[1])
+        return functional.linear(hidden, self.parts.down, self.parts.biases[2])
+
+    def _sum_lines(self, kept: KeptChannels, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The product of the kept channels with a copied weight, in plain torch."""
+        x = kept.x.flatten(0, -2)[:, kept.listed]
+        channels = kept.listed.expand(len(x), -1)
+        blocks = sparse_mlp.blocks_of(weight, self.block)
+        parts = [functional.embedding_bag(channels, b, mode="sum", per_sample_weights=x) for b in blocks]
+        product = torch.cat(parts, dim=-1).view(*kept.x.shape[:-1], -1)
+        return product if bias is None else product + bias
+
+
+def keep_channels(x: torch.Tensor, mask: torch.Tensor) -> KeptChannels:
+    """[`KeptChannels`] of an input `(rows, ..., channels)` and a mask of that shape, in plain torch."""
+    listed = mask.flatten(0, -2).any(dim=0).nonzero().squeeze(1)
+    return KeptChannels(torch.where(mask, x, 0), listed.int())

@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""An MLP on a GPU that reads only the weights of the input channels that are kept.
+
+The projections before the activation are copied once, input-major, which costs as much memory as they have. Which
+channels are kept, and how many, stays on the device. The last projection is the base's own.
+"""
+
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .parts import MLPParts, find_parts
+from .weight_copy import MLPCopy
+
+
+class TritonMLP(MLPCopy):
+    """Input-major copy of an MLP's first projections, and the MLP over the kept channels.
+
+    Args:
+        parts ([`MLPParts`]): The MLP, on the device that it stays on.
+    """
+
+    def __init__(self, parts: MLPParts):
+        super().__init__(parts)
+        self.gate = parts.gate.t().contiguous()
+        self.up = None if parts.up is None else parts.up.t().contiguous()
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Self | None:
+        """The copy for an MLP; `None` for one that is not made of known parts, or has one bias for two projections."""
+        parts = find_parts(module)
+        if parts is None or (parts.up is not None and (parts.biases[0] is None) != (parts.biases[1] is None)):
+            return None
+        return cls(parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copy."""
+        return self.gate.nbytes + (0 if self.up is None else self.up.nbytes)
+
+    def __call__(self, x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
+        """The MLP's output `(rows, ..., outputs)` for the largest channels of an input `(rows, ..., channels)`.
+
+        Args:
+            x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of the MLP.
+            fraction (`torch.Tensor` of shape `(rows,)`): Fraction of the channels to keep.
+        """
+        from ...kernels.cuda.sparse_mlp import sparse_gate_up
+
+        lines = x.flatten(0, -2)
+        each = len(lines) // len(x)
+        fraction = fraction.float() if each == 1 else fraction.float().repeat_interleave(each)
+        parts = self.parts
+        hidden = sparse_gate_up(lines, fraction, self.gate, self.up, *parts.biases[:2], parts.activation)
+        return functional.linear(hidden, parts.down, parts.biases[2]).view(*x.shape[:-1], -1)

@@ -1,0 +1,216 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""An action map: a text whose tokens are coloured by what computing them cost, as a page that loads nothing.
+
+`plots.plot_action_map` draws the same as a figure, and `examples/demo_render.py` shows continuations in these colours.
+"""
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers import PreTrainedTokenizerBase
+
+from ..budget.action_space import AXES, AXIS_SCALE
+from ..budget.budget import Budget
+from ..controllers.base import Controller
+from ..modeling_sol import SOLForCausalLM
+
+
+Action = tuple[float, float, float]
+CHEAPEST = 0.25  # net keep at the cold end of the scale that texts share; the dense 1.0 is at its hot end
+COLD, WARM, HOT = (255, 246, 205), (255, 199, 112), (240, 122, 82)
+HEAT = (COLD, WARM, HOT)
+"""Colours of the scale from cold to hot: dark ink is readable on all, and their lightness falls steadily."""
+
+INK = "#1c1410"
+END_MARK = "∎"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def compute_of(action: Action) -> float:
+    """The net keep of one step, its share of a dense step's compute: the mean over the three axes in ratio units."""
+    return sum(value / scale for value, scale in zip(action, AXIS_SCALE, strict=True)) / len(AXES)
+
+
+def heat_of(compute: float, low: float = CHEAPEST, high: float = 1.0) -> float:
+    """Where on a colour scale from `low` to `high` a compute lies, from 0 (cold) to 1 (hot)."""
+    return min(max((compute - low) / (high - low), 0.0), 1.0)
+
+
+def heat_colour(heat: float) -> str:
+    """The colour at a place on the scale, as `#rrggbb`."""
+    (low, high), share = ((COLD, WARM), heat * 2) if heat < 0.5 else ((WARM, HOT), heat * 2 - 1)
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))
+
+
+def visible(text: str) -> str:
+    """`text` with what a reader could not see made visible, and nothing that a terminal would obey."""
+    if not text:
+        return "▫"  # part of a character that a later token completes
+    text = text.replace("\t", "    ")
+    return "".join("↵\n" if c == "\n" else c if c.isprintable() else "·" for c in text)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token, the action of the step that predicted it, and its log-probability (nats) there, if known."""
+
+    text: str
+    action: Action
+    logprob: float | None = None
+
+    @property
+    def shown(self) -> str:
+        """The text as it is displayed."""
+        return visible(self.text)
+
+    @property
+    def heat(self) -> float:
+        """The place on the colour scale."""
+        return heat_of(compute_of(self.action))
+
+    @property
+    def tooltip(self) -> str:
+        """Action, compute and log-probability in words."""
+        token_keep, mlp_keep, bits = self.action
+        words = f"token_keep {token_keep:.2f}, mlp_keep {mlp_keep:.2f}, bits {bits:g}"
+        words = f"{words}: compute {compute_of(self.action):.2f}"
+        return words if self.logprob is None else f"{words}, log-prob {self.logprob:.2f}"
+
+
+@dataclass(frozen=True)
+class ActionMap:
+    """A text and what computing it cost. Triples are (token_keep, mlp_keep, bits), in these units.
+
+    Args:
+        model (`str`): Name of the base.
+        controller (`str`): Name of what chose the actions.
+        requested (`tuple` of 3 `float`): The budget.
+        realised (`tuple` of 3 `float`): Means over the controllable steps.
+        context (`str`): The text before the first step, processed densely.
+        tokens (`tuple` of [`Token`]): The text after it.
+    """
+
+    model: str
+    controller: str
+    requested: Action
+    realised: Action
+    context: str
+    tokens: tuple[Token, ...]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The ends of the colour scale: least and greatest net keep of a token, rounded outward to twentieths."""
+        computes = [compute_of(token.action) for token in self.tokens]
+        low, high = min(math.floor(20 * min(computes) + 1e-6), 19), math.ceil(20 * max(computes) - 1e-6)
+        return low / 20, max(high, low + 1) / 20
+
+    @property
+    def heats(self) -> list[float]:
+        """Where on that scale every token lies, from 0 (cold) to 1 (hot)."""
+        return [heat_of(compute_of(token.action), *self.scale) for token in self.tokens]
+
+    @property
+    def title(self) -> str:
+        """Who spent what, in one line."""
+        spent = f"net keep {compute_of(self.realised):.2f} of {compute_of(self.requested):.2f}"
+        return f"{self.model}, {self.controller}, spent {spent}"
+
+    @property
+    def spending(self) -> str:
+        """What was spent of what was asked for on every axis, in one line."""
+        axes = zip(AXES, self.realised, self.requested, strict=True)
+        return ", ".join(f"{name} {spent:.3g} of {asked:g}" for name, spent, asked in axes)
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: Set[int] = frozenset()) -> list[str]:
+    """What each token adds to the text; empty where only a later token completes a character.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Decodes them.
+        ids (`list[int]`): The tokens.
+        end_ids (`Set[int]`, *optional*): Tokens that end a text, shown as `END_MARK`.
+    """
+    texts, before = [], ""
+    for index, token in enumerate(ids):
+        if token in end_ids:
+            texts.append(END_MARK)
+            continue
+        text = tokenizer.decode([i for i in ids[: index + 1] if i not in end_ids])
+        if text.endswith("\ufffd") and index + 1 < len(ids):
+            texts.append("")
+            continue
+        texts.append(text.removeprefix(before))
+        before = text
+    return texts
+
+
+def map_actions(
+    model: SOLForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    budget: Action,
+    context_length: int = 16,
+    controller: Controller | None = None,
+    name: str = "policy",
+    budget_mode: str = "hard",
+) -> ActionMap:
+    """Read a given text under a budget, and note the action that every token was predicted under.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base and policy.
+        tokenizer (`PreTrainedTokenizerBase`): Of the base.
+        text (`str`): The text.
+        budget (`tuple` of 3 `float`): Targets (token_keep, mlp_keep, bits).
+        context_length (`int`, *optional*, defaults to 16): Tokens at the start that are processed densely.
+        controller ([`Controller`], *optional*): What chooses; the policy by default.
+        name (`str`, *optional*, defaults to `"policy"`): What to call it.
+        budget_mode (`str`, *optional*, defaults to `"hard"`): As in `generate`.
+
+    Returns:
+        [`ActionMap`]: The token that the first step processes still belongs to the context.
+
+    Raises:
+        ValueError: if the text has less than `context_length + 2` tokens, or the budget cannot be met.
+    """
+    ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.base.device)
+    if ids.shape[1] < context_length + 2:
+        raise ValueError(
+            f"The text has {ids.shape[1]} tokens; with `context_length` {context_length} it needs at least "
+            f"{context_length + 2}: give a longer text, or a shorter context."
+        )
+    output = model.score(
+        ids, context_length=context_length, budget=Budget(*budget), budget_mode=budget_mode, controller=controller
+    )
+    chosen, realised, logprobs = (output[name][0].cpu() for name in ("actions", "realised", "logprobs"))
+    texts, actions = token_texts(tokenizer, ids[0].tolist()), model.action_space.values[chosen].tolist()
+    begin = context_length + 1
+    tokens = zip(texts[begin:], actions, logprobs.tolist(), strict=True)
+    return ActionMap(
+        model=Path(model.base.config.name_or_path).name or type(model.base).__name__,
+        controller=name,
+        requested=budget,
+        realised=tuple(realised.tolist()),
+        context="".join(texts[:begin]),
+        tokens=tuple(Token(text, tuple(action), logprob) for text, action, logprob in tokens),
+    )
+
+
+def page_environment(*folders: Path) -> Environment:
+    """Where templates of pages come from: the given folders, then those of the package."""
+    loader = FileSystemLoader([*folders, TEMPLATES])
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def render_action_map(action_map: ActionMap) -> str:
+    """The map as one HTML file that loads nothing from elsewhere.
+
+    Args:
+        action_map ([`ActionMap`]): From [`map_actions`].
+    """
+    template = page_environment().get_template("action_map.html.jinja")
+    return template.render(map=action_map)

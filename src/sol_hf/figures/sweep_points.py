@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The numbers of a sweep that figures show: points of every controller, fronts, gains over the fixed schedule."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..budget.action_space import AXES
+from ..evaluation.kv_pollution import mean_and_error
+from ..evaluation.sweep.fronts import pareto_front
+from .style import checked_rows, looks_of
+
+
+Rows = Iterable[Mapping[str, Any]]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A controller at a budget, averaged over seeds: what it spent, its log-perplexity and the standard error."""
+
+    budget: Triple
+    net_keep: float
+    log_perplexity: float
+    error: float
+
+
+def budget_of(row: Mapping[str, Any]) -> Triple:
+    """The budget that a row of a sweep's table belongs to."""
+    return float(row["token_keep"]), float(row["mlp_keep"]), float(row["bits"])
+
+
+def points_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
+    """Points of every controller, by net keep, from the rows of a sweep's table."""
+    groups: dict[tuple[str, Triple], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["controller"], budget_of(row)].append(row)
+    points: dict[str, list[Point]] = {name: [] for name in looks_of(row["controller"] for row in rows)}
+    for (name, budget), group in groups.items():
+        columns = ("net_keep", "log_perplexity", "log_perplexity_error")
+        net_keep, log_perplexity, error = (math.fsum(row[x] for row in group) / len(group) for x in columns)
+        points[name].append(Point(budget, net_keep, log_perplexity, error))
+    return {name: sorted(some, key=_by_net_keep) for name, some in points.items()}
+
+
+def _by_net_keep(point: Point) -> tuple[float, float]:
+    return point.net_keep, point.log_perplexity
+
+
+def front_of(points: Sequence[Point]) -> list[Point]:
+    """The points that no other of the same controller beats at the same or a smaller net keep, by net keep."""
+    return [points[index] for index in pareto_front([_by_net_keep(point) for point in points])]
+
+
+def paired_gains(blocks: Rows) -> dict[tuple[str, Triple], tuple[float, float]]:
+    """Mean loss of `fixed` less that of a controller, per controller and budget, and its standard error over blocks.
+
+    Args:
+        blocks: The table `blocks`: `controller`, `seed`, the axes, `losses`; averaged over seeds first.
+    """
+    losses: dict[tuple[str, Triple], list[torch.Tensor]] = defaultdict(list)
+    if found := list(blocks):
+        for row in checked_rows(found, ("controller", *AXES, "losses"), "table `blocks`"):
+            losses[row["controller"], budget_of(row)].append(torch.tensor(row["losses"], dtype=torch.float64))
+    means = {key: torch.stack(seeds).mean(dim=0) for key, seeds in losses.items()}
+    gains = {}
+    for (name, budget), own in means.items():
+        if name != "fixed" and ("fixed", budget) in means:
+            mean, error = mean_and_error((means["fixed", budget] - own)[:, None])
+            gains[name, budget] = float(mean), float(error)
+    return gains

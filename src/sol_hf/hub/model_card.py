@@ -1,0 +1,67 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Model cards of policies."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..configuration_sol import SOLConfig
+
+
+if TYPE_CHECKING:
+    pass
+
+
+CARD_NAME = "README.md"
+
+
+CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+
+
+TAGS = ("sol", "self-optimizing-language-model", "adaptive-compute", "sol_hf")
+
+
+def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | None = None) -> ModelCard:
+    """The model card of a policy, from the template.
+
+    Args:
+        config ([`SOLConfig`]): The policy's config.
+        repo_id (`str`, *optional*): Where the policy will live; used in the snippet.
+        tags (`list[str]`, *optional*): Further tags.
+    """
+    base = config.base_model_name_or_path
+    on_hub = base if base and not os.path.isabs(base) and not os.path.isdir(base) else None
+    data = ModelCardData(
+        base_model=on_hub,
+        base_model_relation="adapter" if on_hub else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license="apache-2.0",
+        tags=[*TAGS, *(tag for tag in tags or [] if tag not in TAGS)],
+    )
+    levels = {
+        name: f"{values[0]:g} … {values[-1]:g} ({len(values)})" for name, values in config.action_space.levels.items()
+    }
+    return ModelCard.from_template(
+        data,
+        template_path=str(CARD_TEMPLATE),
+        repo_id=repo_id or "path/to/this/folder",
+        base_name=on_hub or "the base model",
+        needs_base=on_hub is None,
+        revision=config.base_model_revision,
+        levels=levels,
+        n_actions=len(config.action_space),
+        config=config,
+        versions={
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "huggingface_hub": huggingface_hub.__version__,
+        },
+    )

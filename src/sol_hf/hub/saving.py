@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Model cards and uploads: a policy repository as it stands on the Hub."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard
+from transformers import PreTrainedModel
+
+from ..version import __version__
+from .model_card import CARD_NAME, build_card
+
+
+REMOTE_CODE_NAME = "sol_remote.py"
+
+
+REMOTE_CODE = '''"""Where the Auto classes find this repository's classes; needs `pip install sol_hf`."""
+
+from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
+'''
+
+
+AUTO_MAP = {
+    "AutoConfig": "sol_remote.SOLConfig",
+    "AutoModel": "sol_remote.SOLPolicyModel",
+    "AutoModelForCausalLM": "sol_remote.SOLForCausalLM",
+}
+
+
+def save_policy(model: PreTrainedModel, folder: str | os.PathLike, repo_id: str | None, **kwargs) -> None:
+    """Write what a policy repository holds; a card that is already in the folder stays.
+
+    Of a policy with an adapter (PEFT), only the adapter is written: it names the policy that it belongs to.
+
+    Args:
+        model (`PreTrainedModel`): A [`SOLForCausalLM`]; its policy, configs and card are written, its base is not.
+        folder (`str` or `os.PathLike`): Where to.
+        repo_id (`str`, *optional*): Where the policy will live, for the card's snippet.
+        kwargs: For `PreTrainedModel.save_pretrained`.
+    """
+    if hasattr(model.policy, "peft_config"):
+        return model.policy.save_pretrained(folder)
+    config = model.policy.config
+    config.sol_hf_version, config.auto_map = __version__, dict(AUTO_MAP)
+    model.policy.save_pretrained(folder, **kwargs)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    Path(folder, REMOTE_CODE_NAME).write_text(REMOTE_CODE, encoding="utf-8")
+    card = Path(folder, CARD_NAME)
+    if not card.exists():
+        build_card(model.config, repo_id).save(card)
+
+
+def push_policy(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    commit_message: str | None,
+    commit_description: str | None,
+    private: bool | None,
+    token: bool | str | None,
+    revision: str | None,
+    create_pr: bool,
+    tags: list[str] | None,
+) -> str:
+    """Create the repository if need be and upload what `save_pretrained` writes.
+
+    A card that already stands in the repository keeps its text and gains the new tags.
+
+    Returns:
+        `str`: Address of the commit.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        card = build_card(model.config, repo_id, tags)
+        if api.file_exists(repo_id, CARD_NAME, revision=revision):
+            card = ModelCard.load(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))
+            card.data.tags = [*(card.data.tags or []), *(tag for tag in tags or [] if tag not in card.data.tags)]
+        card.save(os.path.join(folder, CARD_NAME))
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message or "Upload SOL policy",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )

@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Perplexity under a budget, as a metric of the `evaluate` library."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..budget.action_space import AXES
+from ..controllers.names import make_controller
+from ..modeling_sol import SOLForCausalLM
+
+
+DESCRIPTION = "Perplexity of texts under a causal LM that decodes step by step within a compute budget."
+CITATION = "Compute Where it Counts: Self Optimizing Language Models, arXiv 2605.10875"
+INPUTS = """
+Args:
+    predictions (`list[str]`): Texts.
+    model ([`SOLForCausalLM`]): Base and policy.
+    tokenizer (`PreTrainedTokenizerBase`): Of the base.
+    context_length (`int`, *optional*, defaults to 0): First tokens of a text that are given, not scored. The last of
+        them is the first decode step; those before it are processed densely.
+    batch_size (`int`, *optional*, defaults to 16): Texts that run at the same time.
+    add_start_token (`bool`, *optional*, defaults to `True`): Put the tokenizer's start token before every text, so
+        that its first token can be scored too.
+    max_length (`int`, *optional*): Tokens of a text, start token included, after which it is cut off.
+    options: The budget options of [`SOLForCausalLM.generate`]; `controller` may be a name for [`make_controller`].
+
+Returns:
+    `dict`: `perplexities` of the texts and `mean_perplexity`; `realised`, per text the means of (token_keep, mlp_keep,
+    bits) over its controllable steps, and `mean_realised`, the mean of those by axis.
+
+Raises:
+    ValueError: for a text without a token to score, or a missing start token.
+"""
+
+
+class BudgetedPerplexity(evaluate.Metric):
+    """Perplexity under a budget. The only change w.r.t. evaluate's `perplexity` is how a text is scored: step by step.
+
+    Examples:
+
+    ```python
+    from sol_hf import BudgetedPerplexity
+
+    metric = BudgetedPerplexity()
+    found = metric.compute(predictions=texts, model=model, tokenizer=tokenizer, token_keep=0.5, mlp_keep=0.7, bits=8)
+    found["mean_perplexity"], found["mean_realised"]
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            module_type="metric",
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(
+        self,
+        predictions: list[str],
+        model: SOLForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        context_length: int = 0,
+        batch_size: int = 16,
+        add_start_token: bool = True,
+        max_length: int | None = None,
+        **options,
+    ) -> dict[str, Any]:
+        if isinstance(options.get("controller"), str):
+            options["controller"] = make_controller(options["controller"], model)
+            if options["controller"] is None:
+                options = {}
+        rows = _tokenize(predictions, tokenizer, context_length, add_start_token, max_length)
+        dense = context_length - (not add_start_token)
+        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+        perplexities: list[float] = [0.0] * len(rows)
+        realised: list[list[float]] = [[]] * len(rows)
+        for begin in range(0, len(rows), batch_size):
+            batch = order[begin : begin + batch_size]
+            width = len(rows[batch[0]])
+            ids: Any = torch.tensor([rows[place] + [0] * (width - len(rows[place])) for place in batch])
+            mask = torch.tensor([[1] * len(rows[place]) + [0] * (width - len(rows[place])) for place in batch])
+            device = model.base.device
+            output: Any = model.score(ids.to(device), mask.to(device), dense, **options)
+            losses = -output.logprobs.double().sum(dim=1) / output.step_mask.sum(dim=1)
+            for place, loss, means in zip(batch, losses.exp().tolist(), output.realised.tolist(), strict=True):
+                perplexities[place], realised[place] = loss, means
+        means = torch.tensor(realised, dtype=torch.double).mean(dim=0).tolist()
+        return {
+            "perplexities": perplexities,
+            "mean_perplexity": sum(perplexities) / len(perplexities),
+            "realised": realised,
+            "mean_realised": dict(zip(AXES, means, strict=True)),
+        }
+
+
+def _tokenize(
+    texts: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+    add_start_token: bool,
+    max_length: int | None,
+) -> list[list[int]]:
+    """Token ids of every text that has something to score."""
+    start = [tokenizer.bos_token_id] if add_start_token else []
+    if start == [None]:
+        raise ValueError("The tokenizer has no start token: pass `add_start_token=False` and a `context_length`.")
+    if context_length < (not add_start_token):
+        raise ValueError(f"`context_length` must be at least {int(not add_start_token)}, got {context_length}.")
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    rows = [(start + ids)[:max_length] for ids in encoded]
+    for place, row in enumerate(rows):
+        if len(row) - len(start) <= context_length:
+            raise ValueError(
+                f"Text {place} has {len(row) - len(start)} tokens, so nothing is left to score after a context of "
+                f"{context_length}: leave it out, or lower `context_length`."
+            )
+    return rows

@@ -1,0 +1,359 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""EleutherAI's lm-evaluation-harness under a budget: `--model sol`.
+
+    python -m sol_hf.integrations.lm_eval_adapter --model sol \
+        --model_args pretrained=FOLDER,token_keep=0.5,mlp_keep=0.7,bits=8 --tasks hellaswag --batch_size 16
+
+is lm-eval's own command line with one more model. A request is computed as it would be generated:
+
+    context        c c c c | x | . . .        c: one dense forward, shared by the requests that begin with it
+    continuation               | a a a l      x, a: a decode step each, scored on the token after it;  l: label only
+
+All else is `HFLM`'s, whose model is the base: with a budget of (1, 1, 16) this is `--model hf`. `HFLM` scores in one
+parallel forward, which knows no budget. Under one, that forward raises, so that nothing is scored densely by mistake.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator, find_executable_batch_size
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from lm_eval import utils
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from ..budget.action_space import AXES
+from ..configuration_sol import SOLConfig
+from ..controllers.base import Controller
+from ..controllers.fixed import FixedController
+from ..controllers.names import make_controller, parse_controller
+from ..decoding.options import STORED_DEFAULTS, resolve_options
+from ..modeling_sol import SOLForCausalLM
+from .lm_eval_spending import Spending
+from .smollm2 import fetch_smollm2
+
+
+SMOLLM2 = "smollm2-135m"
+OWN_ARGUMENTS = (*STORED_DEFAULTS, "base", "policy_revision", "controller", "seed")
+FINGERPRINT = "sol_hf settings"
+"""Key of a response cache under which stands what its responses were computed with."""
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+"""The strings, or `None` for a part of a longer text; token ids of the context; of the continuation."""
+
+
+@register_model("sol")
+class SOLLM(HFLM):
+    """The only changes w.r.t. `HFLM`: requests run step by step under a budget, and what they spent is reported.
+
+    Args:
+        pretrained (`str` or [`SOLForCausalLM`]): Folder or Hub id of a policy, or a loaded model.
+        base (`str`, *optional*): Folder or Hub id of the base, or `smollm2-135m`, which needs no Hub. By default the
+            one that the policy's config names.
+        controller (`str`, *optional*, defaults to `"policy"`): A name, see [`make_controller`].
+        seed (`int`, *optional*, defaults to 0): Of the controller `random`.
+        policy_revision (`str`, *optional*, defaults to `"main"`): Of the policy's repository.
+        kwargs: The budget options of [`SOLForCausalLM.generate`] that are numbers or words (`token_keep`, `mlp_keep`,
+            `bits`, `budget_mode`, `kv_refresh`, ...), and `HFLM`'s arguments, which concern the base.
+
+    Raises:
+        ValueError: for an unknown controller, no budget, one that cannot be met, or a misspelt argument.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | SOLForCausalLM,
+        base: str | None = None,
+        controller: str = "policy",
+        seed: int = 0,
+        policy_revision: str = "main",
+        **kwargs,
+    ):
+        self._generating = False
+        self.controller_name, named_seed = parse_controller(str(controller))
+        self.seed = named_seed if ":" in str(controller) else int(seed)
+        self.given = {name: kwargs.pop(name) for name in STORED_DEFAULTS if name in kwargs}
+        _refuse_misspelt(kwargs)
+        loaded = None if isinstance(pretrained, str) else pretrained
+        if loaded is None:
+            config = SOLConfig.from_pretrained(pretrained, revision=policy_revision)
+            resolve_options(self.given, None, GenerationConfig())  # a wrong option is found before anything is loaded
+            source, kwargs = _find_base(config, base, kwargs)
+            super().__init__(pretrained=source, **kwargs)
+            self.sol = SOLForCausalLM.from_pretrained(pretrained, revision=policy_revision, base=self.model)
+            self._share_out()
+        else:
+            super().__init__(pretrained=loaded.base, **kwargs)
+            self.sol = loaded
+        self.policy_name = pretrained if isinstance(pretrained, str) else self.sol.name_or_path
+        self.options = self._check_options()
+        self.spending = Spending(self.sol.action_space, self.sol.config.selection_rule)
+        self.all_spending: Sequence | None = None
+        self.task = ""
+
+    def _share_out(self) -> None:
+        """Let processes on CPUs divide the documents, as `HFLM` does only on several GPUs."""
+        accelerator: Accelerator | None = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1 and accelerator.num_processes > 1:
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+
+    def _check_options(self) -> dict[str, Any]:
+        """The options of every `generate` and `score` call, empty where the base itself is what was asked for."""
+        given = self.given | {"controller": self._make_controller()}
+        resolved = resolve_options(given, None, self.sol.generation_config)
+        if self.controller_name == "dense" or (resolved.budget is not None and resolved.is_dense):
+            return {}
+        if resolved.budget is None:
+            raise ValueError(
+                "There is no budget: give `token_keep`, `mlp_keep` and `bits` in the model arguments, or "
+                "`controller=dense` for the base itself."
+            )
+        resolved.budget.check(self.sol.action_space, 1)
+        return given
+
+    def _make_controller(self) -> Controller | None:
+        if self.controller_name == "fixed":  # a request's result must not depend on its batch
+            return FixedController(carry=AXES, across_rows=False)
+        name = f"random:{self.seed}" if self.controller_name == "random" else self.controller_name
+        return None if name == "policy" else make_controller(name, self.sol)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the base itself is what was asked for."""
+        return not self.options
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the responses depend on, for the results and for response caches."""
+        resolved = resolve_options(self.given, None, self.sol.generation_config)
+        budget = None if self.is_dense else {axis: getattr(resolved.budget, axis) for axis in AXES}
+        return {
+            "policy": self.policy_name,
+            "controller": "dense" if self.is_dense else self.controller_name,
+            "seed": self.seed,
+            "budget": budget,
+            "budget_mode": resolved.budget_mode,
+            "kv_refresh": resolved.kv_refresh,
+            "do_sample_actions": resolved.do_sample_actions,
+            "action_temperature": resolved.action_temperature,
+        }
+
+    def get_model_info(self) -> dict:
+        """`HFLM`'s, and under `sol` the settings with what every task realised on average over controllable steps."""
+        realised = self.spending.report(self.all_spending)
+        return super().get_model_info() | {"sol": {**self.settings, "realised": realised}}
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Refuse a response cache that was filled under other settings: its keys are the requests alone."""
+        super().set_cache_hook(cache_hook)
+        if cache_hook.dbdict is None:
+            return
+        mine = {name: value for name, value in self.settings.items() if not (self.is_dense and name == "policy")}
+        found = cache_hook.dbdict.get(FINGERPRINT)
+        if found != mine and (found is not None or (len(cache_hook.dbdict) and not self.is_dense)):
+            raise ValueError(
+                f"The response cache was filled under other settings ({found or 'another model'}, now {mine}): give "
+                "`--use_cache` another path."
+            )
+        cache_hook.dbdict[FINGERPRINT] = mine
+
+    def barrier(self) -> None:
+        """`HFLM`'s; the processes also tell each other what they have spent so far."""
+        super().barrier()
+        if self.world_size > 1:
+            self.all_spending = self.gather_object(self.spending.sums)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The base; while text is generated under a budget, base and policy."""
+        return self.sol if self._generating else super().model
+
+    def _model_call(self, inps: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        if not self.is_dense:
+            raise RuntimeError(
+                "A parallel forward cannot run under a budget; it would be the dense model's. Use `loglikelihood`, "
+                "`loglikelihood_rolling` or `generate_until`, or `controller=dense`."
+            )
+        return super()._model_call(inps, *args, **kwargs)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return self._by_task(super().loglikelihood, requests, disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return self._by_task(super().generate_until, requests, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        if self.is_dense:
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+        return self._by_task(self._score_texts, requests, disable_tqdm)
+
+    def _by_task(self, method, requests: list[Instance], disable_tqdm: bool) -> list:
+        """Run a method on the requests of one task after the other, so that it is known who spends."""
+        if self.is_dense:
+            return method(requests, disable_tqdm=disable_tqdm)
+        answers: list = [None] * len(requests)
+        for task in dict.fromkeys(request.task_name for request in requests):
+            places = [place for place, request in enumerate(requests) if request.task_name == task]
+            self.task = task or ""
+            found = method([requests[place] for place in places], disable_tqdm=disable_tqdm)
+            for place, answer in zip(places, found, strict=True):
+                answers[place] = answer
+        return answers
+
+    def _score_texts(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts, cut into windows as `HFLM` does."""
+        windows: list[Request] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            cuts = utils.get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            own = [(None, *utils.make_disjoint_window(cut)) for cut in cuts]
+            windows += own
+            owners += [owner] * len(own)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+            totals[owner] += value
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self.is_dense:
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        unique: dict[tuple, list[int]] = {}
+        for place, (_, context, continuation) in enumerate(requests):
+            row = tuple((context + continuation)[-(self.max_length + 1) :])
+            unique.setdefault((row, len(continuation)), []).append(place)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        progress = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="loglikelihood, by steps")
+        for batch in self._batches(sorted(unique, key=_by_cost), override_bs):
+            for key, answer in zip(batch, self._score_batch(batch), strict=True):
+                for place in unique[key]:
+                    answers[place] = answer
+                    if requests[place][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[place][0], answer)
+                progress.update(len(unique[key]))
+        progress.close()
+        return answers
+
+    def _batches(self, rows: list[tuple], override_bs: int | None) -> Iterator[list[tuple]]:
+        size = override_bs or self.batch_size
+        if size == "auto" and rows:
+            size = self._detect_batch_size([(None, list(row[:-length]), list(row[-length:])) for row, length in rows])
+            self.batch_sizes[len(self.batch_sizes)] = size
+        for begin in range(0, len(rows), int(size or 1) if rows else 1):
+            yield rows[begin : begin + int(size)]
+
+    @torch.no_grad()
+    def _score_batch(self, batch: list[tuple]) -> list[tuple[float, bool]]:
+        """Log-likelihood of the last tokens of every row, and whether they are the greedy ones.
+
+        Args:
+            batch (`list[tuple]`): Pairs of a row's token ids and the number of its last tokens that count.
+        """
+        width = max(len(row) for row, _ in batch)
+        device, output = self.sol.base.device, None  # type: torch.device, Any
+        ids: Any = torch.tensor([[*row, *[0] * (width - len(row))] for row, _ in batch], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch], device=device)
+        contexts = [len(row) - length - 1 for row, length in batch]
+        with self._autocast():
+            output = self.sol.score(ids, mask, contexts, **self.options)
+        self.spending.add(self.task, output.actions, contexts)
+        greedy = (output.greedy | ~output.step_mask).all(dim=1)
+        return list(zip(output.logprobs.sum(dim=1).tolist(), greedy.tolist(), strict=True))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
+        )
+
+    def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
+        """The largest batch that fits, tried with the longest row; on a CPU, which does not say, `max_batch_size`."""
+        if self.is_dense:
+            return super()._detect_batch_size(requests, pos)
+        if self.device.type == "cpu":
+            return self.max_batch_size
+        length = self.max_length if not requests else max(len(context) + len(rest) for _, context, rest in requests)
+        spending, self.spending = self.spending, Spending(self.sol.action_space, self.sol.config.selection_rule)
+
+        @find_executable_batch_size(starting_batch_size=self.max_batch_size)
+        def largest(batch_size: int) -> int:
+            rows = [(tuple([row % self.vocab_size, *[0] * (length - 1)]), 2) for row in range(batch_size)]
+            self._score_batch(rows)
+            return batch_size
+
+        try:
+            return largest()
+        finally:
+            self.spending = spending
+
+    def _model_generate(self, context, max_length: int, stop: list[str], **generation_kwargs) -> torch.Tensor:
+        if self.is_dense:
+            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+        self._generating = True
+        try:
+            options = {**self.options, "return_dict_in_generate": True}
+            output: Any = super()._model_generate(context, max_length, stop, **generation_kwargs, **options)
+        finally:
+            self._generating = False
+        mask = generation_kwargs.get("attention_mask", torch.ones_like(context))
+        before = mask.sum(dim=1).cpu() - 1
+        repeats = len(output.actions) // len(before)
+        self.spending.add(self.task, output.actions, before.repeat_interleave(repeats))
+        return output.sequences
+
+
+def _by_cost(row: tuple) -> tuple:
+    """Longest contexts first, those that are equal together, and among them the longest continuations first."""
+    tokens, length = row
+    context = tokens[: len(tokens) - length]
+    return -len(context), context, -length, tokens
+
+
+def _refuse_misspelt(arguments: dict[str, Any]) -> None:
+    for name in arguments:
+        near = difflib.get_close_matches(name, OWN_ARGUMENTS, n=1, cutoff=0.75)
+        if near and name not in HFLM.__init__.__code__.co_varnames:
+            raise ValueError(f"Unknown model argument `{name}`: did you mean `{near[0]}`?")
+
+
+def _find_base(config: SOLConfig, base: str | None, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where the base is, and `HFLM`'s arguments with its revision."""
+    if base == SMOLLM2:
+        return str(fetch_smollm2()), arguments
+    if base is not None:
+        return base, arguments
+    if config.base_model_name_or_path is None:
+        raise ValueError("The policy's config names no base model: add `base=` to the model arguments.")
+    return config.base_model_name_or_path, {"revision": config.base_model_revision or "main"} | arguments
+
+
+def main() -> None:
+    """lm-eval's command line; a task that cannot be downloaded gives an error that says so."""
+    try:
+        cli_evaluate()
+    except (ConnectionError, OfflineModeIsEnabled, LocalEntryNotFoundError, DatasetNotFoundError) as error:
+        offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name)]
+        reason = f" while {' and '.join(offline)} is set" if offline else ""
+        sys.exit(
+            f"A task or a model needs files from the Hub{reason}: {error}\nRun it once with a network, which fills "
+            "the cache, or give tasks with local data by --include_path."
+        )
+
+
+if __name__ == "__main__":
+    main()

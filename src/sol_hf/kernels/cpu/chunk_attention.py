@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Torch's side of the CPU kernel for attention of several new tokens: what it supports, its arguments."""
+
+import ctypes
+
+import torch
+
+from .compilation import loads
+from .torch_threads import run_in_torch_threads
+
+
+TASKS_EACH = 8
+"""Tasks for a thread, above which it does not matter that some get one more."""
+LEAST_BLOCKS = 4
+"""Blocks of keys that a part has at least: putting parts together has its price."""
+
+
+def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether the kernel computes attention of these arguments of [`attend_packed`]."""
+    tensors = query, key, value
+    return (
+        query.dtype in (torch.float32, torch.bfloat16)
+        and all(x.dtype == query.dtype and x.device.type == "cpu" for x in tensors)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        and key.stride(-1) == value.stride(-1) == 1
+        and mask.shape[1:] == (1, query.shape[2], key.shape[2])
+        and mask.dtype == torch.bool
+        and loads("numba_chunk_attention")
+    )
+
+
+def attend_packed(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention of several new tokens over all keys, of arguments that [`supports`] allows, in float32.
+
+    Args:
+        query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): Queries of the new tokens.
+        key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
+        value (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): All cached values.
+        mask (`torch.BoolTensor` of shape `(rows or 1, 1, tokens, slots)`): Who sees whom; every token sees a key.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, tokens, heads, value_dim)`, in the dtype of the query.
+    """
+    from . import numba_chunk_attention as kernel
+
+    rows, heads, tokens, dim = query.shape
+    kv_heads, slots, value_dim = key.shape[1], key.shape[2], value.shape[-1]
+    mask = mask if mask.stride(-1) == 1 else mask.contiguous()
+    lines = heads // kv_heads * tokens
+    parts = -(-lines // kernel.COLUMNS)
+    splits, is_half = number_of_splits(rows * kv_heads * parts, -(-slots // kernel.BLOCK)), key.dtype != torch.float32
+    packed = query.new_zeros(rows, kv_heads, parts * kernel.COLUMNS, dim, dtype=torch.float32)
+    packed[:, :, :lines] = query.reshape(rows, kv_heads, lines, dim)
+    packed *= dim**-0.5 if scaling is None else scaling
+    columns = packed.view(-1, kernel.COLUMNS, dim).transpose(1, 2).contiguous()
+    output = columns.new_empty(len(columns), splits, value_dim, kernel.COLUMNS)
+    scratch_each = kernel.SCRATCH_FLOATS + (kernel.BLOCK * (dim + value_dim) if is_half else 0)
+    scratch = columns.new_empty(len(columns), splits, scratch_each)
+    arguments = (ctypes.c_int64 * (kernel.NEXT + 1))(
+        *(x.data_ptr() for x in (columns, key, value, mask, output, scratch)),
+        *(rows, kv_heads, parts, tokens, slots, dim, value_dim),
+        *key.stride()[:3],
+        *value.stride()[:3],
+        mask.stride(0) if len(mask) > 1 else 0,
+        mask.stride(2),
+        *(splits, is_half, scratch_each, 0),
+    )
+    run_in_torch_threads(kernel.attend.address, ctypes.addressof(arguments))
+    if splits > 1:
+        peaks, masses = scratch[..., kernel.STATE : kernel.STATE + 2 * kernel.COLUMNS].chunk(2, dim=-1)
+        shares = torch.exp(peaks - peaks.amax(dim=1, keepdim=True))
+        merged = (output * shares[:, :, None]).sum(dim=1) / (masses * shares).sum(dim=1)[:, None]
+    else:
+        merged = output[:, 0]
+    answer = merged.transpose(1, 2).reshape(rows, kv_heads, parts * kernel.COLUMNS, value_dim)[:, :, :lines]
+    return answer.reshape(rows, heads, tokens, value_dim).transpose(1, 2).to(query.dtype).contiguous()
+
+
+def number_of_splits(tasks: int, blocks: int) -> int:
+    """Into how many parts to cut the keys, so that all threads are busy to the end."""
+    threads = torch.get_num_threads()
+    if tasks % threads == 0 or tasks >= TASKS_EACH * threads:
+        return 1
+    return max(min(-(-TASKS_EACH * threads // tasks), blocks // LEAST_BLOCKS), 1)

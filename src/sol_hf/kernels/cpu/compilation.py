@@ -1,0 +1,34 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Whether numba, an optional dependency, can compile the kernels."""
+
+import importlib
+import importlib.util
+import warnings
+from functools import lru_cache
+
+import torch
+
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@lru_cache
+def loads(module: str) -> bool:
+    """Whether a module of this folder that needs numba can be imported; where numba fails, a warning says why.
+
+    It fails beside a numpy that is too new for it, or where no folder can be written to that it could cache code in.
+    """
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module(f".{module}", __package__)
+    except Exception as error:
+        warnings.warn(
+            f"Decode steps go without compiled code, as if numba was not installed: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True

@@ -1,0 +1,239 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention of a few new tokens over many cached keys on the CPU, compiled by numba: for KV refreshes.
+
+The queries of a key-value head, those of all heads of its group and all new tokens, are the columns of a matrix. What
+is computed for them is laid out `(keys or channels, columns)`, so that vectors run along the columns: products need no
+sums across a vector, and neither does the softmax.
+
+    task    (row, key-value head, COLUMNS of its queries, part of the keys), for block after block of BLOCK keys:
+
+    scores  (keys, columns)      = keys @ queries        tiles of 8 keys x 3 vectors, summed over channels
+    output  (channels, columns) += values.T @ weights    tiles of 8 channels x 3 vectors, summed over keys
+
+Keys and values in bfloat16 are widened first, a block at a time. Where there are few tasks for the threads, the keys
+are cut into parts, which are put together afterwards.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.extending import intrinsic
+
+from .numba_linear import TILE_LINES
+from .numba_memory import FAST_MATH, exp_of_negative, fetch_add, float32_at, prefetch, uint8_at, uint16_at, widen
+from .numba_vectors import FLOAT, LANES, LONG, VECTOR, add_product, spread
+
+
+(QUERIES, KEYS, VALUES, MASK, OUTPUT, SCRATCH) = range(6)
+(ROWS, KV_HEADS, PARTS, TOKENS, SLOTS, DIM, VALUE_DIM) = range(6, 13)
+(KEY_ROW, KEY_HEAD, KEY_SLOT, VALUE_ROW, VALUE_HEAD, VALUE_SLOT, MASK_ROW, MASK_TOKEN) = range(13, 21)
+(SPLITS, IS_HALF, SCRATCH_EACH, NEXT) = range(21, 25)
+TILE_VECTORS = 3
+COLUMNS = TILE_VECTORS * LANES
+BLOCK = 64
+"""Keys between two steps of the running softmax."""
+TILES_AHEAD = 2
+LINE = 64
+"""Bytes in a line of the processor's cache."""
+STATE = BLOCK * COLUMNS
+"""Where in the scratch of a task the maxima of its columns are; their sums follow."""
+SCRATCH_FLOATS = (BLOCK + 4) * COLUMNS
+"""For a task, and as many more as a block of keys and values has if they are to be widened."""
+ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
+
+
+def _multiply_tile(lines: int, adds: bool):
+    @intrinsic
+    def multiply_tile(typing, left, line_stride, place_stride, right, count, answer):
+        """`answer[i] = sum(left[i, n] * right[n] for n in range(count))`, added to what is there or not.
+
+        `right` and `answer` have COLUMNS numbers a line, `left` any strides, in numbers.
+        """
+
+        def generate(context, builder, signature, arguments):
+            left, line_stride, place_stride, right, count, answer = arguments
+            left, right, answer = (builder.inttoptr(a, FLOAT.as_pointer()) for a in (left, right, answer))
+            line = [builder.gep(left, [builder.mul(line_stride, LONG(i))]) for i in range(lines)]
+            targets = [_vector_at(builder, answer, LONG(n * LANES)) for n in range(lines * TILE_VECTORS)]
+            begin = [builder.load(t, align=4) if adds else VECTOR([0.0] * LANES) for t in targets]
+            before, loop = builder.block, builder.append_basic_block("loop")
+            after = builder.append_basic_block("after")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            place = builder.phi(LONG)
+            place.add_incoming(LONG(0), before)
+            sums = [builder.phi(VECTOR) for _ in targets]
+            source = builder.mul(place, LONG(COLUMNS))
+            vectors = [
+                builder.load(_vector_at(builder, right, builder.add(source, LONG(n * LANES))), align=4)
+                for n in range(TILE_VECTORS)
+            ]
+            offset = builder.mul(place, place_stride)
+            totals: list[ir.Value] = []
+            for i in range(lines):
+                factor = spread(builder, builder.load(builder.gep(line[i], [offset]), align=4))
+                for vector in vectors:
+                    totals.append(add_product(builder, sums[len(totals)], factor, vector))
+            for total, first, later in zip(sums, begin, totals, strict=True):
+                total.add_incoming(first, before)
+                total.add_incoming(later, loop)
+            following = builder.add(place, LONG(1))
+            place.add_incoming(following, loop)
+            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+            builder.position_at_end(after)
+            for target, total in zip(targets, totals, strict=True):
+                builder.store(total, target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return multiply_tile
+
+
+def _vector_at(builder: ir.IRBuilder, memory: ir.Value, place: ir.Value) -> ir.Value:
+    return builder.bitcast(builder.gep(memory, [place]), VECTOR.as_pointer())
+
+
+_score_many, _score_one = _multiply_tile(TILE_LINES, adds=False), _multiply_tile(1, adds=False)
+_add_many, _add_one = _multiply_tile(TILE_LINES, adds=True), _multiply_tile(1, adds=True)
+
+
+@njit(cache=True)
+def _prefetch_tile(memory, stride, dim):
+    """Ask for the keys or values of a tile."""
+    for n in range(TILE_LINES):
+        for offset in range(0, 4 * dim, LINE):
+            prefetch(memory + 4 * n * stride + offset)
+
+
+@njit(error_model="numpy", cache=True)
+def _widen_lines(source, stride, count, dim, target):
+    """Lines of bfloat16 as float32, one after the other."""
+    for n in range(count):
+        numbers, place = uint16_at(source + 2 * n * stride), float32_at(target + 4 * n * dim)
+        for i in range(dim):
+            place[i] = widen(numbers[i])
+
+
+@njit(error_model="numpy", cache=True)
+def _score(args, keys, stride, values, count, queries, scores):
+    """Products of `count` keys with all columns; asks for the values, which come next, and for later keys."""
+    dim = args[DIM]
+    key = 0
+    while key + TILE_LINES <= count:
+        if not args[IS_HALF]:
+            _prefetch_tile(keys + 4 * (key + TILES_AHEAD * TILE_LINES) * stride, stride, dim)
+            _prefetch_tile(values + 4 * key * args[VALUE_SLOT], args[VALUE_SLOT], args[VALUE_DIM])
+        _score_many(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
+        key += TILE_LINES
+    while key < count:
+        _score_one(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
+        key += 1
+
+
+@njit(error_model="numpy", cache=True)
+def _add_values(values, stride, count, weights, value_dim, output):
+    """Add `count` values, weighted for every column."""
+    channel = 0
+    while channel + TILE_LINES <= value_dim:
+        _add_many(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
+        channel += TILE_LINES
+    while channel < value_dim:
+        _add_one(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
+        channel += 1
+
+
+@njit(error_model="numpy", cache=True)
+def _hide(args, row, part, begin, count, scores):
+    """Set the scores of keys that a column's token does not see to nothing."""
+    tokens, memory = args[TOKENS], args[MASK] + row * args[MASK_ROW] + begin
+    seen = 0
+    for token in range(tokens):
+        mask = uint8_at(memory + token * args[MASK_TOKEN])
+        for j in range(count):
+            seen += mask[j]
+    if seen == tokens * count:
+        return
+    for column in range(COLUMNS):
+        mask = uint8_at(memory + (part * COLUMNS + column) % tokens * args[MASK_TOKEN])
+        for j in range(count):
+            if mask[j] == 0:
+                scores[j * COLUMNS + column] = NOTHING
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+def _update_softmax(scores, count, state, value_dim, output):
+    """Turn scores into weights, and rescale what was summed before to the new maximum.
+
+    `state` holds maxima and sums so far, and room for what a step needs, COLUMNS numbers each.
+    """
+    sums, highest, shrink = COLUMNS, 2 * COLUMNS, 3 * COLUMNS
+    for c in range(COLUMNS):
+        state[highest + c] = state[c]
+    for j in range(count):
+        for c in range(COLUMNS):
+            state[highest + c] = max(state[highest + c], scores[j * COLUMNS + c])
+    for c in range(COLUMNS):
+        base = state[highest + c] if state[highest + c] > NOTHING else ZERO
+        state[shrink + c] = exp_of_negative(min(state[c] - base, ZERO))
+        state[c], state[highest + c] = state[highest + c], base
+        state[sums + c] *= state[shrink + c]
+    for i in range(value_dim):
+        for c in range(COLUMNS):
+            output[i * COLUMNS + c] *= state[shrink + c]
+    for j in range(count):
+        for c in range(COLUMNS):
+            weight = exp_of_negative(scores[j * COLUMNS + c] - state[highest + c])
+            scores[j * COLUMNS + c] = weight
+            state[sums + c] += weight
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+def _attend(args, task):
+    """Attention of some columns of one key-value head over a part of its keys; not divided yet if there are more."""
+    split, columns = task % args[SPLITS], task // args[SPLITS]
+    part, pair = columns % args[PARTS], columns // args[PARTS]
+    row, head = pair // args[KV_HEADS], pair % args[KV_HEADS]
+    size = 2 if args[IS_HALF] else 4
+    queries = args[QUERIES] + 4 * columns * args[DIM] * COLUMNS
+    all_keys = args[KEYS] + size * (row * args[KEY_ROW] + head * args[KEY_HEAD])
+    all_values = args[VALUES] + size * (row * args[VALUE_ROW] + head * args[VALUE_HEAD])
+    scores = args[SCRATCH] + 4 * task * args[SCRATCH_EACH]
+    answer = args[OUTPUT] + 4 * task * args[VALUE_DIM] * COLUMNS
+    state, output = float32_at(scores + 4 * STATE), float32_at(answer)
+    wide_keys = scores + 4 * SCRATCH_FLOATS
+    wide_values = wide_keys + 4 * BLOCK * args[DIM]
+    blocks = -(-args[SLOTS] // BLOCK)
+    each = -(-blocks // args[SPLITS]) * BLOCK
+    for c in range(COLUMNS):
+        state[c], state[COLUMNS + c] = NOTHING, ZERO
+    for i in range(args[VALUE_DIM] * COLUMNS):
+        output[i] = ZERO
+    for begin in range(split * each, min((split + 1) * each, args[SLOTS]), BLOCK):
+        count = min(BLOCK, args[SLOTS] - begin)
+        keys, key_stride = all_keys + size * begin * args[KEY_SLOT], args[KEY_SLOT]
+        values, value_stride = all_values + size * begin * args[VALUE_SLOT], args[VALUE_SLOT]
+        if args[IS_HALF]:
+            _widen_lines(keys, key_stride, count, args[DIM], wide_keys)
+            _widen_lines(values, value_stride, count, args[VALUE_DIM], wide_values)
+            keys, key_stride, values, value_stride = wide_keys, args[DIM], wide_values, args[VALUE_DIM]
+        _score(args, keys, key_stride, values, count, queries, scores)
+        _hide(args, row, part, begin, count, float32_at(scores))
+        _update_softmax(float32_at(scores), count, state, args[VALUE_DIM], output)
+        _add_values(values, value_stride, count, scores, args[VALUE_DIM], answer)
+    if args[SPLITS] == 1:
+        for i in range(args[VALUE_DIM]):
+            for c in range(COLUMNS):
+                output[i * COLUMNS + c] /= state[COLUMNS + c]
+
+
+@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy", cache=True)
+def attend(args):
+    """The kernel: takes tasks until none is left."""
+    while True:
+        task = fetch_add(args, NEXT, 1)
+        if task >= args[ROWS] * args[KV_HEADS] * args[PARTS] * args[SPLITS]:
+            return
+        _attend(args, task)

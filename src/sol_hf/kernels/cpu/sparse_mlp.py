@@ -1,0 +1,156 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Torch's side of the CPU kernels for the MLP of a decode step: what they support, and their arguments."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .compilation import DTYPES, loads
+from .torch_threads import run_in_torch_threads
+
+
+BLOCK = 1536
+"""Outputs whose sums stay in the first level of cache while the kept lines run past."""
+LEAST_BLOCK, ROUND_TO = 16, 16
+
+
+@dataclass(frozen=True)
+class KeptChannels:
+    """The input of an MLP after the choice of channels.
+
+    Args:
+        x (`torch.Tensor` of shape `(rows, ..., channels)`): The input, all but the largest channels set to zero.
+        listed (`torch.IntTensor` of shape `(number,)`): Channels that any token keeps, ascending.
+    """
+
+    x: torch.Tensor
+    listed: torch.Tensor
+
+
+def has_numba() -> bool:
+    """Whether numba, an optional dependency, is installed and compiles the kernels, which the first call does."""
+    return loads("numba_memory") and loads("numba_mlp")
+
+
+def supports(x: torch.Tensor) -> bool:
+    """Whether the kernels can work on a tensor."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and not x.requires_grad and has_numba()
+
+
+def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
+    """What [`activations.keep_top_channels`] computes, to the bit, and the list of kept channels.
+
+    Args:
+        x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of an MLP.
+        fraction (`torch.Tensor` of shape `(rows,)`): Fraction in (0, 1] per row.
+    """
+    from . import numba_mlp as kernel
+
+    x, fraction = x.contiguous(), fraction.float().contiguous()
+    channels, kept = x.shape[-1], torch.empty_like(x)
+    lines = x.numel() // channels
+    in_use, listed = torch.empty(channels, dtype=torch.uint8), torch.empty(channels + 1, dtype=torch.int32)
+    run = kernel.keep_float32 if x.dtype == torch.float32 else kernel.keep_bfloat16
+    number = run(
+        x.data_ptr(),
+        kept.data_ptr(),
+        lines,
+        channels,
+        fraction.data_ptr(),
+        lines // len(x),
+        in_use.data_ptr(),
+        listed.data_ptr(),
+    )
+    return KeptChannels(kept, listed[:number])
+
+
+def fake_quantize(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """What [`activations.fake_quantize`] computes, to the bit.
+
+    Args:
+        x (`torch.Tensor` of shape `(rows, ..., channels)`): Output of an MLP.
+        bits (`torch.Tensor` of shape `(rows,)`): Bit-width in 2..16 per row.
+    """
+    from . import numba_mlp as kernel
+
+    x, bits = x.contiguous(), bits.float().contiguous()
+    quantized, lines = torch.empty_like(x), x.numel() // x.shape[-1]
+    run = kernel.quantize_float32 if x.dtype == torch.float32 else kernel.quantize_bfloat16
+    run(x.data_ptr(), quantized.data_ptr(), lines, x.shape[-1], bits.data_ptr(), lines // len(x))
+    return quantized
+
+
+def block_length(outputs: int) -> int:
+    """Outputs that a thread takes at a time: all threads get the same number of blocks, none above `BLOCK`."""
+    threads = torch.get_num_threads()
+    blocks = -(-outputs // BLOCK)
+    blocks = -(-blocks // threads) * threads
+    return max(LEAST_BLOCK, -(-outputs // (blocks * ROUND_TO)) * ROUND_TO)
+
+
+def blocks_of(weight: torch.Tensor, block: int) -> list[torch.Tensor]:
+    """Views of the blocks, `(channels, block)`, of what [`to_blocks`] makes of `weight` `(width, channels)`."""
+    width, channels = weight.shape
+    ends = [(begin, min(begin + block, width)) for begin in range(0, width, block)]
+    flat = weight.view(-1)
+    return [flat[begin * channels : end * channels].view(channels, end - begin) for begin, end in ends]
+
+
+def to_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:
+    """A copy of `weight` `(width, channels)`, each `block` of outputs input-major; the shape says nothing of it."""
+    copy = torch.empty(weight.shape, dtype=weight.dtype)
+    for begin, lines in zip(range(0, len(weight), block), blocks_of(copy, block), strict=True):
+        lines.copy_(weight[begin : begin + block].t())
+    return copy
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def multiply_kept(
+    kept: KeptChannels,
+    gate: torch.Tensor,
+    up: torch.Tensor | None,
+    block: int,
+    down: torch.Tensor,
+    biases: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+    activation: str,
+) -> torch.Tensor:
+    """An MLP whose first half reads the weights of the kept channels only.
+
+    Args:
+        kept ([`KeptChannels`]): Input.
+        gate (`torch.Tensor` of shape `(width, channels)`): Weights before the activation, from [`to_blocks`].
+        up (`torch.Tensor` of shape `(width, channels)`, *optional*): Weights of what the activation is multiplied by,
+            from [`to_blocks`] too.
+        block (`int`): Length of their blocks.
+        down (`torch.Tensor` of shape `(outputs, width)`): Weights of the last projection.
+        biases (`tuple`): Of the three, `None` where there is none.
+        activation (`str`): One of `numba_mlp.ACTIVATIONS`.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, ..., outputs)`.
+    """
+    from . import numba_mlp as kernel
+
+    (width, channels), outputs = gate.shape, len(down)
+    x = kept.x.float().contiguous()
+    lines = x.numel() // channels
+    sums = torch.empty(2, lines, width, dtype=torch.float32)
+    output = kept.x.new_empty(*kept.x.shape[:-1], outputs)
+    a = np.zeros(kernel.HEADER, dtype=np.int64)
+    a[kernel.INPUT : kernel.LISTED] = x.data_ptr(), lines, channels, width
+    a[kernel.LISTED : kernel.GATE] = kept.listed.data_ptr(), len(kept.listed)
+    a[kernel.GATE : kernel.HIDDEN] = gate.data_ptr(), _address(up), _address(biases[0]), _address(biases[1])
+    a[kernel.HIDDEN : kernel.DOWN] = sums[0].data_ptr(), sums[1].data_ptr(), kernel.ACTIVATIONS.index(activation)
+    a[kernel.DOWN : kernel.BLOCK] = down.data_ptr(), _address(biases[2]), output.data_ptr(), outputs
+    a[kernel.BLOCK] = block
+    is_float = gate.dtype == torch.float32
+    run_in_torch_threads((kernel.expand_float32 if is_float else kernel.expand_bfloat16).address, a.ctypes.data)
+    a[kernel.BLOCK], a[kernel.NEXT] = block_length(outputs), 0
+    run_in_torch_threads((kernel.contract_float32 if is_float else kernel.contract_bfloat16).address, a.ctypes.data)
+    return output

@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Triton: the largest entries of every line, as many as a setting on the device says.
+
+It serves both axes: the pages of highest score (`token_keep`) and the channels of largest magnitude (`mlp_keep`). How
+many are wanted is computed within the kernel from the row's fraction, so no value comes back to the host.
+
+One program holds a whole line. It finds the smallest wanted value two bits at a time: rounds in each of which the
+entries at or above three trial values are counted, on an unsigned image of the floats that keeps their order: 16 for
+float32, 8 for bfloat16. Sorting the line, as `topk` with an unknown count would have to, moves it several times.
+Chosen entries come out in ascending order, so that what reads them walks through memory in one direction.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ...selection.channels import kept_count, largest
+from . import triton_support
+
+
+@triton.jit
+def wanted_units(fraction, count, UNIT: tl.constexpr):
+    """`ceil(ceil(fraction * count) / UNIT)`, at least 1, as in `criteria.choose_pages`; `count` is an int32."""
+    tokens = tl.maximum(tl.ceil(fraction * count.to(tl.float32) * 0.999999), 1.0).to(tl.int32)
+    return (tl.minimum(tokens, count) + UNIT - 1) // UNIT
+
+
+@triton.jit
+def _ordered(x):
+    """Unsigned integers in the order of the floats `x`; NaN above infinity, -0 equal to 0."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
+    return tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+
+
+@triton.jit
+def _select_largest(
+    values, fraction, count, chosen, chosen_count, lines_per_row, length, UNIT: tl.constexpr, ABSOLUTE: tl.constexpr,
+    ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    line = tl.program_id(0)
+    row = line // lines_per_row
+    keys = tl.load(count + row).to(tl.int32)
+    wanted = wanted_units(tl.load(fraction + row).to(tl.float32), keys, UNIT)
+    units = (keys + UNIT - 1) // UNIT
+    place = tl.arange(0, BLOCK)
+    live = place < units
+    line_begin = line.to(tl.int64) * length
+    if wanted < units:
+        x = tl.load(values + line_begin + place, mask=live, other=0.0).to(tl.float32)
+        if ABSOLUTE:
+            x = tl.abs(x)
+        order = _ordered(x) >> (32 - 2 * ROUNDS)  # a number of few digits has nothing below
+        least = tl.full((), 0, tl.uint32)
+        bit = tl.full((), 1, tl.uint32) << (2 * ROUNDS - 2)
+        for _ in range(ROUNDS):
+            # Three counts of at most 2^16 in one sum.
+            one = (live & (order >= least + bit)).to(tl.int64)
+            two = (live & (order >= least + 2 * bit)).to(tl.int64)
+            three = (live & (order >= least + 3 * bit)).to(tl.int64)
+            counts = tl.sum(one + (two << 20) + (three << 40), axis=0)
+            least = tl.where((counts & 0xFFFFF) >= wanted, least + bit, least)
+            least = tl.where(((counts >> 20) & 0xFFFFF) >= wanted, least + bit, least)
+            least = tl.where((counts >> 40) >= wanted, least + bit, least)
+            bit = bit >> 2
+        larger, equal = live & (order > least), live & (order == least)
+        # How many of each kind there are up to every place, two numbers below 2^16 in one scan.
+        counts = tl.cumsum(larger.to(tl.uint32) + (equal.to(tl.uint32) << 16), axis=0)
+        larger_so_far, equal_so_far = (counts & 0xFFFF).to(tl.int32), (counts >> 16).to(tl.int32)
+        spare = wanted - tl.max(larger_so_far, axis=0)
+        taken = larger | (equal & (equal_so_far <= spare))
+        target = larger_so_far + tl.minimum(equal_so_far, spare) - 1
+        tl.store(chosen + line_begin + target, place, mask=taken)
+    else:
+        tl.store(chosen + line_begin + place, place, mask=live)
+    tl.store(chosen_count + line, wanted)
+
+
+MOST_ENTRIES = (1 << 16) - 1
+ROUNDS = {torch.float32: 16, torch.float16: 10, torch.bfloat16: 8}
+"""Half the bits that tell apart floats of a dtype, once they are float32."""
+
+
+@torch.library.custom_op("sol_hf::select_largest", mutates_args=())
+def select_largest(
+    values: torch.Tensor, fraction: torch.Tensor, count: torch.Tensor, unit: int, absolute: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the largest entries of every line, ascending; of equal ones, the first.
+
+    Args:
+        values (`torch.Tensor` of shape `(rows, lines, length)`): Lines to choose from. Entry `i` stands
+            for the keys `i * unit` to `i * unit + unit - 1`; entries without keys are not looked at.
+        fraction (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to keep.
+        count (`torch.Tensor` of shape `(rows,)`): Keys of a row.
+        unit (`int`): Keys in an entry: the page size, or 1.
+        absolute (`bool`): Whether magnitudes are compared.
+
+    Returns:
+        Two `torch.Tensor` of int32: the indices, of the shape of `values`, of which only the first so many are set,
+        and how many, of shape `(rows, lines)`.
+    """
+    rows, lines, length = values.shape
+    values, fraction, count = values.contiguous(), fraction.contiguous(), count.contiguous()
+    chosen = torch.empty(values.shape, dtype=torch.int32, device=values.device)
+    chosen_count = torch.empty(rows, lines, dtype=torch.int32, device=values.device)
+    if length > MOST_ENTRIES:
+        raise ValueError(f"Lines of at most {MOST_ENTRIES} entries can be chosen from, got {length}.")
+    block = triton.next_power_of_2(length)
+    warps = min(max(block // 512, 1), 16)
+    with triton_support.on_device_of(values):
+        _select_largest[(rows * lines,)](
+            values, fraction, count, chosen, chosen_count, lines, length, unit, absolute, ROUNDS[values.dtype], block,
+            num_warps=warps,
+        )  # fmt: skip
+    return chosen, chosen_count
+
+
+@select_largest.register_fake
+def _(values, fraction, count, unit, absolute):
+    return values.new_empty(values.shape, dtype=torch.int32), values.new_empty(values.shape[:2], dtype=torch.int32)
+
+
+def select_largest_reference(
+    values: torch.Tensor, fraction: torch.Tensor, count: torch.Tensor, unit: int, absolute: bool
+) -> torch.Tensor:
+    """What [`select_largest`] chooses, in plain torch, as a mask of the shape of `values`."""
+    tokens = kept_count(fraction, count)
+    wanted = torch.div(tokens + (unit - 1), unit, rounding_mode="floor")
+    live = torch.arange(values.shape[-1], device=values.device) * unit < count[:, None, None]
+    ranked = (values.abs() if absolute else values).float().masked_fill(~live, float("-inf"))
+    return largest(ranked, wanted) & live

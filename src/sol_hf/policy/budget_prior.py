@@ -1,0 +1,107 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A prior over levels that the budget alone gives."""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+
+
+FIRST_TARGET = 2
+
+
+FIRST_DRIFT = FIRST_TARGET + len(AXES)
+
+
+AFTER_DRIFT = FIRST_DRIFT + len(AXES)
+
+
+TIE_MARGIN = 1e-5
+"""How much nearer to the upper one of two levels, in ratio units, a wanted level must lie to be rounded up."""
+
+
+class BudgetPrior(nn.Module):
+    r"""Logits per level that the budget alone gives: \\(-((level - centre) / width)^2\\) on every axis.
+
+    The centre is `target - overspent / (1 + repayment_spread * steps left)`, in ratio units. With a spread of 0, the
+    initial one, the next step repays everything that was overspent: the best level is then that of error diffusion,
+    and on evenly spaced levels the schedule is [`FixedController`]'s for a row that is alone. The larger the spread,
+    the freer is an episode to cost more or less than its target, so that the budget is kept on average only.
+
+    The number of steps that count is not among the scalars. All earlier ones of the episode are taken to count, as
+    they do unless the text is shorter than sink and window.
+
+    Args:
+        space ([`ActionSpace`]): The levels.
+        episode_length (`int`): Steps in an episode.
+    """
+
+    def __init__(self, space: ActionSpace, episode_length: int):
+        super().__init__()
+        self.episode_length = episode_length
+        self.levels = tuple(
+            tuple(value / scale for value in values)
+            for values, scale in zip(space.levels.values(), AXIS_SCALE, strict=True)
+        )
+        self.max_mlp_keep = max(space.levels["mlp_keep"])
+        self.log_width = nn.Parameter(torch.empty(len(AXES)))
+        self.repayment_spread = nn.Parameter(torch.empty(len(AXES)))
+        self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Widths of one level, and debts that are repaid at once."""
+        init.copy_(self.log_width, torch.tensor([math.log(_spacing(levels)) for levels in self.levels]))
+        init.zeros_(self.repayment_spread)
+
+    def forward(self, scalars: torch.Tensor) -> torch.Tensor:
+        """Logits per level from what the budget allows.
+
+        Args:
+            scalars (`torch.Tensor` of shape `(..., 8)`): From [`BudgetLedger.scalars`].
+
+        Returns:
+            `torch.Tensor` of shape `(..., sum(level_counts))`: in float32, or finer if the scalars are.
+        """
+        levels, axis_of_level = self._levels_on(scalars.device)
+        centre = self.centre(scalars)[..., axis_of_level]
+        width = self.log_width.float().exp()[axis_of_level]
+        return -(((levels - centre) / width) ** 2)
+
+    def centre(self, scalars: torch.Tensor) -> torch.Tensor:
+        """The level that every axis should take next, in ratio units: `(..., 8)` to `(..., 3)`."""
+        scalars = scalars if scalars.dtype == torch.float64 else scalars.float()
+        targets, drift = scalars[..., FIRST_TARGET:FIRST_DRIFT], scalars[..., FIRST_DRIFT:AFTER_DRIFT]
+        step = (scalars[..., :1] * self.episode_length).round() - 1
+        mean = drift + targets
+        mean = torch.cat([mean[..., :1], mean[..., 1:2] * self.max_mlp_keep, mean[..., 2:]], dim=-1)
+        overspent = (mean - targets) * step
+        steps_left = (self.episode_length - step).clamp(min=1)
+        share = 1 / (1 + self.repayment_spread.float().clamp(min=0) * steps_left)
+        return targets - overspent * share - TIE_MARGIN
+
+    def _levels_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Levels in ratio units and the axis of each, both `(sum(level_counts),)`; made once per device.
+
+        They are no buffers: those would be rounded with the weights, and be garbage after `from_pretrained`.
+        """
+        if device not in self._on_device:
+            axes = [axis for axis, levels in enumerate(self.levels) for _ in levels]
+            with torch.inference_mode(False):  # what is made here also has to serve training later
+                levels = torch.tensor([level for levels in self.levels for level in levels], device=device)
+                self._on_device[device] = levels, torch.tensor(axes, device=device)
+        return self._on_device[device]
+
+
+def _spacing(levels: Sequence[float]) -> float:
+    """The median distance between neighbouring levels, 1 for a single level."""
+    ordered = sorted(levels)
+    gaps = [high - low for low, high in zip(ordered, ordered[1:], strict=False)]
+    return median(gaps) if gaps else 1.0

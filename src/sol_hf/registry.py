@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Things that are found by name: axes, criteria, controllers, fast paths.
+
+A kind of thing has a [`Registry`], and every member a file of its own that registers it. A registry that is told where
+those files are imports all of them at the first lookup, so that a new file touches no list. Members from other
+packages register themselves when they are imported.
+"""
+
+import difflib
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Generic, TypeVar
+
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Members of one kind by name, in the order in which they were registered.
+
+    Args:
+        kind (`str`): What a member is, for messages: `"criterion"`.
+        package (`str`, *optional*): Dotted name of the package whose modules register the members.
+
+    Examples:
+
+    ```python
+    >>> from sol_hf.registry import Registry
+    >>> shapes = Registry("shape")
+    >>> shapes.register("square", 4)
+    4
+    >>> shapes["square"], list(shapes)
+    (4, ['square'])
+    ```
+    """
+
+    def __init__(self, kind: str, package: str | None = None):
+        self.kind, self._package = kind, package
+        self._members: dict[str, T] = {}
+
+    def register(self, name: str, member: T) -> T:
+        """Add a member, and return it.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+        if name in self._members and self._members[name] is not member:
+            raise ValueError(f"There is a {self.kind} {name!r} already: choose another name.")
+        self._members[name] = member
+        return member
+
+    def registered(self, name: str) -> Callable[[type], type]:
+        """A decorator for classes of which the registry keeps the class itself."""
+
+        def decorate(member: type) -> type:
+            self.register(name, member)  # type: ignore[arg-type]
+            return member
+
+        return decorate
+
+    def unregister(self, name: str) -> None:
+        """Take a member out again, as tests do."""
+        del self._members[name]
+
+    def __getitem__(self, name: str) -> T:
+        """The member of a name.
+
+        Raises:
+            ValueError: for an unknown name; the message lists the known ones and the nearest.
+        """
+        if name not in self:
+            near = difflib.get_close_matches(str(name), list(self), n=2, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+            raise ValueError(f"Unknown {self.kind} {name!r}: it must be one of {', '.join(self)}.{hint}")
+        return self._members[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._import_modules()
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        self._import_modules()
+        return iter(list(self._members))
+
+    def __len__(self) -> int:
+        self._import_modules()
+        return len(self._members)
+
+    def items(self) -> list[tuple[str, T]]:
+        """Names and members."""
+        self._import_modules()
+        return list(self._members.items())
+
+    def _import_modules(self) -> None:
+        if self._package is None:
+            return
+        package, self._package = import_module(self._package), None
+        for module in pkgutil.iter_modules(package.__path__):
+            import_module(f"{package.__name__}.{module.name}")

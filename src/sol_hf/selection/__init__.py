@@ -1,0 +1,7 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which keys, channels and levels of precision a step uses, as pure functions of tensors.
+
+One criterion a file. Nothing here knows a cache, a plan or a model.
+"""

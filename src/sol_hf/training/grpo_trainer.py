@@ -1,0 +1,268 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Trains a policy with TRL's GRPO: blocks of text are the prompts, schedules of actions the completions.
+
+What changes w.r.t. [`~trl.GRPOTrainer`]: rollouts of a frozen base replace text generation, rewards and advantages
+are those of [`rewards`], one per step, and log-probabilities come from one forward of the policy over a whole episode.
+Loss, clipping, entropy bonus, KL divergence, iterations, accumulation and logging are TRL's.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from tokenizers import Tokenizer, models
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, TrainerCallback
+from trl import GRPOTrainer
+
+from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ..episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
+from ..episodes.text_blocks import pack_blocks
+from ..modeling_sol import SOLForCausalLM
+from .checkpoints import AtomicCheckpoints
+from .grpo_config import SOLGRPOConfig
+from .metrics import BudgetMetrics
+from .rewards import budget_penalty, discounted_returns, group_advantages, outcome_returns, task_reward, whiten
+from .sharding import place_base
+
+
+OBSERVATIONS = ("hidden_states", "token_embeddings", "scalars", "previous_actions")
+RewardTerm = Callable[[Rollouts], torch.Tensor]
+
+
+def action_tokenizer(space: ActionSpace) -> PreTrainedTokenizerBase:
+    """The tokenizer of completions: one token per action, named by its tag, and one for the start of an episode."""
+    vocabulary = {space.tag(action): action for action in range(len(space))} | {"<start>": len(space)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<start>"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<start>", eos_token="<start>")
+
+
+def _rewards_come_from_rollouts(completions: list, **kwargs) -> list[float]:
+    """Stands where TRL wants a reward function; [`SOLGRPOTrainer`] computes rewards per step instead."""
+    raise RuntimeError("SOLGRPOTrainer computes its rewards from rollouts.")
+
+
+class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
+    """GRPO on teacher-forced episodes.
+
+    Args:
+        model ([`SOLForCausalLM`]): Its policy is trained; its base is frozen and stays outside of the trained module.
+        args ([`SOLGRPOConfig`], *optional*): Defaults to the published recipe.
+        train_dataset (`Dataset` or `IterableDataset`): Texts, or blocks of `context_length + episode_length + 1`
+            token ids in a column `input_ids`.
+        eval_dataset (`Dataset`, `IterableDataset` or a `dict` of them, *optional*): The same, for evaluation.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the base, for datasets of texts.
+        reward_terms (`list` of functions, *optional*): Each takes the [`Rollouts`] and returns further rewards
+            `(rows, steps)`, which are added.
+        callbacks (`list[TrainerCallback]`, *optional*): As in `Trainer`.
+        optimizers (`tuple`, *optional*): As in `Trainer`.
+        peft_config (`PeftConfig`, *optional*): Train an adapter on the policy instead of the policy.
+    """
+
+    _tag_names = ["trl", "grpo", "sol"]
+    _name = "SOL-GRPO"
+
+    def __init__(
+        self,
+        model: SOLForCausalLM,
+        args: SOLGRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_terms: Sequence[RewardTerm] = (),
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        peft_config: Any = None,
+    ):
+        if not isinstance(model, SOLForCausalLM):
+            raise TypeError(f"`model` must be a SOLForCausalLM, got {type(model).__name__}: see `from_base`.")
+        args = args if args is not None else SOLGRPOConfig("sol-policy")
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required: texts, or blocks of token ids in a column `input_ids`.")
+        self.sol, self.reward_terms = model, list(reward_terms)
+        self.episode_length = model.config.episode_length
+        self._check_batches(args)
+        args.max_completion_length = self.episode_length
+        model.base.requires_grad_(False)
+        model.policy.value_head.requires_grad_(False)  # it has no part in the loss, and DDP waits for every gradient
+        self.args, self._text_tokenizer = args, processing_class
+        self.evaluation_budgets()
+        beta, args.beta = args.beta, 0.0
+        try:
+            with self._as_language_model(model.policy):
+                super().__init__(
+                    model=model.policy,
+                    reward_funcs=_rewards_come_from_rollouts,
+                    args=args,
+                    train_dataset=self._packed(train_dataset),
+                    eval_dataset=self._packed(eval_dataset),
+                    processing_class=action_tokenizer(model.action_space),
+                    callbacks=callbacks,
+                    optimizers=optimizers,
+                    peft_config=peft_config,
+                )
+        finally:
+            args.beta = beta
+        self.processing_class = None  # actions need no tokenizer on disk
+        self.sol.policy = self.model
+        place_base(self.sol.base, self.accelerator, shard=args.shard_base)
+        self._set_reference(beta)
+        self._show_progress()
+
+    @contextmanager
+    def _as_language_model(self, policy):
+        """Lend the policy what TRL expects of a language model, and take back what it leaves on it."""
+        policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        config = copy.deepcopy(policy.config)
+        policy.generation_config = GenerationConfig()
+        yield
+        policy.generation_config, policy.config = None, config
+        policy.__dict__.pop("forward", None)  # the fused LM head
+
+    def _set_reference(self, beta: float) -> None:
+        self.beta = beta
+        if beta and not hasattr(self.model, "peft_config"):
+            reference = copy.deepcopy(self.model).requires_grad_(False)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    def _check_batches(self, args: SOLGRPOConfig) -> None:
+        local = args.per_device_train_batch_size * args.steps_per_generation
+        if local % args.num_generations:
+            raise ValueError(
+                f"A process plays {local} rollouts at a time (`per_device_train_batch_size` * "
+                f"`steps_per_generation`), which must be a multiple of `num_generations` ({args.num_generations}): "
+                "the rollouts of a block share its prefix."
+            )
+
+    def _packed(self, dataset):
+        """Texts as blocks, blocks as they are; of each dataset in a dictionary, and `None` of `None`."""
+        if dataset is None or isinstance(dataset, dict):
+            return dataset and {name: self._packed(part) for name, part in dataset.items()}
+        return pack_blocks(
+            dataset,
+            self._text_tokenizer,
+            self.args.context_length + self.episode_length + 1,
+            max_positions=self.sol.config.base_max_position_embeddings,
+        )
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["input_ids"]
+
+    def _generator(self, *place: int) -> torch.Generator:
+        """A generator that depends on the seed and on a place in the run, not on the number of processes."""
+        seed = self.args.seed
+        for number in place:
+            seed = (seed * 1_000_003 + number + 1) % (2**62)
+        return torch.Generator().manual_seed(seed)
+
+    def _draw_budget(self, generator: torch.Generator) -> torch.Tensor:
+        """A budget `(3,)` in ratio units."""
+        args, drawn = self.args, []
+        for axis, scale in zip(AXES, AXIS_SCALE, strict=True):
+            values = getattr(args, f"{axis}_budgets")
+            number = float(torch.rand((), generator=generator))
+            if args.draw_from_list:
+                value = values[int(number * len(values))]
+            else:
+                value = values[0] + number * (values[1] - values[0])
+            drawn.append(value / scale)
+        return torch.tensor(drawn)
+
+    def play(self, blocks: torch.Tensor, first_block: int, generation: int) -> Rollouts:
+        """Play `num_generations` rollouts of every block.
+
+        Args:
+            blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
+            first_block (`int`): Index of the first block in the batch of all processes.
+            generation (`int`): Index of the batch in the run.
+        """
+        args, device, repeats = self.args, self.accelerator.device, self.num_generations
+        at_once, parts = args.rollout_batch_size // repeats, []
+        policy = self.accelerator.unwrap_model(self.model)
+        for begin in range(0, len(blocks), at_once):
+            chunk = blocks[begin : begin + at_once].to(device)
+            budgets, uniforms = [], []
+            for block in range(first_block + begin, first_block + begin + len(chunk)):
+                budgets.append(self._draw_budget(self._generator(0, generation, block)))
+                draw = self._generator(1, generation, block)
+                uniforms.append(torch.rand(repeats, self.episode_length, generator=draw))
+            targets = torch.stack(budgets).repeat_interleave(repeats, dim=0).to(device)
+            sampler = SampledPolicyController(policy, torch.cat(uniforms).to(device), self.temperature)
+            prefix = prefill(self.sol, chunk, args.context_length, dense=args.kl_reward_weight > 0)
+            parts.append(roll_out(self.sol, prefix, chunk, targets, sampler))
+        return Rollouts.concatenate(parts)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        repeats = self.num_generations
+        blocks = torch.tensor([example["input_ids"] for example in inputs[::repeats]])
+        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
+        rollouts = self.play(blocks, self.accelerator.process_index * len(blocks), generation)
+        mask = rollouts.controllable.long()
+        empty = mask.new_zeros(len(mask), 0)
+        output = {
+            "prompt_ids": empty,
+            "prompt_mask": empty,
+            "completion_ids": rollouts.actions,
+            "completion_mask": mask,
+            "advantages": self._advantages(rollouts),
+            "num_items_in_batch": self.accelerator.reduce(mask.sum(), reduction="sum"),
+            **{name: getattr(rollouts, name) for name in OBSERVATIONS},
+        }
+        if self.num_iterations > 1 or self.args.steps_per_generation > self.args.gradient_accumulation_steps:
+            output["old_per_token_logps"] = rollouts.action_logprobs
+        if self.beta:
+            output["ref_per_token_logps"] = self._reference_logprobs(output)
+        return output
+
+    def _advantages(self, rollouts: Rollouts) -> torch.Tensor:
+        """Advantages `(rows, steps)` of this process's rollouts, normalized over those of all processes."""
+        args, space = self.args, self.sol.action_space
+        rewards = task_reward(rollouts.label_logprobs, rollouts.divergence, args.kl_reward_weight)
+        for term in self.reward_terms:
+            rewards = rewards + term(rollouts)
+        ratios = space.ratios_on(rollouts.actions.device)[rollouts.actions]
+        free = [len(space.levels[axis]) > 1 for axis in AXES]
+        penalty = budget_penalty(
+            ratios, rollouts.controllable, rollouts.targets, args.penalty_weights, args.penalty_tolerance, free
+        )
+        if args.advantage_level == "process":
+            returns = discounted_returns(rewards, args.gamma, args.return_kind) - penalty[:, None]
+        else:
+            returns = outcome_returns(rewards, penalty)
+        advantages = group_advantages(returns, self.num_generations, args.advantage_scale)
+        self._log_rollouts(rollouts, penalty)
+        if not args.whiten_advantages:
+            return advantages
+        begin = self.accelerator.process_index * len(advantages)
+        return whiten(self.accelerator.gather(advantages))[begin : begin + len(advantages)]
+
+    def _reference_logprobs(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad():
+            if self.ref_model is not None:
+                return self._score_actions(self.ref_model, inputs)[0]
+            with model.disable_adapter():
+                return self._score_actions(model, inputs)[0]
+
+    def _score_actions(self, model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the actions and entropies, `(rows, steps)` each, at the training temperature."""
+        with self.accelerator.autocast():
+            logits = model(**{name: inputs[name] for name in OBSERVATIONS}).logits
+        logprobs = (logits.float() / self.temperature).log_softmax(dim=-1)
+        chosen = logprobs.gather(-1, inputs["completion_ids"][..., None]).squeeze(-1)
+        return chosen, -(logprobs.exp() * logprobs).sum(dim=-1)
+
+    def _compute_loss(self, model, inputs):
+        self._scored_inputs = inputs
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            del self._scored_inputs
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        """The policy scores whole episodes from its observations; TRL's ids and masks are those of the actions."""
+        return *self._score_actions(model, self._scored_inputs), None

@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a run of [`SOLGRPOTrainer`] tells: figures of its rollouts, evaluation at budgets, a progress bar.
+
+sol/token_keep          mean of what the rollouts took              sol/requested_token_keep    and of the budgets
+sol/token_keep/0.2      share of the steps that took this level     sol/budget_error            |taken - budget|
+eval_gain               nats a token over the fixed schedule        eval_gain/0.5-0.7-8         at one budget
+"""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, TypeAlias
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import ProgressCallback, Trainer
+from transformers.trainer_utils import speed_metrics
+
+from ..budget.action_space import AXES, ActionSpace
+from ..episodes.rollouts import Rollouts
+from ..evaluation.policy_evaluation import (
+    BudgetEvaluation,
+    budgets_within,
+    check_budgets,
+    evaluate_budgets,
+    standard_error,
+)
+
+
+BlockDataset: TypeAlias = Dataset | IterableDataset
+DETAIL = re.compile(r"^(sol/\w+|eval_\w+)/[\d.-]+$")
+"""Figures of a single level or budget."""
+
+
+def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpace) -> dict[str, torch.Tensor]:
+    """What a batch of rollouts did, as scalars.
+
+    Args:
+        rollouts ([`Rollouts`]): The batch.
+        penalty (`torch.Tensor` of shape `(rows,)`): What every rollout paid for missing its budget.
+        space ([`ActionSpace`]): Meaning of the actions.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Reward, penalty, budgets and means in ratio units, and for every level of every axis
+        the share of the controllable steps that took it.
+    """
+    counted = rollouts.controllable[..., None].float()
+    ratios = space.ratios_on(rollouts.actions.device)[rollouts.actions]
+    realised = (ratios * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+    figures = {
+        "sol/task_reward": rollouts.label_logprobs.mean(),
+        "sol/penalty": penalty.mean(),
+        "sol/net_keep": realised.mean(),
+        "sol/budget_error": (realised - rollouts.targets).abs().mean(),
+    }
+    for number, axis in enumerate(("token_keep", "mlp_keep", "bits_ratio")):
+        figures[f"sol/{axis}"] = realised[:, number].mean()
+        figures[f"sol/requested_{axis}"] = rollouts.targets[:, number].mean()
+    taken = space.values_on(rollouts.actions.device)[rollouts.actions[rollouts.controllable]]
+    for number, axis in enumerate(AXES):
+        levels = taken.new_tensor(space.levels[axis])
+        shares = (taken[:, number, None] == levels).float().sum(dim=0) / max(len(taken), 1)
+        figures |= {f"sol/{axis}/{level:g}": share for level, share in zip(space.levels[axis], shares, strict=True)}
+    return figures
+
+
+def evaluation_figures(evaluations: Sequence[BudgetEvaluation], prefix: str = "eval") -> dict[str, float]:
+    """Means over the budgets, and the figures of every budget.
+
+    Perplexities are averaged geometrically, so that the gain is the log of their ratio.
+
+    Args:
+        evaluations (`Sequence[BudgetEvaluation]`): From [`evaluate_budgets`].
+        prefix (`str`, *optional*, defaults to `"eval"`): What the names begin with.
+    """
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    loss = mean([math.log(x.perplexity) for x in evaluations])
+    gain = mean([x.gain for x in evaluations])
+    gains = [mean(of_block) for of_block in zip(*(x.gains for x in evaluations), strict=True)]
+    figures = {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "fixed_perplexity": math.exp(loss + gain),
+        "gain": gain,
+        "gain_error": standard_error(gains),
+        "budget_error": mean([x.budget_error for x in evaluations]),
+        "net_keep": mean([x.net_keep for x in evaluations]),
+    }
+    for evaluation in evaluations:
+        budget = "-".join(f"{value:g}" for value in evaluation.requested)
+        for name in ("perplexity", "fixed_perplexity", "gain", "budget_error"):
+            figures[f"{name}/{budget}"] = getattr(evaluation, name)
+    return {f"{prefix}_{name}": value for name, value in figures.items()}
+
+
+class BudgetProgress(ProgressCallback):
+    """A progress bar with the latest reward, net keep and budget error behind it.
+
+    The only changes w.r.t. `ProgressCallback`: those three figures, and no figures of single levels and budgets above.
+    """
+
+    SHOWN = {"reward": "sol/task_reward", "net_keep": "sol/net_keep", "budget_error": "sol/budget_error"}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {name: f"{logs[key]:.3f}" for name, key in self.SHOWN.items() if logs.get(key) is not None}
+            if shown:
+                self.training_bar.set_postfix(shown)
+        brief = {name: value for name, value in logs.items() if not DETAIL.match(name)}
+        super().on_log(args, state, control, logs=brief, **kwargs)
+
+
+class BudgetMetrics(Trainer):
+    """Mixin of [`SOLGRPOTrainer`]: what it logs, and what evaluation is."""
+
+    sol: Any
+    control: Any
+    _metrics: Any
+    _packed: Any
+
+    def evaluate(
+        self,
+        eval_dataset: BlockDataset | dict[str, BlockDataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Play the first blocks of a dataset greedily at every evaluation budget, beside the fixed schedule.
+
+        Args:
+            eval_dataset (`Dataset`, `IterableDataset`, a `dict` of them or a name, *optional*): Texts or blocks, as
+                the trainer takes them; its own by default. Of several, every one is evaluated under its name.
+            ignore_keys (`list[str]`, *optional*): Without meaning here.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): What the names of the metrics begin with.
+
+        Returns:
+            `dict[str, float]`: `eval_loss`, `eval_perplexity`, `eval_fixed_perplexity`, `eval_gain` with its standard
+            error `eval_gain_error`, `eval_budget_error` and `eval_net_keep`, averaged over the budgets; perplexities,
+            gain and budget error also for every budget, as `eval_gain/0.5-0.7-8`. See [`evaluate_budgets`].
+
+        Raises:
+            ValueError: if there is no dataset, or less than 2 blocks in it.
+        """
+        if isinstance(eval_dataset, str):
+            dataset = self.eval_dataset[eval_dataset]
+        else:
+            dataset = self.eval_dataset if eval_dataset is None else self._packed(eval_dataset)
+        if dataset is None:
+            raise ValueError("There is nothing to evaluate on: give the trainer or `evaluate` an `eval_dataset`.")
+        if isinstance(dataset, dict):
+            found: dict[str, float] = {}
+            for name, part in dataset.items():
+                found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return found
+        self._memory_tracker.start()
+        begin, was_training = time.time(), self.model.training
+        self.model.eval()  # under which TRL logs apart from training
+        try:
+            evaluations = self._evaluate_blocks(dataset)
+            metrics = evaluation_figures(evaluations, metric_key_prefix)
+            metrics |= speed_metrics(metric_key_prefix, begin, num_samples=len(evaluations[0].losses))
+            self.log(metrics)
+        finally:
+            self.model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._memory_tracker.stop_and_update_metrics(metrics)
+        return metrics
+
+    def _evaluate_blocks(self, dataset: BlockDataset) -> list[BudgetEvaluation]:
+        budgets = self.evaluation_budgets()
+        blocks = torch.tensor([row["input_ids"] for row in islice(iter(dataset), self.args.eval_blocks)])
+        at_once = max(1, self.args.rollout_batch_size // len(budgets))
+        return evaluate_budgets(self.sol, blocks, self.args.context_length, budgets, batch_size=at_once)
+
+    def evaluation_budgets(self) -> Sequence[Sequence[float]]:
+        """Budgets (token_keep, mlp_keep, bits) of an evaluation: `eval_budgets`, or defaults within the action space.
+
+        Raises:
+            BudgetError: if one of `eval_budgets` is below the smallest level.
+        """
+        budgets = self.args.eval_budgets
+        if budgets is None:
+            return budgets_within(self.sol.action_space)
+        check_budgets(budgets, self.sol.action_space)
+        return budgets
+
+    def _show_progress(self) -> None:
+        """Put [`BudgetProgress`] in the place of transformers' own bar, if there is one."""
+        if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
+            self.remove_callback(ProgressCallback)
+            self.add_callback(BudgetProgress)
+
+    def _log_rollouts(self, rollouts: Rollouts, penalty: torch.Tensor) -> None:
+        figures = rollout_figures(rollouts, penalty, self.sol.action_space)
+        values = self.accelerator.gather(torch.stack(list(figures.values()))[None]).mean(dim=0)
+        for name, value in zip(figures, values.tolist(), strict=True):
+            self._metrics["train"][name].append(value)

@@ -1,0 +1,144 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""When an episode is replayed densely, which of its tokens are, and what the replay computes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sol_hf import ScheduleController
+from sol_hf.decoding import step as decoding
+from sol_hf.execution.attention.interface import register_attention
+from sol_hf.execution.plan import Replay, active_forward
+from support.cases import constant_schedule, prompts, sol_model
+
+
+EPISODE = 6
+PROMPT = 20
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sol_model()
+
+
+def schedule(model, *actions: str) -> ScheduleController:
+    """One named action per step."""
+    return ScheduleController(torch.cat([constant_schedule(model, action, 1) for action in actions]))
+
+
+def generate(model, actions, steps: int = EPISODE + 1, **options):
+    controller = schedule(model, *actions, *["dense"] * (steps - len(actions)))
+    arguments = dict(max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, controller=controller)
+    return model.generate(prompts(length=PROMPT), **arguments, **options)
+
+
+@pytest.fixture
+def replayed(monkeypatch) -> list[int]:
+    """How many tokens every refresh processed."""
+    lengths, original = [], decoding.dense_forward
+
+    def counting(base, tokens, *args, **flags):
+        if flags:
+            lengths.append(tokens.shape[1])
+        return original(base, tokens, *args, **flags)
+
+    monkeypatch.setattr(decoding, "dense_forward", counting)
+    return lengths
+
+
+@pytest.mark.parametrize("dense", range(EPISODE + 1))
+def test_the_replay_begins_at_the_first_sparse_step(model, replayed, dense):
+    actions = ["dense"] * dense + ["cheapest", "dense", "cheapest"]
+    cache = generate(model, actions[:EPISODE]).past_key_values
+    assert replayed == ([EPISODE - dense] if dense < EPISODE else [])
+    expected = model.new_cache()
+    model(cache_tokens(model, actions)[:, : PROMPT - 1 + EPISODE], past_key_values=expected)
+    for ours, theirs in zip(cache.layers, expected.layers, strict=True):
+        kept = ours.keys[:, :, : PROMPT - 1 + EPISODE]
+        torch.testing.assert_close(kept, theirs.keys, atol=1e-9, rtol=0)
+
+
+def cache_tokens(model, actions) -> torch.Tensor:
+    return generate(model, actions[:EPISODE]).sequences
+
+
+def test_the_replay_computes_no_logits_and_knows_the_hidden_state(model, monkeypatch):
+    widths, head = [], model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
+    output = generate(model, ["cheapest"] * EPISODE)
+    handle.remove()
+    assert widths.count(0) == 1 and len(widths) == 1 + EPISODE + 2  # prefill, steps, replay
+    cache = model.new_cache()
+    model(output.sequences[:, : PROMPT - 1 + EPISODE], past_key_values=cache)
+    state = output.past_key_values.episode.steps[0].previous_hidden
+    torch.testing.assert_close(state, cache.episode.hidden_state, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 8, dtype=torch.bool), torch.ones(1, 8).long(), object()])
+def test_masks_of_other_kinds_are_for_the_implementation_that_made_them(mask):
+    """Flash attention gets the padding, `(rows, slots)`, flex attention an object that is no tensor."""
+    AttentionInterface.register("shows_its_mask", lambda module, query, key, value, mask, **arguments: (mask, None))
+    AttentionMaskInterface.register("shows_its_mask", flash_attention_mask)
+    twin = ALL_ATTENTION_FUNCTIONS[register_attention("shows_its_mask")]
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 8, 8)
+    with active_forward(replay=Replay(SimpleNamespace(layers=[None]))):
+        shown, _ = twin(SimpleNamespace(layer_idx=0), query, key, key, mask)
+    assert shown is mask
+
+
+def test_a_controller_that_wants_logits_gets_those_of_the_replay(model):
+    digests = []
+
+    class Curious(ScheduleController):
+        needs_logits = True
+
+        def __call__(self, observation):
+            digests.append(observation.logits_digest)
+            return super().__call__(observation)
+
+    controller = Curious(constant_schedule(model, "cheapest", EPISODE + 1))
+    output = model.generate(prompts(length=PROMPT), max_new_tokens=EPISODE + 1, do_sample=False, controller=controller)
+    dense = model.base(output[:, : PROMPT - 1 + EPISODE]).logits[:, -1]
+    torch.testing.assert_close(digests[EPISODE], dense, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "kv_refresh, action, refreshed",
+    AUTO := [
+        (True, "token_keep", True),
+        (True, "bits", True),
+        (False, "token_keep", False),
+        ("auto", "token_keep", True),
+        ("auto", "mlp_keep", True),
+        ("auto", "bits", False),
+        ("auto", "dense", False),
+    ],
+)
+def test_auto_replays_where_little_was_kept(model, replayed, kv_refresh, action, refreshed):
+    generate(model, [action] * EPISODE, kv_refresh=kv_refresh)
+    assert bool(replayed) == refreshed
+
+
+def test_auto_looks_at_the_row_that_read_the_fewest_keys(model, replayed):
+    actions = torch.cat([constant_schedule(model, name, EPISODE + 1) for name in ("dense", "token_keep")], dim=1)
+    arguments = dict(max_new_tokens=EPISODE + 1, do_sample=False, kv_refresh="auto")
+    model.generate(prompts(length=PROMPT), controller=ScheduleController(actions), **arguments)
+    assert replayed == [EPISODE]
+
+
+def test_a_sparse_step_after_a_crop_is_seen(model):
+    cache = generate(model, ["dense", "dense", "cheapest"], steps=4).past_key_values
+    assert cache.episode.first_sparse == 2
+    cache.crop(-2)
+    assert cache.episode.first_sparse is None and not cache.episode.polluted
+
+
+def test_other_values_are_refused(model):
+    with pytest.raises(ValueError, match="`kv_refresh` must be one of True, False, auto, got 'always'"):
+        generate(model, [], kv_refresh="always")

@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The evaluation script, on a policy of a tiny base."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sol_hf import SOLConfig, SOLForCausalLM
+from sol_hf.episodes.text_blocks import load_text, pack_blocks
+from sol_hf.evaluation.policy_evaluation import evaluate_budgets, format_table
+from support.paths import DATA, ROOT
+
+
+TEXTS = str(DATA / "texts.jsonl.gz")
+OPTIONS = ["--context-length", "20", "--blocks", "6"]
+main = runpy.run_path(str(ROOT / "examples" / "evaluate_policy.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    """Folder of a tiny Llama with its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    example = runpy.run_path(str(ROOT / "examples" / "generate.py"))
+    tokenizer = example["tiny_tokenizer"]()
+    tokenizer.save_pretrained(folder)
+    example["tiny_base"](tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def policy(base, tmp_path_factory) -> str:
+    """Folder of a policy of that base."""
+    folder = str(tmp_path_factory.mktemp("policy"))
+    torch.manual_seed(0)
+    config = SOLConfig(
+        token_keep=[0.2, 1.0], mlp_keep=[0.6, 1.0], bits=[8, 16], episode_length=4, policy_hidden_size=32
+    )
+    SOLForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    return folder
+
+
+def test_the_table_is_that_of_evaluate_budgets(base, policy, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    budgets = ["--budgets", "0.5,0.8,12", "1,1,9"]
+    found = main([policy, TEXTS, *OPTIONS, *budgets, "--hard", "--dense", "--json", str(out)])
+    table = capsys.readouterr().out.strip()
+    model, tokenizer = SOLForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(base)
+    blocks = torch.tensor(pack_blocks(load_text(TEXTS), tokenizer, 25)[:6]["input_ids"])
+    expected = evaluate_budgets(model, blocks, 20, [(0.5, 0.8, 12), (1, 1, 9)], hard=True, dense=True)
+    assert found == expected and table == format_table(expected)
+    written = json.loads(out.read_text())
+    assert written["settings"]["blocks"] == 6 and written["settings"]["policy"] == policy
+    for row, evaluation in zip(written["evaluations"], expected, strict=True):
+        assert row["losses"] == list(evaluation.losses) and row["gain"] == evaluation.gain
+        assert row["requested"] == list(evaluation.requested)
+
+
+def test_another_base_and_the_default_budgets(base, policy):
+    found = main([policy, TEXTS, *OPTIONS, "--base", base])
+    assert [x.requested for x in found][:3] == [(0.2, 0.6, 8), (0.3, 0.6, 8), (0.5, 0.7, 8)]
+    assert {x.dense_losses for x in found} == {None}
+
+
+def test_blocks_can_be_left_out(policy):
+    everything = main([policy, TEXTS, *OPTIONS])
+    later = main([policy, TEXTS, *OPTIONS, "--skip-blocks", "2", "--blocks", "4"])
+    assert later[0].dense_losses is None and len(later[0].losses) == 4
+    assert later[0].losses == pytest.approx(everything[0].losses[2:], abs=1e-4)
+    with pytest.raises(ValueError, match="cannot be negative"):
+        main([policy, TEXTS, *OPTIONS, "--skip-blocks", "-1"])
+
+
+def test_too_little_text_is_refused(policy, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "Three blocks of twenty-five tokens, and nearly nothing else here on them."}))
+    with pytest.raises(ValueError, match="gives 2 blocks of 25 tokens, not 6: give more text, or --blocks 2"):
+        main([policy, str(texts), *OPTIONS])
+
+
+def test_a_budget_has_three_numbers(policy, capsys):
+    with pytest.raises(SystemExit):
+        main([policy, TEXTS, "--budgets", "0.5,0.7"])
+    assert "is not token_keep,mlp_keep,bits" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_print_one_table(policy, tmp_path):
+    script, launcher = ROOT / "examples" / "evaluate_policy.py", ROOT / "examples" / "accelerate" / "cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launcher, script, policy, TEXTS]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    out = subprocess.run(
+        [*command, *OPTIONS, "--batch-size", "2", "--json", str(tmp_path / "two.json")],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=240,
+    ).stdout
+    assert json.loads((tmp_path / "two.json").read_text())["processes"] == 2
+    expected = format_table(main([policy, TEXTS, *OPTIONS, "--batch-size", "2"]))
+    assert out.count("| requested |") == 1 and expected in out

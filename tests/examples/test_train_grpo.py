@@ -1,0 +1,251 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The training script: its YAML files, and what a run leaves behind."""
+
+import importlib
+import json
+import os
+import runpy
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+from datasets import IterableDataset
+from safetensors.torch import load_file
+from trl import TrlParser
+
+from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
+from support.paths import ROOT
+from support.recipes import SETTINGS, TEXTS
+
+
+CONFIGS = ROOT / "examples" / "configs"
+
+FULL = dict(
+    token_keep=[k / 10 for k in range(1, 11)], mlp_keep=[s / 100 for s in range(40, 101, 5)], bits=[*range(5, 17)]
+)
+ACTIONS = {"token-keep": 10, "mlp-keep": 13, "bits": 12, "2l": 8, "3l": 27}
+BASES = {
+    "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "smollm2-135m-published": "smollm2-135m",
+}
+PUBLISHED_CONFIGS = ["fl", "llama-3.2-1b", *ACTIONS, *BASES]
+PUBLISHED = dict(
+    context_length=512,
+    num_generations=16,
+    rollout_batch_size=128,
+    temperature=1.3,
+    return_kind="sum",
+    gamma=0.85,
+    kl_reward_weight=0.0,
+    penalty_weights=[100, 100, 200],
+    penalty_tolerance=0.02,
+    advantage_level="process",
+    advantage_scale="center",
+    whiten_advantages=True,
+    learning_rate=1e-4,
+    lr_scheduler_type="constant",
+    optim="adamw_torch",
+    max_grad_norm=2.0,
+    epsilon=0.2,
+    entropy_coef=0.05,
+    beta=0.0,
+    num_iterations=1,
+)
+PUBLISHED_POLICY = dict(
+    criterion="quest",
+    page_size=8,
+    sink_tokens=4,
+    window_tokens=2,
+    episode_length=16,
+    policy_hidden_size=512,
+    policy_num_layers=1,
+    policy_num_heads=4,
+    policy_mlp_ratio=4.0,
+    action_embedding_size=32,
+    action_head="joint",
+    budget_prior=False,
+)
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    yield importlib.import_module("train_grpo")
+    sys.path.remove(str(ROOT / "examples"))
+    for name in ("train_grpo", "train_arguments"):
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    """Folder of a tiny Llama with its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    example = runpy.run_path(str(ROOT / "examples" / "generate.py"))
+    tokenizer = example["tiny_tokenizer"]()
+    tokenizer.save_pretrained(folder)
+    example["tiny_base"](tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def run(script: ModuleType, folder: Path, base: str, **settings):
+    """A run of the script with a YAML file in `folder`; returns the trainer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump({"base": base, "output_dir": str(folder / "out"), **SETTINGS, **settings}))
+    return script.main(["--config", str(config)])
+
+
+def parse(script: ModuleType, *arguments: str) -> tuple:
+    return TrlParser(script.ARGUMENTS).parse_args_and_config(list(arguments))
+
+
+class TestConfigs:
+    @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+    def test_every_file_is_understood(self, script, path):
+        parse(script, "--config", str(path), "--use_cpu")
+
+    @pytest.mark.parametrize("name", PUBLISHED_CONFIGS)
+    def test_published_values(self, script, name):
+        settings, policy, args, *_ = parse(script, "--config", str(CONFIGS / f"{name}.yaml"), "--use_cpu")
+        assert {key: getattr(args, key) for key in PUBLISHED} == PUBLISHED
+        assert {key: getattr(policy, key) for key in PUBLISHED_POLICY} == PUBLISHED_POLICY
+        assert args.per_device_train_batch_size * policy.episode_length == 512
+        assert args.gradient_accumulation_steps * 512 == 2048
+        assert settings.base == BASES.get(name, "meta-llama/Llama-3.2-1B")
+        assert settings.dtype == ("float32" if settings.base == "smollm2-135m" else "bfloat16")
+        assert args.output_dir == f"policies/{name}"
+
+    @pytest.mark.parametrize("name", PUBLISHED_CONFIGS)
+    def test_action_space_and_budgets(self, script, name):
+        _, policy, args, *_ = parse(script, "--config", str(CONFIGS / f"{name}.yaml"), "--use_cpu")
+        levels = dict(token_keep=policy.token_keep, mlp_keep=policy.mlp_keep, bits=policy.bits)
+        assert len(SOLConfig(**levels).action_space) == ACTIONS.get(name, 1560)
+        published = dict(token_keep=[0.1, 1.0], mlp_keep=[0.4, 1.0], bits=[5, 16])
+        for axis, values in levels.items():
+            single = len(values) == 1
+            assert values == FULL[axis] or name in ("2l", "3l") or values == FULL[axis][-1:]
+            assert getattr(args, f"{axis}_budgets") == ([values[0]] * 2 if single else published[axis])
+
+    def test_defaults_of_the_policy_are_those_of_the_config(self, script):
+        arguments, config = script.PolicyArguments(), SOLConfig()
+        shared = [field.name for field in fields(arguments) if field.name in SOLConfig.known_keys()]
+        assert len(shared) > 15
+        for name in shared:
+            value = getattr(arguments, name)
+            assert value is None or value == getattr(config, name)
+
+    def test_an_option_wins_over_the_file(self, script):
+        path = str(CONFIGS / "fl.yaml")
+        _, policy, args, *_ = parse(script, "--config", path, "--use_cpu", "--bits", "8", "16", "--gamma", "0.5")
+        assert policy.bits == [8, 16] and args.gamma == 0.5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_reads_its_files(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    expected = {"cpu": "MULTI_GPU", "one_gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "MULTI_GPU"}[path.stem]
+    assert config.distributed_type == expected
+    assert config.num_processes == (1 if path.stem == "one_gpu" else 2)
+
+
+def test_a_run_leaves_a_policy_and_its_state(script, tmp_path, base):
+    trainer = run(script, tmp_path, base, base_model_name_or_path="somebody/tiny", shuffle_texts_seed=1)
+    saved = SOLPolicyModel.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(saved.state_dict()[name], w) for name, w in trainer.sol.policy.state_dict().items())
+    assert saved.config.base_model_name_or_path == "somebody/tiny"
+    assert saved.config.token_keep == [0.5, 1.0] and len(saved.config.action_space) == 8
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(script, tmp_path, base):
+    whole = run(script, tmp_path / "whole", base)
+    out = tmp_path / "again" / "out"
+    out.mkdir(parents=True)
+    os.rename(tmp_path / "whole" / "out" / "checkpoint-2", out / "checkpoint-2")
+    resumed = run(script, tmp_path / "again", base, resume=True)
+    assert resumed.state.log_history[-2]["loss"] == whole.state.log_history[-2]["loss"]
+    assert (tmp_path / "again" / "out" / "checkpoint-4").is_dir()
+    one, other = (load_file(tmp_path / name / "out" / "model.safetensors") for name in ("whole", "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_texts_to_evaluate_on(script, tmp_path, base):
+    run(script, tmp_path, base, valid_file=TEXTS, max_steps=1, eval_blocks=3, eval_budgets=[[0.5, 0.75, 12]])
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert results["eval_gain"] == results["eval_gain/0.5-0.75-12"]
+
+
+def test_the_seed_makes_the_policy(script, tmp_path, base):
+    one, same, other = (
+        run(script, tmp_path / str(number), base, max_steps=1, seed=seed).sol.policy.state_dict()
+        for number, seed in enumerate((1, 1, 2))
+    )
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["action_head.weight"], other["action_head.weight"])
+
+
+def test_resuming_without_a_checkpoint_begins(script, tmp_path, base):
+    assert run(script, tmp_path, base, resume=True, max_steps=1).state.global_step == 1
+
+
+def test_no_steps_save_the_fresh_policy(script, tmp_path, base):
+    trainer = run(script, tmp_path, base, max_steps=0)
+    assert trainer.state.global_step == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_streamed_texts(script, tmp_path, base):
+    trainer = run(script, tmp_path, base, streaming=True, max_steps=2, shuffle_texts_seed=0)
+    assert isinstance(trainer.train_dataset, IterableDataset)
+    assert trainer.state.global_step == 2
+
+
+def test_a_released_policy_goes_on(script, tmp_path, base):
+    first = run(script, tmp_path / "first", base, max_steps=1)
+    trained = {name: weight.clone() for name, weight in first.sol.policy.state_dict().items()}
+    second = run(script, tmp_path / "second", base, max_steps=0, policy=str(tmp_path / "first" / "out"))
+    assert all(torch.equal(weight, trained[name]) for name, weight in second.sol.policy.state_dict().items())
+    with pytest.raises(ValueError, match=r"`page_size` is 4 in the policy .*, but 16 in the arguments"):
+        run(script, tmp_path / "third", base, policy=str(tmp_path / "first" / "out"), page_size=16)
+
+
+def test_an_adapter_on_a_released_policy(script, tmp_path, base):
+    run(script, tmp_path / "first", base, max_steps=1)
+    run(script, tmp_path / "second", base, policy=str(tmp_path / "first" / "out"), use_peft=True, learning_rate=1e-2)
+    assert (tmp_path / "second" / "out" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "second" / "out" / "model.safetensors").exists()
+
+
+def test_another_text_column(script, tmp_path, base):
+    rows = [{"body": "Some text that is long enough for a block. " * 20} for _ in range(4)]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(script, tmp_path, base, train_file=str(texts), text_column="body", max_steps=1)
+
+
+def test_texts_are_required(script):
+    with pytest.raises(ValueError, match="`train_file` or from `dataset_name`"):
+        script.ScriptArguments()
+
+
+def test_a_typo_in_a_file_is_refused(script, tmp_path, base):
+    with pytest.raises(ValueError, match="--gama"):
+        run(script, tmp_path, base, gama=0.5)
+
+
+def test_the_saved_policy_generates(script, tmp_path, base):
+    run(script, tmp_path, base, max_steps=1)
+    model = SOLForCausalLM.from_pretrained(tmp_path / "out")
+    prompt = torch.arange(10, 30)[None]
+    assert model.generate(prompt, max_new_tokens=6, token_keep=0.75, bits=12).shape == (1, 26)

@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A decode step on an accelerator never waits for a value.
+
+Without a GPU the step runs on torch's meta device: its tensors take the branches that CUDA tensors take, know shapes
+but no values, and cannot answer when the host wants to look. Copies between host and device, which wait as well, are
+refused besides. With a GPU, torch's own sync debug mode watches a real step.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sol_hf.controllers.policy import PolicyController
+from sol_hf.decoding.base_forward import ForwardInputs
+from sol_hf.decoding.options import resolve_options
+from sol_hf.decoding.step import decode_step
+from sol_hf.execution.instrumentation import Instrumentation
+from sol_hf.kernels.cuda import triton_support
+from support.bases import tiny_base
+from support.cases import HALF, control
+
+
+BACKENDS = ["reference", "fast"]
+
+
+class NoTransfers(TorchFunctionMode):
+    """Refuses to make a tensor from values of the host on another device: the dispatcher does not see that."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        device = torch.device((kwargs or {}).get("device") or "cpu")
+        if function in (torch.tensor, torch.as_tensor) and device.type != "cpu":
+            raise AssertionError(f"{function.__name__} copies between host and device")
+        return function(*args, **(kwargs or {}))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Notes operations; refuses to look at a value, and to move a tensor between host and device."""
+
+    LOOKS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "equal", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.names.add(name)
+        if name.startswith(self.LOOKS):
+            raise AssertionError(f"{name} looks at a value")
+        answer = function(*args, **(kwargs or {}))
+        devices = {x.device.type for x in (*args, answer) if isinstance(x, torch.Tensor)}
+        if name in ("_to_copy", "copy_") and len(devices) > 1:
+            raise AssertionError(f"{name} copies between host and device")
+        return answer
+
+
+@contextmanager
+def watched_step():
+    """Refuses all that waits; gives the [`NoWaiting`] that has the names of the operations."""
+    with NoTransfers(), NoWaiting() as watch:
+        yield watch
+
+
+def prefilled(model, rows: int, backend: str, **budget):
+    """A cache under a budget after a prefill and two decode steps, which fill the tables on the device."""
+    options = resolve_options(dict(backend=backend, **budget), None, model.generation_config)
+    cache = model.new_cache()
+    cache.start(options.controls(PolicyController(model.policy), model.config), 20)
+    ids = torch.ones(rows, 22, dtype=torch.long, device=model.base.device)
+    model(input_ids=ids, past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize("budget", [HALF, {"token_keep": 0.4}, {"mlp_keep": 0.6}], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_does_not_wait(backend, budget, monkeypatch):
+    if backend == "fast":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(triton_support, "DEVICES", ("meta",))
+    model = control(tiny_base("llama", attn_implementation="sdpa")).to("meta")
+    with torch.no_grad(), Instrumentation.of(model.base):
+        cache = prefilled(model, 2, backend, **budget)
+        token = torch.ones(2, 1, dtype=torch.long, device="meta")
+        mask = torch.ones(2, cache.get_seq_length() + 1, dtype=torch.long, device="meta")
+        active = torch.ones(2, dtype=torch.bool, device="meta")
+        with watched_step() as watched:
+            output = decode_step(model.base, token, cache, ForwardInputs(token, mask), active)
+    assert output.logits.shape == (2, 1, 99) and cache.get_seq_length() == 23
+    kernels = {"score_pages", "select_largest", "attend_pages"}
+    assert kernels & watched.names == (kernels if backend == "fast" else set())
+    # The branch of `keep_top_channels` for accelerators; an axis that the budget leaves dense costs nothing.
+    assert ("sort" in watched.names) == ("mlp_keep" in budget)
+    assert ("round" in watched.names) == ("bits" in budget)
+
+
+def test_the_watch_does_refuse():
+    x = torch.ones(3, device="meta")
+    for look in (lambda: x.sum().item(), lambda: bool(x.any()), lambda: x.nonzero(), lambda: x[x > 0]):
+        with pytest.raises((AssertionError, NotImplementedError), match="looks at a value|nonzero"), watched_step():
+            look()
+    for copy in (lambda: torch.ones(2).to("meta"), lambda: torch.tensor([1.0], device="meta")):
+        with pytest.raises(AssertionError, match="copies"), watched_step():
+            copy()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("captures", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_on_a_gpu_does_not_wait(backend, captures):
+    model = control(tiny_base("llama", attn_implementation="sdpa").to("cuda"))
+    with torch.no_grad(), Instrumentation.of(model.base):
+        cache = prefilled(model, 2, backend, **HALF)
+        cache.capture_up_to = 200 if captures else None
+        token = torch.ones(2, 1, dtype=torch.long, device="cuda")
+        decode_step(model.base, token, cache, ForwardInputs(token), None)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            decode_step(model.base, token, cache, ForwardInputs(token), None)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

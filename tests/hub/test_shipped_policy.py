@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The policy in `model_cards/`: complete as a repository, kept budgets, choices that differ from token to token."""
+
+import pytest
+import torch
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
+
+from sol_hf import SOLConfig, SOLForCausalLM
+from support.paths import ROOT
+
+
+FOLDER = ROOT / "model_cards" / "sol-smollm2-135m"
+BUDGETS = [(0.2, 0.5, 6), (0.5, 0.7, 8), (0.8, 0.5, 8)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The policy on a base of SmolLM2's widths, but two layers of random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    return SOLForCausalLM.from_pretrained(FOLDER, base=LlamaForCausalLM(config).eval())
+
+
+def test_the_folder_is_a_repository_of_a_policy():
+    config = SOLConfig.from_pretrained(FOLDER)
+    assert len(config.action_space) == 1560 and config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    policy = AutoModel.from_pretrained(FOLDER)
+    assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
+    assert sorted(path.name for path in FOLDER.iterdir() if path.suffix in (".json", ".safetensors", ".py")) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "sol_remote.py",
+    ]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_it_keeps_a_budget_and_spends_it_unevenly(model, budget):
+    token_keep, mlp_keep, bits = budget
+    inputs = torch.randint(49152, (2, 40), generator=torch.Generator().manual_seed(1))
+    output = model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=32,
+        min_new_tokens=32,
+        token_keep=token_keep,
+        mlp_keep=mlp_keep,
+        bits=bits,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+    )
+    targets = torch.tensor(budget, dtype=output.realised.dtype)
+    assert bool((output.realised <= targets + 1e-6).all())
+    assert bool((output.realised / targets > 0.85).all())
+    levels = model.action_space.values[output.actions]
+    counts = [len(levels[..., axis].unique()) for axis in range(3)]
+    assert counts[0] > 2 and counts[1] > 2, "a fixed schedule has two levels of an axis at the most"
+
+
+@pytest.mark.parametrize("compute", [0.4, 0.6, 0.9])
+def test_its_dial_spends_about_what_it_says(model, compute):
+    inputs = torch.randint(49152, (2, 40), generator=torch.Generator().manual_seed(2))
+    options = dict(max_new_tokens=32, min_new_tokens=32, return_dict_in_generate=True, pad_token_id=0)
+    output = model.generate(inputs, attention_mask=torch.ones_like(inputs), compute=compute, **options)
+    net_keep = (output.realised / torch.tensor([1, 1, 16])).mean(dim=1)
+    assert net_keep.tolist() == pytest.approx([compute] * 2, abs=0.05)

@@ -1,0 +1,69 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The criteria written as loops."""
+
+import math
+from fractions import Fraction
+
+from sol_hf.selection.rule import SelectionRule
+
+
+def budget(keep: Fraction, count: int) -> int:
+    return max(1, math.ceil(keep * count))
+
+
+def naive_quest(query, keys, keep: Fraction, rule: SelectionRule, gone: int = 0) -> list[set[int]]:
+    """Ranks read by every head of one row; `query` is `(heads, dim)`, `keys` `(kv_heads, count, dim)`, no padding.
+
+    `gone` keys came before the first of `keys` and are no longer cached; rank 0 is still the first of `keys`.
+    """
+    heads, kv_heads, count = len(query), len(keys), keys.shape[1]
+    group = heads // kv_heads
+    pages: dict[int, list[int]] = {}
+    for rank in range(count):
+        pages.setdefault((rank + gone) // rule.page_size, []).append(rank)
+    pages = list(pages.values())
+    bounds = []
+    for head in range(heads):
+        of_head = []
+        for page in pages:
+            of_page = [keys[head // group, rank].tolist() for rank in page]
+            bound = 0.0
+            for channel, q in enumerate(query[head].tolist()):
+                values = [key[channel] for key in of_page]
+                bound += max(q * max(values), q * min(values))
+            of_head.append(bound)
+        bounds.append(of_head)
+    if rule.page_selection == "group":
+        bounds = [
+            [sum(column) for column in zip(*bounds[h * group : (h + 1) * group], strict=True)] for h in range(kv_heads)
+        ]
+    wanted = len(pages) if budget(keep, count) >= count else math.ceil(Fraction(budget(keep, count), rule.page_size))
+    read = []
+    for of_head in bounds:
+        best = sorted(range(len(pages)), key=lambda page: -of_head[page])[:wanted]
+        read.append({rank for page in best for rank in pages[page]})
+    return read
+
+
+def naive_relevancy(query, keys, keep: Fraction, rule: SelectionRule) -> list[set[int]]:
+    heads, kv_heads, count = len(query), len(keys), keys.shape[1]
+    group = heads // kv_heads
+    forced = {rank for rank in range(count) if rank < rule.sink_tokens}
+    forced |= {rank for rank in range(count) if rank + 1 >= count - (rule.window_tokens + 1)}
+    others = [rank for rank in range(count) if rank not in forced]
+    logits = [[float(query[head] @ keys[head // group, rank]) for rank in range(count)] for head in range(heads)]
+    if rule.page_selection == "group":
+        logits = [
+            [sum(column) for column in zip(*logits[h * group : (h + 1) * group], strict=True)] for h in range(kv_heads)
+        ]
+    wanted = budget(keep, len(others)) if others else 0
+    return [forced | set(sorted(others, key=lambda rank: -of_head[rank])[:wanted]) for of_head in logits]
+
+
+def naive_recency(count: int, keep: Fraction, rule: SelectionRule) -> set[int]:
+    always = rule.sink_tokens + rule.window_tokens + 1
+    extra = math.ceil(keep * (count - always)) if count > always else 0
+    last = rule.window_tokens + 1 + extra
+    return {rank for rank in range(count) if rank < rule.sink_tokens or rank >= count - last}
