@@ -31,7 +31,7 @@ SUBSTITUTES = ("fetch_smollm2()", '"HuggingFaceTB/SmolLM2-135M-Instruct"')
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 ENTRY = re.compile(r"^### `(\w+)(?:\((.*)\))?`\n\n\[\w+\.py\]\(\.\./(src/\S+?)\)([\s\S]*?)(?=^##|\Z)", re.MULTILINE)
-UNEXPORTED = re.compile(r"^\| `(\w+)\.(\w+)\((.*?)\)` \|", re.MULTILINE)
+UNEXPORTED = re.compile(r"^\| `([\w.]+)\.(\w+)\((.*?)\)` \|", re.MULTILINE)
 
 
 def name_of(path: Path) -> str:
@@ -155,12 +155,6 @@ class TestApi:
 def test_supported_models_names_every_tested_family():
     text = (ROOT / "docs" / "supported_models.md").read_text(encoding="utf-8").split("## How layers are found")[0]
     assert re.findall(r"^\| .* \| `(\w+)` \|", text, re.MULTILINE) == ["model_type", *FAMILIES]
-
-
-def test_the_file_tree_of_the_readme_is_complete():
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("```text\nsrc/sol_hf/", 1)[1].split("```")[0]
-    names = {path.name for path in (ROOT / "src" / "sol_hf").glob("*.py")} - {"__init__.py", "version.py"}
-    assert sorted(name for name in names if not re.search(rf"\b{re.escape(name)}", tree)) == []
 
 
 @pytest.mark.parametrize("page", LINKING, ids=name_of)

@@ -72,10 +72,15 @@ class Registry(Generic[T]):
             ValueError: for an unknown name; the message lists the known ones and the nearest.
         """
         if name not in self:
-            near = difflib.get_close_matches(str(name), list(self), n=2, cutoff=0.5)
-            hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
-            raise ValueError(f"Unknown {self.kind} {name!r}: it must be one of {', '.join(self)}.{hint}")
+            raise self.unknown(name)
         return self._members[name]
+
+    def unknown(self, name: object, also: tuple[str, ...] = ()) -> ValueError:
+        """The error for a name that is not known; `also` has names that the caller knows beside the members'."""
+        known = [*self, *also]
+        near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+        return ValueError(f"Unknown {self.kind} {name!r}: it must be one of {', '.join(known)}.{hint}")
 
     def __contains__(self, name: object) -> bool:
         self._import_modules()

@@ -12,7 +12,7 @@ from transformers.masking_utils import flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ScheduleController
-from sol_hf.decoding import step as decoding
+from sol_hf.decoding import kv_refresh as decoding
 from sol_hf.execution.attention.interface import register_attention
 from sol_hf.execution.plan import Replay, active_forward
 from support.cases import constant_schedule, prompts, sol_model

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from sol_hf import ScheduleController, SOLForCausalLM
-from sol_hf.decoding import step as decoding
+from sol_hf.decoding import captured as decoding
 from sol_hf.execution.cuda_graphs import CapturedForward
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.triton_input_major import TritonMLP

@@ -22,7 +22,7 @@ from sol_hf.execution.attention.paths import attend_packed
 from sol_hf.execution.attention.selected import attend_selected, attend_sparsely
 from sol_hf.execution.plan import StepPlan, active_forward
 from sol_hf.kernels.cpu import chunk_attention as packed_attention
-from sol_hf.kernels.cpu import sparse_mlp
+from sol_hf.kernels.cpu import compilation, sparse_mlp
 from sol_hf.kernels.cpu import torch_threads as native_threads
 from sol_hf.selection.rule import CRITERIA, SelectionRule
 
@@ -313,14 +313,14 @@ def test_a_numba_that_fails_is_done_without(monkeypatch, error):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(paged_attention.importlib, "import_module", fail)
-    paged_attention.loads.cache_clear()
+    monkeypatch.setattr(compilation.importlib, "import_module", fail)
+    compilation.loads.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match=f"without compiled code.*{error}") as warned:
             outputs = [Steps((2, 3, 8, 8), 8, [0], 400).attend(backend, [0.4]) for backend in ("auto", "fast")]
             assert not paged_attention.has_numba() and not sparse_mlp.has_numba()
     finally:
-        paged_attention.loads.cache_clear()
+        compilation.loads.cache_clear()
     assert len(warned) == 1
     expected = Steps((2, 3, 8, 8), 8, [0], 400).attend("reference", [0.4])
     for output in outputs:

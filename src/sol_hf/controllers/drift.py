@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from .base import Observation
+from .registry import register_controller
 from .signal import SignalController
 
 
@@ -29,3 +30,6 @@ class DriftController(SignalController):
             return torch.full_like(observation.remaining, 0.5)
         cosine = cosine_similarity(latest.float(), before.float(), dim=-1)
         return (1 - cosine).clamp(0, 1) / 2
+
+
+register_controller("drift", lambda model, number: DriftController())

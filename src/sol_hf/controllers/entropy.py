@@ -8,6 +8,7 @@ import math
 import torch
 
 from .base import Observation
+from .registry import register_controller
 from .signal import SignalController
 
 
@@ -48,3 +49,6 @@ class EntropyController(SignalController):
                 "more, so that the first of them is processed densely."
             )
         return torch.full_like(observation.remaining, 0.5)
+
+
+register_controller("entropy", lambda model, number: EntropyController())

@@ -12,6 +12,7 @@ from ..budget.action_space import AXES, ActionSpace
 from ..policy.budget_prior import TIE_MARGIN
 from .base import Controller, Observation
 from .levels import closeness, neighbouring_levels
+from .registry import register_controller
 
 
 class FixedController(Controller):
@@ -83,3 +84,6 @@ def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, spac
     schedule = torch.full((blocks, len(counted)), space.dense_id)
     schedule[:, counted] = ids[(is_high * torch.tensor([4, 2, 1])).sum(dim=-1)].view(blocks, each)
     return schedule
+
+
+register_controller("fixed", lambda model, number: FixedController())

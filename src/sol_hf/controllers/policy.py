@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from ..modeling_sol_policy import SOLPolicyModel
 from .base import Controller, Observation
+from .registry import register_controller
 
 
 class PolicyController(Controller):
@@ -33,3 +34,6 @@ class PolicyController(Controller):
             past_key_values=observation.state["cache"],
         )
         return output.logits[:, -1].float()
+
+
+register_controller("policy", lambda model, number: PolicyController(model.policy))

@@ -7,6 +7,7 @@ import torch
 
 from .base import Controller, Observation
 from .levels import closeness, neighbouring_levels
+from .registry import register_controller
 
 
 class RandomController(Controller):
@@ -28,3 +29,6 @@ class RandomController(Controller):
             observation.state["place"] = noise.argsort(dim=-1).to(targets.device)
         is_high = observation.state["place"][:, :, observation.step] < torch.round(share * length)
         return closeness(torch.where(is_high, high, low), observation.action_space)
+
+
+register_controller("random", lambda model, number: RandomController(number), number="seed")

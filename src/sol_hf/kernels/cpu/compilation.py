@@ -26,7 +26,7 @@ def loads(module: str) -> bool:
         importlib.import_module(f".{module}", __package__)
     except Exception as error:
         warnings.warn(
-            f"Decode steps go without compiled code, as if numba was not installed: {type(error).__name__}: {error}",
+            f"numba cannot be loaded, so decode steps run without compiled code: {type(error).__name__}: {error}",
             RuntimeWarning,
             stacklevel=2,
         )
