@@ -57,7 +57,7 @@ class Watched(Controller):
 
 def play(controller, target: list[float], length: int = 16) -> torch.Tensor:
     """Levels `(length, 3)` in ratio units of one episode of a lone row."""
-    ledger, levels = BudgetLedger(1), []
+    ledger, levels = BudgetLedger(1, SPACE), []
     for step in range(length):
         observation = observe(1, SPACE, torch.tensor([target]), step=step, length=length, ledger=ledger)
         levels.append(SPACE.ratios[controller(observation).argmax(-1)])

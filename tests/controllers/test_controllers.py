@@ -195,7 +195,7 @@ class TestPolicy:
         for parameter in policy.parameters():
             parameter.normal_(std=0.3)
         controller, state, seen, scores = PolicyController(policy), {}, [], []
-        ledger = BudgetLedger(2)
+        ledger = BudgetLedger(2, SPACE)
         for step in range(5):
             previous = torch.full((2,), len(SPACE)) if step == 0 else scores[-1].argmax(-1)
             targets = torch.tensor([[0.5, 0.7, 0.5]]).expand(2, 3)
@@ -203,7 +203,7 @@ class TestPolicy:
                 observe(targets=targets, step=step, length=5, state=state, previous_action=previous, ledger=ledger)
             )
             scores.append(controller(seen[-1]))
-            ledger = BudgetLedger(2)
+            ledger = BudgetLedger(2, SPACE)
             ledger.record(SPACE.ratios[scores[-1].argmax(-1)], torch.tensor([True, step % 2 == 0]))
         whole = policy(
             hidden_states=torch.stack([o.hidden_state for o in seen], 1),

@@ -25,7 +25,7 @@ NONE_YET = torch.empty(1, 0, dtype=torch.long)
 
 def observe(targets, remaining: float, spent=(), space: ActionSpace = SPACE) -> Observation:
     """One row before a step, with `spent` levels `(token_keep, mlp_keep, bits_ratio)` behind it in the episode."""
-    ledger = BudgetLedger(1)
+    ledger = BudgetLedger(1, space)
     for levels in spent:
         ledger.record(torch.tensor([levels]), torch.tensor([True]))
     return Observation(
@@ -106,7 +106,7 @@ class TestHardBudget:
             **{
                 **vars(one),
                 "targets": torch.cat([one.targets, other.targets]),
-                "ledger": BudgetLedger(2),
+                "ledger": BudgetLedger(2, SPACE),
                 "remaining": torch.tensor([8.0, 8.0]),
             }
         )

@@ -19,7 +19,6 @@ from sol_hf import (
     SOLForCausalLM,
     SOLPolicyModel,
 )
-from sol_hf.budget.action_space import AXES
 from sol_hf.budget.ledger import BudgetLedger
 from sol_hf.controllers.base import Controller
 from sol_hf.policy.budget_prior import BudgetPrior
@@ -64,7 +63,7 @@ def make_inputs(rows: int = 3, steps: int = 5, n_actions: int = 18) -> dict[str,
 def play(controller: Controller, targets: torch.Tensor, space: ActionSpace) -> torch.Tensor:
     """Actions `(rows, steps)` of an episode in which every row has a target of its own and all steps count."""
     rows = len(targets)
-    ledger, state, actions = BudgetLedger(rows), {}, [torch.full((rows,), len(space))]
+    ledger, state, actions = BudgetLedger(rows, space), {}, [torch.full((rows,), len(space))]
     counted = torch.ones(rows, dtype=torch.bool)
     for step in range(STEPS):
         observation = Observation(
@@ -105,7 +104,7 @@ class TestJointLogits:
         logits = joint_logits(levels, (3, 3, 2))
         assert logits.shape == (2, 4, 18)
         for index, action in enumerate(space.table):
-            places = [space.levels[axis].index(value) for axis, value in zip(AXES, action, strict=True)]
+            places = [known.index(value) for known, value in zip(space.levels.values(), action, strict=True)]
             expected = levels[..., places[0]] + levels[..., 3 + places[1]] + levels[..., 6 + places[2]]
             torch.testing.assert_close(logits[..., index], expected)
 
@@ -151,9 +150,9 @@ class TestUntrainedPrior:
         config = SOLConfig(**SMALL, action_head=head, budget_prior=True, policy_hidden_size=16)
         model = SOLForCausalLM.from_base(tiny_base("llama"), config)
         ids = torch.randint(99, (1, 12 + STEPS + 1))
-        options = dict(zip(AXES, budget, strict=True), context_length=12, budget_mode="soft")
+        options = dict(zip(SMALL, budget, strict=True), context_length=12, budget_mode="soft")
         own = model.score(ids, **options)
-        fixed = model.score(ids, controller=FixedController(carry=AXES), **options)
+        fixed = model.score(ids, controller=FixedController(carry=tuple(SMALL)), **options)
         assert own.actions.shape == (1, STEPS)
         assert torch.equal(own.actions, fixed.actions)
         assert len(own.actions.unique()) > 1

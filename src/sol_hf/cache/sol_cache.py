@@ -53,7 +53,7 @@ class SOLCache(DynamicCache):
         self.captured: dict[str, Any] = {}
         self.decode_from: int | None = None
         self.episode = Episode()
-        self.ledger = BudgetLedger(0)
+        self.ledger = BudgetLedger(0, action_space)
         self.targets: torch.Tensor | None = None
         self.padding: torch.Tensor | None = None
         self.padding_range = (0, 0)
@@ -91,7 +91,7 @@ class SOLCache(DynamicCache):
     def set_up_rows(self, rows: int, device: torch.device) -> None:
         """Create the per-row state at the first forward, and the targets once the number of rows is known."""
         if self.rows == 0:
-            self.ledger = BudgetLedger(rows, device)
+            self.ledger = BudgetLedger(rows, self.action_space, device)
         if rows != self.rows:
             raise ValueError(f"The cache holds {self.rows} rows, but the input has {rows}.")
         if self.targets is None and self.controls is not None and self.controls.budget is not None:
@@ -176,7 +176,7 @@ class SOLCache(DynamicCache):
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
         fanned.capture_up_to, fanned.captured_room, fanned.captured = None, 0, {}
         rows = repeats * len(lengths)
-        fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device)
+        fanned.ledger = BudgetLedger(self.rows * rows, self.action_space, hidden_state.device)
         fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))
         if len(lengths) > 1:
             begins = torch.tensor(lengths, device=hidden_state.device).repeat_interleave(repeats)
@@ -239,7 +239,7 @@ class SOLCache(DynamicCache):
 
     def reset(self) -> None:
         super().reset()
-        self.episode, self.ledger, self.targets, self.trace = Episode(), BudgetLedger(0), None, []
+        self.episode, self.ledger, self.targets, self.trace = Episode(), BudgetLedger(0, self.action_space), None, []
         self.padding, self.padding_range, self.position_offset, self.decode_from = None, (0, 0), None, None
         self.captured_room, self.captured = 0, {}
 
