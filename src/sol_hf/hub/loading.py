@@ -89,9 +89,7 @@ def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel) 
             )
     axes, named = policy.config.action_space.axis_names, config.action_space.axis_names
     if axes != named:
-        raise ValueError(
-            f"The policy was made for the axes {', '.join(axes)}, but its config names {', '.join(named)}."
-        )
+        raise ValueError(f"The policy has the axes {', '.join(axes)}, but its config names {', '.join(named)}.")
     actions = policy.action_embedding.num_embeddings - 1
     if actions != len(config.action_space):
         raise ValueError(f"The policy has {actions} actions, but its config describes {len(config.action_space)}.")
