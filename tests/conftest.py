@@ -25,6 +25,7 @@ from sol_hf import SOLConfig, SOLForCausalLM  # noqa: E402
 from sol_hf.execution import autotune, linear  # noqa: E402
 from sol_hf.execution.attention import paths  # noqa: E402
 from sol_hf.execution.mlp import step_mlp  # noqa: E402
+from support.extra_axis import mlp_noise  # noqa: E402, F401
 from support.paths import DATA  # noqa: E402
 
 

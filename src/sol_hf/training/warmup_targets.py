@@ -211,10 +211,10 @@ class Lesson:
         drawn = drawn.clamp(min=0).minimum(torch.tensor(sizes) - 1)
         taken = torch.where(torch.rand(levels.shape) < 0.1, drawn, levels)
         actions = (taken[..., 0] * sizes[1] + taken[..., 1]) * sizes[2] + taken[..., 2]
-        ledger, counted = BudgetLedger(len(levels)), torch.ones(len(levels), dtype=torch.bool)
+        ledger, counted = BudgetLedger(len(levels), self.space), torch.ones(len(levels), dtype=torch.bool)
         scalars, previous = [], [torch.full((len(levels),), len(self.space))]
         for step in range(self.steps):
-            scalars.append(ledger.scalars(step, self.steps, counted, budgets, max(self.space.levels["mlp_keep"])))
+            scalars.append(ledger.scalars(step, self.steps, counted, budgets))
             ledger.record(self.space.ratios[actions[:, step]], counted)
             previous.append(actions[:, step])
         return torch.stack(scalars, dim=1), torch.stack(previous[:-1], dim=1)
