@@ -199,5 +199,11 @@ def test_relative_links_resolve(page):
     assert broken == []
 
 
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_files_of_the_repository_that_are_named_exist(page):
+    named = re.findall(r"\b(?:tests|examples|docs)/[\w/.-]+\.(?:py|yaml|txt)\b", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_agents_stays_short():
     assert len((ROOT / "AGENTS.md").read_text(encoding="utf-8").splitlines()) < 60
