@@ -33,7 +33,7 @@ ALLOWED = {
     "controllers": "budget policy modeling_sol_policy",
     "execution": "budget selection kernels cache",
     "hub": "configuration_sol modeling_sol_policy",
-    "decoding": "budget selection cache configuration_sol controllers execution",
+    "decoding": "budget selection cache configuration_sol modeling_sol_policy controllers execution",
     "modeling_sol": "budget cache configuration_sol modeling_sol_policy controllers execution hub decoding",
     "episodes": "budget selection cache modeling_sol_policy controllers execution decoding modeling_sol",
     "evaluation": "budget selection cache configuration_sol controllers execution decoding modeling_sol episodes",

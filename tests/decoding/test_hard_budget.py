@@ -27,6 +27,7 @@ from sol_hf import (
 )
 from sol_hf.decoding.base_forward import ForwardInputs
 from sol_hf.decoding.options import resolve_options
+from sol_hf.decoding.session import DecodingSession
 from sol_hf.decoding.step import decode_forward
 from sol_hf.execution.plan import ACTIVE
 from support.bases import tiny_base
@@ -160,13 +161,14 @@ def simulate(space, budget, controller, episode_length, steps, padding, prompt, 
     budget.check(space, ROWS)
     options = resolve_options({"budget": budget, "do_sample_actions": sample}, None, GenerationConfig())
     base, cache = EmptyBase(), SOLCache(CONFIG, space)
-    cache.start(options.controls(controller, config), prompt)
+    session = DecodingSession(base, cache, options.controls(controller, config), decode_from=prompt).begin()
+    session.parts = {}  # of which the empty base has none
     tokens = torch.ones(ROWS, prompt + steps, dtype=torch.long)
-    cache.set_up_rows(ROWS, tokens.device)
+    session.set_up_rows(ROWS, tokens.device)
     cache.set_padding(torch.tensor(padding))
     for end in range(prompt + 1, prompt + steps + 1):
         begin = 0 if end == prompt + 1 else end - 1
-        decode_forward(base, ForwardInputs(tokens[:, begin:end]), cache, all_logits=False)
+        decode_forward(session, ForwardInputs(tokens[:, begin:end]), all_logits=False)
     return cache
 
 

@@ -16,12 +16,13 @@ class BudgetLedger:
     Args:
         rows (`int`): Number of rows.
         device (`torch.device` or `str`): Where the sums live.
+        axes (`int`, *optional*, defaults to 3): Number of axes of the action space.
     """
 
-    def __init__(self, rows: int, device: torch.device | str = "cpu"):
-        self.episode_sums = torch.zeros(rows, 3, dtype=torch.float32, device=device)
+    def __init__(self, rows: int, device: torch.device | str = "cpu", axes: int = 3):
+        self.episode_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.episode_counts = torch.zeros(rows, dtype=torch.float32, device=device)
-        self.total_sums = torch.zeros(rows, 3, dtype=torch.float32, device=device)
+        self.total_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.total_counts = torch.zeros(rows, dtype=torch.float32, device=device)
 
     def start_episode(self) -> None:

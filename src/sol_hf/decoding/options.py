@@ -63,11 +63,11 @@ class DecodeOptions:
     do_sample_actions: bool
     backend: str
     bits_backend: str
-    cuda_graphs: bool
+    cuda_graphs: bool | int
 
     def __post_init__(self):
         choices: dict[str, tuple] = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
-        choices |= {"kv_refresh": KV_REFRESH, "cuda_graphs": (True, False)}
+        choices["kv_refresh"] = KV_REFRESH
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -75,8 +75,10 @@ class DecodeOptions:
                 )
         if not (math.isfinite(self.action_temperature) and self.action_temperature > 0):
             raise ValueError(f"`action_temperature` must be positive, got {self.action_temperature}.")
+        if not isinstance(self.cuda_graphs, int) or self.cuda_graphs < 0:
+            raise ValueError(f"`cuda_graphs` must be True, False or a number of tokens, got {self.cuda_graphs!r}.")
         if self.cuda_graphs and self.backend == "reference":
-            raise ValueError("`cuda_graphs=True` runs the fast paths: leave out `backend='reference'`.")
+            raise ValueError("`cuda_graphs` runs the fast paths: leave out `backend='reference'`.")
         if self.action_processors and self.is_empty:
             raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
 
