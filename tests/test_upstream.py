@@ -482,7 +482,7 @@ class TestTraining:
         trainer._metrics["train"]["new"].append(1.0)
 
     def test_a_fused_head_is_taken_off_the_model_with_its_attribute(self, tmp_path):
-        """New versions of TRL put one there, old ones do not."""
+        """TRL puts one there since 1.15."""
         model = plain_trainer(tmp_path).model
         vars(model).pop("forward", None)
         assert model.forward.__func__ is Policy.forward

@@ -102,6 +102,9 @@ _LAZY = {
 }
 """Module of every export that is imported on first use: those of the block above."""
 
+_TRAINING = ("SOLGRPOConfig", "SOLGRPOTrainer", "load_text", "pack_blocks")
+"""Exports whose packages come with the extra `train`; those of the others come with `eval`."""
+
 AutoConfig.register("sol", SOLConfig)
 AutoModel.register(SOLConfig, SOLPolicyModel)
 AutoModelForCausalLM.register(SOLConfig, SOLForCausalLM)
@@ -182,10 +185,9 @@ if not TYPE_CHECKING:  # with a `__getattr__` in sight, a type checker would tak
         try:
             value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"`{name}` needs what is not installed ({error}): install sol_hf with its dependencies.",
-                name=error.name,
-            ) from error
+            from .extras import missing_extra
+
+            raise missing_extra(f"`{name}`", error, preferred="train" if name in _TRAINING else "eval") from error
         globals()[name] = value
         return value
 
