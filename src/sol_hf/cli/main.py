@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import missing_extra
+
 
 USER_ERRORS = (ValueError, OSError)
 """What wrong input raises; its message says what to do, so the command shows no traceback."""
@@ -32,6 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `int`: Exit status.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except ModuleNotFoundError as error:
+        named = missing_extra("`sol-hf`", error, preferred="eval")
+        if named is error:
+            raise
+        print(f"sol-hf: {named}", file=sys.stderr)
+        return 1
+
+
+def _run(given: list[str]) -> int:
     if given[:1] == ["lm-eval"]:  # has a command line of its own
         return importlib.import_module("sol_hf.integrations.lm_eval_adapter").main(given[1:]) or 0
     parser = argparse.ArgumentParser(prog="sol-hf", description="Decode with a compute budget: measure policies.")

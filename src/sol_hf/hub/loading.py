@@ -24,6 +24,9 @@ def load_policy(name_or_path: str | os.PathLike, config: SOLConfig | None, locat
     Raises:
         ValueError: if the weights are damaged, or are not those that the config describes.
     """
+    if config is None:  # read here, because before transformers 5.22 a model class forgets the token for it
+        stored, _ = SOLConfig.get_config_dict(name_or_path, **location)
+        config = SOLConfig.from_dict(stored) if stored else None  # the folder of an adapter has none
     try:
         policy, info = SOLPolicyModel.from_pretrained(
             name_or_path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **location
