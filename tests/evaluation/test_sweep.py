@@ -284,7 +284,11 @@ def test_a_fingerprint_sees_values_and_types():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(controllers=("polcy",)), ValueError, "Unknown controller 'polcy': it must be one of .*oracle.* Did you mean 'policy'"),
+        (
+            dict(controllers=("polcy",)),
+            ValueError,
+            "Unknown controller 'polcy': it must be one of .*oracle.* Did you mean 'policy'",
+        ),
         (dict(controllers=("fixed", "random:some")), ValueError, "a whole number, at least 1"),
         (dict(controllers=("random:0",)), ValueError, "at least 1"),
         (dict(controllers=("entropy:3",)), ValueError, "`entropy` takes no number"),

@@ -122,9 +122,7 @@ def _perplexity(losses: Sequence[float]) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
-def budgets_within(
-    space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS
-) -> list[tuple[float, ...]]:
+def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS) -> list[tuple[float, ...]]:
     """Budgets brought into the range of an action space's levels, without repetitions.
 
     Args:

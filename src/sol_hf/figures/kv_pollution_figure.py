@@ -57,10 +57,7 @@ def plot_impulse_responses(responses: Sequence[ImpulseResponse]) -> Figure:
     bottom.axhline(0, color="black", linewidth=0.6)
     bottom.set_ylabel("log-probability lost\n(nats)")
     bottom.set_xlabel("decode step (shaded: disturbed; dotted: KV refresh)")
-    handles = [
-        Line2D([], [], color=color, label=_label(first.axes, action))
-        for action, color in colors.items()
-    ]
+    handles = [Line2D([], [], color=color, label=_label(first.axes, action)) for action, color in colors.items()]
     if any(x.refresh_every is None for x in responses):
         handles.append(Line2D([], [], color="black", linestyle=WITHOUT_REFRESH, label="without KV refresh"))
     if any(x.refresh_every is not None for x in responses):
