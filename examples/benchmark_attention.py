@@ -89,7 +89,7 @@ def filled_cache(heads: tuple[int, int, int], rows: int, context: int, options: 
 def ways_to_attend(cache: SOLCache, query: torch.Tensor, keep: float, rule: SelectionRule) -> dict[str, Callable]:
     """The computations to compare, by name; each call takes the next layer."""
     token_keep = torch.full((len(query),), keep)
-    plans = {b: StepPlan(cache, rule, token_keep=token_keep, backend=b) for b in ("reference", "fast")}
+    plans = {b: StepPlan(cache, rule, {"token_keep": token_keep}, backend=b) for b in ("reference", "fast")}
     turns: Iterator[int] = itertools.cycle(range(len(cache.layers)))
 
     def over(function: Callable) -> Callable:

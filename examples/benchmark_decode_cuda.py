@@ -98,22 +98,22 @@ def budget_steps(model, rows: int, context: int, budget: Sequence[float], captur
     from sol_hf import Budget, PolicyController
     from sol_hf.decoding.base_forward import ForwardInputs
     from sol_hf.decoding.options import resolve_options
+    from sol_hf.decoding.session import DecodingSession
     from sol_hf.decoding.step import decode_step
 
-    given = {"budget": Budget(*budget), "backend": "fast", **options}
+    given = {"budget": Budget(*budget), "backend": "fast", "cuda_graphs": captures or False, **options}
     controls = resolve_options(given, None, model.generation_config).controls(
         PolicyController(model.policy), model.config
     )
     cache = model.new_cache()
-    cache.start(controls, context)
-    cache.set_up_rows(rows, model.base.device)
+    session = DecodingSession(model.base, cache, controls, decode_from=context).begin()
+    session.set_up_rows(rows, model.base.device)
     fill(cache, model.base, rows, context)
     cache.end_episode(
         torch.zeros(rows, model.base.config.hidden_size, device=model.base.device, dtype=model.base.dtype)
     )
-    cache.capture_up_to = captures
     token = torch.ones(rows, 1, dtype=torch.long, device=model.base.device)
-    return lambda: decode_step(model.base, token, cache, ForwardInputs(token), None)
+    return lambda: decode_step(session, token, ForwardInputs(token))
 
 
 def milliseconds(step: Callable, device: str, warm_ups: int, steps: int) -> float:

@@ -55,8 +55,8 @@ class Spending(NamedTuple):
 class Continuation:
     """One continuation of the prompt.
 
-    `requested` is `None` for the dense model, `tokens_per_second` for a text too short to be timed. `axes` has the names
-    of the axes, in the order of the numbers of `requested` and `realised`.
+    `requested` is `None` for the dense model, `tokens_per_second` for a text too short to be timed. `axes` has the
+    names of the axes, in the order of the numbers of `requested` and `realised`.
     """
 
     requested: Action | None

@@ -24,12 +24,13 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from sol_hf import SOLConfig, SOLForCausalLM  # noqa: E402
 from sol_hf.execution import autotune, linear  # noqa: E402
 from sol_hf.execution.attention import paths  # noqa: E402
-from sol_hf.execution.mlp import elastic_mlp  # noqa: E402
+from sol_hf.execution.mlp import step_mlp  # noqa: E402
+from support.extra_axis import mlp_noise  # noqa: E402, F401
 from support.paths import DATA  # noqa: E402
 
 
 GOLDEN = DATA / "golden"
-TIMED = (paths, elastic_mlp, linear)
+TIMED = (paths, step_mlp, linear)
 
 
 @pytest.fixture(autouse=True)

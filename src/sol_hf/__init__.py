@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .budget.action_space import ActionSpace
+from .budget.axes import Axis, register_axis
 from .budget.budget import Budget
 from .cache.sol_cache import SOLCache
 from .configuration_sol import SOLConfig
@@ -29,6 +30,7 @@ from .controllers.processors import (
     PinnedAxesProcessor,
 )
 from .controllers.random import RandomController
+from .controllers.registry import register_controller
 from .controllers.schedule import ScheduleController
 from .decoding.outputs import SOLGenerateBeamDecoderOnlyOutput, SOLGenerateDecoderOnlyOutput, SOLScoreOutput
 from .errors import BudgetError, UnsupportedAxisError
@@ -111,6 +113,7 @@ __all__ = [
     "ActionProcessorList",
     "ActionSpace",
     "Allocation",
+    "Axis",
     "AxisBiasProcessor",
     "Budget",
     "BudgetError",
@@ -166,6 +169,8 @@ __all__ = [
     "plot_random_search",
     "plot_realised",
     "read_table",
+    "register_axis",
+    "register_controller",
     "render_action_map",
     "save_figure",
     "summarize_sweep",

@@ -26,7 +26,6 @@ from .budget.budget import AxisTarget, Budget
 from .cache.sol_cache import SOLCache
 from .configuration_sol import SOLConfig
 from .controllers.base import Controller
-from .controllers.policy import PolicyController
 from .decoding.aligned_rows import align_rows
 from .decoding.base_forward import ForwardInputs, accepted_arguments
 from .decoding.controls import DecodeControls
@@ -35,7 +34,10 @@ from .decoding.options import DecodeOptions, explain_unknown, pop_options, resol
 from .decoding.outputs import SOLScoreOutput, attach_steps
 from .decoding.row_ends import ObservedStoppingCriteriaList, RowEnds
 from .decoding.scoring import score_rows, score_rows_densely
+from .decoding.session import DecodingSession
+from .decoding.setup import controls_for, new_cache
 from .decoding.step import decode_forward
+from .execution.coverage import Coverage
 from .execution.instrumentation import Instrumentation
 from .hub.loading import base_facts, base_sizes, check_fit, load_policy, without_wrapper
 from .hub.saving import push_policy, save_policy
@@ -200,13 +202,15 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """The base's own forward, unless the cache is a [`SOLCache`]: then its last token is a decode step.
+        """The base's own forward; over a [`SOLCache`], within `generate`, the last token is a decode step.
+
+        Outside of `generate` a forward over a [`SOLCache`] continues the text densely.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(rows, length)`, *optional*): Tokens that follow the cache.
             attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 marks left padding.
             position_ids (`torch.LongTensor` of shape `(rows, length)`, *optional*): Positions of the tokens.
-            past_key_values (`Cache`, *optional*): A [`SOLCache`] for a forward under a budget.
+            past_key_values (`Cache`, *optional*): Of any kind; under a budget a [`SOLCache`].
             inputs_embeds (`torch.FloatTensor` of shape `(rows, length, embedding_size)`, *optional*): Instead of ids.
             labels (`torch.LongTensor` of shape `(rows, length)`, *optional*): For the base's loss, dense only.
             use_cache (`bool`, *optional*): Dense only; under a budget the cache is always used.
@@ -232,11 +236,12 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if tokens is None:
             raise ValueError("Pass `input_ids` or `inputs_embeds`.")
         kwargs.pop("return_dict", None)
-        inputs = ForwardInputs(tokens, attention_mask, kwargs)
-        past_key_values.observe_inputs(tokens, attention_mask, position_ids)
+        inputs, session = ForwardInputs(tokens, attention_mask, kwargs), DecodingSession.of(self.base, past_key_values)
+        session.set_up_rows(len(tokens), tokens.device)
+        past_key_values.observe_inputs(tokens, attention_mask, position_ids, session.decode_from)
         all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
         with torch.no_grad(), Instrumentation.of(self.base):
-            output = decode_forward(self.base, inputs, past_key_values, all_logits)
+            output = decode_forward(session, inputs, all_logits)
         if isinstance(logits_to_keep, torch.Tensor):
             output.logits = output.logits[:, logits_to_keep]
         elif logits_to_keep > 1:
@@ -245,7 +250,11 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
 
     def new_cache(self) -> SOLCache:
         """An empty [`SOLCache`] for this model, to be passed as `past_key_values` over several turns."""
-        return SOLCache(self.base.config, self.action_space, self.config.page_size)
+        return new_cache(self.base, self.config)
+
+    def coverage(self) -> Coverage:
+        """Which decoder layers of the base each axis reaches; printed, it is a table."""
+        return Coverage.of(self.base, self.new_cache())
 
     def generate(
         self,
@@ -265,7 +274,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         do_sample_actions: bool | None = None,
         backend: str | None = None,
         bits_backend: str | None = None,
-        cuda_graphs: bool | None = None,
+        cuda_graphs: bool | int | None = None,
         **kwargs,
     ) -> ModelOutput | torch.LongTensor:
         """transformers' `generate`, with a compute budget. Without one, it is exactly the base's.
@@ -277,7 +286,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
             compute (`float` or one per row, *optional*): Net keep rate instead of targets; needs `config.calibration`.
-            budget ([`Budget`], *optional*): The three targets as one object, instead of the numbers.
+            budget ([`Budget`], *optional*): The targets of all axes as one object, instead of the numbers.
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
             controller ([`Controller`], *optional*): What chooses; the policy by default.
             action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
@@ -289,8 +298,9 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 a fast path, `"auto"` where it is measured to be faster.
             bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
                 in int8.
-            cuda_graphs (`bool`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast paths.
-            kwargs: What transformers' generate takes.
+            cuda_graphs (`bool` or `int`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast
+                paths. A number of tokens makes room for so many at once; longer texts go on without graphs.
+            kwargs: What transformers' generate takes, and targets of added axes by their names.
 
         Returns:
             As in transformers; a dict output under a budget is a [`SOLGenerateDecoderOnlyOutput`] or its beam twin.
@@ -298,47 +308,31 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: for a budget that cannot be met, before any compute.
         """
-        options = resolve_options(pop_options(locals()), generation_config, self.generation_config, self.config)
+        given = pop_options(locals(), kwargs)
+        options = resolve_options(given, generation_config, self.generation_config, self.config)
         prompt = find_prompt(inputs, kwargs)
         controls = self._controls(options, 1 if prompt is None else len(prompt))
         cache: Any = kwargs.get("past_key_values")
         if controls is not None:
             check_generate_arguments(prompt, kwargs, generation_config, self.generation_config, self.base.device)
             cache = kwargs["past_key_values"] = self.new_cache() if cache is None else cache
-        if isinstance(cache, SOLCache) and prompt is not None:
-            mask = kwargs.get("attention_mask")
-            cache.start(controls, (prompt if mask is None else mask).shape[1] - 1)
+        session = DecodingSession.after_prompt(self.base, cache, controls, prompt, kwargs.get("attention_mask"))
         refuse_continuous_batching(kwargs, generation_config)
         row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
         if not options.is_empty:
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
-        with Instrumentation.of(self.base) if controls is not None else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if controls is not None:
+                stack.enter_context(Instrumentation.of(self.base))
+            if session is not None:
+                stack.enter_context(session.running())
             output = super().generate(inputs, generation_config=generation_config, **kwargs)
         if options.is_empty or not isinstance(output, ModelOutput):
             return output
         return attach_steps(output, row_ends, None if controls is None else cache.trace, self.action_space)
 
     def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
-        """Controls for the options, `None` where they ask for the dense base."""
-        budget = options.budget
-        if budget is not None:
-            budget.check(self.action_space, rows)
-        if options.is_dense:
-            return None
-        instrumentation = Instrumentation.of(self.base)
-        axes = options.controlled_axes(self.action_space)
-        instrumentation.require(axes)
-        instrumentation.require_cache(self.new_cache(), axes, options.kv_refresh)
-        if "bits" in axes and options.bits_backend == "int8":
-            instrumentation.require_int8()
-        if options.cuda_graphs:
-            instrumentation.require_graphs(self.new_cache(), self.config.selection_rule)
-        if self.policy.device.type != self.base.device.type:
-            raise ValueError(f"The policy is on {self.policy.device}, the base on {self.base.device}.")
-        controller = options.controller or PolicyController(self.policy)
-        if controller.needs_budget and budget is None:
-            raise ValueError(f"{type(controller).__name__} needs a budget.")
-        return options.controls(controller, self.config)
+        return controls_for(options, self.base, self.policy, self.config, rows)
 
     @torch.no_grad()
     def score(
@@ -374,9 +368,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         with Instrumentation.of(self.base):
             if controls is None:
                 return score_rows_densely(self.base, rows, self.action_space, return_logits)
-            cache = self.new_cache()
-            cache.start(controls, rows.context)
-            return score_rows(self.base, rows, cache, return_logits)
+            session = DecodingSession(self.base, self.new_cache(), controls, decode_from=rows.context)
+            return score_rows(session.begin(), rows, return_logits)
 
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
         if inputs_embeds is not None:
@@ -393,5 +386,5 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(str(error) + explain_unknown(model_kwargs)) from error
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args):
-        refuse_mode(model_kwargs.get("past_key_values"), generation_mode)
+        refuse_mode(generation_mode)
         return self.base._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)

@@ -3,6 +3,8 @@
 
 """`generate` is transformers' own: every mode with the base's tokens when dense, and under a budget that is kept."""
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -30,6 +32,9 @@ from sol_hf import (
     SOLGenerateBeamDecoderOnlyOutput,
     SOLGenerateDecoderOnlyOutput,
 )
+from sol_hf.decoding.options import resolve_options
+from sol_hf.decoding.session import DecodingSession
+from sol_hf.decoding.setup import controls_for
 from support.bases import tiny_base
 from support.cases import (
     DENSE_BUDGETS,
@@ -527,15 +532,37 @@ class TestRowsOfTheCache:
         assert_same(continued(model, output.sequences.flip(0), output.past_key_values), expected, rows=[1, 0])
 
     def test_targets_follow_the_rows_into_forwards_by_hand(self, model):
-        budget = {"token_keep": [0.2, 1.0], "mlp_keep": [0.4, 1.0], "bits": [3, 16]}
-        output = model.generate(prompts(), **GREEDY, **DICT, **budget)
-        cache, tokens = output.past_key_values, output.sequences[:, -1:]
-        cache.reorder_cache(torch.tensor([1, 0]))
-        model(tokens.flip(0), past_key_values=cache)
-        assert cache.trace[-1][0].tolist() == [model.action_space.dense_id, 0]
-        cache.batch_select_indices(torch.tensor([1]))
-        model(tokens[:1], past_key_values=cache)
-        assert cache.trace[-1][0].tolist() == [0]
+        budget = Budget(token_keep=[0.2, 1.0], mlp_keep=[0.4, 1.0], bits=[3, 16])
+        options = resolve_options({"budget": budget}, None, model.generation_config)
+        controls = controls_for(options, model.base, model.policy, model.config, 2)
+        cache, tokens = model.new_cache(), prompts()[:, -1:]
+        with DecodingSession(model.base, cache, controls).running():
+            model(prompts(), past_key_values=cache)
+            assert cache.trace[-1][0].tolist() == [0, model.action_space.dense_id]
+            cache.reorder_cache(torch.tensor([1, 0]))
+            model(tokens.flip(0), past_key_values=cache)
+            assert cache.trace[-1][0].tolist() == [model.action_space.dense_id, 0]
+            cache.batch_select_indices(torch.tensor([1]))
+            model(tokens[:1], past_key_values=cache)
+            assert cache.trace[-1][0].tolist() == [0]
+
+    def test_a_forward_outside_of_a_call_goes_on_densely(self, model):
+        """A cache holds state only: the budget of a call ends with the call."""
+        output = model.generate(prompts(), **GREEDY, **DICT, **HALF)
+        cache, steps = output.past_key_values, output.actions.shape[1]
+        logits = model(output.sequences[:, -1:], past_key_values=cache).logits[:, -1]
+        dense = model.base(output.sequences).logits[:, -1]
+        torch.testing.assert_close(logits, dense, **CLOSE)
+        assert len(cache.trace) == steps
+
+    def test_a_cache_can_be_pickled_and_copied_between_calls(self, model):
+        first = model.generate(prompts(), **GREEDY, **DICT, **HALF)
+        copies = [copy.deepcopy(first.past_key_values), pickle.loads(pickle.dumps(first.past_key_values))]
+        more = torch.cat([first.sequences, prompts(2, 3, seed=9)], dim=1)
+        outputs = [
+            model.generate(more, past_key_values=cache, **GREEDY, **HALF) for cache in (first.past_key_values, *copies)
+        ]
+        assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
 
 
 class TestOptions:

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sol_hf import ScheduleController
 from sol_hf.decoding import kv_refresh as decoding
 from sol_hf.execution.attention.interface import register_attention
-from sol_hf.execution.plan import Replay, active_forward
+from sol_hf.execution.plan import RefreshPlan, active_forward
 from support.cases import constant_schedule, prompts, sol_model
 
 
@@ -87,7 +87,7 @@ def test_masks_of_other_kinds_are_for_the_implementation_that_made_them(mask):
     AttentionMaskInterface.register("shows_its_mask", flash_attention_mask)
     twin = ALL_ATTENTION_FUNCTIONS[register_attention("shows_its_mask")]
     query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 8, 8)
-    with active_forward(replay=Replay(SimpleNamespace(layers=[None]))):
+    with active_forward(refresh=RefreshPlan(SimpleNamespace(layers=[None]))):
         shown, _ = twin(SimpleNamespace(layer_idx=0), query, key, key, mask)
     assert shown is mask
 

@@ -165,7 +165,7 @@ def test_the_fixed_schedule_is_that_of_a_lone_row(means):
             total_step=step,
             episode_length=STEPS,
             targets=targets,
-            ledger=BudgetLedger(1),
+            ledger=BudgetLedger(1, model.action_space),
             action_space=model.action_space,
             state={},
             page_fill=torch.ones(1),

@@ -51,7 +51,9 @@ def filled_cache(prefill: int, steps: int, padding: list[int], window: int | Non
 
 def attend(cache, rule, keep, query, key, value, scaling=None, backend="auto") -> torch.Tensor:
     """What the registered attention function answers under a plan."""
-    plan = StepPlan(cache=cache, rule=rule, token_keep=torch.tensor([float(k) for k in keep]), backend=backend)
+    plan = StepPlan(
+        cache=cache, rule=rule, levels={"token_keep": torch.tensor([float(k) for k in keep])}, backend=backend
+    )
     function = ALL_ATTENTION_FUNCTIONS[register_attention("sdpa")]
     with active_forward(plan):
         output, weights = function(SimpleNamespace(layer_idx=LAYER), query, key, value, None, scaling=scaling)
@@ -185,7 +187,7 @@ def test_without_a_selection_it_is_the_original_function(plan):
     cache, key, value = filled_cache(6, 1, [0])
     cache.layers[LAYER] = torch.nn.Identity() if plan == "other layer" else cache.layers[LAYER]
     keep = None if plan == "dense" else torch.tensor([0.1])
-    step = None if plan == "none" else StepPlan(cache=cache, rule=SelectionRule(), token_keep=keep)
+    step = None if plan == "none" else StepPlan(cache=cache, rule=SelectionRule(), levels={"token_keep": keep})
     module = SimpleNamespace(layer_idx=LAYER, num_key_value_groups=2, is_causal=True)
     query, mask = torch.randn(1, 4, 1, DIM), torch.randn(1, 1, 1, 7)
     arguments = (module, query, key, value, mask)
@@ -198,7 +200,7 @@ def test_without_a_selection_it_is_the_original_function(plan):
 @pytest.mark.parametrize("argument", ["softcap", "s_aux", "position_bias"])
 def test_arguments_that_selection_cannot_serve_are_refused(argument):
     cache, key, value = filled_cache(6, 1, [0])
-    plan = StepPlan(cache=cache, rule=SelectionRule(), token_keep=torch.tensor([0.5]))
+    plan = StepPlan(cache=cache, rule=SelectionRule(), levels={"token_keep": torch.tensor([0.5])})
     function = ALL_ATTENTION_FUNCTIONS[register_attention("sdpa")]
     query, module = torch.randn(1, 4, 1, DIM), SimpleNamespace(layer_idx=LAYER)
     with active_forward(plan), pytest.raises(ValueError, match=f"`token_keep` cannot be controlled.*`{argument}`"):
@@ -272,7 +274,7 @@ def test_the_twin_of_every_implementation_selects_the_same(implementation):
 
 def test_plans_nest_and_end_with_their_block():
     cache, *_ = filled_cache(3, 1, [0])
-    outer, inner = (StepPlan(cache=cache, rule=SelectionRule(), bits=torch.tensor([b])) for b in (4, 8))
+    outer, inner = (StepPlan(cache=cache, rule=SelectionRule(), levels={"bits": torch.tensor([b])}) for b in (4, 8))
     with active_forward(outer) as context:
         with pytest.raises(RuntimeError, match="inside"), active_forward(inner):
             assert ACTIVE.get().plan is inner
@@ -285,7 +287,7 @@ def test_plans_nest_and_end_with_their_block():
 def test_other_threads_see_no_plan():
     cache, *_ = filled_cache(3, 1, [0])
     seen = []
-    with active_forward(StepPlan(cache=cache, rule=SelectionRule(), bits=torch.tensor([4]))):
+    with active_forward(StepPlan(cache=cache, rule=SelectionRule(), levels={"bits": torch.tensor([4])})):
         thread = threading.Thread(target=lambda: seen.append(ACTIVE.get()))
         thread.start()
         thread.join()
@@ -296,8 +298,8 @@ def test_axes_that_all_rows_leave_dense_are_not_planned():
     cache, *_ = filled_cache(3, 1, [0, 0])
     rule = SelectionRule()
     plan = StepPlan.from_values(torch.tensor([[1.0, 0.5, 16], [1.0, 1.0, 16]]), cache, rule)
-    assert (plan.token_keep, plan.bits, plan.is_dense) == (None, None, False)
-    assert plan.mlp_keep.tolist() == [0.5, 1.0]
+    assert set(plan.levels) == {"mlp_keep"} and not plan.is_dense
+    assert plan.levels["mlp_keep"].tolist() == [0.5, 1.0]
     assert plan.cache is cache
     assert plan.rule is rule
     assert StepPlan.from_values(torch.tensor([[1.0, 1.0, 16]]), cache, rule).is_dense

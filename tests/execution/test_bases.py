@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 from sol_hf import Controller, ScheduleController, SOLForCausalLM, UnsupportedAxisError
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.discovery import find_mlps
-from sol_hf.execution.mlp.elastic_mlp import ElasticMLP
+from sol_hf.execution.mlp.step_mlp import StepMLP
 from support.bases import FAMILIES, SIZES, tiny_base
 from support.cases import (
     ACTIONS,
@@ -332,7 +332,7 @@ class TestNothingIsLeftBehind:
         leaving[0].__exit__()
         mlps = find_mlps(base)
         assert base.config._attn_implementation == "sol_sdpa" and not base.model.training
-        assert all(isinstance(mlp.forward, ElasticMLP) and not mlp.training for mlp in mlps)
+        assert all(isinstance(mlp.forward, StepMLP) and not mlp.training for mlp in mlps)
         assert len(base.get_output_embeddings()._forward_pre_hooks) == 1
         for number in range(2):
             output = model.generate(prompts(), **GREEDY, **HALF)

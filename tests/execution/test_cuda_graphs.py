@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from sol_hf import ScheduleController, SOLForCausalLM
 from sol_hf.decoding import captured as decoding
+from sol_hf.decoding.session import DecodingSession
 from sol_hf.execution.cuda_graphs import CapturedForward
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.triton_input_major import TritonMLP
@@ -76,7 +77,6 @@ class Launches(TorchDispatchMode):
 def run(model, schedule, inputs, capture: bool, steps: int = STEPS, **options):
     """Generated ids, logits and the cache."""
     cache = model.new_cache()
-    cache.capture_up_to = CAPACITY if capture else None
     output = model.generate(
         **{name: x.to(DEVICE) for name, x in inputs.items()},
         past_key_values=cache,
@@ -84,6 +84,7 @@ def run(model, schedule, inputs, capture: bool, steps: int = STEPS, **options):
         max_new_tokens=steps,
         do_sample=False,
         backend="reference" if not capture else "fast",
+        cuda_graphs=CAPACITY if capture else False,
         return_dict_in_generate=True,
         output_logits=True,
         **options,
@@ -98,7 +99,7 @@ def test_steps_are_those_of_the_reference(page_selection, kv_refresh):
     schedule = mixed_schedule(model, STEPS, rows=2)
     tokens, logits, _ = run(model, schedule, inputs, capture=False, kv_refresh=kv_refresh)
     my_tokens, my_logits, cache = run(model, schedule, inputs, capture=True, kv_refresh=kv_refresh)
-    assert isinstance(cache.captured.get("step"), CapturedForward)
+    assert isinstance(graphs(cache).get("step"), CapturedForward)
     assert torch.equal(my_tokens, tokens)
     torch.testing.assert_close(my_logits, logits, atol=1e-4, rtol=1e-4)
 
@@ -136,15 +137,23 @@ def test_the_check_sees_operations_that_wait():
 
 
 def test_a_cache_that_has_moved_is_captured_anew():
-    model = small_model()
-    output = model.generate(prompts(2, 20).to(DEVICE), max_new_tokens=3, do_sample=False, num_beams=2, **TWO_AXES)
-    cache = model.new_cache()
-    cache.capture_up_to = CAPACITY
-    captured = model.generate(
-        prompts(2, 20).to(DEVICE), past_key_values=cache, max_new_tokens=3, do_sample=False, num_beams=2, **TWO_AXES
-    )
-    assert torch.equal(captured, output)
-    assert copy.deepcopy(cache).captured.get("step") is None
+    """Rows in another order have their keys and values at other addresses."""
+    model, ids = small_model(), prompts(2, 20).to(DEVICE)
+    caches, outputs = [model.new_cache() for _ in range(2)], []
+    for cache, options in zip(caches, ({"cuda_graphs": CAPACITY}, {"backend": "fast"}), strict=True):
+        first = captured_generation(model, cache, ids, **options)
+        step = graphs(cache).get("step")
+        cache.reorder_cache(torch.tensor([1, 0], device=DEVICE))
+        more = torch.cat([first[[1, 0]], prompts(2, 2, seed=8).to(DEVICE)], dim=1)
+        outputs.append(captured_generation(model, cache, more, **options))
+        assert "cuda_graphs" not in options or graphs(cache)["step"] is not step
+    assert torch.equal(*outputs)
+    assert graphs(caches[0]) and not graphs(copy.deepcopy(caches[0]))
+
+
+def graphs(cache) -> dict[str, CapturedForward]:
+    """The graphs that were captured over a cache."""
+    return DecodingSession(None, cache).graphs.forwards
 
 
 def captured_generation(model, cache, tokens=None, steps=3, **options):
@@ -159,15 +168,14 @@ def captured():
     """A model, a cache with a captured step, and a text that goes on where it ends."""
     model = small_model()
     cache = model.new_cache()
-    cache.capture_up_to = CAPACITY
-    output = captured_generation(model, cache)
+    output = captured_generation(model, cache, cuda_graphs=CAPACITY)
     return model, cache, torch.cat([output, prompts(1, 2).to(DEVICE)], dim=1)
 
 
 @pytest.mark.parametrize("change", ["nothing", "copies dropped", "weights", "rule", "base"])
 def test_a_step_that_would_compute_something_else_is_captured_anew(captured, change):
     model, cache, tokens = captured
-    step = cache.captured.get("step")
+    step = graphs(cache).get("step")
     if change == "copies dropped":
         Instrumentation.of(model.base).drop_copies()
     elif change == "weights":
@@ -177,17 +185,17 @@ def test_a_step_that_would_compute_something_else_is_captured_anew(captured, cha
         model.config.sink_tokens += 2
     elif change == "base":
         model = small_model()
-    captured_generation(model, cache, tokens)
-    assert (cache.captured.get("step") is step) == (change == "nothing")
+    captured_generation(model, cache, tokens, cuda_graphs=CAPACITY)
+    assert (graphs(cache).get("step") is step) == (change == "nothing")
 
 
 def test_a_captured_step_keeps_the_copies_that_it_reads(captured):
     model, cache, _ = captured
-    copies = [weakref.ref(mlp.made_copy(TritonMLP)) for mlp in Instrumentation.of(model.base)._mlps]
+    copies = [weakref.ref(mlp.made_copy(TritonMLP)) for mlp in Instrumentation.of(model.base).step_parts]
     Instrumentation.of(model.base).drop_copies()
     gc.collect()
     assert all(copy() is not None for copy in copies)
-    cache.captured.clear()
+    graphs(cache).clear()
     gc.collect()
     assert all(copy() is None for copy in copies)
 
@@ -195,9 +203,8 @@ def test_a_captured_step_keeps_the_copies_that_it_reads(captured):
 def test_the_cache_goes_when_nobody_has_it():
     model = small_model()
     cache = model.new_cache()
-    cache.capture_up_to = CAPACITY
-    captured_generation(model, cache)
-    assert cache.captured.get("step") is not None
+    captured_generation(model, cache, cuda_graphs=CAPACITY)
+    assert graphs(cache).get("step") is not None
     gc.collect()
     gc.disable()
     try:
@@ -210,11 +217,13 @@ def test_the_cache_goes_when_nobody_has_it():
 
 def test_a_text_that_outgrows_the_capture_goes_on_without():
     model = small_model()
-    caches = [model.new_cache() for _ in range(3)]
-    caches[1].capture_up_to, caches[2].capture_up_to = 24, 19
-    outputs = [captured_generation(model, cache, steps=8, backend="fast") for cache in caches]
+    caches, limits = [model.new_cache() for _ in range(3)], (False, 24, 19)
+    outputs = [
+        captured_generation(model, cache, steps=8, backend="fast", cuda_graphs=limit)
+        for cache, limit in zip(caches, limits, strict=True)
+    ]
     assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
-    assert caches[1].captured.get("step").capacity == 24 and caches[2].captured.get("step") is None
+    assert graphs(caches[1]).get("step").capacity == 24 and graphs(caches[2]).get("step") is None
 
 
 def test_graphs_grow_with_the_text(monkeypatch):
@@ -224,8 +233,8 @@ def test_graphs_grow_with_the_text(monkeypatch):
     plain, mine = model.new_cache(), model.new_cache()
     output = captured_generation(model, plain, steps=16)
     assert torch.equal(captured_generation(model, mine, steps=16, cuda_graphs=True), output)
-    assert not plain.captured and set(mine.captured) == {"step", "refresh"}
-    assert mine.capture_up_to is None and mine.captured["step"].capacity == mine.captured_room > 36
+    assert not graphs(plain) and set(graphs(mine)) == {"step", "refresh"}
+    assert graphs(mine)["step"].capacity > 36
 
 
 def test_a_prompt_of_one_token_comes_before_the_graphs():
@@ -233,7 +242,7 @@ def test_a_prompt_of_one_token_comes_before_the_graphs():
     cache = model.new_cache()
     output = captured_generation(model, None, prompt, steps=8)
     assert torch.equal(captured_generation(model, cache, prompt, steps=8, cuda_graphs=True), output)
-    assert "step" in cache.captured
+    assert "step" in graphs(cache)
 
 
 @pytest.mark.parametrize("kv_refresh", [True, False])
@@ -246,7 +255,7 @@ def test_the_page_index_of_a_second_turn_is_that_of_its_keys(added, kv_refresh):
         output = captured_generation(model, cache, kv_refresh=kv_refresh, **options)
         more = torch.cat([output, prompts(1, added, seed=8).to(DEVICE)], dim=1)
         cache.last = captured_generation(model, cache, more, kv_refresh=kv_refresh, **options)
-    assert torch.equal(caches[0].last, caches[1].last) and "step" in caches[0].captured
+    assert torch.equal(caches[0].last, caches[1].last) and "step" in graphs(caches[0])
     layers = [cache.layers[0] for cache in caches]
     first = torch.zeros(1, dtype=torch.long, device=DEVICE)
     pages = -(-layers[0].length // layers[0].page_size)
@@ -258,9 +267,9 @@ def test_the_page_index_of_a_second_turn_is_that_of_its_keys(added, kv_refresh):
 
 def test_another_budget_on_the_same_cache_is_captured_anew(captured):
     model, cache, tokens = captured
-    step = cache.captured["step"]
-    output = captured_generation(model, cache, tokens, mlp_keep=1.0)
-    assert cache.captured["step"] is not step and cache.captured["step"].dense_axes == {"mlp_keep", "bits"}
+    step = graphs(cache)["step"]
+    output = captured_generation(model, cache, tokens, mlp_keep=1.0, cuda_graphs=CAPACITY)
+    assert graphs(cache)["step"] is not step and graphs(cache)["step"].dense_axes == {"mlp_keep", "bits"}
     assert step.dense_axes == {"bits"}
     plain = model.new_cache()
     captured_generation(model, plain, tokens[:, :20])
@@ -270,9 +279,9 @@ def test_another_budget_on_the_same_cache_is_captured_anew(captured):
 def test_graphs_of_one_turn_are_not_those_of_the_next():
     model, cache = small_model(), small_model().new_cache()
     output = captured_generation(model, cache, cuda_graphs=True)
-    cache.captured.clear()
+    graphs(cache).clear()
     captured_generation(model, cache, torch.cat([output, prompts(1, 2).to(DEVICE)], dim=1))
-    assert not cache.captured
+    assert not graphs(cache)
 
 
 def test_episodes_of_one_step():
@@ -281,7 +290,7 @@ def test_episodes_of_one_step():
     output = captured_generation(model, None, steps=5, backend="reference")
     cache = model.new_cache()
     assert torch.equal(captured_generation(model, cache, steps=5, cuda_graphs=True), output)
-    assert cache.captured["refresh"].is_refresh and not cache.captured["step"].is_refresh
+    assert graphs(cache)["refresh"].is_refresh and not graphs(cache)["step"].is_refresh
     reference = model.new_cache()
     captured_generation(model, reference, steps=5, backend="reference")
     torch.testing.assert_close(cache.layers[0].keys, reference.layers[0].keys, atol=1e-4, rtol=1e-4)
@@ -291,7 +300,7 @@ def test_a_forward_that_is_asked_for_more_is_not_captured():
     model, cache = small_model(), small_model().new_cache()
     asked = {"output_hidden_states": True, "return_dict_in_generate": True, "cuda_graphs": True}
     output = captured_generation(model, cache, **asked)
-    assert all(states is not None for states in output.hidden_states) and not cache.captured
+    assert all(states is not None for states in output.hidden_states) and not graphs(cache)
 
 
 def test_sequences_and_scores_by_graphs():
@@ -307,8 +316,14 @@ def test_sequences_and_scores_by_graphs():
     torch.testing.assert_close(mine, reference, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("wrong", [-1, 2.5, "yes"])
+def test_a_wrong_number_of_tokens(wrong):
+    with pytest.raises(ValueError, match="`cuda_graphs` must be True, False or a number of tokens"):
+        captured_generation(small_model(), None, cuda_graphs=wrong)
+
+
 def test_graphs_and_the_reference_exclude_each_other():
-    with pytest.raises(ValueError, match="`cuda_graphs=True` runs the fast paths"):
+    with pytest.raises(ValueError, match="`cuda_graphs` runs the fast paths"):
         captured_generation(small_model(), None, cuda_graphs=True, backend="reference")
 
 
@@ -320,16 +335,8 @@ def test_beams_are_refused():
 def test_without_a_gpu_there_are_no_graphs(monkeypatch):
     monkeypatch.setattr(triton_support, "DEVICES", ("cuda",))
     model = control(tiny_base("llama", attn_implementation="sdpa"))
-    with pytest.raises(ValueError, match="`cuda_graphs=True` needs a GPU, but the base is on cpu"):
+    with pytest.raises(ValueError, match="`cuda_graphs` needs a GPU, but the base is on cpu"):
         model.generate(prompts(1, 20), cuda_graphs=True, **TWO_AXES)
-
-
-def test_the_reference_is_not_captured():
-    model = small_model()
-    cache = model.new_cache()
-    cache.capture_up_to = CAPACITY
-    captured_generation(model, cache, backend="reference")
-    assert cache.captured.get("step") is None
 
 
 def test_other_threads_may_use_the_gpu_during_a_capture(captured, monkeypatch):
@@ -343,7 +350,7 @@ def test_other_threads_may_use_the_gpu_during_a_capture(captured, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stub)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    step = captured[1].captured.get("step")
+    step = graphs(captured[1]).get("step")
     monkeypatch.setattr(step, "run", lambda: None)
     step._capture()
     assert modes == ["thread_local"]
@@ -352,13 +359,12 @@ def test_other_threads_may_use_the_gpu_during_a_capture(captured, monkeypatch):
 def test_levels_do_not_go_by_the_default_dtype():
     model, before = small_model(), torch.get_default_dtype()
     cache = model.new_cache()
-    cache.capture_up_to = CAPACITY
     try:
         torch.set_default_dtype(torch.bfloat16)
-        model.generate(prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=1, **TWO_AXES)
+        captured_generation(model, cache, steps=1, cuda_graphs=CAPACITY)
     finally:
         torch.set_default_dtype(before)
-    assert cache.captured.get("step").buffers.levels.dtype == torch.float32
+    assert graphs(cache).get("step").buffers.levels.dtype == torch.float32
 
 
 def test_what_cannot_be_captured_says_why():
@@ -369,17 +375,13 @@ def test_what_cannot_be_captured_says_why():
         (control(tiny_base("mistral", attn_implementation="sdpa").to(DEVICE)), 40, "this cache has WindowLayer"),
     ]
     for model, capacity, message in cases:
-        cache = model.new_cache()
-        cache.capture_up_to = capacity
         with pytest.raises(ValueError, match=message):
-            model.generate(
-                prompts(1, 20).to(DEVICE), past_key_values=cache, max_new_tokens=3, do_sample=False, **TWO_AXES
-            )
+            captured_generation(model, model.new_cache(), cuda_graphs=capacity)
 
 
 def test_a_capture_needs_room_and_a_prompt(captured):
     model, cache, _ = captured
-    with Instrumentation.of(model.base), pytest.raises(ValueError, match="`capture_up_to` is 22, but .* holds 22"):
+    with Instrumentation.of(model.base), pytest.raises(ValueError, match="`cuda_graphs` is 22, but .* holds 22"):
         CapturedForward(model.base, cache, model.config.selection_rule, (), 22)
 
 

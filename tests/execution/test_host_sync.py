@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sol_hf.controllers.policy import PolicyController
 from sol_hf.decoding.base_forward import ForwardInputs
 from sol_hf.decoding.options import resolve_options
+from sol_hf.decoding.session import DecodingSession
 from sol_hf.decoding.step import decode_step
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.kernels.cuda import triton_support
@@ -67,13 +68,14 @@ def watched_step():
 
 
 def prefilled(model, rows: int, backend: str, **budget):
-    """A cache under a budget after a prefill and two decode steps, which fill the tables on the device."""
+    """A session under a budget after a prefill and two decode steps, which fill the tables on the device."""
     options = resolve_options(dict(backend=backend, **budget), None, model.generation_config)
-    cache = model.new_cache()
-    cache.start(options.controls(PolicyController(model.policy), model.config), 20)
+    controls = options.controls(PolicyController(model.policy), model.config)
+    session = DecodingSession(model.base, model.new_cache(), controls, decode_from=20)
     ids = torch.ones(rows, 22, dtype=torch.long, device=model.base.device)
-    model(input_ids=ids, past_key_values=cache)
-    return cache
+    with session.running():
+        model(input_ids=ids, past_key_values=session.cache)
+    return session
 
 
 @pytest.mark.parametrize("budget", [HALF, {"token_keep": 0.4}, {"mlp_keep": 0.6}], ids=str)
@@ -84,12 +86,13 @@ def test_a_step_does_not_wait(backend, budget, monkeypatch):
         monkeypatch.setattr(triton_support, "DEVICES", ("meta",))
     model = control(tiny_base("llama", attn_implementation="sdpa")).to("meta")
     with torch.no_grad(), Instrumentation.of(model.base):
-        cache = prefilled(model, 2, backend, **budget)
+        session = prefilled(model, 2, backend, **budget)
+        cache = session.cache
         token = torch.ones(2, 1, dtype=torch.long, device="meta")
         mask = torch.ones(2, cache.get_seq_length() + 1, dtype=torch.long, device="meta")
         active = torch.ones(2, dtype=torch.bool, device="meta")
         with watched_step() as watched:
-            output = decode_step(model.base, token, cache, ForwardInputs(token, mask), active)
+            output = decode_step(session, token, ForwardInputs(token, mask), active)
     assert output.logits.shape == (2, 1, 99) and cache.get_seq_length() == 23
     kernels = {"score_pages", "select_largest", "attend_pages"}
     assert kernels & watched.names == (kernels if backend == "fast" else set())
@@ -114,12 +117,11 @@ def test_the_watch_does_refuse():
 def test_a_step_on_a_gpu_does_not_wait(backend, captures):
     model = control(tiny_base("llama", attn_implementation="sdpa").to("cuda"))
     with torch.no_grad(), Instrumentation.of(model.base):
-        cache = prefilled(model, 2, backend, **HALF)
-        cache.capture_up_to = 200 if captures else None
+        session = prefilled(model, 2, backend, cuda_graphs=200 if captures and backend == "fast" else False, **HALF)
         token = torch.ones(2, 1, dtype=torch.long, device="cuda")
-        decode_step(model.base, token, cache, ForwardInputs(token), None)
+        decode_step(session, token, ForwardInputs(token))
         torch.cuda.set_sync_debug_mode("error")
         try:
-            decode_step(model.base, token, cache, ForwardInputs(token), None)
+            decode_step(session, token, ForwardInputs(token))
         finally:
             torch.cuda.set_sync_debug_mode("default")

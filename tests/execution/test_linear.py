@@ -15,7 +15,7 @@ from sol_hf.execution import linear as step_linear
 from sol_hf.execution.attention import numba_paged as paged_attention
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.linear import StepLinear, multiply, supports, ways_to_multiply
-from sol_hf.execution.plan import Replay, active_forward
+from sol_hf.execution.plan import RefreshPlan, active_forward
 from sol_hf.kernels.cpu import linear as few_lines
 from support.bases import FAMILIES, tiny_base
 from support.cases import HALF, constant_schedule, control, prompts
@@ -179,7 +179,7 @@ def test_a_refresh_under_fast_measures_nothing(products, by_the_clock):
 
 def test_many_tokens_are_left_to_torch(products, by_the_clock):
     layer = StepLinear(nn.Linear(4, 3))
-    with torch.no_grad(), active_forward(replay=Replay(cache=None)):
+    with torch.no_grad(), active_forward(refresh=RefreshPlan(cache=None)):
         for lines in (step_linear.MOST_LINES, step_linear.MOST_LINES + 1, 0):
             for _ in range(2):  # both ways
                 assert layer(torch.ones(lines, 4)).shape == (lines, 3)

@@ -11,7 +11,7 @@ from torch import nn
 
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.norm import StepNorm, is_rms_norm
-from sol_hf.execution.plan import Replay, active_forward
+from sol_hf.execution.plan import RefreshPlan, active_forward
 from sol_hf.kernels.cuda import triton_support
 from support.bases import tiny_base
 from support.cases import control, prompts
@@ -52,7 +52,7 @@ def test_it_is_the_norm_of_transformers(kernels_run_here, shape, size, dtype, sc
     norm, x = norm_of(size, dtype), (scale * torch.randn(*shape, size)).to(DEVICE, dtype)
     before, ran = x.clone(), []
     run = triton_norm.rms_norm
-    with active_forward(replay=Replay(cache=None)), pytest.MonkeyPatch.context() as patch:
+    with active_forward(refresh=RefreshPlan(cache=None)), pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_norm, "rms_norm", lambda *arguments: ran.append(1) or run(*arguments))
         mine = StepNorm(norm)(x)
     assert ran and mine.dtype == dtype and torch.equal(x, before)
@@ -68,12 +68,12 @@ def test_only_norms_of_this_kind_are_taken():
 def test_outside_of_steps_and_refreshes_the_norm_is_its_own(kernels_run_here, monkeypatch):
     norm, x = norm_of(16, torch.float32), torch.randn(2, 16, device=DEVICE)
     monkeypatch.setattr("sol_hf.kernels.cuda.rms_norm.rms_norm", lambda *arguments: pytest.fail("the kernel ran"))
-    for replay in (None, Replay(cache=None, backend="reference")):
-        with active_forward(replay=replay):
+    for plan in (None, RefreshPlan(cache=None, backend="reference")):
+        with active_forward(refresh=plan):
             assert torch.equal(StepNorm(norm)(x), norm(x))
     assert torch.equal(StepNorm(norm)(x), norm(x))
     norm.requires_grad_()
-    with active_forward(replay=Replay(cache=None)):
+    with active_forward(refresh=RefreshPlan(cache=None)):
         assert StepNorm(norm)(x).requires_grad
 
 

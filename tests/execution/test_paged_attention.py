@@ -88,7 +88,7 @@ class Steps:
         rows = len(self.padding)
         token_keep = torch.tensor([keep[row % len(keep)] for row in range(rows)])
         query = self.random(rows, self.kv_heads * self.group, 1, self.dim)
-        plan = StepPlan(self.cache, self.rule, token_keep=token_keep, backend=backend)
+        plan = StepPlan(self.cache, self.rule, levels={"token_keep": token_keep}, backend=backend)
         return attend_sparsely(plan, token_keep, 0, query, self.key, self.value, scaling)
 
 
@@ -222,7 +222,7 @@ def test_layers_of_two_dtypes_have_a_kernel_each():
     both = {dtype: Steps((2, 2, 8, 8), 4, [0], 150, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     both[torch.float32].cache.layers += both[torch.bfloat16].cache.layers
     keep = torch.tensor([0.3])
-    plan = StepPlan(both[torch.float32].cache, both[torch.float32].rule, token_keep=keep, backend="fast")
+    plan = StepPlan(both[torch.float32].cache, both[torch.float32].rule, levels={"token_keep": keep}, backend="fast")
     for layer, (dtype, steps) in enumerate(both.items()):
         query = steps.random(1, 4, 1, 8)
         output = attend_sparsely(plan, keep, layer, query, steps.key, steps.value, None)
@@ -230,7 +230,7 @@ def test_layers_of_two_dtypes_have_a_kernel_each():
         plain.cache.layers[0].crop(-150)
         plain.cache.update(steps.key.float(), steps.value.float(), 0)
         plain.look()
-        alone = StepPlan(plain.cache, plain.rule, token_keep=keep)
+        alone = StepPlan(plain.cache, plain.rule, levels={"token_keep": keep})
         expected = attend_selected(alone, keep, 0, query.float(), plain.key, plain.value, None)
         assert output.dtype == dtype
         torch.testing.assert_close(output.float(), expected, atol=2e-2 if layer else 1e-5, rtol=0)
@@ -300,7 +300,13 @@ def test_short_texts_and_missing_numba_take_the_reference(monkeypatch):
         query = plain.random(1, 6, 1, 8)
         keep = torch.tensor([0.4])
         expected = attend_selected(
-            StepPlan(plain.cache, plain.rule, token_keep=keep), keep, 0, query, plain.key, plain.value, None
+            StepPlan(plain.cache, plain.rule, levels={"token_keep": keep}),
+            keep,
+            0,
+            query,
+            plain.key,
+            plain.value,
+            None,
         )
         assert torch.equal(steps.attend(backend, [0.4]), expected)
 

@@ -34,9 +34,6 @@ class SOLCache(DynamicCache):
         config (`PreTrainedConfig`): Config of the base model.
         action_space ([`ActionSpace`]): Meaning of the action ids.
         page_size (`int`, *optional*, defaults to 8): Keys in a page.
-
-    Set `capture_up_to` to a number of tokens to run decode steps up to that length from a CUDA graph, see
-    [`CapturedForward`]. Longer texts go on without it, and `backend="reference"` does without it.
     """
 
     def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):
@@ -47,13 +44,8 @@ class SOLCache(DynamicCache):
             elif type(layer) is DynamicSlidingWindowLayer:
                 self.layers[index] = WindowLayer(layer.sliding_window)
         self.action_space = action_space
-        self.controls: Any = None
-        self.capture_up_to: int | None = None
-        self.captured_room = 0
-        self.captured: dict[str, Any] = {}
-        self.decode_from: int | None = None
         self.episode = Episode()
-        self.ledger = BudgetLedger(0)
+        self.ledger = BudgetLedger(0, action_space)
         self.targets: torch.Tensor | None = None
         self.padding: torch.Tensor | None = None
         self.padding_range = (0, 0)
@@ -77,33 +69,42 @@ class SOLCache(DynamicCache):
         """Whether rows share the prefix of their block, see [`SOLCache.fan_out`]."""
         return any(isinstance(layer, SharedPrefixLayer) for layer in self.layers)
 
-    def start(self, controls: Any, decode_from: int | None) -> None:
-        """Set what the next forwards run under.
-
-        Args:
-            controls (`DecodeControls`): Budget, controller and options; `None` for a dense continuation.
-            decode_from (`int`, *optional*): Length of the cache at which decode steps begin. Tokens before it are
-                processed densely. By default every forward ends with one decode step.
-        """
-        self.controls, self.decode_from, self.trace, self.targets = controls, decode_from, [], None
+    def start_call(self) -> None:
+        """Begin the trace and the sums of a new call, which brings its own targets; a running episode goes on."""
+        self.trace, self.targets = [], None
         self.ledger.start_call()
 
     def set_up_rows(self, rows: int, device: torch.device) -> None:
-        """Create the per-row state at the first forward, and the targets once the number of rows is known."""
+        """Create the state per row at the first forward.
+
+        Raises:
+            ValueError: if the cache holds another number of rows.
+        """
         if self.rows == 0:
-            self.ledger = BudgetLedger(rows, device)
+            self.ledger = BudgetLedger(rows, self.action_space, device)
         if rows != self.rows:
             raise ValueError(f"The cache holds {self.rows} rows, but the input has {rows}.")
-        if self.targets is None and self.controls is not None and self.controls.budget is not None:
-            self.targets = self.controls.budget.targets(rows, device, self.action_space)
 
     def observe_inputs(
-        self, tokens: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+        self,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        decode_from: int | None = None,
     ) -> None:
-        """Take rows, padding and positions from the arguments of a forward, `tokens` being `(rows, length, ...)`."""
-        self.set_up_rows(len(tokens), tokens.device)
+        """Take padding and positions from the arguments of a forward.
+
+        Args:
+            tokens (`torch.Tensor` of shape `(rows, length, ...)`): Ids or embeddings.
+            attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 marks left padding.
+            position_ids (`torch.LongTensor` of shape `(rows, length)`, *optional*): Positions of the tokens.
+            decode_from (`int`, *optional*): Length of the cache at which the decode steps of the call begin.
+
+        Raises:
+            ValueError: for a mask of another length, or padding anywhere but on the left of the first turn.
+        """
         begin, length = self.get_seq_length(), tokens.shape[1]
-        in_prefill = begin == 0 or length > 1 or (self.decode_from is not None and begin <= self.decode_from)
+        in_prefill = begin == 0 or length > 1 or (decode_from is not None and begin <= decode_from)
         if attention_mask is not None and in_prefill:
             real = attention_mask.bool()
             padding = (~real).sum(dim=1)
@@ -113,7 +114,7 @@ class SOLCache(DynamicCache):
                     "`attention_mask` must cover cached and new tokens and mark padding on the left of the first turn "
                     "only: a gap between two turns, or padding on the right, would change which keys a page holds."
                 )
-            if not bool(real[:, -1].all()) and (self.decode_from is None or begin + length > self.decode_from):
+            if not bool(real[:, -1].all()) and (decode_from is None or begin + length > decode_from):
                 raise ValueError("`attention_mask` must leave every row at least one token.")
             self.set_padding(padding)
         if position_ids is not None:
@@ -174,9 +175,8 @@ class SOLCache(DynamicCache):
             layers[-1].batch_repeat_interleave(repeats)
         fanned = copy.copy(self)
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
-        fanned.capture_up_to, fanned.captured_room, fanned.captured = None, 0, {}
         rows = repeats * len(lengths)
-        fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device)
+        fanned.ledger = BudgetLedger(self.rows * rows, self.action_space, hidden_state.device)
         fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))
         if len(lengths) > 1:
             begins = torch.tensor(lengths, device=hidden_state.device).repeat_interleave(repeats)
@@ -239,9 +239,9 @@ class SOLCache(DynamicCache):
 
     def reset(self) -> None:
         super().reset()
-        self.episode, self.ledger, self.targets, self.trace = Episode(), BudgetLedger(0), None, []
-        self.padding, self.padding_range, self.position_offset, self.decode_from = None, (0, 0), None, None
-        self.captured_room, self.captured = 0, {}
+        self.episode, self.targets, self.trace = Episode(), None, []
+        self.ledger = BudgetLedger(0, self.action_space)
+        self.padding, self.padding_range, self.position_offset = None, (0, 0), None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder all state for beam search. The trace stays as executed: `beam_indices` lead through it."""

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache.sol_cache import SOLCache
-from ..execution.plan import Replay, active_forward
+from ..execution.plan import RefreshPlan, active_forward
+from .session import DecodingSession
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,24 @@ def base_forward(
 
 
 def dense_forward(
-    base: PreTrainedModel,
+    session: DecodingSession,
     tokens: torch.Tensor,
-    cache: SOLCache,
     inputs: ForwardInputs,
     logits_to_keep: int = 1,
-    replay: Replay | None = None,
+    refresh: RefreshPlan | None = None,
 ) -> CausalLMOutputWithPast:
-    """Process `tokens` densely, as a KV refresh if there is a `replay`, and begin a new episode after them."""
-    with active_forward(replay=replay) as context:
-        output = base_forward(base, tokens, cache, inputs, logits_to_keep)
-    cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(cache, output))
+    """Process `tokens` densely, as a KV refresh if there is a plan of one, and begin a new episode after them."""
+    with active_forward(refresh=refresh) as context:
+        output = base_forward(session.base, tokens, session.cache, inputs, logits_to_keep)
+    session.cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(session, output))
     return output
 
 
-def logits_digest(cache: SOLCache, output: CausalLMOutputWithPast) -> torch.Tensor | None:
-    """What the controller in force keeps of the logits of the last token, `None` if it does not look at them."""
-    if cache.controls is None or not cache.controls.controller.needs_logits:
+def logits_digest(session: DecodingSession, output: CausalLMOutputWithPast) -> torch.Tensor | None:
+    """What the controller keeps of the logits of the last token, `None` if it does not look at them."""
+    if not session.needs_logits:
         return None
-    return cache.controls.controller.digest_logits(output.logits[:, -1])
+    return session.require_controls().controller.digest_logits(output.logits[:, -1])
 
 
 def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:

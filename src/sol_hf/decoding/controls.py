@@ -28,7 +28,8 @@ class DecodeControls:
         temperature (`float`): Divides the scores before drawing.
         backend (`str`): For the [`StepPlan`]s: which implementation of a step's parts to use.
         bits_backend (`str`): For the [`StepPlan`]s: how `bits` is put into effect.
-        cuda_graphs (`bool`): Run the base's part of steps and KV refreshes from CUDA graphs.
+        cuda_graphs (`bool` or `int`): Run the base's part of steps and KV refreshes from CUDA graphs; a number is the
+            length of the text from which on they run without.
         dense_axes (`frozenset[str]`): Axes that stay dense whatever the controller scores.
     """
 
@@ -42,5 +43,5 @@ class DecodeControls:
     temperature: float = 1.0
     backend: str = "auto"
     bits_backend: str = "fake"
-    cuda_graphs: bool = False
+    cuda_graphs: bool | int = False
     dense_axes: frozenset[str] = frozenset()

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 
 from ..cache.sol_cache import SOLCache
+from .session import DecodingSession
 
 
 BEAM_MODES = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
@@ -81,13 +82,14 @@ def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: 
         )
 
 
-def refuse_mode(cache: Any, mode: GenerationMode) -> None:
-    """Raise a ValueError if a generation mode is none that can run over a cache under its controls."""
-    if not isinstance(cache, SOLCache) or cache.controls is None:
+def refuse_mode(mode: GenerationMode) -> None:
+    """Raise a ValueError if the running session cannot run in a generation mode."""
+    session = DecodingSession.current()
+    if session is None or session.controls is None:
         return
-    if cache.controls.cuda_graphs and mode in BEAM_MODES:
+    if session.controls.cuda_graphs and mode in BEAM_MODES:
         raise ValueError(
-            "`cuda_graphs=True` cannot be used with beams, which move keys and values to another place at every step: "
+            "`cuda_graphs` cannot be used with beams, which move keys and values to another place at every step: "
             "leave it out."
         )
     if mode not in STEPWISE_MODES:

@@ -15,13 +15,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ..budget.action_space import ActionSpace
-from ..cache.sol_cache import SOLCache
 from ..controllers.processors import AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor
 from ..execution.plan import active_forward
 from .aligned_rows import AlignedRows
 from .base_forward import ForwardInputs, accepted_arguments, dense_forward
 from .controls import DecodeControls
 from .outputs import NO_ACTION, SOLScoreOutput, realised_means
+from .session import DecodingSession
 from .step import decode_forward
 
 
@@ -34,29 +34,29 @@ def label_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(dim=-1).gather(-1, labels[..., None]).squeeze(-1)
 
 
-def score_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache, return_logits: bool) -> SOLScoreOutput:
+def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool) -> SOLScoreOutput:
     """Score every row through the decode step.
 
     Args:
-        base (`PreTrainedModel`): The frozen base.
+        session ([`DecodingSession`]): With an empty cache, and the controls to score under.
         rows ([`AlignedRows`]): What to score.
-        cache ([`SOLCache`]): Empty, with the controls to score under.
         return_logits (`bool`): Keep the logits of all steps.
     """
+    cache, controls = session.cache, session.require_controls()
     mask, step_mask, device = rows.attention_mask, rows.step_mask, rows.tokens.device
     everyone = torch.arange(len(rows.tokens), device=device)
-    merging, place = can_merge(cache.controls), prefill_rows(base, rows, cache)
+    merging, place = can_merge(controls), prefill_rows(session, rows)
     actions, counted = torch.full_like(step_mask, NO_ACTION, dtype=torch.long), torch.zeros_like(step_mask)
     logprobs, greedy = torch.zeros(step_mask.shape, device=device), torch.zeros_like(step_mask)
     logits = []
     for step in range(step_mask.shape[1]):
         end, alive = rows.context + step + 1, everyone[step_mask[:, step]]
         leaders, own = rows.merge(end, alive) if merging else (everyone, alive)
-        select_rows(cache, None if place is None else place[leaders], len(leaders), rows.padding[leaders])
+        select_rows(session, None if place is None else place[leaders], len(leaders), rows.padding[leaders])
         place = torch.zeros_like(everyone).index_copy(0, alive, own) if merging else everyone
         begin = 0 if end == 1 else end - 1
         inputs = ForwardInputs(rows.tokens[leaders, begin:end], None if mask is None else mask[leaders])
-        output = decode_forward(base, inputs, cache, all_logits=False, active=step_mask[leaders, step])
+        output = decode_forward(session, inputs, all_logits=False, active=step_mask[leaders, step])
         step_logits, label = output.logits[:, -1], rows.tokens[alive, end]
         logprobs[alive, step] = step_logits.float().log_softmax(dim=-1)[own, label]
         greedy[alive, step] = step_logits.argmax(dim=-1)[own] == label
@@ -84,27 +84,29 @@ def can_share(controls: DecodeControls) -> bool:
     return controls.budget is None or controls.budget.rows is None
 
 
-def prefill_rows(base: PreTrainedModel, rows: AlignedRows, cache: SOLCache) -> torch.Tensor | None:
+def prefill_rows(session: DecodingSession, rows: AlignedRows) -> torch.Tensor | None:
     """Process the contexts densely, each that several rows have in common once.
 
     Returns:
         `torch.LongTensor` of shape `(rows,)`: Row of the cache that holds each row's context; `None` without contexts.
     """
     everyone = torch.arange(len(rows.tokens), device=rows.tokens.device)
-    leaders, place = rows.merge(rows.context, everyone) if can_share(cache.controls) else (everyone, everyone)
+    shared = can_share(session.require_controls())
+    leaders, place = rows.merge(rows.context, everyone) if shared else (everyone, everyone)
     if rows.context == 0:
         return None
-    select_rows(cache, None, len(leaders), rows.padding[leaders])
+    select_rows(session, None, len(leaders), rows.padding[leaders])
     mask = None if rows.attention_mask is None else rows.attention_mask[leaders]
     tokens = rows.tokens[leaders, : rows.context]
-    dense_forward(base, tokens, cache, ForwardInputs(tokens, mask))
+    dense_forward(session, tokens, ForwardInputs(tokens, mask))
     return place
 
 
-def select_rows(cache: SOLCache, source: torch.Tensor | None, number: int, padding: torch.Tensor) -> None:
+def select_rows(session: DecodingSession, source: torch.Tensor | None, number: int, padding: torch.Tensor) -> None:
     """Make the cache one of `number` rows: those at `source` `(number,)`, or new ones if it is empty."""
+    cache = session.cache
     if cache.rows == 0:
-        cache.set_up_rows(number, padding.device)
+        session.set_up_rows(number, padding.device)
         if bool(padding.any()):
             cache.set_padding(padding)
             cache.position_offset = padding

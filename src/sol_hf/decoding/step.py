@@ -4,16 +4,15 @@
 """One forward of the base under a budget: dense prefix, decode steps, KV refresh.
 
 `generate`, `score` and everything built on them come through [`decode_forward`]. It is stateless: what has to be
-remembered is in the [`SOLCache`].
+remembered is in the [`SOLCache`], what the call runs under in the [`DecodingSession`].
 
     tokens of a call     | d d d d d d d d | s |        d: one dense forward of the base
-    cache.decode_from                        ^          s: a decode step each
+    session.decode_from                      ^          s: a decode step each
 """
 
 from dataclasses import replace
 
 import torch
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache.sol_cache import SOLCache
@@ -22,11 +21,13 @@ from ..execution.plan import StepPlan, active_forward
 from .base_forward import ForwardInputs, base_forward, dense_forward, embed, logits_digest
 from .captured import current_capture, is_captured
 from .kv_refresh import needs_refresh, refresh, take_back_sparse
+from .session import DecodingSession
 
 
-def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Observation:
+def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
     """What the controller gets to see before processing `token` `(rows, 1)`."""
-    controls, episode = cache.controls, cache.episode
+    base, cache, controls = session.base, session.cache, session.require_controls()
+    episode = cache.episode
     rows, device = cache.rows, token.device
     seen = cache.get_seq_length() + 1
     count = torch.full((rows,), seen, device=device) if cache.padding is None else seen - cache.padding
@@ -62,9 +63,9 @@ def observe(base: PreTrainedModel, cache: SOLCache, token: torch.Tensor) -> Obse
     )
 
 
-def choose(observation: Observation, cache: SOLCache) -> torch.Tensor:
+def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
     """Action ids `(rows,)`: the best by the controller's processed scores, or a draw; dense where not controllable."""
-    controls, space = cache.controls, cache.action_space
+    cache, controls, space = session.cache, session.require_controls(), observation.action_space
     scores = controls.controller(observation)
     if scores.shape != (observation.rows, len(space)):
         raise ValueError(
@@ -81,32 +82,33 @@ def choose(observation: Observation, cache: SOLCache) -> torch.Tensor:
 
 
 def decode_step(
-    base: PreTrainedModel, token: torch.Tensor, cache: SOLCache, inputs: ForwardInputs, active: torch.Tensor | None
+    session: DecodingSession, token: torch.Tensor, inputs: ForwardInputs, active: torch.Tensor | None = None
 ) -> CausalLMOutputWithPast:
     """Process one token per row, `(rows, 1)` or `(rows, 1, embedding_size)`, under an action chosen for it.
 
     `active` `(rows,)` names the rows that are still running; the others do not count in the averages.
     """
-    if cache.episode.length == cache.controls.episode_length:
-        if needs_refresh(cache):
-            refresh(base, cache, inputs)
+    base, cache, controls = session.base, session.cache, session.require_controls()
+    if cache.episode.length == controls.episode_length:
+        if needs_refresh(session):
+            refresh(session, inputs)
         else:
             last = cache.episode
             cache.end_episode(last.hidden_state, last.steps[-1].token, last.logits_digest)
-    observation = observe(base, cache, token)
-    actions = choose(observation, cache)
-    controls, values = cache.controls, cache.action_space.values_on(actions.device)[actions]
-    if is_captured(cache, token, inputs):
-        logits, hidden = current_capture(base, cache)(token, values)
+    observation = observe(session, token)
+    actions = choose(observation, session)
+    values = cache.action_space.values_on(actions.device)[actions]
+    if is_captured(session, token, inputs):
+        logits, hidden = current_capture(session)(token, values)
         output, is_dense = CausalLMOutputWithPast(logits=logits, past_key_values=cache), False
     else:
         settings = controls.rule, controls.backend, controls.bits_backend, controls.dense_axes
-        plan = StepPlan.from_values(values, cache, *settings)
+        plan = StepPlan.from_values(values, cache, *settings, parts=session.parts)
         with active_forward(plan) as context:
             output = base_forward(base, token, cache, without_needless_mask(inputs, cache))
         hidden, is_dense = context.last_hidden_state(), plan.is_dense
     counted = observation.controllable if active is None else observation.controllable & active
-    cache.record(token, actions, counted, hidden, logits_digest(cache, output))
+    cache.record(token, actions, counted, hidden, logits_digest(session, output))
     if cache.episode.first_sparse is None and not is_dense:
         cache.episode.first_sparse = cache.episode.length - 1
     return output
@@ -120,9 +122,9 @@ def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInpu
 
 
 def decode_forward(
-    base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache, all_logits: bool, active: torch.Tensor | None = None
+    session: DecodingSession, inputs: ForwardInputs, all_logits: bool, active: torch.Tensor | None = None
 ) -> CausalLMOutputWithPast:
-    """Process `inputs`: densely up to `cache.decode_from`, one decode step for each token from there on.
+    """Process `inputs`: densely up to `session.decode_from`, one decode step for each token from there on.
 
     Without `decode_from`, all tokens but the last are dense. A dense part that follows an unfinished episode takes
     that episode's tokens along, which refreshes them.
@@ -131,23 +133,24 @@ def decode_forward(
         `CausalLMOutputWithPast`: the last step's output; its logits are of the last token, `(rows, 1, vocab)`, or of
         all tokens, `(rows, length, vocab)`, with `all_logits`.
     """
+    base, cache = session.base, session.cache
     tokens, length = inputs.tokens, inputs.tokens.shape[1]
     dense = length - 1
-    if cache.controls is None:
+    if session.controls is None:
         dense = length
-    elif cache.decode_from is not None:
-        dense = min(max(cache.decode_from - cache.get_seq_length(), 0), length)
+    elif session.decode_from is not None:
+        dense = min(max(session.decode_from - cache.get_seq_length(), 0), length)
     outputs = []
     if dense:
         prefix = tokens[:, :dense]
-        if cache.episode.length and needs_refresh(cache):
-            replayed = take_back_sparse(base, cache)
-            if replayed.is_floating_point() != prefix.is_floating_point():
-                replayed, prefix = embed(base, replayed), embed(base, prefix)
-            prefix = torch.cat([replayed, prefix], dim=1)
-        outputs.append(dense_forward(base, prefix, cache, inputs, dense if all_logits else 1))
+        if cache.episode.length and needs_refresh(session):
+            again = take_back_sparse(session)
+            if again.is_floating_point() != prefix.is_floating_point():
+                again, prefix = embed(base, again), embed(base, prefix)
+            prefix = torch.cat([again, prefix], dim=1)
+        outputs.append(dense_forward(session, prefix, inputs, dense if all_logits else 1))
     for index in range(dense, length):
-        outputs.append(decode_step(base, tokens[:, index : index + 1], cache, inputs, active))
+        outputs.append(decode_step(session, tokens[:, index : index + 1], inputs, active))
     last = outputs[-1]
     if all_logits and len(outputs) > 1:
         last.logits = torch.cat([output.logits for output in outputs], dim=1)

@@ -24,7 +24,7 @@ from .counterfactuals import Probes
 LOWEST_COST = 1e-4
 """Measured costs below this many nats are rounding."""
 FALL_PER_UNIT = math.log(4)
-"""Fall of the log-cost per unit of an axis of whole numbers. One more bit halves the step of a quantizer, which divides
+"""Fall of the log-cost per unit of an axis of whole numbers: one more bit halves the step of a quantizer, and divides
 the variance of its error by 4."""
 FALL_TO_DENSE = 3.0
 """Fall of the log-cost of any other axis, from the largest probe to the largest level."""
@@ -210,7 +210,7 @@ class Allocation:
             self.prices.append(prices.log().flip(0).contiguous())
 
     def choose(self, tables: Sequence[torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
-        """Indices of levels `(rows, axes)` for rows of costs, per axis `(rows, levels)`, and wanted means `(rows, axes)`."""
+        """Indices of levels `(rows, axes)`, from costs per axis, `(rows, levels)`, and wanted means `(rows, axes)`."""
         prices = self.prices_for(wanted)
         pairs = enumerate(zip(tables, self.levels, strict=True))
         return torch.stack(

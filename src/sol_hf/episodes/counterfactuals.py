@@ -182,7 +182,9 @@ def _try(
     hidden = torch.empty(len(blocks), 0, device=token.device)  # no controller looks at it
     fanned = cache.fan_out(count, hidden, places)
     values = space.values_on(token.device)[actions.flatten()]
-    with active_forward(StepPlan.from_values(values, fanned, model.config.selection_rule)) as context:
+    parts = Instrumentation.of(model.base).parts(fanned)
+    plan = StepPlan.from_values(values, fanned, model.config.selection_rule, parts=parts)
+    with active_forward(plan) as context:
         output = base_forward(model.base, token, fanned, ForwardInputs(token))
     logprobs = output.logits[:, -1].log_softmax(dim=-1, dtype=torch.float32)
     return logprobs.view(*actions.shape, -1), context.last_hidden_state().view(*actions.shape, -1)

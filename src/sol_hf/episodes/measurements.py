@@ -52,7 +52,9 @@ class Measurements:
     seed: int = 0
 
     def collect(self, model: SOLForCausalLM, blocks: torch.Tensor) -> Counterfactuals:
-        """Measure the parts that are not in the folder yet, and load all. Processes of an `accelerate launch` share the work.
+        """Measure the parts that are not in the folder yet, and load all.
+
+        Processes of an `accelerate launch` share the work.
 
         Args:
             model ([`SOLForCausalLM`]): Its base is measured.

@@ -20,6 +20,7 @@ from ..controllers.policy import PolicyController
 from ..controllers.processors import ActionProcessorList
 from ..decoding.base_forward import ForwardInputs, base_forward
 from ..decoding.controls import DecodeControls
+from ..decoding.session import DecodingSession
 from ..decoding.step import decode_step
 from ..execution.instrumentation import Instrumentation
 from ..execution.plan import active_forward
@@ -227,7 +228,7 @@ def roll_out(
     logprobs, divergence = [], []
     with Instrumentation.of(model.base), torch.inference_mode():
         cache = prefix.cache.fan_out(repeats, prefix.hidden_states[:, 0], context_length)
-        cache.start(controls, context_length)
+        session = DecodingSession(model.base, cache, controls, decode_from=context_length).begin()
         cache.targets = targets
         cache.episode.token_before = rows[:, context_length - 1, None]
         if controller.needs_logits and prefix.logits is not None:
@@ -235,7 +236,7 @@ def roll_out(
         for step in range(steps):
             token = rows[:, context_length + step, None]
             label = rows[:, context_length + step + 1, None]
-            logits = decode_step(model.base, token, cache, ForwardInputs(token), None).logits[:, -1].float()
+            logits = decode_step(session, token, ForwardInputs(token)).logits[:, -1].float()
             scale = logits.logsumexp(dim=-1)
             logprobs.append(logits.gather(1, label).squeeze(1) - scale)
             if prefix.logprobs is not None:

@@ -75,7 +75,8 @@ def _damage_at(
     fanned = prefix.cache.fan_out(count, blocks.new_zeros(len(blocks), 0), begins)
     tried = probes.actions.to(blocks.device).repeat(len(blocks) * len(places))
     values = model.action_space.values_on(blocks.device)[tried]
-    plan = StepPlan.from_values(values, fanned, rule)
+    parts = Instrumentation.of(model.base).parts(fanned)
+    plan = StepPlan.from_values(values, fanned, rule, parts=parts)
     damage = torch.zeros(len(blocks), len(places), count, device=blocks.device)
     for later in range(1 + min(later_steps, steps - 1 - min(places))):
         at = [min(place + later, steps - 1) for place in places]  # beyond the end: run, but not counted

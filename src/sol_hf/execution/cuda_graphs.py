@@ -16,7 +16,6 @@ waits for the device.
 import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,9 +26,9 @@ from ..cache.sol_cache import SOLCache
 from ..kernels.cuda import triton_support
 from ..selection.rule import SelectionRule
 from .attention.interface import PREFIX
-from .mlp.elastic_mlp import ElasticMLP
+from .mlp.step_mlp import StepMLP
 from .mlp.triton_input_major import TritonMLP
-from .plan import Replay, StepPlan, active_forward, columns_but
+from .plan import DeviceRows, Parts, RefreshPlan, StepPlan, active_forward, planned_levels
 
 
 WARM_UPS = 3
@@ -59,6 +58,7 @@ class CapturedForward:
         dense_axes (`Collection[str]`): Axes that are dense at every step.
         capacity (`int`): Tokens, padding included, that the cache is given room for.
         refreshed (`int`, *optional*, defaults to 0): Tokens a row that a KV refresh processes; 0 for decode steps.
+        parts (`Parts`, *optional*): The parts that have to carry out the axes of a step's plan.
 
     Raises:
         ValueError: if base or cache have a part that depends on the length in a way that a graph cannot follow.
@@ -72,20 +72,21 @@ class CapturedForward:
         dense_axes: Collection[str],
         capacity: int,
         refreshed: int = 0,
+        parts: Parts | None = None,
     ):
         check_capture(base, cache, rule)
         check_room(cache, capacity)
         self.base, self.rule, self.dense_axes, self.capacity = base, rule, frozenset(dense_axes), capacity
-        self.is_refresh, self.number = refreshed > 0, refreshed or 1
-        self._cache = weakref.ref(cache)  # which has this step
-        self._mlps = [m.forward for m in base.modules() if isinstance(m.forward, ElasticMLP)]
+        self.is_refresh, self.number, self.parts = refreshed > 0, refreshed or 1, parts or {}
+        self._cache = weakref.ref(cache)  # these graphs live as long as the cache, not the other way round
+        self._mlps = [m.forward for m in base.modules() if isinstance(m.forward, StepMLP)]
         self._copies: list[TritonMLP | None] | None = None
         self.layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
         rows, device = cache.rows, cache.ledger.total_counts.device
         self.buffers = Buffers(
             tokens=torch.zeros(rows, self.number, dtype=torch.long, device=device),
             positions=torch.zeros(rows, self.number, dtype=torch.long, device=device),
-            levels=torch.ones(rows, 3, dtype=torch.float32, device=device),
+            levels=torch.ones(rows, len(cache.action_space.axes), dtype=torch.float32, device=device),
             first=torch.zeros(rows, dtype=torch.long, device=device),
             count=torch.ones(rows, dtype=torch.long, device=device),
         )
@@ -97,9 +98,9 @@ class CapturedForward:
 
     @property
     def cache(self) -> SOLCache:
-        """The cache that the step belongs to."""
+        """The cache that the graphs write to."""
         cache = self._cache()
-        assert cache is not None, "it is only reached through its cache"
+        assert cache is not None, "graphs are only used by those who have the cache"
         return cache
 
     def __call__(self, tokens: torch.Tensor, levels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,21 +148,18 @@ class CapturedForward:
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What is captured: one forward of the base from the buffers into the cache's storage."""
         at, cache = self.buffers, self.cache
-        plan, replay, mask = None, None, None
+        plan, refresh, mask, rows = None, None, None, DeviceRows(at.first, at.count)
         if not self.is_refresh:
-            axes: dict[str, Any] = columns_but(self.dense_axes, at.levels)
-            plan = StepPlan(cache, self.rule, backend="fast", **axes)
+            levels = planned_levels(cache, at.levels, self.dense_axes)
+            plan = StepPlan(cache, self.rule, levels, backend="fast", parts=self.parts, rows_on_device=rows)
         else:
-            replay = Replay(cache, backend="fast", skips_head=True)
-            # Any mask of this shape is left as it is by transformers, and by a replay on the device: it is causal.
+            refresh = RefreshPlan(cache, backend="fast", skips_head=True, rows_on_device=rows)
+            # Any mask of this shape is left as it is by transformers, and by our attention: a refresh is causal.
             mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=at.tokens.device)
-        for told in (plan, replay):
-            if told is not None:
-                told.memo["rows on device"] = at.first, at.count
         try:
             for layer in self.layers:
                 layer.append_at = at.first, at.count
-            with active_forward(plan, replay) as context:
+            with active_forward(plan, refresh) as context:
                 output = self.base(
                     input_ids=at.tokens,
                     attention_mask=mask,
@@ -211,10 +209,6 @@ class CapturedForward:
         tensors = [x for layer in self.layers for x in (*layer.stores(), *layer.page_store()[:2])]
         return [(x.data_ptr(), x.shape) for x in tensors]
 
-    def __deepcopy__(self, memo: dict) -> None:
-        """A copy of the cache captures its own."""
-        return None
-
 
 def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule) -> None:
     """Raise a ValueError if forwards of a base over a cache of this kind cannot be captured; the message says why."""
@@ -243,7 +237,7 @@ def check_room(cache: SOLCache, capacity: int) -> None:
     """Raise a ValueError if a cache of so many tokens has no place for another, or no prompt yet."""
     if capacity <= cache.get_seq_length() or cache.get_seq_length() == 0:
         raise ValueError(
-            f"`capture_up_to` is {capacity}, but the cache holds {cache.get_seq_length()} tokens: it must be larger, "
+            f"`cuda_graphs` is {capacity}, but the cache holds {cache.get_seq_length()} tokens: it must be larger, "
             "and a step can only be captured after a prompt."
         )
 

@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Puts hooks and attention twin on a base while at least one generation runs, and takes them off after the last.
+"""Changes a base while at least one generation runs, and puts everything back after the last.
 
 One [`Instrumentation`] exists per base, whatever number of wrappers and threads use it; it counts who is inside. What
-bases have in common, as modules or a config, is changed once for all of them.
+bases have in common, as modules or a config, is changed once for all of them: see `shared_changes.py`.
 """
 
 import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,20 +20,16 @@ from ..cache.sol_cache import SOLCache
 from ..errors import UnsupportedAxisError
 from ..kernels.cuda import triton_support
 from ..selection.rule import SelectionRule
-from .attention.interface import register_attention
-from .attention.support import check_attention
 from .cuda_graphs import check_capture
+from .executors import EXECUTORS, AxisExecutor, Change
 from .linear import StepLinear
 from .lm_head import capture_hidden_state
-from .mlp.discovery import find_mlps
-from .mlp.elastic_mlp import ElasticMLP
 from .norm import StepNorm
 from .shared_changes import change_once, is_changed
+from .step_part import StepPart
 
 
 _INSTRUMENTATIONS: "weakref.WeakKeyDictionary[nn.Module, Instrumentation]" = weakref.WeakKeyDictionary()
-
-
 _REGISTRY_LOCK = threading.Lock()
 
 
@@ -48,64 +44,11 @@ class Instrumentation:
         self._base = weakref.ref(base)
         self._changes = contextlib.ExitStack()
         self._head = base.get_output_embeddings()
-        self._config = base.config.get_text_config(decoder=True)
         if self._head is None:
             raise UnsupportedAxisError(f"{type(base).__name__} has no output embeddings, so no hidden state to read.")
-        self._mlps: tuple[ElasticMLP, ...] = ()
-        self.unsupported: dict[str, UnsupportedAxisError] = {}
-        try:
-            self._mlps = tuple(ElasticMLP.of(mlp) for mlp in find_mlps(base))
-        except UnsupportedAxisError as error:
-            self.unsupported.update(mlp_keep=error, bits=error)
-        try:
-            check_attention(base)
-        except UnsupportedAxisError as error:
-            self.unsupported.update(token_keep=error)
+        self._executors: dict[str, AxisExecutor | UnsupportedAxisError] = {}
         self._lock = threading.Lock()
         self._inside = 0
-
-    def require(self, axes: Iterable[str]) -> None:
-        """Raise [`UnsupportedAxisError`] if the base cannot be controlled on one of `axes`."""
-        for axis in axes:
-            if axis in self.unsupported:
-                raise self.unsupported[axis]
-
-    def require_int8(self) -> None:
-        """Raise [`UnsupportedAxisError`] if the MLPs cannot run in int8."""
-        for mlp in self._mlps:
-            mlp.int8_copy()
-
-    def require_graphs(self, cache: SOLCache, rule: SelectionRule) -> None:
-        """Raise a ValueError if forwards of the base over a cache of this kind cannot run from CUDA graphs."""
-        base = self._base()
-        assert base is not None, "an instrumentation is only reached through its base"
-        if base.device.type not in triton_support.DEVICES:
-            raise ValueError(f"`cuda_graphs=True` needs a GPU, but the base is on {base.device}.")
-        check_capture(base, cache, rule)
-
-    @property
-    def copied_bytes(self) -> int:
-        """Memory of the copies of MLP weights that fast paths and int8 have made."""
-        return sum(mlp.nbytes for mlp in self._mlps)
-
-    def drop_copies(self) -> None:
-        """Free the copies of MLP weights; they are made again when they are needed."""
-        for mlp in self._mlps:
-            mlp.drop_copies()
-
-    def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool | str) -> None:
-        """Raise [`UnsupportedAxisError`] if the cache has no layer to read sparsely, or one cannot be rolled back."""
-        name = type(self._base()).__name__
-        if "token_keep" in axes and not cache.sparse_layers:
-            raise UnsupportedAxisError(
-                f"The axis `token_keep` cannot be controlled on {name}: none of its cache layers holds all keys."
-            )
-        if kv_refresh and not cache.is_croppable:
-            kinds = sorted({type(layer).__name__ for layer in cache.layers if not layer.is_croppable})
-            raise UnsupportedAxisError(
-                f"The axes {', '.join(axes)} cannot be controlled on {name} with a KV refresh: {', '.join(kinds)} "
-                "cannot be rolled back. Pass `kv_refresh=False`."
-            )
 
     @classmethod
     def of(cls, base: PreTrainedModel) -> "Instrumentation":
@@ -114,6 +57,90 @@ class Instrumentation:
             if base not in _INSTRUMENTATIONS:
                 _INSTRUMENTATIONS[base] = cls(base)
             return _INSTRUMENTATIONS[base]
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The base."""
+        base = self._base()
+        assert base is not None, "an instrumentation is only reached through its base"
+        return base
+
+    def executor(self, axis: str) -> AxisExecutor:
+        """The executor of an axis on this base.
+
+        Raises:
+            UnsupportedAxisError: if the axis has none, or cannot be controlled on this base.
+        """
+        if axis not in self._executors:
+            self._executors[axis] = self._find_executor(axis)
+        found = self._executors[axis]
+        if isinstance(found, UnsupportedAxisError):
+            raise found
+        return found
+
+    def _find_executor(self, axis: str) -> AxisExecutor | UnsupportedAxisError:
+        if axis not in EXECUTORS:
+            return UnsupportedAxisError(f"The axis `{axis}` has no executor: register one with `register_executor`.")
+        try:
+            return EXECUTORS[axis](self.base)
+        except UnsupportedAxisError as error:
+            return error
+
+    def unsupported(self, axis: str) -> UnsupportedAxisError | None:
+        """Why an axis cannot be controlled on this base, `None` if it can."""
+        try:
+            self.executor(axis)
+        except UnsupportedAxisError as error:
+            return error
+        return None
+
+    def executors(self) -> Iterator[AxisExecutor]:
+        """Executors of all axes that can be controlled on this base."""
+        return (self.executor(axis) for axis in EXECUTORS if self.unsupported(axis) is None)
+
+    def require(self, axes: Iterable[str], bits_backend: str = "fake") -> None:
+        """Raise [`UnsupportedAxisError`] if the base cannot be controlled on one of `axes`, or with this backend."""
+        for axis in axes:
+            self.executor(axis).check_backend(bits_backend)
+
+    def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool | str) -> None:
+        """Raise [`UnsupportedAxisError`] if caches of this kind do not allow an axis, or cannot be rolled back."""
+        name = type(self.base).__name__
+        for axis in axes:
+            self.executor(axis).check_cache(cache, name)
+        if kv_refresh and not cache.is_croppable:
+            kinds = sorted({type(layer).__name__ for layer in cache.layers if not layer.is_croppable})
+            raise UnsupportedAxisError(
+                f"The axes {', '.join(axes)} cannot be controlled on {name} with a KV refresh: {', '.join(kinds)} "
+                "cannot be rolled back. Pass `kv_refresh=False`."
+            )
+
+    def require_graphs(self, cache: SOLCache, rule: SelectionRule) -> None:
+        """Raise a ValueError if forwards of the base over a cache of this kind cannot run from CUDA graphs."""
+        if self.base.device.type not in triton_support.DEVICES:
+            raise ValueError(f"`cuda_graphs` needs a GPU, but the base is on {self.base.device}.")
+        check_capture(self.base, cache, rule)
+
+    def parts(self, cache: SOLCache) -> dict[str, Mapping[Hashable, str]]:
+        """Per axis of the cache's action space that can be controlled, the parts that carry it out."""
+        axes = (axis for axis in cache.action_space.axis_names if self.unsupported(axis) is None)
+        return {axis: self.executor(axis).parts(cache) for axis in axes}
+
+    @property
+    def step_parts(self) -> list[StepPart]:
+        """The parts that take the place of a module's forward, each once, however many axes it carries out."""
+        parts = [part for executor in self.executors() for part in executor.step_parts]
+        return list({id(part): part for part in parts}.values())
+
+    @property
+    def copied_bytes(self) -> int:
+        """Memory of the copies of weights that fast paths and int8 have made."""
+        return sum(part.nbytes for part in self.step_parts)
+
+    def drop_copies(self) -> None:
+        """Free the copies of weights; they are made again when they are needed."""
+        for part in self.step_parts:
+            part.drop_copies()
 
     def __enter__(self) -> "Instrumentation":
         with self._lock:
@@ -126,38 +153,28 @@ class Instrumentation:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._remove()
+                self._changes.close()
 
     def _install(self) -> None:
-        base = self._base()
-        assert base is not None, "an instrumentation is only reached through its base"
         try:
-            if "token_keep" not in self.unsupported:
-                self._hold("attention", self._config, self._exchange_attention)
-            for module in base.modules():
-                if module.training or is_changed("training", module):
-                    self._hold("training", module, functools.partial(_stop_training, module))
-            for mlp in self._mlps:
-                self._hold("forward", mlp.module, mlp.install)
-            for linear in StepLinear.all_of(base):
-                self._hold("linear", linear.module, linear.install)
-            for norm in StepNorm.all_of(base):
-                self._hold("norm", norm.module, norm.install)
-            self._hold("head", self._head, self._watch_head)
+            for change in self._needed_changes():
+                self._changes.callback(change_once(change.name, change.thing, change.make))
         except BaseException:
-            self._remove()
+            self._changes.close()
             raise
 
-    def _hold(self, name: str, thing: object, make: Callable[[], Callable[[], object]]) -> None:
-        self._changes.callback(change_once(name, thing, make))
-
-    def _remove(self) -> None:
-        self._changes.close()
-
-    def _exchange_attention(self) -> Callable[[], None]:
-        config, own = self._config, self._config._attn_implementation
-        config._attn_implementation = register_attention(own)
-        return lambda: setattr(config, "_attn_implementation", own)
+    def _needed_changes(self) -> Iterator[Change]:
+        base = self.base
+        for module in base.modules():
+            if module.training or is_changed("training", module):
+                yield Change("training", module, functools.partial(_stop_training, module))
+        for executor in self.executors():
+            yield from executor.changes()
+        for linear in StepLinear.all_of(base):
+            yield Change("linear", linear.module, linear.install)
+        for norm in StepNorm.all_of(base):
+            yield Change("norm", norm.module, norm.install)
+        yield Change("head", self._head, self._watch_head)
 
     def _watch_head(self) -> Callable[[], None]:
         return self._head.register_forward_pre_hook(capture_hidden_state).remove

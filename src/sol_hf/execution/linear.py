@@ -101,11 +101,15 @@ class StepLinear(StepPart):
         """The layer's output `(..., outputs)` for `(..., channels)`."""
         module, context = self.module, ACTIVE.get()
         lines = input.numel() // max(1, input.shape[-1])
-        if context is None or not context.is_step or not 0 < lines <= MOST_LINES or not supports(input, module.weight):
+        if (
+            context is None
+            or not context.may_round_differently
+            or not 0 < lines <= MOST_LINES
+            or not supports(input, module.weight)
+        ):
             return functional.linear(input, module.weight, module.bias)
         ways = ways_to_multiply(input, module.weight, module.bias)
-        # Rollouts are compared and resumed to the bit, which a choice by the clock would spoil.
-        if context.backend == "fast" or (context.plan is not None and context.plan.is_fanned_out):
+        if not context.is_timed:
             return list(ways.values())[-1]()
         shape = (*module.weight.shape, input.dtype, lines.bit_length())
         return run_fastest(("linear", shape, tuple(ways), torch.get_num_threads()), ways)

@@ -45,7 +45,7 @@ class StepNorm(StepPart):
         """The norm's output, of the shape of its input `(..., channels)`."""
         context, module = ACTIVE.get(), self.module
         weight: torch.Tensor = module.weight  # type: ignore[assignment]
-        if context is None or not context.is_step or not _supports(hidden_states, weight):
+        if context is None or not context.may_round_differently or not _supports(hidden_states, weight):
             return type(module).forward(module, hidden_states)
         from ..kernels.cuda.rms_norm import rms_norm
 

@@ -1,52 +1,105 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a running forward of the base is told: the plan of a decode step, or that it is a KV refresh.
+"""What a running forward of the base is told: the plan of a decode step, or that of a KV refresh.
 
-It lives in a context variable, so that threads that share a model cannot see each other's and nothing is stored on the
-base's modules.
+It lives in a context variable, so that threads that share a model cannot see each other's plans and nothing is stored
+on the base's modules. Every part of the base that carries out an axis of a plan marks it as done. A forward that ends
+with a part left over was computed in another way than it was planned, and raises [`PlanNotExecutedError`].
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Protocol
 
 import torch
 
-from ..budget.action_space import AXES, DENSE
+from ..budget.axes import AXES
+from ..cache.paged_layer import PagedLayer
 from ..cache.sol_cache import SOLCache
+from ..errors import PlanNotExecutedError
 from ..selection.rule import SelectionRule
 
 
 BACKENDS = ("auto", "reference", "fast")
 BITS_BACKENDS = ("fake", "int8")
 
+Parts = Mapping[str, Mapping[Hashable, str]]
+"""Per axis the parts of a base that carry it out, by what they mark themselves with, and their names for messages."""
+
+
+class AttentionKernel(Protocol):
+    """A compiled kernel that is set up for one step, and for all layers of one shape."""
+
+    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
+        """Whether it was set up for layers of this shape."""
+
+    def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
+        """Attention of one new token per row, `(rows, 1, heads, value_dim)`."""
+
+
+class ChunkKernel(Protocol):
+    """A compiled kernel for the tokens of a KV refresh, for all layers on a device."""
+
+    def __call__(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> torch.Tensor:
+        """Dense attention of several new tokens per row, `(rows, tokens, heads, value_dim)`."""
+
 
 @dataclass(frozen=True)
+class DeviceRows:
+    """Where the keys of every row begin and how many there are, known on the device only.
+
+    Args:
+        first (`torch.LongTensor` of shape `(rows,)`): Slot of the first real token.
+        count (`torch.LongTensor` of shape `(rows,)`): Keys, those of the tokens to process included.
+    """
+
+    first: torch.Tensor
+    count: torch.Tensor
+
+
+@dataclass
+class SharedByLayers:
+    """What is the same in every layer of a forward, kept by the layer that needs it first.
+
+    Args:
+        kernels (`dict[str, list[AttentionKernel]]`): Kernels that are set up, by the name of the fast path.
+        hiding_masks (`list[torch.Tensor]`): Attention masks that were found to hide keys and do nothing else.
+        kept_share (`int` or `str`, *optional*): Mean `token_keep` in eighths, `"all"` where it is not planned.
+    """
+
+    kernels: dict[str, list[AttentionKernel]] = field(default_factory=dict)
+    hiding_masks: list[torch.Tensor] = field(default_factory=list)
+    kept_share: int | str | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class StepPlan:
-    """What one decode step computes: per-row settings on the device, `None` on an axis that is dense for all rows.
+    """What one decode step computes.
 
     Args:
         cache ([`SOLCache`]): Where the attention function finds layers, page index and padding.
         rule ([`SelectionRule`]): How keys are selected.
-        token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the cached tokens to read.
-        mlp_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the MLP input channels to keep.
-        bits (`torch.Tensor` of shape `(rows,)`, *optional*): Bit-width of the MLP output.
+        levels (`Mapping[str, torch.Tensor]`): Per axis that is not dense for all rows the levels `(rows,)`, in axis
+            units, on the device.
         backend (`str`): `"reference"`, `"fast"`, or `"auto"` for whichever is measured to be faster.
         bits_backend (`str`): `"fake"` quantizes MLP outputs and back, `"int8"` multiplies in int8 at 8 bits and below.
-        memo (`dict`): What is the same in every layer, kept by whoever computes it first.
+        parts (`Parts`, *optional*): The parts that have to carry out each axis; not checked without it.
+        rows_on_device ([`DeviceRows`], *optional*): In a forward that is captured in a CUDA graph.
     """
 
     cache: SOLCache
     rule: SelectionRule
-    token_keep: torch.Tensor | None = None
-    mlp_keep: torch.Tensor | None = None
-    bits: torch.Tensor | None = None
+    levels: Mapping[str, torch.Tensor] = field(default_factory=dict)
     backend: str = "auto"
     bits_backend: str = "fake"
-    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    parts: Parts = field(default_factory=dict)
+    rows_on_device: DeviceRows | None = None
+    shared: SharedByLayers = field(default_factory=SharedByLayers, init=False, repr=False)
+    done: dict[str, set[Hashable]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_values(
@@ -57,97 +110,130 @@ class StepPlan:
         backend: str = "auto",
         bits_backend: str = "fake",
         dense_axes: Collection[str] = (),
+        parts: Parts | None = None,
     ) -> "StepPlan":
-        """Plan for action values `(rows, 3)` in axis units.
+        """Plan for the actions of a step.
 
-        An axis in `dense_axes`, which are dense whatever the action, is left out. On the CPU one that is dense for all
-        rows is recognised, too; on an accelerator looking at the values would stall the device.
+        An axis in `dense_axes`, which are dense whatever the action, is left out. On the CPU an axis that is dense for
+        all rows is recognised, too; on an accelerator looking at the values would stall the device.
+
+        Args:
+            values (`torch.Tensor` of shape `(rows, axes)`): Levels of every row in axis units; the axes are those of
+                the cache's action space.
+            cache ([`SOLCache`]): As of the plan.
+            rule ([`SelectionRule`]): As of the plan.
+            backend (`str`, *optional*, defaults to `"auto"`): As of the plan.
+            bits_backend (`str`, *optional*, defaults to `"fake"`): As of the plan.
+            dense_axes (`Collection[str]`, *optional*): Axes that are dense at every step.
+            parts (`Parts`, *optional*): As of the plan.
         """
-        columns: dict[str, Any] = columns_but(dense_axes, values)
+        levels = planned_levels(cache, values, dense_axes)
         if values.device.type == "cpu":
-            dense = dict(zip(AXES, DENSE, strict=True))
-            columns = {axis: column for axis, column in columns.items() if bool((column < dense[axis]).any())}
-        return cls(cache, rule, backend=backend, bits_backend=bits_backend, **columns)
+            levels = {axis: level for axis, level in levels.items() if bool((level < AXES[axis].dense).any())}
+        return cls(cache, rule, levels, backend, bits_backend, parts or {})
 
     @property
+    def token_keep(self) -> torch.Tensor | None:
+        """Fraction of the cached tokens that attention reads, `(rows,)`; `None` where all are read."""
+        return self.levels.get("token_keep")
+
+    @cached_property
     def is_fanned_out(self) -> bool:
         """Whether rows share the prefix of their block."""
-        if "fanned out" not in self.memo:
-            self.memo["fanned out"] = self.cache.is_fanned_out
-        return self.memo["fanned out"]
+        return self.cache.is_fanned_out
 
-    def covers(self, layer_idx: int) -> bool:
-        """Whether `token_keep` applies to a layer."""
-        if "sparse layers" not in self.memo:
-            self.memo["sparse layers"] = self.cache.sparse_layers
-        return layer_idx in self.memo["sparse layers"]
+    @cached_property
+    def is_timed(self) -> bool:
+        """Whether each part may choose by the clock among its ways to compute the same.
+
+        Rollouts are compared and resumed to the bit, which a choice by the clock would spoil.
+        """
+        return self.backend == "auto" and not self.is_fanned_out
+
+    @cached_property
+    def sparse_layers(self) -> frozenset[int]:
+        """Layers to which `token_keep` applies."""
+        return self.cache.sparse_layers
 
     @property
     def is_dense(self) -> bool:
         """Whether the host knows that this step computes exactly what the base would."""
-        return self.token_keep is None and self.mlp_keep is None and self.bits is None
+        return not self.levels
+
+    def mark_done(self, axis: str, part: Hashable) -> None:
+        """Take note that a part carries out its share of an axis."""
+        self.done.setdefault(axis, set()).add(part)
+
+    def check_done(self) -> None:
+        """Raise [`PlanNotExecutedError`] if a part of a planned axis did not carry it out; the message names them."""
+        left = {
+            axis: [name for part, name in self.parts[axis].items() if part not in self.done.get(axis, ())]
+            for axis in self.levels
+            if axis in self.parts
+        }
+        if any(left.values()):
+            raise PlanNotExecutedError({axis: names for axis, names in left.items() if names})
 
 
-def columns_but(dense_axes: Collection[str], values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The columns `(rows,)` of action values `(rows, 3)` by axis, without axes that are dense at every step."""
-    columns = zip(AXES, values.unbind(dim=-1), strict=True)
-    return {axis: column for axis, column in columns if axis not in dense_axes}
+def planned_levels(cache: SOLCache, values: torch.Tensor, dense_axes: Collection[str]) -> dict[str, torch.Tensor]:
+    """The columns `(rows,)` of action values `(rows, axes)` by axis, without axes that are dense at every step."""
+    return {axis: level for axis, level in cache.action_space.by_axis(values).items() if axis not in dense_axes}
 
 
-@dataclass(frozen=True)
-class Replay:
+@dataclass(frozen=True, eq=False)
+class RefreshPlan:
     """A KV refresh: a dense forward over the tokens of an episode, which may round differently from the base's own.
 
     Args:
         cache ([`SOLCache`]): Where the attention function finds layers and padding.
         backend (`str`): As of a [`StepPlan`]; with `"reference"` the forward is the base's.
         skips_head (`bool`): Whether nobody needs its logits.
-        memo (`dict`): What is the same in every layer, kept by whoever computes it first.
+        rows_on_device ([`DeviceRows`], *optional*): In a forward that is captured in a CUDA graph.
     """
 
     cache: SOLCache
     backend: str = "auto"
     skips_head: bool = False
-    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    rows_on_device: DeviceRows | None = None
+    chunk_kernels: dict[torch.device, ChunkKernel] = field(default_factory=dict, init=False, repr=False)
+    """Kernels that are set up, for the layers of every device."""
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether each part may choose by the clock among its ways to compute the same."""
+        return self.backend == "auto"
 
 
 @dataclass
 class ForwardContext:
-    """What a running forward of the base is told (`plan` or `replay`), and what it reports (`hidden_states`).
+    """What a running forward of the base is told (`plan` or `refresh`), and what it reports (`hidden_states`).
 
     `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`.
     """
 
     plan: StepPlan | None = None
-    replay: Replay | None = None
+    refresh: RefreshPlan | None = None
     hidden_states: torch.Tensor | None = None
 
     @property
-    def backend(self) -> str:
-        """That of the plan or the replay; a forward that is neither is the base's own."""
-        told = self.plan or self.replay
-        return "reference" if told is None else told.backend
+    def told(self) -> StepPlan | RefreshPlan | None:
+        """The plan of the step or of the refresh; a forward without one is the base's own."""
+        return self.plan or self.refresh
 
     @property
-    def memo(self) -> dict[str, Any]:
-        """That of the plan or the replay, else an empty one."""
-        told = self.plan or self.replay
-        return {} if told is None else told.memo
+    def may_round_differently(self) -> bool:
+        """Whether this is a decode step or a KV refresh that need not add up in the order of the base's forward."""
+        return self.told is not None and self.told.backend != "reference"
 
     @property
-    def is_replay(self) -> bool:
-        """Whether this is a KV refresh that may round differently from the base's forward."""
-        return self.replay is not None and self.backend != "reference"
-
-    @property
-    def is_step(self) -> bool:
-        """Whether this is a decode step or a KV refresh that may round differently from the base's forward."""
-        return self.backend != "reference"
+    def is_timed(self) -> bool:
+        """Whether each part may choose by the clock among its ways to compute the same."""
+        return self.told is not None and self.told.is_timed
 
     @property
     def skips_head(self) -> bool:
         """Whether nobody needs the logits."""
-        return self.replay is not None and self.replay.skips_head
+        return self.refresh is not None and self.refresh.skips_head
 
     def head_inputs(self) -> torch.Tensor:
         """What the forward reported.
@@ -168,11 +254,17 @@ ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", 
 
 
 @contextmanager
-def active_forward(plan: StepPlan | None = None, replay: Replay | None = None) -> Iterator[ForwardContext]:
-    """Make a plan or a replay the one that the hooks of this thread see within the block."""
-    context = ForwardContext(plan, replay)
+def active_forward(plan: StepPlan | None = None, refresh: RefreshPlan | None = None) -> Iterator[ForwardContext]:
+    """Make a plan the one that the parts of a base see in this thread within the block.
+
+    Raises:
+        PlanNotExecutedError: at the end of the block, if a part of the plan was not carried out.
+    """
+    context = ForwardContext(plan, refresh)
     token = ACTIVE.set(context)
     try:
         yield context
     finally:
         ACTIVE.reset(token)
+    if plan is not None:
+        plan.check_done()

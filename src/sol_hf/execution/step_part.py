@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What takes the place of a module's forward while its base is instrumented."""
+"""What takes the place of a module's forward while a generation runs."""
 
 from collections.abc import Callable
 
@@ -9,28 +9,51 @@ from torch import nn
 
 
 class StepPart:
-    """A forward for one module, faster on decode steps; a subclass has `__call__`.
+    """The forward of one module during decode steps; a subclass has `__call__`.
 
     Args:
         module (`nn.Module`): The module.
+
+    Class attributes:
+        wraps_other_forwards (`bool`): What to do with a module whose forward somebody else has replaced, as accelerate
+            does for offloading: take its place and call it, or leave the module alone.
     """
+
+    wraps_other_forwards = False
 
     def __init__(self, module: nn.Module):
         self.module = module
+        self.own: Callable | None = None
+        """The forward that this one stands for, while it is installed."""
+        self._replaced: Callable | None = None
 
     def __reduce__(self) -> str:
         raise TypeError("A base cannot be copied or pickled during a generation: do it before or after.")
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copies of weights that were made."""
+        return 0
+
+    def drop_copies(self) -> None:
+        """Free the copies of weights; they are made again when they are needed."""
+
     def install(self) -> Callable[[], None]:
-        """Take the place of the module's forward, unless it was replaced already.
+        """Take the place of the module's forward.
 
         Returns:
             `Callable`: [`StepPart.remove`].
         """
-        vars(self.module).setdefault("forward", self)
+        replaced = vars(self.module).get("forward")
+        if replaced is None or self.wraps_other_forwards:
+            self.own, self._replaced = self.module.forward, replaced
+            vars(self.module)["forward"] = self
         return self.remove
 
     def remove(self) -> None:
-        """Undo [`install`]."""
+        """Undo [`install`]; nothing happens if this is not what is installed."""
         if vars(self.module).get("forward") is self:
             del self.module.forward
+            if self._replaced is not None:
+                vars(self.module)["forward"] = self._replaced
+            self._replaced = None

@@ -60,7 +60,7 @@ def without_wrapper(base: PreTrainedModel) -> PreTrainedModel:
 
 
 def base_sizes(base: PreTrainedModel) -> dict[str, int]:
-    """What a policy has to know of its base: the fields `base_*` of [`SOLConfig`]."""
+    """Sizes of the base that a policy has to fit: the fields `base_*_size` of [`SOLConfig`]."""
     embeddings = base.get_input_embeddings()
     return {
         "base_hidden_size": base.get_output_embeddings().weight.shape[-1],
@@ -70,7 +70,7 @@ def base_sizes(base: PreTrainedModel) -> dict[str, int]:
 
 
 def base_facts(base: PreTrainedModel) -> dict[str, str | int | None]:
-    """What else a config keeps of a base, without having to fit it."""
+    """What a config also stores of a base, but does not have to fit: its name and its longest text."""
     adapted = hasattr(base, "peft_config")  # then the name is that of the base without its adapter
     return {
         "base_model_name_or_path": None if adapted else base.config.name_or_path or None,
@@ -87,6 +87,9 @@ def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel) 
             raise ValueError(
                 f"The policy was made for a base with {what} {expected}, but {type(base).__name__} has {size}."
             )
+    axes, named = policy.config.action_space.axis_names, config.action_space.axis_names
+    if axes != named:
+        raise ValueError(f"The policy has the axes {', '.join(axes)}, but its config names {', '.join(named)}.")
     actions = policy.action_embedding.num_embeddings - 1
     if actions != len(config.action_space):
         raise ValueError(f"The policy has {actions} actions, but its config describes {len(config.action_space)}.")

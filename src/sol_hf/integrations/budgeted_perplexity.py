@@ -30,8 +30,8 @@ Args:
     options: The budget options of [`SOLForCausalLM.generate`]; `controller` may be a name for [`make_controller`].
 
 Returns:
-    `dict`: `perplexities` of the texts and `mean_perplexity`; `realised`, per text the mean level of every axis over its
-    controllable steps, in axis units, and `mean_realised`, the mean of those by axis.
+    `dict`: `perplexities` of the texts and `mean_perplexity`; `realised`, per text the mean level of every axis over
+    its controllable steps, in axis units, and `mean_realised`, the mean of those by axis.
 
 Raises:
     ValueError: for a text without a token to score, or a missing start token.

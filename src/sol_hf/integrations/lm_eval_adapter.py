@@ -34,20 +34,20 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from ..budget.axes import AXES
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
 from ..controllers.fixed import FixedController
 from ..controllers.names import DENSE, make_controller, parse_controller
 from ..controllers.registry import CONTROLLERS
-from ..decoding.options import STORED_DEFAULTS, resolve_options
+from ..decoding.options import resolve_options, stored_names
 from ..modeling_sol import SOLForCausalLM
 from .lm_eval_spending import Spending
 from .smollm2 import fetch_smollm2
 
 
 SMOLLM2 = "smollm2-135m"
-OWN_ARGUMENTS = (*STORED_DEFAULTS, "base", "policy_revision", "controller", "seed")
+OWN_ARGUMENTS = ("base", "policy_revision", "controller", "seed")
+"""Model arguments of the adapter beside the budget options of [`stored_names`]."""
 FINGERPRINT = "sol_hf settings"
 """Key of a response cache under which stands what its responses were computed with."""
 
@@ -89,7 +89,7 @@ class SOLLM(HFLM):
         self.seed = number if takes_seed and ":" in str(controller) else int(seed)
         self.controller_name = name if takes_seed else str(controller).strip()
         self.controller_spec = f"{name}:{self.seed}" if takes_seed else self.controller_name
-        self.given = {name: kwargs.pop(name) for name in (*STORED_DEFAULTS, *AXES) if name in kwargs}
+        self.given = {name: kwargs.pop(name) for name in stored_names() if name in kwargs}
         _refuse_misspelt(kwargs)
         loaded = None if isinstance(pretrained, str) else pretrained
         if loaded is None:
@@ -331,7 +331,7 @@ def _by_cost(row: tuple) -> tuple:
 
 def _refuse_misspelt(arguments: dict[str, Any]) -> None:
     for name in arguments:
-        near = difflib.get_close_matches(name, (*OWN_ARGUMENTS, *AXES), n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name, (*stored_names(), *OWN_ARGUMENTS), n=1, cutoff=0.75)
         if near and name not in HFLM.__init__.__code__.co_varnames:
             raise ValueError(f"Unknown model argument `{name}`: did you mean `{near[0]}`?")
 

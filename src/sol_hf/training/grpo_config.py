@@ -59,8 +59,8 @@ class SOLGRPOConfig(GRPOConfig):
             length, not from their range.
         eval_budgets (`list[list[float]]`, *optional*): Budgets to evaluate at, one number per axis; by default nine
             over the published grid, brought into the action space.
-        eval_blocks (`int`, *optional*, defaults to 64): Number of blocks that an evaluation runs, from the beginning of
-            the evaluation dataset; at least 2.
+        eval_blocks (`int`, *optional*, defaults to 64): Number of blocks that an evaluation runs, from the beginning
+            of the evaluation dataset; at least 2.
         shard_base (`bool`, *optional*, defaults to `False`): Shard the base over the processes (FSDP2).
     """
 

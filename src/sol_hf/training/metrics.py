@@ -133,7 +133,7 @@ class BudgetMetrics(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate the greedy policy and the fixed schedule on the first blocks of a dataset, at every evaluation budget.
+        """Evaluate the greedy policy and the fixed schedule on the first blocks of a dataset, at all budgets.
 
         Args:
             eval_dataset (`Dataset`, `IterableDataset`, a `dict` of them or a name, *optional*): Texts or blocks, as

@@ -97,7 +97,7 @@ def budget_penalty(
     tolerance: float,
     free: Sequence[bool] | None = None,
 ) -> torch.Tensor:
-    """Penalty of a rollout that missed its budget: sum over the axes of `alpha * max(|mean - target| - tolerance, 0) ** 2`.
+    """Penalty for a missed budget: sum over the axes of `alpha * max(|mean - target| - tolerance, 0) ** 2`.
 
     Args:
         ratios (`torch.Tensor` of shape `(rows, steps, axes)`): Levels taken, in ratio units.

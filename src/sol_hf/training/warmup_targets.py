@@ -5,8 +5,8 @@
 
 At first, observations are synthetic: measured hidden states, and a history of the target levels. Later some also come
 from the policy's own episodes ([`run_on_policy`]), which show what it spends. The policy predicts the cost of a step
-less well than the allocation that sets its targets, and sees states that the measurements do not have, so it would miss
-its budgets. [`BudgetCorrection`] estimates by how much, and lets the allocation aim at another mean.
+less well than the allocation that sets its targets, and sees states that the measurements do not have. It would
+therefore miss its budgets. [`BudgetCorrection`] estimates by how much, and lets the allocation aim at another mean.
 """
 
 from dataclasses import dataclass
@@ -211,8 +211,8 @@ class WarmupTargets:
         return PolicyInputs(hidden, self.embeddings[where], scalars, previous), wanted
 
     def _wanted(self, where: tuple, budgets: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Per axis the probabilities `(episodes, steps, levels)`; and the indices of the best levels `(episodes, steps,
-        axes)`."""
+        """Per axis the probabilities `(episodes, steps, levels)`, and the indices of the best levels `(episodes,
+        steps, axes)`."""
         prices, wanted, best = self.allocation.prices_for(self.correction(budgets)), [], []
         for axis, (costs, levels) in enumerate(zip(self.costs, self.allocation.levels, strict=True)):
             price = prices[:, axis, None, None]
@@ -227,10 +227,10 @@ class WarmupTargets:
         drawn = levels + torch.randint(-JITTER, JITTER + 1, levels.shape)
         drawn = drawn.clamp(min=0).minimum(torch.tensor(self.space.level_counts) - 1)
         actions = self.space.ids_of(torch.where(torch.rand(levels.shape) < 0.1, drawn, levels))
-        ledger, counted = BudgetLedger(len(levels)), torch.ones(len(levels), dtype=torch.bool)
+        ledger, counted = BudgetLedger(len(levels), self.space), torch.ones(len(levels), dtype=torch.bool)
         scalars, previous = [], [torch.full((len(levels),), len(self.space))]
         for step in range(self.steps):
-            scalars.append(ledger.scalars(step, self.steps, counted, budgets, max(self.space.levels["mlp_keep"])))
+            scalars.append(ledger.scalars(step, self.steps, counted, budgets))
             ledger.record(self.space.ratios[actions[:, step]], counted)
             previous.append(actions[:, step])
         return torch.stack(scalars, dim=1), torch.stack(previous[:-1], dim=1)

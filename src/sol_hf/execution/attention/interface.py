@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...cache.shared_prefix import SharedPrefixLayer
 from ...errors import UnsupportedAxisError
 from ..plan import ACTIVE, StepPlan
-from .paths import attend, attend_replayed, only_hides, refuse_capture, usable_kernel
+from .paths import attend, attend_refresh, only_hides, refuse_capture, usable_kernel
 from .selected import attend_sparsely
 from .shared_prefix import attend_shared_prefix
 
@@ -63,6 +63,7 @@ def _attention_function(implementation: str) -> Callable:
             layer = plan.cache.layers[module.layer_idx]
             if isinstance(layer, SharedPrefixLayer):
                 refuse_unsupported(module, kwargs, plan, attention_mask)
+                plan.mark_done("token_keep", module.layer_idx)
                 return attend_shared_prefix(layer, plan.rule, plan.token_keep, query, scaling), None
         original = functools.partial(
             _original(implementation, module),
@@ -75,9 +76,10 @@ def _attention_function(implementation: str) -> Callable:
             dropout=dropout,
             **kwargs,
         )
-        if plan is not None and plan.covers(module.layer_idx):
+        if plan is not None and module.layer_idx in plan.sparse_layers:
             if plan.token_keep is not None:
                 refuse_unsupported(module, kwargs, plan, attention_mask)
+                plan.mark_done("token_keep", module.layer_idx)
                 return attend_sparsely(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
             kernel = None
             if is_plain(kwargs) and only_hides(plan, attention_mask):
@@ -86,13 +88,13 @@ def _attention_function(implementation: str) -> Callable:
                 layer = plan.cache.layers[module.layer_idx]
                 ways = {"reference": lambda: original()[0], "fast": lambda: kernel(query, layer)}
                 return attend(plan, query, key, ways), None
-        replay = context.replay if context is not None and context.is_replay else None
-        if replay is not None and is_plain(kwargs):
-            output = attend_replayed(replay, module.layer_idx, query, key, value, attention_mask, scaling)
+        refresh = context.refresh if context is not None and context.may_round_differently else None
+        if refresh is not None and is_plain(kwargs):
+            output = attend_refresh(refresh, module.layer_idx, query, key, value, attention_mask, scaling)
             if output is not None:
                 return output, None
         if context is not None:
-            refuse_capture(context.memo, query)
+            refuse_capture(context.told, query)
         return original()
 
     return sol_attention_forward

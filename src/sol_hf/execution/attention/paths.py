@@ -13,7 +13,6 @@ it takes the kernel, which has fewer launches and reads less.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -24,11 +23,9 @@ from ...kernels.cpu import chunk_attention
 from ...selection.quest import pages_to_read
 from ...selection.rule import Selection
 from ..autotune import run_fastest
+from ..plan import AttentionKernel, ChunkKernel, DeviceRows, RefreshPlan, StepPlan
 from . import numba_paged, triton_paged
 
-
-if TYPE_CHECKING:
-    from ..plan import Replay, StepPlan
 
 LEAST_KEYS = 32
 """A kernel that has to be compiled or loaded first does not pay for a text of a few words."""
@@ -70,8 +67,8 @@ def attend_packed(
     return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous()
 
 
-def attend_replayed(
-    replay: "Replay",
+def attend_refresh(
+    refresh: RefreshPlan,
     layer_idx: int,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -88,13 +85,13 @@ def attend_replayed(
     """
     if isinstance(mask, torch.Tensor) and mask.dtype != torch.bool:
         return None  # it may do more than hide
-    layer = replay.cache.layers[layer_idx]
-    kernel = chunk_kernel(replay, layer, query, key, value) if isinstance(layer, PagedLayer) else None
+    layer = refresh.cache.layers[layer_idx]
+    kernel = chunk_kernel(refresh, layer, query, key, value) if isinstance(layer, PagedLayer) else None
     if kernel is not None:
         return kernel(query, layer, scaling)
-    refuse_capture(replay.memo, query)
+    refuse_capture(refresh, query)
     if isinstance(mask, torch.Tensor) and mask.dim() == 4 and query.shape[1] > key.shape[1]:
-        return attend_packed_fastest(replay.backend, query, key, value, mask, scaling)
+        return attend_packed_fastest(refresh.backend, query, key, value, mask, scaling)
     return None
 
 
@@ -117,32 +114,32 @@ def attend_packed_fastest(
         "compiled": lambda: chunk_attention.attend_packed(*arguments),
     }
     shape = (*query.shape, key.shape[1], value.shape[3], key.shape[2].bit_length())
-    return run_fastest(("replay", shape, torch.get_num_threads()), ways)
+    return run_fastest(("refresh", shape, torch.get_num_threads()), ways)
 
 
 def chunk_kernel(
-    replay: "Replay", layer: PagedLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> "triton_paged.TritonChunkAttention | None":
+    refresh: RefreshPlan, layer: PagedLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> ChunkKernel | None:
     """The Triton kernel for a KV refresh, if it can be used for a layer; made once for all of a device."""
     if not triton_paged.supports(query, layer) or not holds(layer, key, value):
         return None
-    kernels = replay.memo.setdefault("chunk kernels", {})
+    kernels = refresh.chunk_kernels
     if query.device not in kernels:
-        rows = replay.memo.get("rows on device") or rows_on(query.device, replay.cache, len(query), layer.length)
-        kernels[query.device] = triton_paged.TritonChunkAttention(*rows)
+        rows = refresh.rows_on_device or rows_on(query.device, refresh.cache, len(query), layer.length)
+        kernels[query.device] = triton_paged.TritonChunkAttention(rows.first, rows.count)
     return kernels[query.device]
 
 
-def rows_on(device: torch.device, cache: SOLCache, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slot of every row's first real token, and how many keys it has, both `(rows,)`."""
+def rows_on(device: torch.device, cache: SOLCache, rows: int, length: int) -> DeviceRows:
+    """Where the keys of every row begin and how many there are, for a cache of `length` slots."""
     padding = cache.padding
     first = torch.zeros(rows, dtype=torch.long, device=device) if padding is None else padding.to(device)
-    return first, length - first
+    return DeviceRows(first, length - first)
 
 
-def refuse_capture(memo: dict, query: torch.Tensor) -> None:
+def refuse_capture(told: StepPlan | RefreshPlan | None, query: torch.Tensor) -> None:
     """Raise a ValueError in a captured forward, which knows no other way than the Triton kernels."""
-    if "rows on device" in memo:
+    if told is not None and told.rows_on_device is not None:
         raise ValueError(
             f"CUDA graphs need the Triton kernels, which do not support this base: {query.shape[-1]} channels a head, "
             f"{query.dtype}, attention that adds to its scores or to other keys than those in the cache. Leave out "
@@ -186,7 +183,7 @@ def attend_masked(
     return attend_packed(query, key, value, mask[:, :, None], scaling)
 
 
-def only_hides(plan: "StepPlan", mask: object) -> bool:
+def only_hides(plan: StepPlan, mask: object) -> bool:
     """Whether an attention mask tells which keys are visible and nothing else, as far as the host can see.
 
     Any mask that is not a tensor of floats does. On the CPU the values of one are looked at, once if all layers get
@@ -196,7 +193,7 @@ def only_hides(plan: "StepPlan", mask: object) -> bool:
         return True
     if mask.device.type != "cpu":
         return mask.dim() < 4 or mask.shape[1] == 1
-    seen = plan.memo.setdefault("masks that only hide", [])
+    seen = plan.shared.hiding_masks
     if not any(mask is other for other in seen):
         if not bool(((mask == 0) | (mask <= HIDDEN)).all()):
             return False
@@ -212,23 +209,23 @@ def holds(layer: object, key: torch.Tensor, value: torch.Tensor | None = None) -
 
 
 def usable_kernel(
-    plan: "StepPlan",
+    plan: StepPlan,
     layer_idx: int,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
-) -> "numba_paged.PagedAttention | triton_paged.TritonPagedAttention | None":
+) -> AttentionKernel | None:
     """[`compiled_kernel`] if the base attends to the keys and values of the layer itself, which is what it reads."""
     if holds(plan.cache.layers[layer_idx], key, value):
         return compiled_kernel(plan, layer_idx, query, scaling)
-    refuse_capture(plan.memo, query)
+    refuse_capture(plan, query)
     return None
 
 
 def compiled_kernel(
-    plan: "StepPlan", layer_idx: int, query: torch.Tensor, scaling: float | None
-) -> "numba_paged.PagedAttention | triton_paged.TritonPagedAttention | None":
+    plan: StepPlan, layer_idx: int, query: torch.Tensor, scaling: float | None
+) -> AttentionKernel | None:
     """The compiled kernel, set up for this step and layers of this shape; `None` where it cannot be used."""
     layer = plan.cache.layers[layer_idx]
     is_paged = plan.token_keep is None or plan.rule.criterion == "quest"
@@ -236,12 +233,12 @@ def compiled_kernel(
     takes_triton = plan.backend == "fast" or (plan.backend == "auto" and plan.token_keep is not None)
     if takes_triton and is_paged and triton_paged.supports(query, layer):
         return triton_kernel(plan, query, layer, scaling)
-    refuse_capture(plan.memo, query)
+    refuse_capture(plan, query)
     if plan.backend == "reference" or not is_paged or not isinstance(layer, PagedLayer):
         return None
     if (plan.backend == "auto" and layer.length < LEAST_KEYS) or not numba_paged.supports(query, layer):
         return None
-    kernels = plan.memo.setdefault("attention kernels", [])
+    kernels = plan.shared.kernels.setdefault("numba", [])
     for kernel in kernels:
         if kernel.fits(query, layer, scaling):
             return kernel
@@ -252,23 +249,23 @@ def compiled_kernel(
     return kernels[-1]
 
 
-def triton_kernel(
-    plan: "StepPlan", query: torch.Tensor, layer: PagedLayer, scaling: float | None
-) -> "triton_paged.TritonPagedAttention":
+def triton_kernel(plan: StepPlan, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> AttentionKernel:
     """The Triton kernels, set up for this step. In a captured step the device knows how many keys a row has."""
-    kernels = plan.memo.setdefault("triton kernels", [])
+    kernels = plan.shared.kernels.setdefault("triton", [])
     for kernel in kernels:
         if kernel.fits(query, layer, scaling):
             return kernel
     rows = len(query)
-    first, count = plan.memo.get("rows on device") or rows_on(query.device, plan.cache, rows, layer.length)
+    at = plan.rows_on_device or rows_on(query.device, plan.cache, rows, layer.length)
     keep = None if plan.token_keep is None else plan.token_keep.to(query.device)
-    kernels.append(triton_paged.TritonPagedAttention(keep, first, count, plan.cache.padding_range, plan.rule, scaling))
+    kernels.append(
+        triton_paged.TritonPagedAttention(keep, at.first, at.count, plan.cache.padding_range, plan.rule, scaling)
+    )
     return kernels[-1]
 
 
 def attend(
-    plan: "StepPlan", query: torch.Tensor, key: torch.Tensor, ways: dict[str, Callable[[], torch.Tensor]]
+    plan: StepPlan, query: torch.Tensor, key: torch.Tensor, ways: dict[str, Callable[[], torch.Tensor]]
 ) -> torch.Tensor:
     """Attention of a decode step by the way that the plan's backend prefers.
 
@@ -282,9 +279,9 @@ def attend(
     if not is_auto or query.device.type != "cpu" or key.shape[2] < LEAST_KEYS:
         takes_kernel = plan.backend == "fast" or (is_auto and query.device.type != "cpu")
         return ways["fast" if takes_kernel and "fast" in ways else "reference"]()
-    if "keep" not in plan.memo:
+    if plan.shared.kept_share is None:
         # Of a dense plan the reference is the base's own attention, which is another thing than gathering nearly all.
-        plan.memo["keep"] = "all" if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
+        plan.shared.kept_share = "all" if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
     shape = (*query.shape[:2], key.shape[1], key.shape[3], query.dtype, key.shape[2].bit_length())
-    settings = (plan.rule, plan.memo["keep"], tuple(ways), torch.get_num_threads())
+    settings = (plan.rule, plan.shared.kept_share, tuple(ways), torch.get_num_threads())
     return run_fastest(("attention", shape, settings), ways)

@@ -21,10 +21,10 @@ from sol_hf.execution import autotune as crossover
 from sol_hf.execution.attention import numba_paged as paged_attention
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.discovery import find_mlps
-from sol_hf.execution.mlp.elastic_mlp import ElasticMLP
 from sol_hf.execution.mlp.input_major import InputMajorMLP, keep_channels
 from sol_hf.execution.mlp.int8 import Int8Linear, Int8MLP, quantize_lines
 from sol_hf.execution.mlp.parts import ACTIVATIONS, MLPParts, find_parts
+from sol_hf.execution.mlp.step_mlp import StepMLP
 from sol_hf.execution.mlp.weight_copy import SAMPLES, Fingerprint, sample_stride
 from sol_hf.execution.plan import StepPlan, active_forward
 from sol_hf.kernels.cpu import sparse_mlp
@@ -227,13 +227,13 @@ def plan_of(backend, mlp_keep=None, bits=None, bits_backend="fake"):
     settings_of = {"mlp_keep": mlp_keep, "bits": bits}
     tensors = {name: torch.tensor(value) for name, value in settings_of.items() if value is not None}
     cache = SOLCache(tiny_base("llama").config, SOLConfig().action_space)
-    return StepPlan(cache=cache, rule=SelectionRule(), **tensors, backend=backend, bits_backend=bits_backend)
+    return StepPlan(cache=cache, rule=SelectionRule(), levels=tensors, backend=backend, bits_backend=bits_backend)
 
 
 @pytest.fixture
-def elastic():
+def mlp():
     """A tiny MLP, installed."""
-    mlp = ElasticMLP(find_mlps(tiny_base("llama"))[0])
+    mlp = StepMLP(find_mlps(tiny_base("llama"))[0])
     mlp.install()
     yield mlp
     mlp.remove()
@@ -244,7 +244,7 @@ class TestInstalled:
     @pytest.mark.parametrize("family", [*GATED, *PLAIN, "gpt2"])
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_every_family(self, family, dtype, backend):
-        mlp, x = ElasticMLP(find_mlps(tiny_base(family, dtype))[1]), drawn((3, 1, 32), dtype, 5)
+        mlp, x = StepMLP(find_mlps(tiny_base(family, dtype))[1]), drawn((3, 1, 32), dtype, 5)
         settings_of = ([0.4, 0.9, 1.0], [16.0, 16.0, 16.0])
         mlp.install()
         with torch.no_grad():
@@ -256,12 +256,12 @@ class TestInstalled:
         assert_close(found, expected, dtype)
 
     @pytest.mark.parametrize("backend", ["reference", "auto", "fast"])
-    def test_the_reference_is_masks_around_the_own_forward(self, elastic, backend):
+    def test_the_reference_is_masks_around_the_own_forward(self, mlp, backend):
         x, keep, bits = drawn((2, 1, 32), torch.float32, 5), [0.4, 0.7], [4.0, 16.0]
-        own = type(elastic.module).forward
-        expected = fake_quantize(own(elastic.module, keep_top_channels(x, torch.tensor(keep))), torch.tensor(bits))
+        own = type(mlp.module).forward
+        expected = fake_quantize(own(mlp.module, keep_top_channels(x, torch.tensor(keep))), torch.tensor(bits))
         with torch.no_grad(), active_forward(plan_of(backend, keep, bits)):
-            found = elastic.module(x)
+            found = mlp.module(x)
         if backend == "reference":
             assert torch.equal(found, expected)
         else:  # a rounding may tip where the product differs in its last bit
@@ -269,70 +269,70 @@ class TestInstalled:
             assert (found - expected).abs().max() <= 1.01 * step
             torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
 
-    def test_without_a_plan_it_is_the_own_forward(self, elastic):
+    def test_without_a_plan_it_is_the_own_forward(self, mlp):
         x = drawn((2, 1, 32), torch.float32, 5)
-        expected = type(elastic.module).forward(elastic.module, x)
-        assert torch.equal(elastic.module(x), expected) and torch.equal(elastic.module(x=x), expected)
+        expected = type(mlp.module).forward(mlp.module, x)
+        assert torch.equal(mlp.module(x), expected) and torch.equal(mlp.module(x=x), expected)
         with active_forward():
-            assert torch.equal(elastic.module(x), expected)
+            assert torch.equal(mlp.module(x), expected)
 
-    def test_another_thread_sees_no_plan(self, elastic):
+    def test_another_thread_sees_no_plan(self, mlp):
         x, seen = drawn((1, 1, 32), torch.float32, 5), []
         with torch.no_grad(), active_forward(plan_of("fast", [0.4])):
-            thread = threading.Thread(target=lambda: seen.append(elastic.module(x)))
+            thread = threading.Thread(target=lambda: seen.append(mlp.module(x)))
             thread.start()
             thread.join()
-            assert not torch.equal(elastic.module(x), seen[0])
-        torch.testing.assert_close(seen[0], type(elastic.module).forward(elastic.module, x), rtol=0, atol=0)
+            assert not torch.equal(mlp.module(x), seen[0])
+        torch.testing.assert_close(seen[0], type(mlp.module).forward(mlp.module, x), rtol=0, atol=0)
 
-    def test_threads_with_plans_of_their_own(self, elastic):
+    def test_threads_with_plans_of_their_own(self, mlp):
         x, keeps, found = drawn((1, 1, 32), torch.float32, 5), [0.3, 0.6, 0.9], {}
 
         def run(keep):
             with torch.no_grad(), active_forward(plan_of("fast", [keep])):
-                found[keep] = [elastic.module(x) for _ in range(50)]
+                found[keep] = [mlp.module(x) for _ in range(50)]
 
         threads = [threading.Thread(target=run, args=(keep,)) for keep in keeps]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        own = type(elastic.module).forward
+        own = type(mlp.module).forward
         for keep in keeps:
-            expected = own(elastic.module, keep_top_channels(x, torch.tensor([keep])))
+            expected = own(mlp.module, keep_top_channels(x, torch.tensor([keep])))
             assert len(found[keep]) == 50
             for output in found[keep]:
                 assert_close(output, expected, torch.float32)
 
     def test_what_was_there_before_comes_back(self):
         module = find_mlps(tiny_base("llama"))[0]
-        elastic = ElasticMLP(module)
-        elastic.install()
-        elastic.remove()
-        elastic.remove()
+        mlp = StepMLP(module)
+        mlp.install()
+        mlp.remove()
+        mlp.remove()
         assert "forward" not in vars(module)
         wrapped = module.forward = lambda x: x
-        elastic.install()
+        mlp.install()
         with torch.no_grad(), active_forward(plan_of("fast", [0.5])):
             assert module(torch.ones(1, 1, 32)).count_nonzero() == 16  # the forward that was put there, no copy
-        elastic.remove()
+        mlp.remove()
         assert module.forward is wrapped
 
-    def test_many_rows_and_gradients_take_all_weights(self, elastic):
+    def test_many_rows_and_gradients_take_all_weights(self, mlp):
         x = drawn((9, 1, 32), torch.float32, 5)
         with active_forward(plan_of("fast", [0.5] * 9)):
-            elastic.module(x)
+            mlp.module(x)
         with active_forward(plan_of("fast", [0.5])):
-            elastic.module(x[:1].clone().requires_grad_())
-        assert elastic.nbytes == 0
+            mlp.module(x[:1].clone().requires_grad_())
+        assert mlp.nbytes == 0
 
-    def test_auto_measures_once(self, elastic, by_the_clock):
+    def test_auto_measures_once(self, mlp, by_the_clock):
         x = drawn((1, 1, 32), torch.float32, 5)
         with torch.no_grad(), active_forward(plan_of("auto", [0.5])):
             for _ in range(2 * (1 + crossover.REPEATS)):
-                elastic.module(x)
+                mlp.module(x)
             choices = crossover.measured_choices()
-            elastic.module(2 * x)
+            mlp.module(2 * x)
         assert list(choices.values()) in (["masked"], ["fast"]) and crossover.measured_choices() == choices
 
 
@@ -348,30 +348,30 @@ def test_inference_mode_and_back(backend, bits_backend):
 
 
 class TestCopies:
-    def run(self, elastic, x):
-        elastic.install()
+    def run(self, mlp, x):
+        mlp.install()
         with torch.no_grad(), active_forward(plan_of("fast", [0.5])):
-            output = elastic.module(x)
-        elastic.remove()
+            output = mlp.module(x)
+        mlp.remove()
         return output
 
     @pytest.mark.parametrize("change", ["in place", "through data", "another"])
     def test_a_changed_weight_is_copied_again(self, change):
-        elastic, x = ElasticMLP(find_mlps(tiny_base("llama"))[0]), drawn((1, 1, 32), torch.float32, 5)
-        before = self.run(elastic, x)
-        copy = elastic._copies[InputMajorMLP]
-        assert torch.equal(self.run(elastic, x), before) and elastic._copies[InputMajorMLP] is copy
-        weight = elastic.module.gate_proj.weight
+        mlp, x = StepMLP(find_mlps(tiny_base("llama"))[0]), drawn((1, 1, 32), torch.float32, 5)
+        before = self.run(mlp, x)
+        copy = mlp._copies[InputMajorMLP]
+        assert torch.equal(self.run(mlp, x), before) and mlp._copies[InputMajorMLP] is copy
+        weight = mlp.module.gate_proj.weight
         with torch.no_grad():
             if change == "in place":
                 weight.mul_(1.5)
             elif change == "through data":
                 weight.data.mul_(1.5)
             else:
-                elastic.module.gate_proj = torch.nn.Linear(32, 64, bias=False)
-            expected = elastic.module(keep_top_channels(x, torch.tensor([0.5])))
-        assert_close(self.run(elastic, x), expected, torch.float32)
-        assert elastic._copies[InputMajorMLP] is not copy
+                mlp.module.gate_proj = torch.nn.Linear(32, 64, bias=False)
+            expected = mlp.module(keep_top_channels(x, torch.tensor([0.5])))
+        assert_close(self.run(mlp, x), expected, torch.float32)
+        assert mlp._copies[InputMajorMLP] is not copy
 
     @pytest.mark.parametrize("shape", [(64, 32), (1536, 576), (30, 1000), (7, 1), (5,)])
     def test_samples_meet_every_channel(self, shape):
@@ -394,11 +394,11 @@ class TestCopies:
         assert fingerprint == Fingerprint.of(module.gate_proj.weight)
 
     def test_another_activation_is_seen(self):
-        elastic, x = ElasticMLP(find_mlps(tiny_base("llama"))[0]), drawn((1, 1, 32), torch.float32, 5)
-        self.run(elastic, x)
-        elastic.module.act_fn = torch.nn.ReLU()
-        expected = elastic.module(keep_top_channels(x, torch.tensor([0.5])))
-        assert_close(self.run(elastic, x), expected, torch.float32)
+        mlp, x = StepMLP(find_mlps(tiny_base("llama"))[0]), drawn((1, 1, 32), torch.float32, 5)
+        self.run(mlp, x)
+        mlp.module.act_fn = torch.nn.ReLU()
+        expected = mlp.module(keep_top_channels(x, torch.tensor([0.5])))
+        assert_close(self.run(mlp, x), expected, torch.float32)
 
     def test_their_memory_is_stated_and_can_be_freed(self):
         model = control(tiny_base("llama", torch.float32))
@@ -420,14 +420,14 @@ class TestCopies:
 
 class TestWithoutNumba:
     @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-    def test_fast_is_embedding_bag(self, without_numba, dtype, elastic):
-        module = elastic.module.to(dtype)
+    def test_fast_is_embedding_bag(self, without_numba, dtype, mlp):
+        module = mlp.module.to(dtype)
         x = drawn((2, 1, 32), dtype, 5)
         with torch.no_grad(), active_forward(plan_of("fast", [0.4, 0.7], [16.0, 16.0])):
             found = module(x)
         expected = type(module).forward(module, keep_top_channels(x, torch.tensor([0.4, 0.7])))
         assert_close(found, expected, dtype)
-        assert elastic.nbytes > 0
+        assert mlp.nbytes > 0
 
     def test_nothing_compiled_is_called(self, without_numba, monkeypatch):
         monkeypatch.setattr(paged_attention, "has_numba", lambda: False)
@@ -456,19 +456,19 @@ class TestInt8:
         assert (found - expected).abs().max() < 0.05 * expected.abs().max()
         assert not torch.equal(found, expected)
 
-    def test_rows_of_many_bits_stay_as_they_are(self, elastic):
+    def test_rows_of_many_bits_stay_as_they_are(self, mlp):
         x = drawn((3, 1, 32), torch.float32, 5)
         settings_of = ([0.5, 0.5, 0.5], [8.0, 12.0, 3.0])
         with torch.no_grad(), active_forward(plan_of("reference", *settings_of)):
-            fake = elastic.module(x)
+            fake = mlp.module(x)
         with torch.no_grad(), active_forward(plan_of("reference", *settings_of, "int8")):
-            found = elastic.module(x)
+            found = mlp.module(x)
         assert torch.equal(found[1], fake[1])
-        expected = elastic.int8_copy()(keep_top_channels(x, torch.tensor([0.5, 0.5, 0.5])))
+        expected = mlp.int8_copy()(keep_top_channels(x, torch.tensor([0.5, 0.5, 0.5])))
         assert torch.equal(found[[0, 2]], expected[[0, 2]])
 
-    def test_a_row_does_not_depend_on_the_others(self, elastic):
-        x, copy = drawn((3, 1, 32), torch.float32, 5), elastic.int8_copy()
+    def test_a_row_does_not_depend_on_the_others(self, mlp):
+        x, copy = drawn((3, 1, 32), torch.float32, 5), mlp.int8_copy()
         alone = torch.cat([copy(row[None]) for row in x])
         torch.testing.assert_close(copy(x), alone, rtol=1e-6, atol=1e-6)
 
@@ -499,13 +499,13 @@ class TestInt8:
         model.generate(prompts(), **settings_of)
 
     def test_a_forward_that_was_in_the_way_is_forgotten(self):
-        elastic = ElasticMLP(find_mlps(tiny_base("llama"))[0])
-        elastic.module.forward = elastic.module.forward
-        elastic.install()()
+        mlp = StepMLP(find_mlps(tiny_base("llama"))[0])
+        mlp.module.forward = mlp.module.forward
+        mlp.install()()
         with pytest.raises(UnsupportedAxisError):
-            elastic.int8_copy()
-        del elastic.module.forward
-        assert elastic.int8_copy() is not None
+            mlp.int8_copy()
+        del mlp.module.forward
+        assert mlp.int8_copy() is not None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The running call: what its steps run under, and the CUDA graphs that it uses.
+
+transformers' generation loop hands nothing but the cache to a forward. The cache holds state that outlives the call,
+and can be copied and pickled; what belongs to the call itself is here, and the loop's forwards find it in a context
+variable:
+
+    generate  ->  with session.running():  transformers' loop  ->  forward  ->  DecodingSession.of(base, cache)
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+from ..cache.sol_cache import SOLCache
+from ..execution.cuda_graphs import CapturedForward
+from ..execution.instrumentation import Instrumentation
+from ..execution.plan import Parts
+from .controls import DecodeControls
+
+
+@dataclass
+class Graphs:
+    """CUDA graphs over one cache.
+
+    Args:
+        forwards (`dict[str, CapturedForward]`): Those of `"step"` and `"refresh"`, if they are captured.
+        room (`int`): Tokens that they are captured for; it grows with the text.
+    """
+
+    forwards: dict[str, CapturedForward] = field(default_factory=dict)
+    room: int = 0
+
+
+@dataclass(eq=False)
+class DecodingSession:
+    """One call of `generate` or `score`, or one rollout.
+
+    Args:
+        base (`PreTrainedModel`): The frozen base.
+        cache ([`SOLCache`]): The state that the call continues from and leaves behind.
+        controls ([`DecodeControls`], *optional*): Budget, controller and options; without them the call is a dense
+            continuation.
+        decode_from (`int`, *optional*): Length of the cache at which decode steps begin. Tokens before it are
+            processed densely. By default every forward ends with one decode step.
+    """
+
+    base: PreTrainedModel
+    cache: SOLCache
+    controls: DecodeControls | None = None
+    decode_from: int | None = None
+
+    @classmethod
+    def of(cls, base: PreTrainedModel, cache: SOLCache) -> "DecodingSession":
+        """The running session of a cache; a dense continuation if there is none."""
+        session = _RUNNING.get()
+        return session if session is not None and session.cache is cache else cls(base, cache)
+
+    @classmethod
+    def after_prompt(
+        cls,
+        base: PreTrainedModel,
+        cache: Cache | None,
+        controls: DecodeControls | None,
+        prompt: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> "DecodingSession | None":
+        """The session of a `generate` call: the prompt's last token is the first decode step.
+
+        `None` if the call does not decode over a [`SOLCache`], or has no prompt to begin with.
+        """
+        if not isinstance(cache, SOLCache) or prompt is None:
+            return None
+        length = (prompt if attention_mask is None else attention_mask).shape[1]
+        return cls(base, cache, controls, decode_from=length - 1)
+
+    @classmethod
+    def current(cls) -> "DecodingSession | None":
+        """The session that is running in this thread, if there is one."""
+        return _RUNNING.get()
+
+    @contextmanager
+    def running(self) -> Iterator["DecodingSession"]:
+        """Begin the call: forwards of this thread over the cache belong to it within the block."""
+        self.begin()
+        token = _RUNNING.set(self)
+        try:
+            yield self
+        finally:
+            _RUNNING.reset(token)
+
+    def begin(self) -> "DecodingSession":
+        """Begin the sums and the trace of the call; those of a running episode go on."""
+        self.cache.start_call()
+        return self
+
+    def require_controls(self) -> DecodeControls:
+        """The controls; only steps ask for them, which a dense continuation does not have."""
+        assert self.controls is not None, "a dense continuation has no decode steps"
+        return self.controls
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the controller looks at the logits of the token before."""
+        return self.controls is not None and self.controls.controller.needs_logits
+
+    @property
+    def graphs(self) -> Graphs:
+        """The CUDA graphs that were captured over the cache, in this call or an earlier one."""
+        return _GRAPHS.setdefault(self.cache, Graphs())
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The parts of the base that carry out each axis."""
+        return Instrumentation.of(self.base).parts(self.cache)
+
+    def set_up_rows(self, rows: int, device: torch.device) -> None:
+        """Create the cache's state per row at the first forward, and the targets of this call."""
+        self.cache.set_up_rows(rows, device)
+        if self.cache.targets is None and self.controls is not None and self.controls.budget is not None:
+            self.cache.targets = self.controls.budget.targets(rows, device, self.cache.action_space)
+
+
+_GRAPHS: "weakref.WeakKeyDictionary[SOLCache, Graphs]" = weakref.WeakKeyDictionary()
+"""By cache, as long as somebody has it: the next turn of a chat uses them again. A copy of a cache has none."""
+_RUNNING: ContextVar[DecodingSession | None] = ContextVar("sol_hf_running_session", default=None)

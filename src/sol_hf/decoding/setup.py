@@ -1,0 +1,55 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""From the options of a call to what its steps run under, with every check that can be made before any compute."""
+
+from transformers import PreTrainedModel
+
+from ..cache.sol_cache import SOLCache
+from ..configuration_sol import SOLConfig
+from ..controllers.policy import PolicyController
+from ..execution.instrumentation import Instrumentation
+from ..modeling_sol_policy import SOLPolicyModel
+from .controls import DecodeControls
+from .options import DecodeOptions
+
+
+def new_cache(base: PreTrainedModel, config: SOLConfig) -> SOLCache:
+    """An empty [`SOLCache`] for a base and the action space of a policy's config."""
+    return SOLCache(base.config, config.action_space, config.page_size)
+
+
+def controls_for(
+    options: DecodeOptions, base: PreTrainedModel, policy: SOLPolicyModel, config: SOLConfig, rows: int
+) -> DecodeControls | None:
+    """What the decode steps of a call run under, `None` where the options ask for the dense base.
+
+    Args:
+        options ([`DecodeOptions`]): Of the call.
+        base (`PreTrainedModel`): The frozen base.
+        policy ([`SOLPolicyModel`]): The controller, unless the options name another.
+        config ([`SOLConfig`]): Action space, selection rule and episodes.
+        rows (`int`): Rows of the input.
+
+    Raises:
+        BudgetError: for a budget that no schedule can meet.
+        UnsupportedAxisError: if the base cannot be controlled on an axis that the budget sets.
+        ValueError: for options that exclude each other or this base.
+    """
+    budget, space = options.budget, config.action_space
+    if budget is not None:
+        budget.check(space, rows)
+    if options.is_dense:
+        return None
+    instrumentation = Instrumentation.of(base)
+    axes = options.controlled_axes(space)
+    instrumentation.require(axes, options.bits_backend)
+    instrumentation.require_cache(new_cache(base, config), axes, options.kv_refresh)
+    if options.cuda_graphs:
+        instrumentation.require_graphs(new_cache(base, config), config.selection_rule)
+    if policy.device.type != base.device.type:
+        raise ValueError(f"The policy is on {policy.device}, the base on {base.device}.")
+    controller = options.controller or PolicyController(policy)
+    if controller.needs_budget and budget is None:
+        raise ValueError(f"{type(controller).__name__} needs a budget.")
+    return options.controls(controller, config)

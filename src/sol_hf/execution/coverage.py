@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which layers of a base each axis reaches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from ..cache.sol_cache import SOLCache
+from ..errors import UnsupportedAxisError
+from .instrumentation import Instrumentation
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which decoder layers each axis reaches on a base; printed, it is a table.
+
+    Args:
+        base (`str`): Class of the base.
+        layer_count (`int`): Decoder layers of the base.
+        layers (`dict[str, tuple[int, ...]]`): Per axis the layers that it reaches.
+        reasons (`dict[str, str]`): Why, for an axis that reaches none.
+    """
+
+    base: str
+    layer_count: int
+    layers: dict[str, tuple[int, ...]]
+    reasons: dict[str, str]
+
+    @classmethod
+    def of(cls, base: PreTrainedModel, cache: SOLCache) -> "Coverage":
+        """Of a base, over caches of this kind, for the axes of the cache's action space.
+
+        Args:
+            base (`PreTrainedModel`): The base.
+            cache ([`SOLCache`]): An empty cache for it.
+        """
+        instrumentation, name = Instrumentation.of(base), type(base).__name__
+        layers: dict[str, tuple[int, ...]] = {}
+        reasons = {}
+        for axis in cache.action_space.axis_names:
+            try:
+                executor = instrumentation.executor(axis)
+                executor.check_cache(cache, name)
+                layers[axis] = tuple(executor.layers(cache))
+            except UnsupportedAxisError as error:
+                layers[axis], reasons[axis] = (), str(error)
+        count = base.config.get_text_config(decoder=True).num_hidden_layers
+        return cls(name, count, layers, reasons)
+
+    def __str__(self) -> str:
+        width = max(len(axis) for axis in self.layers)
+        lines = [f"{self.base}, {self.layer_count} decoder layers"]
+        for axis, reached in self.layers.items():
+            what = f"{len(reached)} of {self.layer_count} layers: {ranges(reached)}" if reached else "no layer"
+            reason = f" ({self.reasons[axis]})" if axis in self.reasons else ""
+            lines.append(f"{axis:<{width}}  {what}{reason}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, runs of them shortened: `0-3, 7, 9-10`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
