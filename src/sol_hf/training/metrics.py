@@ -64,9 +64,10 @@ def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpac
         figures[f"sol/{name}"] = realised[:, number].mean()
         figures[f"sol/requested_{name}"] = rollouts.targets[:, number].mean()
     taken = space.values_on(rollouts.actions.device)[rollouts.actions[rollouts.controllable]]
-    for (axis, levels), column in zip(space.levels.items(), taken.unbind(dim=-1), strict=True):
+    for name, column in space.by_axis(taken).items():
+        levels = space.levels[name]
         shares = (column[:, None] == taken.new_tensor(levels)).float().sum(dim=0) / max(len(taken), 1)
-        figures |= {f"sol/{axis}/{level:g}": share for level, share in zip(levels, shares, strict=True)}
+        figures |= {f"sol/{name}/{level:g}": share for level, share in zip(levels, shares, strict=True)}
     return figures
 
 

@@ -188,7 +188,8 @@ class WarmupTargets:
         hidden, embeddings = dropout(inputs.hidden_states.float(), 0.1), dropout(inputs.token_embeddings.float(), 0.1)
         logits = policy(hidden, embeddings, inputs.scalars, inputs.previous_actions).logits.log_softmax(dim=-1)
         marginals = level_logprobs(logits, self.space)
-        return -sum((w * own).sum(-1).mean() for w, own in zip(wanted, marginals, strict=True))
+        losses = [-(w * own).sum(-1).mean() for w, own in zip(wanted, marginals, strict=True)]
+        return torch.stack(losses).sum()
 
     def _synthetic(self) -> tuple[PolicyInputs, list[torch.Tensor]]:
         blocks, length = self.dense.shape[:2]
