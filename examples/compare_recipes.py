@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 
 import evaluate_policy
 import train_grpo
+from sol_hf.budget.axes import AXES
 from sol_hf.cli.inputs import SMOLLM2
 from sol_hf.evaluation.policy_evaluation import standard_error
 
@@ -135,9 +136,9 @@ def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
     gains = [[fixed - mine for fixed, mine in zip(r["fixed_losses"], r["losses"], strict=True)] for r in rows]
     per_block = [sum(column) / len(column) for column in zip(*gains, strict=True)]
     misses = [
-        abs(got - asked) / scale
+        abs(got - asked) / AXES[axis].scale
         for row in rows
-        for got, asked, scale in zip(row["realised"], row["requested"], (1, 1, 16), strict=True)
+        for axis, got, asked in zip(row["axes"], row["realised"], row["requested"], strict=True)
     ]
     return {
         "gain": sum(per_block) / len(per_block),

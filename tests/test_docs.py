@@ -171,7 +171,7 @@ class TestApi:
     @pytest.mark.parametrize(
         "owner, method",
         [("SOLForCausalLM", name) for name in ("from_base", "from_pretrained", "generate", "score", "new_cache")]
-        + [("SOLGRPOTrainer", name) for name in ("evaluate", "play")],
+        + [("SOLGRPOTrainer", name) for name in ("evaluate", "roll_out")],
     )
     def test_methods_name_their_arguments(self, owner, method):
         arguments = re.search(rf"^\| `{method}\((.*?)\)` \|", self.entries[owner][4], re.MULTILINE)[1]

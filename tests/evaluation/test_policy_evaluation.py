@@ -61,7 +61,7 @@ def test_losses_and_means_are_those_of_score(family, hard):
         assert len(set(found.losses)) == BLOCKS
 
 
-def test_the_fixed_schedule_is_played_at_what_the_policy_spent():
+def test_the_fixed_schedule_is_taken_at_what_the_policy_spent():
     model, blocks = model_of(), blocks_of()
     for found in evaluate_budgets(model, blocks, CONTEXT, WANTED, batch_size=2):
         means = torch.tensor(found.realised) / SCALE
@@ -153,7 +153,7 @@ def test_a_fixed_schedule_meets_its_means(data, blocks, steps, seed):
 def test_the_fixed_schedule_is_that_of_a_lone_row(means):
     model, targets = model_of(), torch.tensor([means])
     schedule = fixed_schedule(targets[0], 4, torch.ones(STEPS, dtype=torch.bool), model.action_space)
-    controller, nothing, played = FixedController(carry=AXES), torch.zeros(1, 1), []
+    controller, nothing, taken = FixedController(carry=AXES), torch.zeros(1, 1), []
     for step in range(4 * STEPS):
         observation = Observation(
             hidden_state=nothing,
@@ -170,8 +170,8 @@ def test_the_fixed_schedule_is_that_of_a_lone_row(means):
             state={},
             page_fill=torch.ones(1),
         )
-        played.append(int(controller(observation).argmax()))
-    assert schedule.flatten().tolist() == played
+        taken.append(int(controller(observation).argmax()))
+    assert schedule.flatten().tolist() == taken
 
 
 def test_the_default_budgets_are_brought_into_an_action_space():
@@ -202,7 +202,7 @@ def test_rows_and_table():
     ("change", "message"),
     [
         (dict(budgets=[]), "no budget"),
-        (dict(budgets=[(0.5, 0.5)]), "a triple"),
+        (dict(budgets=[(0.5, 0.5)]), "one number per axis"),
         (dict(budgets=[(0.1, 0.5, 8)]), "below the smallest level"),
         (dict(budgets=[(0.5, 0.5, 0.5)]), r"must lie in 2\.\.16"),
         (dict(context_length=CONTEXT - 1), f"a block has {CONTEXT + STEPS} tokens"),
