@@ -16,12 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sol_hf import ActionSpace, Budget, BudgetError, FixedController, Observation, ScheduleController
-from sol_hf.budget.action_space import AXES
 from sol_hf.budget.ledger import BudgetLedger
 from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.evaluation.policy_evaluation import BUDGETS, budgets_within, evaluate_budgets, format_table, to_rows
 from support.bases import tiny_base
-from support.cases import HALF, SETTINGS, control
+from support.cases import AXES, HALF, SETTINGS, control
 from support.paths import PYTHON_PATH, SUPPORT
 
 
