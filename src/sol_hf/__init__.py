@@ -34,6 +34,7 @@ from .controllers.registry import register_controller
 from .controllers.schedule import ScheduleController
 from .decoding.outputs import SOLGenerateBeamDecoderOnlyOutput, SOLGenerateDecoderOnlyOutput, SOLScoreOutput
 from .errors import BudgetError, UnsupportedAxisError
+from .errors import missing_extra as _missing_extra
 from .modeling_sol import SOLForCausalLM
 from .modeling_sol_policy import SOLPolicyModel, SOLPolicyOutput
 from .version import __version__
@@ -102,6 +103,9 @@ _LAZY = {
     "warmup_blocks": "training.warmup",
 }
 """Module of every export that is imported on first use: those of the block above."""
+
+_TRAINING = ("SOLGRPOConfig", "SOLGRPOTrainer", "load_text", "pack_blocks")
+"""Exports whose packages come with the extra `train`; those of the others come with `eval`."""
 
 AutoConfig.register("sol", SOLConfig)
 AutoModel.register(SOLConfig, SOLPolicyModel)
@@ -186,10 +190,7 @@ if not TYPE_CHECKING:  # with a `__getattr__` in sight, a type checker would tak
         try:
             value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"`{name}` needs what is not installed ({error}): install sol_hf with its dependencies.",
-                name=error.name,
-            ) from error
+            raise _missing_extra(f"`{name}`", error, preferred="train" if name in _TRAINING else "eval") from error
         globals()[name] = value
         return value
 

@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sol_hf import ActionSpace, Budget, BudgetError, FixedController, Observation, ScheduleController
-from sol_hf.budget.action_space import AXES
 from sol_hf.budget.ledger import BudgetLedger
 from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.evaluation.policy_evaluation import BUDGETS, budgets_within, evaluate_budgets, format_table, to_rows
 from support.bases import tiny_base
-from support.cases import HALF, SETTINGS, control
-from support.paths import SUPPORT
+from support.cases import AXES, HALF, SETTINGS, control
+from support.paths import PYTHON_PATH, SUPPORT
 
 
 CONTEXT, STEPS, BLOCKS = 20, SETTINGS["episode_length"], 5
@@ -223,8 +222,7 @@ def test_wrong_arguments_are_refused(change, message):
 def evaluated(folder: Path, processes: int, *options: str) -> list[dict]:
     """What the script finds in `processes` processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, str(SCRIPT), str(folder), *options], check=True, env=environment, timeout=240)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     assert len(found) == processes and all(rows == found[0] for rows in found)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sol_hf import ActionSpace, Budget, BudgetError, EntropyController
-from sol_hf.budget.action_space import AXES
 from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.evaluation.policy_evaluation import evaluate_budgets
 from sol_hf.evaluation.sweep.entries import SweepEntry, parse_entries
@@ -24,7 +23,7 @@ from sol_hf.evaluation.sweep.methods.step_by_step import StepByStep
 from sol_hf.evaluation.sweep.sweep import PUBLISHED_GRID, Sweep, SweepConfig
 from sol_hf.evaluation.sweep.table import SweepError, columns_of, read_table
 from support.bases import tiny_base
-from support.cases import SETTINGS, control
+from support.cases import AXES, SETTINGS, control
 
 
 CONTEXT, STEPS, BLOCKS = 20, SETTINGS["episode_length"], 5

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from sol_hf.budget.action_space import AXES
 from sol_hf.evaluation.sweep.summary import compare, format_summary, gap_closed, summarize_sweep
 from sol_hf.evaluation.sweep.table import columns_of, key_of, make_table
+from support.cases import AXES
 
 
 FIRST, SECOND = (0.2, 0.5, 6.0), (0.5, 0.7, 8.0)

@@ -11,10 +11,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from sol_hf import plot_pareto, plot_random_search, plot_realised, save_figure
-from sol_hf.budget.action_space import AXES
 from sol_hf.figures.style import LOOKS, OTHER_LOOKS, STYLE, looks_of
 from sol_hf.figures.sweep_figures import label_of
 from sol_hf.figures.sweep_points import front_of, paired_gains, points_of
+from support.cases import AXES
 
 
 BUDGETS = [(0.3, 0.6, 8.0), (0.5, 0.7, 8.0), (0.8, 0.9, 12.0)]

@@ -164,9 +164,3 @@ class ActionSpace:
     def of(cls, levels: Mapping[str, Sequence[float]]) -> "ActionSpace":
         """The space of levels by axis, the published axes among them."""
         return cls(**levels)  # type: ignore[arg-type]
-
-
-# What modules that know the published axes only still take from here; the axes of a space are `space.axes`.
-AXES = tuple(axis.name for axis in PUBLISHED_AXES)
-AXIS_SCALE = tuple(axis.scale for axis in PUBLISHED_AXES)
-DENSE = tuple(axis.dense for axis in PUBLISHED_AXES)

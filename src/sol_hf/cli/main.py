@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import missing_extra
+
 
 USER_ERRORS = (ValueError, OSError)
 """What wrong input raises; its message says what to do, so the command shows no traceback."""
@@ -34,6 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `int`: Exit status.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except ModuleNotFoundError as error:
+        named = missing_extra("`sol-hf`", error, preferred="eval")
+        if named is error:
+            raise
+        print(f"sol-hf: {named}", file=sys.stderr)
+        return 1
+
+
+def _run(given: list[str]) -> int:
     try:
         given = _import_modules(given)
     except USER_ERRORS as error:

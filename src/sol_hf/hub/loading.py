@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Loading a policy so that a damaged or unfitting file never goes unnoticed."""
+"""Loading a policy, with errors for damaged files and for weights that do not fit."""
 
 import os
 from typing import Any
@@ -24,6 +24,9 @@ def load_policy(name_or_path: str | os.PathLike, config: SOLConfig | None, locat
     Raises:
         ValueError: if the weights are damaged, or are not those that the config describes.
     """
+    if config is None:  # read here, because before transformers 5.22 a model class forgets the token for it
+        stored, _ = SOLConfig.get_config_dict(name_or_path, **location)
+        config = SOLConfig.from_dict(stored) if stored else None  # the folder of an adapter has none
     try:
         policy, info = SOLPolicyModel.from_pretrained(
             name_or_path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **location
@@ -44,7 +47,7 @@ def load_policy(name_or_path: str | os.PathLike, config: SOLConfig | None, locat
 
 
 def without_wrapper(base: PreTrainedModel) -> PreTrainedModel:
-    """The model inside of a `PeftModel`, with its adapters active in it; any other model as it is.
+    """The model inside a `PeftModel`, with its adapters active; any other model unchanged.
 
     Raises:
         ValueError: for an adapter that does not live in the model's layers (prompt learning).

@@ -23,14 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, find_executable_batch_size
-from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from lm_eval import utils
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import GenerationConfig
 
@@ -40,9 +33,22 @@ from ..controllers.fixed import FixedController
 from ..controllers.names import DENSE, make_controller, parse_controller
 from ..controllers.registry import CONTROLLERS
 from ..decoding.options import resolve_options, stored_names
+from ..errors import missing_extra
 from ..modeling_sol import SOLForCausalLM
 from .lm_eval_spending import Spending
 from .smollm2 import fetch_smollm2
+
+
+try:
+    from datasets.exceptions import DatasetNotFoundError
+    from lm_eval import utils
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import CacheHook
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ModuleNotFoundError as error:
+    raise missing_extra("`--model sol`", error, preferred="eval") from error
 
 
 SMOLLM2 = "smollm2-135m"

@@ -107,6 +107,8 @@ class SOLGRPOConfig(GRPOConfig):
 
     def __post_init__(self):
         self._refuse_what_has_no_meaning()
+        if self.activation_checkpointing is not None:
+            self.gradient_checkpointing = self.activation_checkpointing  # its name before transformers 5.23
         # accelerate joins processes on CPUs only if it is told that CPUs are meant
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
