@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what a policy was worth while it learned: its gain over the fixed schedule at every kept copy.
+"""Draws the learning curve of a policy: its gain over the fixed schedule at every saved copy.
 
     python examples/learning_curve.py valid.jsonl.gz policies/smollm2-135m-measured/update-* --out learning_curve
 

@@ -111,13 +111,13 @@ def fit_cost_model(
         torch.manual_seed(seed)
         model = CostModel(inputs[~held_out], costs[~held_out], int(places.max()) + 1)
         optimizer = _optimizer(model, decay)
-        learned, other = (~held_out).nonzero().squeeze(1), (inputs[held_out], places[held_out], costs[held_out])
+        fitted, other = (~held_out).nonzero().squeeze(1), (inputs[held_out], places[held_out], costs[held_out])
         best, state = math.inf, model.state_dict()
         for step in range(steps):
             for group in optimizer.param_groups:
                 shape = min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
                 group["lr"] = peak * group["factor"] * shape
-            some = learned[torch.randint(len(learned), (batch_size,))]
+            some = fitted[torch.randint(len(fitted), (batch_size,))]
             optimizer.zero_grad()
             model.train().loss(inputs[some], places[some], costs[some]).backward()
             optimizer.step()

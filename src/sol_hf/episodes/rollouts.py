@@ -184,7 +184,7 @@ class Recorder(Controller):
 def one_episode(
     model: SOLForCausalLM, controller: Controller, steps: int, processors: ActionProcessorList | None = None
 ) -> DecodeControls:
-    """Controls of a single episode of `steps` steps, for rows that bring their own targets."""
+    """Controls of a single episode of `steps` steps, for rows with targets of their own."""
     return DecodeControls(
         controller=controller,
         budget=None,

@@ -55,7 +55,7 @@ SMOLLM2 = "smollm2-135m"
 OWN_ARGUMENTS = ("base", "policy_revision", "controller", "seed")
 """Model arguments of the adapter beside the budget options of [`stored_names`]."""
 FINGERPRINT = "sol_hf settings"
-"""Key of a response cache under which stands what its responses were computed with."""
+"""Key of a response cache; its value has the settings that the responses were computed with."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """The strings, or `None` for a part of a longer text; token ids of the context; of the continuation."""
@@ -293,7 +293,7 @@ class SOLLM(HFLM):
         )
 
     def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
-        """The largest batch that fits, tried with the longest row; on a CPU, which does not say, `max_batch_size`."""
+        """The largest batch that fits, tried with the longest row; on a CPU `max_batch_size`."""
         if self.is_dense:
             return super()._detect_batch_size(requests, pos)
         if self.device.type == "cpu":
@@ -354,7 +354,7 @@ def _find_base(config: SOLConfig, base: str | None, arguments: dict[str, Any]) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """lm-eval's command line; a task that cannot be downloaded gives an error that says so.
+    """lm-eval's command line; a task that cannot be downloaded gives an error that names the reason.
 
     Args:
         arguments (`Sequence[str]`, *optional*): Instead of those of the process.
