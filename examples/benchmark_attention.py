@@ -4,10 +4,10 @@
 
     python examples/benchmark_attention.py --model smollm2-135m --contexts 512 4096 --token-keep .2 .5 --dtype float32
 
-The ways: `dense sdpa` over all keys (grouped, as transformers calls it), and `reference`, `masked` and `fast` over the
-selected pages. `bound` is the share of the time that the measured copy bandwidth needs for the bytes that have to be
-read: dense keys and values, or `token_keep` of them and the page index. Every call takes another of several layers,
-more than fit a processor's cache, as in a real step.
+The ways: `dense sdpa` over all keys (grouped, as transformers calls it), and over the selected pages `gather` (the
+reference), `masked` and `numba`. `bound` is the share of the time that the measured copy bandwidth needs for the bytes
+that have to be read: dense keys and values, or `token_keep` of them and the page index. Every call takes another of
+several layers, more than fit a processor's cache, as in a real step.
 """
 
 import argparse
@@ -33,9 +33,7 @@ from benchmark_machine import (
     show,
 )
 from sol_hf import ActionSpace, SOLCache
-from sol_hf.execution.attention.numba_paged import has_numba
-from sol_hf.execution.attention.paths import attend_masked, compiled_kernel
-from sol_hf.execution.attention.selected import attend_selected, select_keys
+from sol_hf.execution.attention.step.operation import STEP_ATTENTION, StepAttention
 from sol_hf.execution.plan import StepPlan
 from sol_hf.selection.rule import SelectionRule
 
@@ -89,7 +87,7 @@ def filled_cache(heads: tuple[int, int, int], rows: int, context: int, options: 
 def ways_to_attend(cache: SOLCache, query: torch.Tensor, keep: float, rule: SelectionRule) -> dict[str, Callable]:
     """The computations to compare, by name; each call takes the next layer."""
     token_keep = torch.full((len(query),), keep)
-    plans = {b: StepPlan(cache, rule, {"token_keep": token_keep}, backend=b) for b in ("reference", "fast")}
+    plan = StepPlan(cache, rule, {"token_keep": token_keep}, backend="fast")
     turns: Iterator[int] = itertools.cycle(range(len(cache.layers)))
 
     def over(function: Callable) -> Callable:
@@ -99,22 +97,14 @@ def ways_to_attend(cache: SOLCache, query: torch.Tensor, keep: float, rule: Sele
 
         return run
 
-    def masked(index: int, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        chosen = select_keys(plans["reference"], token_keep, index, query, key)
-        return attend_masked(*chosen, query, key, value, None)
-
-    def fast(index: int, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return compiled_kernel(plans["fast"], index, query, None)(query, cache.layers[index])
+    def by(name: str) -> Callable:
+        implementation = STEP_ATTENTION[name]
+        return over(lambda i, k, v: implementation.prepare(StepAttention(plan, i, query, k, v))())
 
     grouped = query.shape[1] > cache.layers[0].keys.shape[1]
-    ways = {
-        "dense sdpa": over(lambda i, k, v: scaled_dot_product_attention(query, k, v, enable_gqa=grouped)),
-        "reference": over(lambda i, k, v: attend_selected(plans["reference"], token_keep, i, query, k, v, None)),
-        "masked": over(masked),
-    }
-    if has_numba():
-        ways["fast"] = over(fast)
-    return ways
+    dense = over(lambda i, k, v: scaled_dot_product_attention(query, k, v, enable_gqa=grouped))
+    call = StepAttention(plan, 0, query, cache.layers[0].keys, cache.layers[0].values)
+    return {"dense sdpa": dense} | {name: by(name) for name in STEP_ATTENTION.usable(call)}
 
 
 def benchmark(options: argparse.Namespace) -> list[Result]:

@@ -89,7 +89,7 @@ def make_layer(context: int, rows: int, shared: bool, fraction: torch.Tensor, op
     """Random contents, and what the kernels choose of them."""
     from sol_hf.kernels.cuda.pages import score_pages
     from sol_hf.kernels.cuda.select_pages import select_largest
-    from sol_hf.selection.quest import page_bounds
+    from sol_hf.selection.pages import page_bounds
 
     make = dict(device=options.device, dtype=getattr(torch, options.dtype))
     size, dim, pages = options.page_size, options.head_dim, -(-context // options.page_size)

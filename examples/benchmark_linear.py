@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Times the linear layers of a model in float32 on the CPU, in every way that a decode step may take.
+"""Times the linear layers of a model in float32 on the CPU, by every implementation that a decode step may use.
 
     python examples/benchmark_linear.py --model smollm2-135m --rows 1 8 16 32 128 --json benchmark_linear.json
 
@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from benchmark_machine import NOTE, SHAPES, copy_bandwidth, describe_machine, show
-from sol_hf.execution.linear import has_onednn, ways_to_multiply
+from sol_hf.execution.linear.onednn import has_onednn
+from sol_hf.execution.linear.operation import LINEAR, LinearCall
 
 
 SMOLLM2 = dict(
@@ -40,7 +41,7 @@ BYTES_OF_WEIGHTS = 1 << 27
 
 @dataclass(frozen=True)
 class Result:
-    """A line of the table; times in milliseconds of one product, by way."""
+    """A line of the table; times in milliseconds of one product, by implementation."""
 
     outputs: int
     channels: int
@@ -52,7 +53,7 @@ class Result:
     def cells(self) -> tuple[str, ...]:
         """The line of the table."""
         blas, rate = self.times["blas"], 4 * self.outputs * self.channels / min(self.times.values()) / 1e6
-        gains = [f"{blas / self.times[way]:.2f}" if way in self.times else "" for way in ("onednn", "compiled")]
+        gains = [f"{blas / self.times[name]:.2f}" if name in self.times else "" for name in ("onednn", "compiled")]
         return f"{self.outputs} x {self.channels}", self.role, str(self.rows), f"{blas:.3f}", *gains, f"{rate:.1f}"
 
 
@@ -78,15 +79,15 @@ def seconds(function: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def time_products(outputs: int, channels: int, rows: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of a product by every way, which take turns."""
+    """Median milliseconds of a product by every implementation, which take turns."""
     count = max(1, BYTES_OF_WEIGHTS // (4 * outputs * channels))
     x = torch.randn(rows, 1, channels)
-    products = [ways_to_multiply(x, torch.randn(outputs, channels), None) for _ in range(count)]
-    times: dict[str, list[float]] = {way: [] for way in products[0]}
+    products = [LINEAR.usable(LinearCall(x, torch.randn(outputs, channels), None)) for _ in range(count)]
+    times: dict[str, list[float]] = {name: [] for name in products[0]}
     for _ in range(1 + repeats):
-        for way, taken in times.items():
-            taken.append(1e3 * seconds(lambda way=way: [ways[way]() for ways in products]) / count)
-    return {way: statistics.median(taken[1:]) for way, taken in times.items()}
+        for name, taken in times.items():
+            taken.append(1e3 * seconds(lambda name=name: [usable[name]() for usable in products]) / count)
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from benchmark_prompt import PERIOD, REAL_TOKENS, SPARE_TOKENS
 from sol_hf import SOLConfig
 from sol_hf.execution.mlp.discovery import find_mlps
-from sol_hf.execution.mlp.elastic_mlp import MOST_LINES
+from sol_hf.execution.mlp.kept_channels.operation import MOST_TOKENS
 
 
 PROCESS = 0.9e9
@@ -37,7 +37,7 @@ OF_HEAP = 32 * 2**20
 def copied_bytes(base: PreTrainedModel, options: argparse.Namespace, rows: int) -> int:
     """Bytes of the copies of MLP weights that the runs of a case make."""
     drops = any(mlp_keep < 1 for _, mlp_keep, _ in options.budgets)
-    if not drops or rows > MOST_LINES or options.backend == "reference":
+    if not drops or rows > MOST_TOKENS or options.backend == "reference":
         return 0
     return sum(p.nbytes for mlp in find_mlps(base) for name, p in mlp.named_parameters() if "down" not in name)
 

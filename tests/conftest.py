@@ -22,15 +22,12 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from sol_hf import SOLConfig, SOLForCausalLM  # noqa: E402
-from sol_hf.execution import autotune, linear  # noqa: E402
-from sol_hf.execution.attention import paths  # noqa: E402
-from sol_hf.execution.mlp import step_mlp  # noqa: E402
+from sol_hf.execution import autotune, dispatch  # noqa: E402
 from support.extra_axis import mlp_noise  # noqa: E402, F401
 from support.paths import DATA  # noqa: E402
 
 
 GOLDEN = DATA / "golden"
-TIMED = (paths, step_mlp, linear)
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +37,8 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def nothing_by_the_clock(monkeypatch):
-    """`backend="auto"` takes the first of its ways, the reference's numbers: equal calls are equal to the bit."""
-    for module in TIMED:
-        monkeypatch.setattr(module, "run_fastest", lambda situation, ways: next(iter(ways.values()))())
+    """`backend="auto"` takes the first implementation, the reference's numbers: equal calls are equal to the bit."""
+    monkeypatch.setattr(dispatch, "run_fastest", lambda situation, usable: next(iter(usable.values()))())
 
 
 @pytest.fixture
@@ -50,8 +46,7 @@ def by_the_clock(monkeypatch, nothing_by_the_clock):
     """`backend="auto"` chooses as it does for users, with nothing measured yet."""
     monkeypatch.setattr(autotune, "_FASTEST", {})
     monkeypatch.setattr(autotune, "_TRIALS", {})
-    for module in TIMED:
-        monkeypatch.setattr(module, "run_fastest", autotune.run_fastest)
+    monkeypatch.setattr(dispatch, "run_fastest", autotune.run_fastest)
 
 
 @pytest.fixture(scope="session")

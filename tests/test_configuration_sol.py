@@ -59,7 +59,7 @@ def test_action_space_and_rule_follow_the_fields():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("criterion", "quests", "`criterion` must be one of quest, relevancy, recency, got 'quests'"),
+        ("criterion", "quests", "Unknown criterion 'quests': it must be one of .*. Did you mean 'quest'"),
         ("page_selection", "heads", "`page_selection` must be one of head, group, got 'heads'"),
         ("page_size", 0, "`page_size` must be at least 1, got 0"),
         ("episode_length", 0, "`episode_length` must be at least 1"),

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An axis, a controller and their parts, added from outside of the package, work everywhere without a change to it.
+"""An axis, a criterion and a controller, added from outside of the package, work everywhere without a change to it.
 
 The axis `mlp_noise` is a toy: at its level .5, half of the MLP output is multiplied by a fixed pattern.
 """
@@ -24,6 +24,9 @@ from sol_hf.evaluation.sweep.table import read_table
 from sol_hf.execution.executors import EXECUTORS, AxisExecutor, Change, register_executor
 from sol_hf.execution.mlp.discovery import find_mlps
 from sol_hf.execution.plan import ACTIVE
+from sol_hf.selection.channels import kept_count
+from sol_hf.selection.criterion import CRITERIA, Criterion, register_criterion
+from sol_hf.selection.rule import Selection
 from support.bases import tiny_base
 from support.cases import SETTINGS, prompts
 from support.extra_axis import FOUR_LEVELS, MLP_NOISE, registered
@@ -64,6 +67,18 @@ def add_noise(module: nn.Module, arguments: tuple, output: torch.Tensor) -> torc
     return output * (1 + (1 - level.to(output)).view(-1, *[1] * (output.dim() - 1)) * pattern)
 
 
+class Latest(Criterion):
+    """Reads the most recent keys, the same for all heads."""
+
+    heads_may_differ = False
+
+    def select(self, candidates, token_keep, rule):
+        kept = kept_count(token_keep, candidates.slots - candidates.first_key)
+        place = torch.arange(int(kept.max()), device=kept.device)
+        ranks = candidates.slots - 1 - place - candidates.page_origin[:, None]
+        return Selection(ranks[:, None], (place < kept[:, None])[:, None])
+
+
 class Alternating(Controller):
     """Takes the cheapest and the dearest action in turn."""
 
@@ -80,11 +95,13 @@ def extended():
     """The package with the additions, which are taken out again."""
     with registered():
         register_executor("mlp_noise")(NoiseExecutor)
+        register_criterion("latest", Latest())
         register_controller("alternating", lambda model, number: Alternating())
         try:
             yield
         finally:
             EXECUTORS.unregister("mlp_noise")
+            CRITERIA.unregister("latest")
             CONTROLLERS.unregister("alternating")
     assert "mlp_noise" not in AXES
 
@@ -92,7 +109,8 @@ def extended():
 @pytest.fixture
 def model() -> SOLForCausalLM:
     torch.manual_seed(3)
-    made = SOLForCausalLM.from_base(tiny_base("llama", torch.float64), SOLConfig(**{**SETTINGS, **FOUR_LEVELS}))
+    config = SOLConfig(**{**SETTINGS, **FOUR_LEVELS}, criterion="latest")
+    made = SOLForCausalLM.from_base(tiny_base("llama", torch.float64), config)
     made.policy.double()
     return made
 
@@ -127,6 +145,18 @@ def test_a_part_that_does_not_carry_it_out_is_named(model, monkeypatch):
 
 def test_coverage_names_the_axis(model):
     assert str(model.coverage()).splitlines()[-1].split() == ["mlp_noise", "2", "of", "2", "layers:", "0-1"]
+
+
+def test_the_criterion_decides_what_is_read(model):
+    """Of 20 keys the latest 4: what came before could be anything."""
+    ids, other = prompts(1, 21), prompts(1, 21)
+    other[:, :12] = prompts(1, 12, seed=6)
+    options = dict(context_length=19, token_keep=0.2, return_logits=True, backend="reference")
+    model.base.model.layers = model.base.model.layers[:1]  # deeper layers see the others through the states they read
+    model.base.config.num_hidden_layers = 1
+    one, two = (model.score(x, **options).logits for x in (ids, other))
+    dense = [model.score(x, context_length=19, return_logits=True).logits for x in (ids, other)]
+    assert torch.equal(one, two) and not torch.equal(*dense)
 
 
 def test_a_controller_from_outside(model):
@@ -174,6 +204,7 @@ def test_an_evaluation(model):
 def test_a_policy_is_saved_and_loaded(model, tmp_path):
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["criterion"] == "latest"
     assert stored["mlp_noise"] == [0.5, 1.0] and stored["axes"] == ["token_keep", "mlp_keep", "bits", "mlp_noise"]
     again = SOLForCausalLM.from_pretrained(tmp_path, base=model.base)
     again.policy.double()

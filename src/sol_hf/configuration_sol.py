@@ -15,7 +15,8 @@ from transformers.utils import logging
 from .budget.action_space import ActionSpace
 from .budget.axes import AXES, PUBLISHED_AXES, Axis
 from .budget.calibration import check_calibration
-from .selection.rule import CRITERIA, PAGE_SELECTIONS, SelectionRule
+from .selection.criterion import CRITERIA
+from .selection.rule import PAGE_SELECTIONS, SelectionRule
 
 
 logger = logging.get_logger(__name__)
@@ -43,8 +44,8 @@ class SOLConfig(PreTrainedConfig):
         bits (`list[int]`, *optional*, defaults to 5, 6, ... 16): Levels of the bit-width axis.
         axes (`list[str]`, *optional*): Names of the axes of the action space in their order, the published three
             first; `None` for these alone. By default the published ones and those with levels in `kwargs`.
-        criterion (`str`, *optional*, defaults to `"quest"`): How cached keys are chosen: `"quest"`, `"relevancy"` or
-            `"recency"`.
+        criterion (`str`, *optional*, defaults to `"quest"`): How cached keys are chosen: `"quest"`, `"relevancy"`,
+            `"recency"`, or the name of a registered [`Criterion`].
         page_size (`int`, *optional*, defaults to 8): Keys in a page (`quest`).
         page_selection (`str`, *optional*, defaults to `"head"`): `"head"` chooses pages for every query head (the
             published method), `"group"` once per key-value head.
@@ -140,12 +141,14 @@ class SOLConfig(PreTrainedConfig):
         space = self.action_space
         if self.calibration is not None:
             check_calibration(self.calibration, space)
-        choices = {"criterion": CRITERIA, "page_selection": PAGE_SELECTIONS, "action_head": ACTION_HEADS}
+        if self.criterion not in CRITERIA:
+            raise CRITERIA.unknown(self.criterion)
+        choices = {"page_selection": PAGE_SELECTIONS, "action_head": ACTION_HEADS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        if self.observe_page_fill and self.criterion != "quest":
-            raise ValueError(f"`observe_page_fill` needs pages: criterion `quest`, got {self.criterion!r}.")
+        if self.observe_page_fill and not CRITERIA[self.criterion].chooses_pages:
+            raise ValueError(f"`observe_page_fill` needs pages, as criterion `quest` has, got {self.criterion!r}.")
         sizes = "page_size episode_length action_embedding_size policy_hidden_size policy_num_layers policy_num_heads"
         for name in sizes.split():
             if getattr(self, name) < 1:

@@ -9,7 +9,7 @@ import torch
 from sol_hf import Budget, PolicyController, ScheduleController
 from sol_hf.episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
 from sol_hf.execution import autotune as crossover
-from sol_hf.selection.rule import CRITERIA
+from sol_hf.selection.criterion import CRITERIA
 from support.bases import FAMILIES, tiny_base
 from support.cases import HALF, SETTINGS, control
 

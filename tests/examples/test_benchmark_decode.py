@@ -13,6 +13,7 @@ import torch
 
 from sol_hf import SOLForCausalLM
 from sol_hf.decoding import step as decoding
+from sol_hf.execution.attention.step import numba_pages
 from sol_hf.execution.instrumentation import Instrumentation
 from support.bases import tiny_base
 from support.paths import EXAMPLES
@@ -350,7 +351,7 @@ def test_attention_alone(module, monkeypatch, tmp_path, capsys):
     command = f"--contexts 40 --batch-sizes 2 --token-keep .2 --repeats 1 --megabytes 1 --json {file}"
     assert attention.main(command.split()) == 0
     results = json.loads(file.read_text())["results"]
-    ways = ["reference", "masked"] + (["fast"] if attention.has_numba() else [])
+    ways = ["gather", "masked"] + (["numba"] if numba_pages.has_numba() else [])
     assert [r["way"] for r in results] == ["dense sdpa", *ways, *ways]
     assert all(r["us"] > 0 and r["bound"] > 0 for r in results) and results[0]["speed_up"] == 1
     assert capsys.readouterr().out.count("dense sdpa") == 1

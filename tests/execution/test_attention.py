@@ -16,13 +16,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ActionSpace, ScheduleController, SOLCache, SOLConfig, SOLForCausalLM, UnsupportedAxisError
 from sol_hf.execution.attention.interface import register_attention
-from sol_hf.execution.attention.paths import only_hides
+from sol_hf.execution.attention.masks import only_hides
 from sol_hf.execution.plan import ACTIVE, StepPlan, active_forward
-from sol_hf.selection.quest import page_bounds, page_scores, select_quest
+from sol_hf.selection.candidates import Candidates
+from sol_hf.selection.criterion import CRITERIA
 from sol_hf.selection.ranking import group_queries
-from sol_hf.selection.recency import select_recency
-from sol_hf.selection.relevancy import select_relevancy
-from sol_hf.selection.rule import CRITERIA, SelectionRule
+from sol_hf.selection.rule import SelectionRule
 from support.bases import tiny_base
 from support.cases import HALF, constant_schedule, control, prompts, sol_model
 from support.naive_criteria import naive_quest, naive_recency, naive_relevancy
@@ -91,7 +90,7 @@ def naive_mask(query, key, keep, rule, padding, gone=0) -> torch.Tensor:
 @pytest.mark.parametrize("page_selection", ["head", "group"])
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("padding", [[0, 0, 0], [0, 9, 21]])
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", list(CRITERIA))
 def test_attention_over_selected_keys(criterion, padding, group, page_selection):
     rule = SelectionRule(criterion, page_size=4, page_selection=page_selection)
     cache, key, value = filled_cache(30, 7, padding)
@@ -104,7 +103,7 @@ def test_attention_over_selected_keys(criterion, padding, group, page_selection)
     assert (expected - masked_attention(query, key, value, torch.ones_like(allowed)))[1].abs().max() > 0.05
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", list(CRITERIA))
 @pytest.mark.parametrize("padding", [[0, 0, 0], [0, 9, 21]])
 def test_attention_in_bfloat16(criterion, padding):
     # Scores have ties in bfloat16, so the mask comes from the criterion in the same precision.
@@ -112,15 +111,8 @@ def test_attention_in_bfloat16(criterion, padding):
     cache, key, value = filled_cache(30, 7, padding, dtype=torch.bfloat16)
     query = torch.randn(3, 6, 1, DIM, dtype=torch.bfloat16)
     keep, first, slots = torch.tensor([float(k) for k in KEEP]), torch.tensor(padding), key.shape[2]
-    grouped = group_queries(query, key.shape[1])
-    if criterion == "quest":
-        pages = -(-(slots - min(padding)) // 4)
-        upper, lower = page_bounds(key, 4, first, first, pages)
-        selection = select_quest(page_scores(grouped, upper, lower), keep, first, first, slots, rule)
-    elif criterion == "relevancy":
-        selection = select_relevancy(grouped @ key.transpose(2, 3), keep, first, first, rule)
-    else:
-        selection = select_recency(keep, first, first, slots, rule)
+    candidates = Candidates(group_queries(query, key.shape[1]), key, first, first, page_size=4)
+    selection = CRITERIA[criterion].select(candidates, keep, rule)
     slot = (selection.ranks + first[:, None, None]).expand(3, 6, -1)
     valid = selection.in_use & (slot >= first[:, None, None]) & (slot < slots)
     allowed = torch.zeros(3, 6, slots, dtype=torch.long)
@@ -133,7 +125,7 @@ def test_attention_in_bfloat16(criterion, padding):
 @pytest.mark.parametrize("window", [12, 13])
 @pytest.mark.parametrize("prefill", [5, 11, 13, 16, 31])
 @pytest.mark.parametrize("padding", [[0, 0, 0], [0, 2, 4]])
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", list(CRITERIA))
 def test_attention_where_all_layers_have_a_window(criterion, padding, prefill, window):
     # The window moves past the padding and through the pages, which stay aligned to the row's first token.
     rule = SelectionRule(criterion, page_size=4)
@@ -169,7 +161,7 @@ def test_padding_is_never_read():
     assert torch.equal(attend(cache, rule, KEEP, query, key, value), expected)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", list(CRITERIA))
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_a_dense_row_beside_a_sparse_one_stays_dense(family, criterion):
     config = SOLConfig(token_keep=[0.2, 1.0], mlp_keep=[1.0], bits=[16], criterion=criterion, policy_hidden_size=32)

@@ -23,9 +23,9 @@ from sol_hf.decoding import captured as decoding
 from sol_hf.decoding.session import DecodingSession
 from sol_hf.execution.cuda_graphs import CapturedForward
 from sol_hf.execution.instrumentation import Instrumentation
-from sol_hf.execution.mlp.triton_input_major import TritonMLP
+from sol_hf.execution.mlp.kept_channels.triton import TritonMLP
 from sol_hf.kernels.cuda import triton_support
-from sol_hf.selection.quest import page_bounds
+from sol_hf.selection.pages import page_bounds
 from support.bases import tiny_base
 from support.cases import control, left_padded, mixed_schedule, prompts
 from support.golden import axis_schedule, stepwise_logits

@@ -11,21 +11,23 @@ from torch import nn
 
 from sol_hf import ScheduleController
 from sol_hf.execution import autotune as crossover
-from sol_hf.execution import linear as step_linear
-from sol_hf.execution.attention import numba_paged as paged_attention
 from sol_hf.execution.instrumentation import Instrumentation
-from sol_hf.execution.linear import StepLinear, multiply, supports, ways_to_multiply
+from sol_hf.execution.linear import onednn, step_linear
+from sol_hf.execution.linear.onednn import has_onednn, multiply
+from sol_hf.execution.linear.operation import LINEAR, LinearCall
+from sol_hf.execution.linear.step_linear import StepLinear, supports
 from sol_hf.execution.plan import RefreshPlan, active_forward
-from sol_hf.kernels.cpu import linear as few_lines
+from sol_hf.kernels.cpu import compilation
+from sol_hf.kernels.cpu import linear as compiled_linear
 from support.bases import FAMILIES, tiny_base
 from support.cases import HALF, constant_schedule, control, prompts
 
 
 pytestmark = [
-    pytest.mark.skipif(not step_linear.has_onednn(), reason="torch without oneDNN"),
+    pytest.mark.skipif(not has_onednn(), reason="torch without oneDNN"),
     pytest.mark.skipif(not supports(torch.ones(1, 4), torch.ones(3, 4)), reason="another processor"),
 ]
-needs_kernel = pytest.mark.skipif(not paged_attention.loads("numba_linear"), reason="numba is not installed")
+needs_kernel = pytest.mark.skipif(not compilation.loads("numba_linear"), reason="numba is not installed")
 
 
 @pytest.fixture
@@ -41,8 +43,8 @@ def products(monkeypatch):
         return noted
 
     monkeypatch.setattr(step_linear, "LEAST_WEIGHTS", 1)
-    monkeypatch.setattr(step_linear, "multiply", noting(multiply))
-    monkeypatch.setattr(few_lines, "multiply", noting(few_lines.multiply))
+    monkeypatch.setattr(onednn, "multiply", noting(multiply))
+    monkeypatch.setattr(compiled_linear, "multiply", noting(compiled_linear.multiply))
     return seen
 
 
@@ -71,7 +73,7 @@ def test_products_equal_those_of_torch(lines, channels, outputs, bias, seed):
     bias=st.booleans(),
     is_strided=st.booleans(),
     threads=st.integers(1, 2),
-    dtype=st.sampled_from(list(few_lines.MOST_LINES)),
+    dtype=st.sampled_from(list(compiled_linear.MOST_TOKENS)),
     seed=st.integers(0, 9),
 )
 def test_compiled_products_equal_those_of_torch(lines, vectors, outputs, bias, is_strided, threads, dtype, seed):
@@ -84,8 +86,9 @@ def test_compiled_products_equal_those_of_torch(lines, vectors, outputs, bias, i
     torch.set_num_threads(threads)
     try:
         with torch.no_grad():
-            assert few_lines.supports(x, layer.weight) == (x.numel() <= few_lines.MOST_LINES[dtype] * channels)
-            found, expected = few_lines.multiply(x, layer.weight, layer.bias), layer.double()(x.double())
+            is_small = x.numel() <= compiled_linear.MOST_TOKENS[dtype] * channels
+            assert compiled_linear.supports(x, layer.weight) == is_small
+            found, expected = compiled_linear.multiply(x, layer.weight, layer.bias), layer.double()(x.double())
     finally:
         torch.set_num_threads(before)
     assert found.dtype == dtype
@@ -98,23 +101,28 @@ def test_compiled_products_equal_those_of_torch(lines, vectors, outputs, bias, i
 @given(lines=st.integers(2, 20), vectors=st.integers(1, 99), outputs=st.integers(1, 60))
 def test_a_line_is_multiplied_alone_as_among_others(lines, vectors, outputs):
     x, weight = torch.randn(lines, 16 * vectors), torch.randn(outputs, 16 * vectors)
-    together = few_lines.multiply(x, weight, None)
-    alone = torch.cat([few_lines.multiply(x[n : n + 1], weight, None) for n in range(lines)])
+    together = compiled_linear.multiply(x, weight, None)
+    alone = torch.cat([compiled_linear.multiply(x[n : n + 1], weight, None) for n in range(lines)])
     assert torch.equal(together, alone)
+
+
+def usable(x: torch.Tensor, weight: torch.Tensor) -> list[str]:
+    """Names of the implementations that can multiply, in their order."""
+    return list(LINEAR.usable(LinearCall(x, weight, None)))
 
 
 @needs_kernel
 @pytest.mark.parametrize("lines, channels", [(33, 16), (1, 17), (1, 4)])
 def test_what_the_kernel_leaves_to_onednn(lines, channels):
     x, weight = torch.ones(lines, channels), torch.ones(3, channels)
-    assert list(ways_to_multiply(x, weight, None)) == ["blas", "onednn"]
+    assert usable(x, weight) == ["blas", "onednn"]
 
 
 @needs_kernel
-def test_bfloat16_is_compiled_for_few_lines_only():
+def test_bfloat16_is_compiled_for_compiled_linear_only():
     weight = torch.ones(3, 16, dtype=torch.bfloat16)
-    ways = [list(ways_to_multiply(torch.ones(lines, 16, dtype=torch.bfloat16), weight, None)) for lines in (8, 9)]
-    assert ways == [["blas", "compiled"], ["blas"]]
+    found = [usable(torch.ones(tokens, 16, dtype=torch.bfloat16), weight) for tokens in (8, 9)]
+    assert found == [["blas", "compiled"], ["blas"]]
 
 
 class Subclass(torch.Tensor):
@@ -180,10 +188,10 @@ def test_a_refresh_under_fast_measures_nothing(products, by_the_clock):
 def test_many_tokens_are_left_to_torch(products, by_the_clock):
     layer = StepLinear(nn.Linear(4, 3))
     with torch.no_grad(), active_forward(refresh=RefreshPlan(cache=None)):
-        for lines in (step_linear.MOST_LINES, step_linear.MOST_LINES + 1, 0):
-            for _ in range(2):  # both ways
+        for lines in (step_linear.MOST_TOKENS, step_linear.MOST_TOKENS + 1, 0):
+            for _ in range(2):  # by both implementations
                 assert layer(torch.ones(lines, 4)).shape == (lines, 3)
-    assert products == [(step_linear.MOST_LINES, 4)]
+    assert products == [(step_linear.MOST_TOKENS, 4)]
 
 
 def test_without_a_step_the_layer_is_its_own(products):

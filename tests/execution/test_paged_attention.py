@@ -15,20 +15,23 @@ from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ActionSpace, SOLCache
-from sol_hf.execution.attention import numba_paged as paged_attention
-from sol_hf.execution.attention import paths as attention_paths
+from sol_hf.execution import dispatch
+from sol_hf.execution.attention import grouped_queries
+from sol_hf.execution.attention.grouped_queries import attend_grouped
 from sol_hf.execution.attention.interface import register_attention
-from sol_hf.execution.attention.paths import attend_packed
-from sol_hf.execution.attention.selected import attend_selected, attend_sparsely
-from sol_hf.execution.plan import StepPlan, active_forward
-from sol_hf.kernels.cpu import chunk_attention as packed_attention
-from sol_hf.kernels.cpu import compilation, sparse_mlp
+from sol_hf.execution.attention.refresh.operation import RefreshAttention, attend_refresh
+from sol_hf.execution.attention.step import numba_pages, operation
+from sol_hf.execution.attention.step.gather import attend_selected
+from sol_hf.execution.attention.step.operation import StepAttention, attend_step
+from sol_hf.execution.plan import RefreshPlan, StepPlan, active_forward
+from sol_hf.kernels.cpu import chunk_attention, compilation, sparse_mlp
 from sol_hf.kernels.cpu import torch_threads as native_threads
-from sol_hf.selection.rule import CRITERIA, SelectionRule
+from sol_hf.selection.criterion import CRITERIA
+from sol_hf.selection.rule import SelectionRule
 
 
 SPACE = ActionSpace([0.2, 1.0], [1.0], [16])
-needs_numba = pytest.mark.skipif(not paged_attention.has_numba(), reason="numba is not installed")
+needs_numba = pytest.mark.skipif(not numba_pages.has_numba(), reason="numba is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +92,7 @@ class Steps:
         token_keep = torch.tensor([keep[row % len(keep)] for row in range(rows)])
         query = self.random(rows, self.kv_heads * self.group, 1, self.dim)
         plan = StepPlan(self.cache, self.rule, levels={"token_keep": token_keep}, backend=backend)
-        return attend_sparsely(plan, token_keep, 0, query, self.key, self.value, scaling)
+        return attend_step(StepAttention(plan, 0, query, self.key, self.value, scaling))
 
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([4, 8, 20]), st.sampled_from([4, 16, 7]))
@@ -161,7 +164,7 @@ def test_the_kernel_in_bfloat16(shape, page_size, padding, prefill, keep):
     padding=PADDING,
     prefill=st.integers(8, 60),
     page_selection=st.sampled_from(["head", "group"]),
-    criterion=st.sampled_from(CRITERIA),
+    criterion=st.sampled_from(list(CRITERIA)),
     keep=KEEP,
 )
 def test_attention_under_a_mask_equals_the_reference(
@@ -172,9 +175,9 @@ def test_attention_under_a_mask_equals_the_reference(
         steps.rule = SelectionRule(criterion, page_size, page_selection)
     expected = plain.attend("reference", keep)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_paths, "LEAST_KEYS", 0)
-        patch.setattr(paged_attention, "has_numba", lambda: False)
-        patch.setattr(attention_paths, "run_fastest", lambda situation, ways: ways["masked"]())
+        patch.setattr(operation, "LEAST_KEYS", 0)
+        patch.setattr(numba_pages, "has_numba", lambda: False)
+        patch.setattr(dispatch, "run_fastest", lambda situation, usable: usable["masked"]())
         output = masked.attend("auto", keep)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
 
@@ -203,11 +206,11 @@ def test_dense_steps_through_the_kernel(padding, threads):
 def test_what_is_fastest_for_dense_steps_says_nothing_of_nearly_dense_ones(monkeypatch):
     situations = []
 
-    def noting(situation, ways):
+    def noting(situation, usable):
         situations.append(situation)
-        return ways["reference"]()
+        return next(iter(usable.values()))()
 
-    monkeypatch.setattr(attention_paths, "run_fastest", noting)
+    monkeypatch.setattr(dispatch, "run_fastest", noting)
     steps = Steps((2, 3, 16, 16), 8, [0], 300)
     steps.attend("auto", [1.0])
     module = SimpleNamespace(layer_idx=0, num_key_value_groups=3, is_causal=True)
@@ -225,13 +228,13 @@ def test_layers_of_two_dtypes_have_a_kernel_each():
     plan = StepPlan(both[torch.float32].cache, both[torch.float32].rule, levels={"token_keep": keep}, backend="fast")
     for layer, (dtype, steps) in enumerate(both.items()):
         query = steps.random(1, 4, 1, 8)
-        output = attend_sparsely(plan, keep, layer, query, steps.key, steps.value, None)
+        output = attend_step(StepAttention(plan, layer, query, steps.key, steps.value))
         plain = Steps((2, 2, 8, 8), 4, [0], 150)
         plain.cache.layers[0].crop(-150)
         plain.cache.update(steps.key.float(), steps.value.float(), 0)
         plain.look()
         alone = StepPlan(plain.cache, plain.rule, levels={"token_keep": keep})
-        expected = attend_selected(alone, keep, 0, query.float(), plain.key, plain.value, None)
+        expected = attend_selected(StepAttention(alone, 0, query.float(), plain.key, plain.value))
         assert output.dtype == dtype
         torch.testing.assert_close(output.float(), expected, atol=2e-2 if layer else 1e-5, rtol=0)
 
@@ -294,20 +297,13 @@ def test_backends_agree_on_long_texts(backend, dtype):
 
 
 def test_short_texts_and_missing_numba_take_the_reference(monkeypatch):
-    for length, backend in ((attention_paths.LEAST_KEYS - 1, "auto"), (400, "fast")):
-        monkeypatch.setattr(paged_attention, "has_numba", lambda: False)
+    for length, backend in ((operation.LEAST_KEYS - 1, "auto"), (400, "fast")):
+        monkeypatch.setattr(numba_pages, "has_numba", lambda: False)
         steps, plain = (Steps((2, 3, 8, 8), 8, [0], length) for _ in range(2))
         query = plain.random(1, 6, 1, 8)
         keep = torch.tensor([0.4])
-        expected = attend_selected(
-            StepPlan(plain.cache, plain.rule, levels={"token_keep": keep}),
-            keep,
-            0,
-            query,
-            plain.key,
-            plain.value,
-            None,
-        )
+        plan = StepPlan(plain.cache, plain.rule, levels={"token_keep": keep})
+        expected = attend_selected(StepAttention(plan, 0, query, plain.key, plain.value))
         assert torch.equal(steps.attend(backend, [0.4]), expected)
 
 
@@ -324,7 +320,7 @@ def test_a_numba_that_fails_is_done_without(monkeypatch, error):
     try:
         with pytest.warns(RuntimeWarning, match=f"without compiled code.*{error}") as warned:
             outputs = [Steps((2, 3, 8, 8), 8, [0], 400).attend(backend, [0.4]) for backend in ("auto", "fast")]
-            assert not paged_attention.has_numba() and not sparse_mlp.has_numba()
+            assert not numba_pages.has_numba() and not sparse_mlp.has_numba()
     finally:
         compilation.loads.cache_clear()
     assert len(warned) == 1
@@ -335,18 +331,18 @@ def test_a_numba_that_fails_is_done_without(monkeypatch, error):
 
 @needs_numba
 def test_short_texts_compile_nothing(monkeypatch):
-    monkeypatch.setattr(paged_attention, "has_numba", None)
-    Steps((2, 3, 8, 8), 8, [0], attention_paths.LEAST_KEYS - 1).attend("auto", [0.4])
+    monkeypatch.setattr(numba_pages, "has_numba", None)
+    Steps((2, 3, 8, 8), 8, [0], operation.LEAST_KEYS - 1).attend("auto", [0.4])
 
 
 @pytest.mark.parametrize("heads", [1, 6])
-def test_packed_attention_is_that_over_repeated_keys(heads):
+def test_chunk_attention_is_that_over_repeated_keys(heads):
     query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
     mask = torch.rand(2, heads, 5, 30) < 0.7
     expected = scaled_dot_product_attention(
         query, key.repeat_interleave(3, dim=1), value.repeat_interleave(3, dim=1), attn_mask=mask
     )
-    torch.testing.assert_close(attend_packed(query, key, value, mask, None), expected.transpose(1, 2))
+    torch.testing.assert_close(attend_grouped(query, key, value, mask, None), expected.transpose(1, 2))
 
 
 @needs_numba
@@ -376,9 +372,9 @@ def test_the_packed_kernel_equals_torch(
     slot, place = torch.arange(slots), torch.arange(slots - tokens, slots)[:, None]
     mask = (slot <= place) & (slot > place - window) & (slot >= torch.tensor(padding)[:, None, None])
     mask = mask[:1, None] if shares_mask else mask[:, None]
-    assert packed_attention.supports(query, key, value, mask)
-    found = packed_attention.attend_packed(query, key, value, mask, scaling)
-    expected = attend_packed(query.float(), key.float(), value.float(), mask, scaling)
+    assert chunk_attention.supports(query, key, value, mask)
+    found = chunk_attention.attend_chunk(query, key, value, mask, scaling)
+    expected = attend_grouped(query.float(), key.float(), value.float(), mask, scaling)
     rounding = 1e-5 if dtype == torch.float32 else 2**-8
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=rounding)
@@ -389,12 +385,12 @@ def test_the_packed_kernel_equals_torch(
 )
 def test_keys_are_cut_into_parts_where_tasks_are_few(tasks, blocks, parts):
     torch.set_num_threads(2)
-    assert packed_attention.number_of_splits(tasks, blocks) == parts
+    assert chunk_attention.number_of_splits(tasks, blocks) == parts
 
 
 @pytest.mark.parametrize("other", ["float16", "mask of heads", "gradient", "strided"])
 def test_what_the_packed_kernel_leaves_to_torch(other, monkeypatch):
-    monkeypatch.setattr(packed_attention, "attend_packed", None)
+    monkeypatch.setattr(chunk_attention, "attend_chunk", None)
     query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
     mask = torch.ones(2, 1, 5, 30, dtype=torch.bool)
     if other == "float16":
@@ -405,11 +401,13 @@ def test_what_the_packed_kernel_leaves_to_torch(other, monkeypatch):
         query.requires_grad_()
     else:
         key = torch.randn(2, 2, 30, 16)[..., ::2]
-    expected = attend_packed(query, key, value, mask, None)
-    assert torch.equal(attention_paths.attend_packed_fastest("fast", query, key, value, mask, None), expected)
+    expected = attend_grouped(query, key, value, mask, None)
+    plan = RefreshPlan(SimpleNamespace(layers=[None]), backend="fast")
+    call = RefreshAttention(plan, 0, query, key, value, mask, None)
+    assert torch.equal(attend_refresh(call), expected)
 
 
-def test_packed_attention_takes_any_layout_of_the_output(monkeypatch):
+def test_chunk_attention_takes_any_layout_of_the_output(monkeypatch):
     """Memory-efficient attention on CUDA answers with heads and tokens swapped in memory."""
 
     def swapped(*args, **kwargs):
@@ -417,6 +415,6 @@ def test_packed_attention_takes_any_layout_of_the_output(monkeypatch):
 
     arguments = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
     mask = torch.rand(2, 1, 5, 30) < 0.7
-    expected = attend_packed(*arguments, mask, None)
-    monkeypatch.setattr(attention_paths, "scaled_dot_product_attention", swapped)
-    assert torch.equal(attend_packed(*arguments, mask, None), expected)
+    expected = attend_grouped(*arguments, mask, None)
+    monkeypatch.setattr(grouped_queries, "scaled_dot_product_attention", swapped)
+    assert torch.equal(attend_grouped(*arguments, mask, None), expected)

@@ -18,11 +18,12 @@ from torch.testing._internal.two_tensor import TwoTensor
 from sol_hf import ScheduleController, SOLConfig, UnsupportedAxisError
 from sol_hf.cache.sol_cache import SOLCache
 from sol_hf.execution import autotune as crossover
-from sol_hf.execution.attention import numba_paged as paged_attention
+from sol_hf.execution.attention.step import numba_pages
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.discovery import find_mlps
-from sol_hf.execution.mlp.input_major import InputMajorMLP, keep_channels
-from sol_hf.execution.mlp.int8 import Int8Linear, Int8MLP, quantize_lines
+from sol_hf.execution.mlp.int8 import Int8Linear, Int8MLP, quantize_rows
+from sol_hf.execution.mlp.kept_channels.input_major import InputMajorMLP
+from sol_hf.execution.mlp.kept_channels.operation import keep_channels
 from sol_hf.execution.mlp.parts import ACTIVATIONS, MLPParts, find_parts
 from sol_hf.execution.mlp.step_mlp import StepMLP
 from sol_hf.execution.mlp.weight_copy import SAMPLES, Fingerprint, sample_stride
@@ -333,7 +334,7 @@ class TestInstalled:
                 mlp.module(x)
             choices = crossover.measured_choices()
             mlp.module(2 * x)
-        assert list(choices.values()) in (["masked"], ["fast"]) and crossover.measured_choices() == choices
+        assert list(choices.values()) in (["all_weights"], ["input_major"]) and crossover.measured_choices() == choices
 
 
 @pytest.mark.parametrize("bits_backend", ["fake", "int8"])
@@ -430,7 +431,7 @@ class TestWithoutNumba:
         assert mlp.nbytes > 0
 
     def test_nothing_compiled_is_called(self, without_numba, monkeypatch):
-        monkeypatch.setattr(paged_attention, "has_numba", lambda: False)
+        monkeypatch.setattr(numba_pages, "has_numba", lambda: False)
         for name in ("keep_top_channels", "fake_quantize", "multiply_kept"):
             monkeypatch.setattr(sparse_mlp, name, None)
         model = control(tiny_base("llama", torch.float32))
@@ -442,7 +443,7 @@ class TestWithoutNumba:
 class TestInt8:
     def test_products_are_exact_in_the_rounded_numbers(self):
         weight, bias, x = (drawn(shape, torch.float32, n) for n, shape in enumerate([(20, 48), (20,), (3, 48)]))
-        (w, w_scale), (numbers, scale) = quantize_lines(weight), quantize_lines(x)
+        (w, w_scale), (numbers, scale) = quantize_rows(weight), quantize_rows(x)
         assert w.dtype == numbers.dtype == torch.int8 and numbers.abs().amax(dim=1).eq(127).all()
         expected = (numbers.double() @ w.double().t()) * scale * w_scale.t() + bias
         torch.testing.assert_close(Int8Linear(weight, bias)(x), expected.float())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sol_hf.selection.channels import keep_top_channels
-from sol_hf.selection.quest import choose_pages, page_bounds, page_scores
+from sol_hf.selection.pages import choose_pages, page_bounds, page_scores
 from sol_hf.selection.ranking import group_queries
 from sol_hf.selection.rule import SelectionRule
 

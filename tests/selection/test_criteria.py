@@ -10,19 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sol_hf.selection.quest import page_bounds, page_scores, select_quest
+from sol_hf.selection.candidates import Candidates
+from sol_hf.selection.criterion import CRITERIA
+from sol_hf.selection.pages import page_bounds
 from sol_hf.selection.ranking import group_queries
-from sol_hf.selection.recency import select_recency
-from sol_hf.selection.relevancy import select_relevancy
-from sol_hf.selection.rule import CRITERIA, PAGE_SELECTIONS, Selection, SelectionRule
+from sol_hf.selection.rule import PAGE_SELECTIONS, Selection, SelectionRule
 from support.naive_criteria import budget, naive_quest, naive_recency, naive_relevancy
 
 
 SLACK = 1e-9
-
-
-def exact_scores(query, keys):
-    return group_queries(query, keys.shape[1]) @ keys.transpose(2, 3)
 
 
 def ranks_read(selection: Selection, row: int, counts: list[int]) -> list[set[int]]:
@@ -60,12 +56,9 @@ def padding_of(keys, counts) -> torch.Tensor:
     return torch.tensor([keys.shape[2] - count for count in counts])
 
 
-def quest(query, keys, first, start, keep, rule) -> Selection:
-    slots = keys.shape[2]
-    pages = max(-(-(slots - int(begin)) // rule.page_size) for begin in first)
-    upper, lower = page_bounds(keys, rule.page_size, first, start, pages)
-    scores = page_scores(group_queries(query, keys.shape[1]), upper, lower)
-    return select_quest(scores, torch.tensor([float(k) for k in keep]), first, start, slots, rule)
+def select(query, keys, page_origin, first_key, keep, rule) -> Selection:
+    candidates = Candidates(group_queries(query, keys.shape[1]), keys, page_origin, first_key, rule.page_size)
+    return CRITERIA[rule.criterion].select(candidates, torch.tensor([float(k) for k in keep]), rule)
 
 
 @settings(max_examples=150, deadline=None)
@@ -73,7 +66,7 @@ def quest(query, keys, first, start, keep, rule) -> Selection:
 def test_quest_is_the_naive_one(problem):
     query, keys, counts, keep, rule = problem
     padding = padding_of(keys, counts)
-    selection = quest(query, keys, padding, padding, keep, rule)
+    selection = select(query, keys, padding, padding, keep, rule)
     for row, count in enumerate(counts):
         alone = keys[row, :, keys.shape[2] - count :]
         assert ranks_read(selection, row, counts) == naive_quest(query[row, :, 0], alone, keep[row], rule)
@@ -84,8 +77,7 @@ def test_quest_is_the_naive_one(problem):
 def test_relevancy_is_the_naive_one(problem):
     query, keys, counts, keep, rule = problem
     padding = padding_of(keys, counts)
-    keep_all = torch.tensor([float(k) for k in keep])
-    selection = select_relevancy(exact_scores(query, keys), keep_all, padding, padding, rule)
+    selection = select(query, keys, padding, padding, keep, rule)
     for row, count in enumerate(counts):
         alone = keys[row, :, keys.shape[2] - count :]
         assert ranks_read(selection, row, counts) == naive_relevancy(query[row, :, 0], alone, keep[row], rule)
@@ -94,10 +86,9 @@ def test_relevancy_is_the_naive_one(problem):
 @settings(max_examples=150, deadline=None)
 @given(problem=problems("recency"))
 def test_recency_is_the_naive_one(problem):
-    _, keys, counts, keep, rule = problem
+    query, keys, counts, keep, rule = problem
     padding = padding_of(keys, counts)
-    keep_rows = torch.tensor([float(k) for k in keep])
-    selection = select_recency(keep_rows, padding, padding, keys.shape[2], rule)
+    selection = select(query, keys, padding, padding, keep, rule)
     for row, count in enumerate(counts):
         assert ranks_read(selection, row, counts) == [naive_recency(count, keep[row], rule)]
 
@@ -109,7 +100,7 @@ def test_quest_with_pages_of_one_key_is_exact_top_k(seed, count, group, twentiet
     query = torch.randn(1, 2 * group, 1, 4, generator=generator, dtype=torch.float64)
     keys = torch.randn(1, 2, count, 4, generator=generator, dtype=torch.float64)
     zero, keep = torch.zeros(1, dtype=torch.long), Fraction(twentieths, 20)
-    selection = quest(query, keys, zero, zero, [keep], SelectionRule(page_size=1))
+    selection = select(query, keys, zero, zero, [keep], SelectionRule(page_size=1))
     logits = (query @ keys.repeat_interleave(group, dim=1).transpose(2, 3))[0, :, 0]
     top = logits.topk(budget(keep, count), dim=-1).indices
     assert ranks_read(selection, 0, [count]) == [set(indices) for indices in top.tolist()]
@@ -144,18 +135,13 @@ def test_page_bounds_of_short_empty_and_misaligned_pages():
     assert (upper.flatten().tolist(), lower.flatten().tolist()) == ([5, 2, 7], [5, -1, -3])
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", list(CRITERIA))
 @pytest.mark.parametrize("page_selection", PAGE_SELECTIONS)
 def test_keeping_all_reads_every_key(criterion, page_selection):
     rule = SelectionRule(criterion, page_size=4, page_selection=page_selection)
     query, keys = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 30, 8)
     padding, counts, keep = torch.tensor([0, 7]), [30, 23], [Fraction(1), Fraction(1)]
-    if criterion == "quest":
-        selection = quest(query, keys, padding, padding, keep, rule)
-    elif criterion == "relevancy":
-        selection = select_relevancy(exact_scores(query, keys), torch.ones(2), padding, padding, rule)
-    else:
-        selection = select_recency(torch.ones(2), padding, padding, 30, rule)
+    selection = select(query, keys, padding, padding, keep, rule)
     for row, count in enumerate(counts):
         assert all(read == set(range(count)) for read in ranks_read(selection, row, counts))
 
@@ -163,7 +149,7 @@ def test_keeping_all_reads_every_key(criterion, page_selection):
 def test_keeping_all_reads_every_key_of_a_window_that_begins_within_a_page():
     # Keys 3..26 of a sequence in pages of 8: four pages hold the 24 keys, the first and the last of them not full.
     query, keys = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 24, 8)
-    selection = quest(query, keys, torch.tensor([-3]), torch.tensor([0]), [Fraction(1)], SelectionRule(page_size=8))
+    selection = select(query, keys, torch.tensor([-3]), torch.tensor([0]), [Fraction(1)], SelectionRule(page_size=8))
     assert all(read >= set(range(3, 27)) for read in ranks_read(selection, 0, [27]))
 
 
@@ -171,12 +157,12 @@ def test_group_selection_reads_once_per_key_value_head():
     rule = SelectionRule(page_size=4, page_selection="group")
     zero = torch.zeros(2, dtype=torch.long)
     query, keys = torch.randn(2, 6, 1, 8), torch.randn(2, 2, 40, 8)
-    keep = torch.tensor([0.3, 0.5])
-    upper, lower = page_bounds(keys, 4, zero, zero, 10)
-    selection = select_quest(page_scores(group_queries(query, 2), upper, lower), keep, zero, zero, 40, rule)
+    keep = [Fraction(3, 10), Fraction(1, 2)]
+    selection = select(query, keys, zero, zero, keep, rule)
     assert selection.ranks.shape[:2] == (2, 2)
     assert selection.in_use.sum(-1).tolist() == [[12, 12], [20, 20]]
-    assert select_relevancy(exact_scores(query, keys), keep, zero, zero, rule).ranks.shape[:2] == (2, 2)
+    rule = SelectionRule("relevancy", page_selection="group")
+    assert select(query, keys, zero, zero, keep, rule).ranks.shape[:2] == (2, 2)
 
 
 @pytest.mark.parametrize(("sink", "window", "first_controllable"), [(4, 2, 8), (0, 0, 2), (1, 5, 8)])
@@ -192,6 +178,7 @@ def test_the_fill_of_a_page():
 
 
 def test_a_uniform_choice_of_recency_serves_all_heads():
-    selection = select_recency(torch.tensor([0.5]), torch.tensor([0]), torch.tensor([0]), 27, SelectionRule())
+    query, keys, zero = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 27, 8), torch.tensor([0])
+    selection = select(query, keys, zero, zero, [Fraction(1, 2)], SelectionRule("recency"))
     # 4 first, and 2 + 1 + ceil(.5 * 20) last ones
     assert ranks_read(selection, 0, [27]) == [{0, 1, 2, 3, *range(14, 27)}]

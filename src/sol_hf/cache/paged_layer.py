@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from ..selection.quest import page_bounds
+from ..selection.pages import page_bounds
 
 
 class PagedLayer(DynamicLayer):

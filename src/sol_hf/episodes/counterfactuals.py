@@ -27,6 +27,7 @@ from ..decoding.base_forward import ForwardInputs, base_forward
 from ..execution.instrumentation import Instrumentation
 from ..execution.plan import StepPlan, active_forward
 from ..modeling_sol import SOLForCausalLM
+from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
 from .rollouts import prefill
 
@@ -166,7 +167,7 @@ def divergence_of(logprobs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
 
 def steps_run_together(steps: int, cache: SOLCache, rule: SelectionRule) -> list[list[int]]:
     """Steps that can be rows of one decode step: whole pages apart, where cache and criterion allow that."""
-    stride = rule.page_size if rule.criterion == "quest" and cache.can_stagger else steps
+    stride = rule.page_size if CRITERIA[rule.criterion].chooses_pages and cache.can_stagger else steps
     return [list(range(first, steps, stride)) for first in range(min(stride, steps))]
 
 

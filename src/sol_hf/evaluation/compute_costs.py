@@ -18,7 +18,6 @@ keys (`page_selection="head"`), and are assumed to: up to as many times `token_k
 Activations and the entropy of a controller are left out.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -26,18 +25,14 @@ import torch
 from ..budget.action_space import ActionSpace
 from ..cache.window_layer import WindowLayer
 from ..modeling_sol import SOLForCausalLM
+from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
 from .axis_costs import AXIS_COSTS, StepCounts, Weights, read_numbers
 
 
 def keys_read(rule: SelectionRule, token_keep: float, keys: int) -> int:
     """Keys that a query head reads of `keys`, its own included."""
-    if token_keep >= 1:
-        return keys
-    if rule.criterion == "quest":
-        return min(keys, max(1, math.ceil(math.ceil(token_keep * keys - 1e-6) / rule.page_size)) * rule.page_size)
-    always = rule.sink_tokens + rule.window_tokens + (2 if rule.criterion == "relevancy" else 1)
-    return min(keys, always + math.ceil(token_keep * max(keys - always, 0) - 1e-6))
+    return CRITERIA[rule.criterion].keys_read(rule, token_keep, keys)
 
 
 @dataclass(frozen=True)
@@ -161,18 +156,11 @@ def _attention_costs(model: SOLForCausalLM, token_keep: float, keys: int) -> tup
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     per_key = 2 * kv_heads * dim * model.base.get_input_embeddings().weight.element_size()
     cache = model.new_cache()
-    sharing = heads // kv_heads if rule.criterion != "recency" and rule.page_selection == "head" else 1
     total_bytes, total_flops = 0.0, 0.0
     for index, layer in enumerate(cache.layers):
         seen = min(keys, layer.sliding_window) if isinstance(layer, WindowLayer) else keys
         keep = token_keep if index in cache.sparse_layers else 1.0
-        kept = keys_read(rule, keep, seen)
-        moved, scored = min(seen, kept * sharing), 0.0  # in keys and values; in queries by keys
-        if keep < 1 and rule.criterion == "quest":
-            scored = 2 * math.ceil(seen / rule.page_size)
-            moved += scored / 2  # maxima and minima of a page are as large as a key and a value
-        elif keep < 1 and rule.criterion == "relevancy":
-            moved, scored = (seen + moved) / 2, seen - kept
-        total_bytes += moved * per_key
-        total_flops += (4 * kept + 2 * scored) * heads * dim
+        cost = CRITERIA[rule.criterion].cost(rule, keep, seen, heads // kv_heads)
+        total_bytes += cost.moved * per_key
+        total_flops += (4 * cost.attended + 2 * cost.scored) * heads * dim
     return total_bytes, total_flops

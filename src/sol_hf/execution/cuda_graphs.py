@@ -24,10 +24,11 @@ from transformers import PreTrainedModel
 from ..cache.paged_layer import PagedLayer
 from ..cache.sol_cache import SOLCache
 from ..kernels.cuda import triton_support
+from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
 from .attention.interface import PREFIX
+from .mlp.kept_channels.triton import TritonMLP
 from .mlp.step_mlp import StepMLP
-from .mlp.triton_input_major import TritonMLP
 from .plan import DeviceRows, Parts, RefreshPlan, StepPlan, active_forward, planned_levels
 
 
@@ -37,12 +38,12 @@ WARM_UPS = 3
 
 @dataclass(frozen=True)
 class Buffers:
-    """What is read: tokens and positions `(rows, number)`, levels `(rows, 3)`, first and count `(rows,)`."""
+    """What is read: tokens and positions `(rows, number)`, levels `(rows, 3)`, first key and count `(rows,)`."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
     levels: torch.Tensor
-    first: torch.Tensor
+    first_key: torch.Tensor
     count: torch.Tensor
 
 
@@ -54,7 +55,7 @@ class CapturedForward:
     Args:
         base (`PreTrainedModel`): The base, instrumented.
         cache ([`SOLCache`]): With at least one token in it.
-        rule ([`SelectionRule`]): How keys are selected; its criterion is `quest`.
+        rule ([`SelectionRule`]): How keys are selected; its criterion must have kernels.
         dense_axes (`Collection[str]`): Axes that are dense at every step.
         capacity (`int`): Tokens, padding included, that the cache is given room for.
         refreshed (`int`, *optional*, defaults to 0): Tokens a row that a KV refresh processes; 0 for decode steps.
@@ -87,7 +88,7 @@ class CapturedForward:
             tokens=torch.zeros(rows, self.number, dtype=torch.long, device=device),
             positions=torch.zeros(rows, self.number, dtype=torch.long, device=device),
             levels=torch.ones(rows, len(cache.action_space.axes), dtype=torch.float32, device=device),
-            first=torch.zeros(rows, dtype=torch.long, device=device),
+            first_key=torch.zeros(rows, dtype=torch.long, device=device),
             count=torch.ones(rows, dtype=torch.long, device=device),
         )
         self._places = torch.arange(self.number, device=device)
@@ -117,7 +118,7 @@ class CapturedForward:
         length = self.cache.get_seq_length()
         self._fill(tokens, levels, length)
         for layer in self.layers:
-            layer.page_index(self.buffers.first, self.cache.padding_range)
+            layer.page_index(self.buffers.first_key, self.cache.padding_range)
         if self.buffers.tokens.device.type != "cuda":
             logits, hidden = self.run()
         else:
@@ -148,7 +149,7 @@ class CapturedForward:
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What is captured: one forward of the base from the buffers into the cache's storage."""
         at, cache = self.buffers, self.cache
-        plan, refresh, mask, rows = None, None, None, DeviceRows(at.first, at.count)
+        plan, refresh, mask, rows = None, None, None, DeviceRows(at.first_key, at.count)
         if not self.is_refresh:
             levels = planned_levels(cache, at.levels, self.dense_axes)
             plan = StepPlan(cache, self.rule, levels, backend="fast", parts=self.parts, rows_on_device=rows)
@@ -158,7 +159,7 @@ class CapturedForward:
             mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=at.tokens.device)
         try:
             for layer in self.layers:
-                layer.append_at = at.first, at.count
+                layer.append_at = at.first_key, at.count
             with active_forward(plan, refresh) as context:
                 output = self.base(
                     input_ids=at.tokens,
@@ -178,9 +179,9 @@ class CapturedForward:
         at.tokens.copy_(tokens)
         if levels is not None:
             at.levels.copy_(levels)
-        at.first.zero_() if cache.padding is None else at.first.copy_(cache.padding)
-        at.count.fill_(length + self.number).sub_(at.first)
-        offset = at.first if cache.position_offset is None else cache.position_offset
+        at.first_key.zero_() if cache.padding is None else at.first_key.copy_(cache.padding)
+        at.count.fill_(length + self.number).sub_(at.first_key)
+        offset = at.first_key if cache.position_offset is None else cache.position_offset
         at.positions.fill_(length).add_(self._places).sub_(offset[:, None]).clamp_(min=0)
 
     def _replay(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,8 +219,8 @@ def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule) -
     others = sorted({type(layer).__name__ for layer in cache.layers if not isinstance(layer, PagedLayer)})
     if others:
         raise ValueError(f"CUDA graphs need full-attention layers only; this cache has {', '.join(others)}.")
-    if rule.criterion != "quest":
-        raise ValueError(f"CUDA graphs need the criterion 'quest', not {rule.criterion!r}.")
+    if not CRITERIA[rule.criterion].has_kernels:
+        raise ValueError(f"CUDA graphs need a criterion with kernels, such as 'quest', not {rule.criterion!r}.")
     if config._attn_implementation.removeprefix(PREFIX) != "sdpa":
         raise ValueError("CUDA graphs need a base with attn_implementation='sdpa'.")
     devices = {parameter.device for parameter in base.parameters()}

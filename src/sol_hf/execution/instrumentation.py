@@ -22,7 +22,7 @@ from ..kernels.cuda import triton_support
 from ..selection.rule import SelectionRule
 from .cuda_graphs import check_capture
 from .executors import EXECUTORS, AxisExecutor, Change
-from .linear import StepLinear
+from .linear.step_linear import StepLinear
 from .lm_head import capture_hidden_state
 from .norm import StepNorm
 from .shared_changes import change_once, is_changed

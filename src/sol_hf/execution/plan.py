@@ -53,11 +53,11 @@ class DeviceRows:
     """Where the keys of every row begin and how many there are, known on the device only.
 
     Args:
-        first (`torch.LongTensor` of shape `(rows,)`): Slot of the first real token.
+        first_key (`torch.LongTensor` of shape `(rows,)`): Slot of the first real token.
         count (`torch.LongTensor` of shape `(rows,)`): Keys, those of the tokens to process included.
     """
 
-    first: torch.Tensor
+    first_key: torch.Tensor
     count: torch.Tensor
 
 

@@ -3,5 +3,5 @@
 
 """Which keys, channels and levels of precision a step uses, as pure functions of tensors.
 
-One criterion a file. Nothing here knows a cache, a plan or a model.
+Criteria are objects, one per file in `criteria`. Nothing here knows a cache, a plan or a model.
 """

@@ -20,9 +20,10 @@ def share_scores(scores: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
 
 
 def top_ranked(scores: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the `wanted` highest scores per row, and which of them are wanted.
+    """Indices of the `wanted` `(rows,)` highest of `scores` `(rows, H, n)`, and which of the indices are wanted.
 
-    On the CPU there are as many as the row that wants most; elsewhere, where looking would stall the device, all.
+    On the CPU there are as many as the row that wants most has. Elsewhere there are all `n`: to find out how many are
+    needed would stall the device.
     """
     total = scores.shape[-1]
     most = min(int(wanted.max()), total) if scores.device.type == "cpu" else total

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import torch
 
 
-CRITERIA = ("quest", "relevancy", "recency")
-
-
 PAGE_SELECTIONS = ("head", "group")
 
 
@@ -19,8 +16,9 @@ class SelectionRule:
     """The settings of a selection that do not change from step to step.
 
     Args:
-        criterion (`str`): `"quest"`, `"relevancy"` or `"recency"`.
-        page_size (`int`): Keys in a page (`quest`).
+        criterion (`str`): Name of a registered [`Criterion`]: `"quest"`, `"relevancy"`, `"recency"`, or one of your
+            own.
+        page_size (`int`): Keys in a page, for criteria that choose whole pages.
         page_selection (`str`): `"head"` chooses per query head; `"group"` once per key-value head, by the sum of the
             scores of its query heads, so that the bytes read are really `token_keep` of the cache.
         sink_tokens (`int`): First tokens that `relevancy` and `recency` always keep.
@@ -38,19 +36,25 @@ class SelectionRule:
         return count > self.sink_tokens + self.window_tokens + 1
 
     def page_fill(self, count: torch.Tensor) -> torch.Tensor:
-        """Share of its page that is filled by a step's own token and those before it, of the shape of `count`.
+        """Filled share of the page that a step's own token is in, that token included, of the shape of `count`.
 
-        The fuller the page, the more it resembles the others in the bound that ranks it: an early token of a page is
-        at greater risk of not being read, by itself and by those after it.
+        The bound that ranks a page is the lower the fewer keys the page has. A page that has just begun is therefore
+        more likely to be left out, and its first tokens with it.
         """
         return ((count - 1) % self.page_size + 1) / self.page_size
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Keys to read, of shape `(rows, H, m)`: their ranks, and which of the `m` places are in use.
+    """The keys that a step reads.
 
-    A rank out of `[first valid, count)` is never in use; `H` is 1 where all heads read the same keys.
+    A key is named by its *rank*: its slot minus the row's `page_origin`, see [`Candidates`].
+
+    Args:
+        ranks (`torch.LongTensor` of shape `(rows, H, m)`): Ranks of the selected keys. `H` is the number of query
+            heads, of key-value heads, or 1 where all heads read the same keys.
+        in_use (`torch.BoolTensor` of shape `(rows, H, m)`): Which of the `m` entries count. A rank that names no key
+            of the row is ignored, even where `in_use` is set.
     """
 
     ranks: torch.Tensor

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The axis `token_keep`: attention over selected keys, and the faster ways to compute it.
+"""The attention of a base in decode steps (`step`), in KV refreshes (`refresh`) and in rollouts (`shared_prefix.py`).
 
-A way is a file. Criteria are in `selection`, compiled code is in `kernels`.
+`interface.py` is where transformers calls. Criteria are in `selection`, compiled code is in `kernels`.
 """

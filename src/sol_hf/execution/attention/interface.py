@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Attention that reads only the selected keys, registered beside the base's own implementation.
+"""Where transformers calls the attention of this package, registered beside the base's own implementation.
 
 For every implementation that a base may use, a second name is registered with transformers: `sol_sdpa` beside `sdpa`,
 and so on, attention *and* mask function together. Under that name a forward without a [`StepPlan`] is the original
-implementation, called with the original arguments; a decode step with a plan gathers the selected keys and values and
-runs scaled dot product attention on those alone.
+implementation, called with the original arguments. In a decode step with a `token_keep` attention reads the selected
+keys only.
 """
 
 import functools
@@ -20,17 +20,15 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...cache.shared_prefix import SharedPrefixLayer
-from ...errors import UnsupportedAxisError
-from ..plan import ACTIVE, StepPlan
-from .paths import attend, attend_refresh, only_hides, refuse_capture, usable_kernel
-from .selected import attend_sparsely
+from ..plan import ACTIVE
+from .masks import is_plain, only_hides, refuse_unsupported
+from .refresh.operation import RefreshAttention, attend_refresh
 from .shared_prefix import attend_shared_prefix
+from .step.operation import StepAttention, attend_step
+from .stored_keys import refuse_capture
 
 
 PREFIX = "sol_"
-
-
-UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
 
 
 def register_attention(implementation: str) -> str:
@@ -80,17 +78,15 @@ def _attention_function(implementation: str) -> Callable:
             if plan.token_keep is not None:
                 refuse_unsupported(module, kwargs, plan, attention_mask)
                 plan.mark_done("token_keep", module.layer_idx)
-                return attend_sparsely(plan, plan.token_keep, module.layer_idx, query, key, value, scaling), None
-            kernel = None
+                call = StepAttention(plan, module.layer_idx, query, key, value, scaling)
+                return attend_step(call), None
             if is_plain(kwargs) and only_hides(plan, attention_mask):
-                kernel = usable_kernel(plan, module.layer_idx, query, key, value, scaling)
-            if kernel is not None:
-                layer = plan.cache.layers[module.layer_idx]
-                ways = {"reference": lambda: original()[0], "fast": lambda: kernel(query, layer)}
-                return attend(plan, query, key, ways), None
+                call = StepAttention(plan, module.layer_idx, query, key, value, scaling, original)
+                return attend_step(call), call.weights
         refresh = context.refresh if context is not None and context.may_round_differently else None
         if refresh is not None and is_plain(kwargs):
-            output = attend_refresh(refresh, module.layer_idx, query, key, value, attention_mask, scaling)
+            refresh_call = RefreshAttention(refresh, module.layer_idx, query, key, value, attention_mask, scaling)
+            output = attend_refresh(refresh_call)
             if output is not None:
                 return output, None
         if context is not None:
@@ -98,26 +94,6 @@ def _attention_function(implementation: str) -> Callable:
         return original()
 
     return sol_attention_forward
-
-
-def is_plain(arguments: dict[str, Any]) -> bool:
-    """Whether a module's attention is softmax of scaled products and nothing else."""
-    return all(arguments.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
-
-
-def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], plan: StepPlan, mask: Any) -> None:
-    """Raise [`UnsupportedAxisError`] if a module's attention needs something that ours does not compute."""
-    if not only_hides(plan, mask):
-        raise UnsupportedAxisError(
-            f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention mask adds to the "
-            "scores of visible keys, which attention over selected keys does not support."
-        )
-    for name in UNSUPPORTED_ARGUMENTS:
-        if arguments.get(name) is not None:
-            raise UnsupportedAxisError(
-                f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention uses `{name}`, "
-                "which attention over selected keys does not support."
-            )
 
 
 def _original(implementation: str, module: torch.nn.Module) -> Callable:

@@ -1,16 +1,47 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Attention of many rollouts over a prefix that they share."""
+"""Attention of many rollouts over a prefix that they share.
+
+All keys of the prefix are scored in one product for all rollouts of a block. A selection hides those that a query head
+does not read: nothing is copied. Criteria that choose whole pages hide page by page, all others key by key.
+"""
 
 import torch
 
 from ...cache.shared_prefix import SharedPrefixLayer
-from ...selection.quest import page_mask
+from ...selection.candidates import Candidates
+from ...selection.criterion import CRITERIA
+from ...selection.page_criterion import PageCriterion
 from ...selection.ranking import group_queries
-from ...selection.recency import select_recency
-from ...selection.relevancy import select_relevancy
 from ...selection.rule import SelectionRule
+
+
+class SharedCandidates(Candidates):
+    """The keys that rows over a shared prefix may read: those of the prefix, and each row's own.
+
+    Args:
+        layer ([`SharedPrefixLayer`]): Holds both.
+        query (`torch.Tensor` of shape `(rows, kv_heads, group, head_dim)`): Query heads by key-value head.
+        scores (`torch.Tensor` of shape `(blocks, kv_heads, repeats * group, slots)`): `q . k` of all of them.
+    """
+
+    def __init__(self, layer: SharedPrefixLayer, query: torch.Tensor, scores: torch.Tensor):
+        zero = torch.zeros(len(query), dtype=torch.long, device=query.device)
+        super().__init__(query, layer.keys, zero, zero, layer.page_size)
+        self._layer, self._scores = layer, scores
+
+    @property
+    def keys(self) -> torch.Tensor:
+        prefix = self._layer.prefix.keys.repeat_interleave(self._layer.repeats, dim=0)
+        return torch.cat([prefix, self._layer.keys], dim=2)
+
+    @property
+    def slots(self) -> int:
+        return self._scores.shape[-1]
+
+    def exact_scores(self) -> torch.Tensor:
+        return self._layer.by_row(self._scores)
 
 
 def attend_shared_prefix(
@@ -34,10 +65,10 @@ def attend_shared_prefix(
     """
     rows, heads, _, dim = query.shape
     grouped = group_queries(query, layer.prefix.keys.shape[1])
-    folded = layer.by_block(grouped)
+    by_block = layer.by_block(grouped)
     shared = layer.prefix.length
     own = layer.by_block(grouped @ layer.keys.transpose(2, 3))
-    scores = torch.cat([folded @ layer.prefix.keys.transpose(2, 3), own], dim=-1)
+    scores = torch.cat([by_block @ layer.prefix.keys.transpose(2, 3), own], dim=-1)
     if token_keep is not None:
         _mask_out(layer, rule, token_keep.to(query.device), grouped, scores)
     if layer.prefix.visible_pages is not None:
@@ -51,7 +82,7 @@ def attend_shared_prefix(
 
 
 def _hidden(visible: torch.Tensor, total: int) -> torch.Tensor:
-    """`(repeats, total)`: which of `total` places lie behind the first `visible` `(repeats,)`."""
+    """A mask `(repeats, total)` of the entries after the first `visible` `(repeats,)`."""
     return torch.arange(total, device=visible.device) >= visible[:, None]
 
 
@@ -63,14 +94,16 @@ def _mask_out(
     scores: torch.Tensor,
 ) -> None:
     """Set `scores` `(blocks, kv_heads, repeats * group, slots)` to -inf where a query head does not read a key."""
-    slots, shared, size = scores.shape[-1], layer.prefix.length, rule.page_size
-    if rule.criterion != "quest":
-        assert layer.prefix.visible_pages is None, "only `quest` is asked for rows that see different pages"
-        keep = _per_query(_kept_keys(layer, rule, token_keep, scores), grouped)
-        scores.masked_fill_(~layer.by_block(keep), -torch.inf)
+    criterion, slots = CRITERIA[rule.criterion], scores.shape[-1]
+    if not isinstance(criterion, PageCriterion):
+        assert layer.prefix.visible_pages is None, "rows see different pages only where the criterion chooses pages"
+        candidates = SharedCandidates(layer, grouped, scores)
+        keep = candidates.mask_of(criterion.select(candidates, token_keep, rule))
+        scores.masked_fill_(~layer.by_block(_per_query(keep, grouped)), -torch.inf)
         return
-    keep = layer.by_block(_per_query(_kept_pages(layer, rule, token_keep, grouped, slots), grouped))
+    keep = layer.by_block(_per_query(_kept_pages(layer, criterion, rule, token_keep, grouped, slots), grouped))
     # Adding 0 or -inf page by page is cheaper than a mask over all keys.
+    shared, size = layer.prefix.length, rule.page_size
     bias = torch.zeros_like(keep, dtype=scores.dtype).masked_fill_(~keep, -torch.inf)
     whole = shared // size
     scores[..., :shared].unflatten(-1, (whole, size)).add_(bias[..., :whole, None])
@@ -85,37 +118,26 @@ def _per_query(mask: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
     return mask[:, :, None].expand(rows, kv_heads, group, -1)
 
 
-def _kept_keys(
-    layer: SharedPrefixLayer, rule: SelectionRule, token_keep: torch.Tensor, scores: torch.Tensor
-) -> torch.Tensor:
-    """Which keys every head reads under `relevancy` or `recency`, `(rows, H, slots)`."""
-    slots = scores.shape[-1]
-    zero = torch.zeros(len(token_keep), dtype=torch.long, device=scores.device)
-    if rule.criterion == "relevancy":
-        selection = select_relevancy(layer.by_row(scores), token_keep, zero, zero, rule)
-    else:
-        selection = select_recency(token_keep, zero, zero, slots, rule)
-    # Places that are not in use may repeat an index that is: they go to one column more, which is cut off.
-    index = torch.where(selection.in_use, selection.ranks, slots)
-    keep = torch.zeros(*index.shape[:2], slots + 1, dtype=torch.bool, device=scores.device)
-    return keep.scatter_(2, index, True)[..., :slots]
-
-
 def _kept_pages(
-    layer: SharedPrefixLayer, rule: SelectionRule, token_keep: torch.Tensor, grouped: torch.Tensor, slots: int
+    layer: SharedPrefixLayer,
+    criterion: PageCriterion,
+    rule: SelectionRule,
+    token_keep: torch.Tensor,
+    grouped: torch.Tensor,
+    slots: int,
 ) -> torch.Tensor:
     """Which pages of prefix and suffix every head reads, `(rows, H, pages)`.
 
-    The scores are those of [`page_scores`], as one product of the queries' positive and negative parts with the pages'
-    maxima and minima.
+    Maxima and minima are multiplied in one product, side by side, with the criterion's vectors for both.
     """
     rows, visible = len(grouped), layer.prefix.visible_pages
-    signed = torch.cat([grouped.clamp(min=0), grouped.clamp(max=0)], dim=-1)
+    queries = torch.cat(criterion.page_queries(grouped), dim=-1)
     own = torch.cat(layer.page_index(torch.zeros(rows, dtype=torch.long, device=grouped.device), (0, 0)), dim=-1)
-    of_prefix = layer.by_row(layer.by_block(signed) @ layer.prefix.bounds.transpose(2, 3))
+    of_prefix = layer.by_row(layer.by_block(queries) @ layer.prefix.bounds.transpose(2, 3))
     count: torch.Tensor | int = slots
     if visible is not None:
         hidden = _hidden(visible, of_prefix.shape[-1]).repeat(rows // layer.repeats, 1)
         of_prefix = of_prefix.masked_fill(hidden[:, None, None], float("-inf"))
         count = slots - hidden.sum(dim=1) * rule.page_size
-    return page_mask(torch.cat([of_prefix, signed @ own.transpose(2, 3)], dim=-1), token_keep, count, rule)
+    page_scores = torch.cat([of_prefix, queries @ own.transpose(2, 3)], dim=-1)
+    return criterion.page_mask(page_scores, token_keep, count, rule)

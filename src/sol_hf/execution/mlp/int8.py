@@ -3,11 +3,11 @@
 
 """An MLP in int8: weights rounded once, inputs at every step, sums exact in int32.
 
-What `bits_backend="int8"` puts in the place of fake quantization for rows of 8 bits and fewer. It is another
-approximation than the published one: there the *output* of the MLP is rounded to `bits` bits; here every weight (one
-scale per output) and every input of a projection (one scale per token) is rounded to 8, whatever number of bits up to
-8 was asked for, and the output is not rounded at all. It reads a quarter of the bytes of float32 weights, half of
-those of bfloat16. The copy costs one byte per weight of the MLP.
+`bits_backend="int8"` uses it instead of fake quantization for rows of 8 bits and fewer. It is another approximation
+than the published one, where the *output* of the MLP is rounded to `bits` bits. Here every weight (one scale per
+output) and every input of a projection (one scale per token) is rounded to 8 bits, whatever number of bits up to 8 the
+plan has, and the output is not rounded. It reads a quarter of the bytes of float32 weights, half of those of bfloat16.
+The copy takes one byte per weight of the MLP.
 
 The products are torch's `_int_mm`. Its dynamically quantized linear layers are faster with one row, but they take one
 scale for all rows together, so that a row's result would depend on the others.
@@ -23,8 +23,8 @@ INT8_BITS = 8
 LARGEST = 127
 
 
-def quantize_lines(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric int8 quantization of every line of `x` `(n, m)`.
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric int8 quantization of every row of a matrix `x` `(n, m)`, each with a scale of its own.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: int8 numbers of the shape of `x`, and scales `(n, 1)` in float32.
@@ -43,13 +43,13 @@ class Int8Linear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.weight, scale = quantize_lines(weight.detach())
+        self.weight, scale = quantize_rows(weight.detach())
         self.scale = scale.squeeze(1)
         self.bias = None if bias is None else bias.detach().float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product for `x` `(lines, inputs)`, `(lines, outputs)` in float32."""
-        numbers, scale = quantize_lines(x)
+        """The product for `x` `(tokens, inputs)`, `(tokens, outputs)` in float32."""
+        numbers, scale = quantize_rows(x)
         product = torch._int_mm(numbers, self.weight.t()).float() * scale * self.scale
         return product if self.bias is None else product + self.bias
 
@@ -75,8 +75,8 @@ class Int8MLP(MLPCopy):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The MLP's output for `x` `(..., channels)`, in the dtype of `x`."""
-        lines = x.flatten(0, -2)
-        hidden = ACTIVATIONS[self.parts.activation](self.gate(lines))
+        tokens = x.flatten(0, -2)
+        hidden = ACTIVATIONS[self.parts.activation](self.gate(tokens))
         if self.up is not None:
-            hidden = hidden * self.up(lines)
+            hidden = hidden * self.up(tokens)
         return self.down(hidden).view(*x.shape[:-1], -1).to(x.dtype)

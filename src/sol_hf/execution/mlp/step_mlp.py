@@ -8,43 +8,26 @@ would not do: they can change what goes in and comes out, but cannot keep the ML
 module in place of the MLP would not do either: it would be seen in `named_modules`, in `state_dict` and by whoever
 holds the MLP. A [`StepMLP`] acts on the plan of its own thread's forward; without a plan it is the MLP's own forward.
 
-    reference   zeroes channels, multiplies by all weights, quantizes: plain torch
-    masked      the same numbers to the bit, channels and quantization by compiled code
-    fast        reads the weights of the kept channels only, for a few rows: see `input_major.py` for the CPU,
-                `triton_input_major.py` for CUDA
-
-`backend="fast"` takes the last wherever there is one, `"auto"` where it is measured to be faster than `masked`. Copies
-of weights are made when a path first needs them, and belong to this object.
+What the MLP computes over the kept channels has several implementations, see `kept_channels`. Some of them need
+copies of the weights in another layout. A copy is made when it is first needed, and belongs to this object.
 """
 
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from ...errors import UnsupportedAxisError
 from ...kernels.cpu import sparse_mlp
-from ...kernels.cpu.sparse_mlp import KeptChannels
-from ...kernels.cuda import triton_support
-from ...selection.channels import keep_top_channels, kept_channels
 from ...selection.quantizers import fake_quantize
-from ..autotune import run_fastest
 from ..plan import ACTIVE, StepPlan
 from ..step_part import StepPart
-from .input_major import InputMajorMLP, keep_channels
 from .int8 import INT8_BITS, Int8MLP
-from .triton_input_major import TritonMLP
+from .kept_channels.operation import KEPT_CHANNELS, Copy, MLPCall
 from .weight_copy import MLPCopy
 
-
-Copy = TypeVar("Copy", bound=MLPCopy)
-MOST_LINES = 8
-"""Tokens in a forward beyond which all weights are read anyway."""
-SHARES = 8
-"""The time of the fast path is measured for so many shares of channels that any row keeps."""
 
 _STEP_MLPS: "weakref.WeakValueDictionary[int, StepMLP]" = weakref.WeakValueDictionary()
 """By the id of the module, which its [`StepMLP`] keeps alive."""
@@ -113,7 +96,7 @@ class StepMLP(StepPart):
                 plan.mark_done(axis, self)
         return output
 
-    def _copy(self, kind: type[Copy]) -> Copy | None:
+    def copy_of(self, kind: type[Copy]) -> Copy | None:
         """The copy of a kind, made now if need be; `None` where the MLP is none of the known ones."""
         with self._lock:
             if kind not in self._copies:
@@ -131,7 +114,7 @@ class StepMLP(StepPart):
         Raises:
             UnsupportedAxisError: for an MLP that is not on the CPU, or not one of the known ones.
         """
-        copy = self._copy(Int8MLP)
+        copy = self.copy_of(Int8MLP)
         if copy is None:
             with self._lock:
                 self._copies.pop(Int8MLP, None)  # what stands in the way may be gone next time
@@ -141,38 +124,13 @@ class StepMLP(StepPart):
             )
         return copy
 
-    def _keep(self, plan: StepPlan, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """The input without the channels that the plan drops; no list of them, which would stall an accelerator."""
-        if plan.backend != "reference" and sparse_mlp.supports(x):
-            return self._choose(plan, x, keep).x
-        return keep_top_channels(x, keep)
-
-    def _choose(self, plan: StepPlan, x: torch.Tensor, keep: torch.Tensor) -> KeptChannels:
-        if plan.backend != "reference" and sparse_mlp.supports(x):
-            return sparse_mlp.keep_top_channels(x, keep)
-        return keep_channels(x, kept_channels(x, keep))
-
     def _run(self, plan: StepPlan, x: torch.Tensor, keep: torch.Tensor | None, own: Callable) -> torch.Tensor:
         """The MLP over the channels that the plan keeps."""
         if keep is None:
             return own(x)
-        lines = x.shape[:-1].numel()
-        if plan.backend == "fast" and lines <= MOST_LINES and triton_support.supports(x):
-            on_device = self._copy(TritonMLP)
-            if on_device is not None and on_device.gate.dtype == x.dtype:
-                return on_device(x, keep)
-        may_read_less = plan.backend == "fast" or plan.is_timed
-        if not may_read_less or lines > MOST_LINES or not _may_copy(x):
-            return own(self._keep(plan, x, keep))
-        kept = self._choose(plan, x, keep)
-        copy = self._copy(InputMajorMLP)
-        if copy is None or copy.gate.dtype != x.dtype:
-            return own(kept.x)
-        if plan.backend == "fast":
-            return copy(kept)
-        share = -(-SHARES * len(kept.listed) // x.shape[-1])
-        situation = ("mlp", *copy.gate.shape, copy.up is None, x.dtype, lines, share, torch.get_num_threads())
-        return run_fastest(situation, {"masked": lambda: own(kept.x), "fast": lambda: copy(kept)})
+        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self), plan.backend, plan.is_timed)
+        assert output is not None, "the MLP's own forward serves every call"
+        return output
 
     def _finish(self, plan: StepPlan, output: torch.Tensor, bits: torch.Tensor | None) -> torch.Tensor:
         if bits is None:
@@ -187,13 +145,8 @@ class StepMLP(StepPart):
         copy, in_int8 = self.int8_copy(), bits <= INT8_BITS
         if not bool(in_int8.any()):
             return self._finish(plan, self._run(plan, x, keep, own), bits)
-        product = copy(x if keep is None else self._keep(plan, x, keep))
+        product = copy(x if keep is None else MLPCall(plan, x, keep, own, self).kept_input())
         if bool(in_int8.all()):
             return product
         output = self._finish(plan, self._run(plan, x, keep, own), bits)
         return torch.where(in_int8.view(-1, *[1] * (x.dim() - 1)), product, output)
-
-
-def _may_copy(x: torch.Tensor) -> bool:
-    """Whether a forward is one that the copies serve: on the CPU, without gradient, in the dtype of the weights."""
-    return x.device.type == "cpu" and not x.requires_grad and not torch.is_autocast_enabled("cpu")

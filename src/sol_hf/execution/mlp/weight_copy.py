@@ -3,9 +3,9 @@
 
 """Copies of an MLP's weights in another layout or dtype, kept as long as they are those of the base.
 
-Nobody tells when a weight changes. Addresses and version counters tell most changes; one made through `.data`, as when
-an adapter is merged, shows in a sample of the elements, which costs a tenth of a millisecond for each weight. To read
-all of them before every generation would take as long as a decode step.
+torch does not report that a weight has changed. Most changes show in its address or its version counter. A change
+through `.data`, as when an adapter is merged, does not; it shows in a sample of the elements, which takes 0.1 ms per
+weight. To compare all elements before every generation would take as long as a decode step.
 """
 
 import math

@@ -18,7 +18,7 @@ LEAST_BLOCKS = 4
 
 
 def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> bool:
-    """Whether the kernel computes attention of these arguments of [`attend_packed`]."""
+    """Whether the kernel computes attention of these arguments of [`attend_chunk`]."""
     tensors = query, key, value
     return (
         query.dtype in (torch.float32, torch.bfloat16)
@@ -31,7 +31,7 @@ def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: 
     )
 
 
-def attend_packed(
+def attend_chunk(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
     """Attention of several new tokens over all keys, of arguments that [`supports`] allows, in float32.

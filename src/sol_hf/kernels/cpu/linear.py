@@ -11,13 +11,13 @@ from .compilation import loads
 from .torch_threads import run_in_torch_threads
 
 
-MOST_LINES = {torch.float32: 32, torch.bfloat16: 8}
+MOST_TOKENS = {torch.float32: 32, torch.bfloat16: 8}
 """Lines up to which the kernel is meant; with more of them reading the weights is not what costs."""
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the kernel can multiply `x` `(..., channels)` with a contiguous weight of the same dtype on the CPU."""
-    if x.numel() > MOST_LINES.get(weight.dtype, 0) * x.shape[-1] or not loads("numba_linear"):
+    if x.numel() > MOST_TOKENS.get(weight.dtype, 0) * x.shape[-1] or not loads("numba_linear"):
         return False
     from . import numba_linear as kernel
 

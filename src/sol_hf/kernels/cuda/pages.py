@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...selection.quest import page_scores
+from ...selection.pages import page_scores
 from ...selection.ranking import group_queries
 from . import triton_support
 from .select_pages import wanted_units

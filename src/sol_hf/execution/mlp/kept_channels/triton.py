@@ -3,18 +3,22 @@
 
 """An MLP on a GPU that reads only the weights of the input channels that are kept.
 
-The projections before the activation are copied once, input-major, which costs as much memory as they have. Which
-channels are kept, and how many, stays on the device. The last projection is the base's own.
+The projections before the activation are copied once, input-major; the copy takes as much memory as they do. Which
+channels are kept, and how many, is known on the device only. The last projection is the base's own.
 """
 
-from typing import Self
+import functools
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .parts import MLPParts, find_parts
-from .weight_copy import MLPCopy
+from ....kernels.cuda import triton_support
+from ...dispatch import Implementation, Prepared
+from ..parts import MLPParts, find_parts
+from ..weight_copy import MLPCopy
+from .operation import KEPT_CHANNELS, MOST_TOKENS, MLPCall
 
 
 class TritonMLP(MLPCopy):
@@ -49,11 +53,27 @@ class TritonMLP(MLPCopy):
             x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of the MLP.
             fraction (`torch.Tensor` of shape `(rows,)`): Fraction of the channels to keep.
         """
-        from ...kernels.cuda.sparse_mlp import sparse_gate_up
+        from ....kernels.cuda.sparse_mlp import sparse_gate_up
 
-        lines = x.flatten(0, -2)
-        each = len(lines) // len(x)
+        tokens = x.flatten(0, -2)
+        each = len(tokens) // len(x)
         fraction = fraction.float() if each == 1 else fraction.float().repeat_interleave(each)
         parts = self.parts
-        hidden = sparse_gate_up(lines, fraction, self.gate, self.up, *parts.biases[:2], parts.activation)
+        hidden = sparse_gate_up(tokens, fraction, self.gate, self.up, *parts.biases[:2], parts.activation)
         return functional.linear(hidden, parts.down, parts.biases[2]).view(*x.shape[:-1], -1)
+
+
+class Triton(Implementation[MLPCall]):
+    """[`TritonMLP`], for forwards of a few tokens under `backend="fast"`."""
+
+    order: ClassVar[int] = 20
+
+    def prepare(self, call: MLPCall) -> Prepared | None:
+        asked = call.plan.backend == "fast" and call.tokens <= MOST_TOKENS and triton_support.supports(call.x)
+        copy = call.copies.copy_of(TritonMLP) if asked else None
+        if copy is None or copy.gate.dtype != call.x.dtype:
+            return None
+        return functools.partial(copy, call.x, call.keep)
+
+
+KEPT_CHANNELS.register("triton", Triton())

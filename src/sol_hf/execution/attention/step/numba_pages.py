@@ -1,21 +1,53 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Torch's side of the CPU kernel for decode attention: what it supports, its scratch memory, its arguments."""
+"""Attention by a kernel that numba compiles, on the CPU.
+
+It reads the selected pages in the storage of the cache layer.
+"""
+
+import functools
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from ...cache.paged_layer import PagedLayer
-from ...kernels.cpu.compilation import DTYPES, loads
-from ...kernels.cpu.torch_threads import run_in_torch_threads
-from ...selection.rule import SelectionRule
+from ....cache.paged_layer import PagedLayer
+from ....kernels.cpu.compilation import DTYPES, loads
+from ....kernels.cpu.torch_threads import run_in_torch_threads
+from ....selection.pages import pages_to_read
+from ....selection.rule import SelectionRule
+from ...dispatch import Implementation, Prepared
+from ...plan import AttentionKernel
+from .operation import STEP_ATTENTION, StepAttention
 
 
 MOST_HEADS_IN_GROUP = 32
-
-
 TASKS_PER_THREAD = 4
+
+
+class NumbaPages(Implementation[StepAttention]):
+    """[`PagedAttention`], set up once per step for all layers of one shape."""
+
+    order: ClassVar[int] = 30
+
+    def prepare(self, call: StepAttention) -> Prepared | None:
+        layer = call.layer
+        if not (isinstance(layer, PagedLayer) and call.reads_pages and call.is_stored and supports(call.query, layer)):
+            return None
+        return functools.partial(self._kernel(call, layer), call.query, layer)
+
+    def _kernel(self, call: StepAttention, layer: PagedLayer) -> AttentionKernel:
+        plan, query = call.plan, call.query
+        kernels = plan.shared.kernels.setdefault("numba", [])
+        for kernel in kernels:
+            if kernel.fits(query, layer, call.scaling):
+                return kernel
+        padding = plan.cache.padding
+        first_key = torch.zeros(len(query), dtype=torch.long) if padding is None else padding
+        wanted = pages_to_read(plan.token_keep, layer.length - first_key, plan.rule)
+        kernels.append(PagedAttention(query, layer, first_key, wanted, plan.rule, call.scaling))
+        return kernels[-1]
 
 
 def has_numba() -> bool:
@@ -43,7 +75,7 @@ class PagedAttention:
     Args:
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A query of the step.
         layer ([`PagedLayer`]): A layer, with the key and value of the new token in it.
-        first (`torch.LongTensor` of shape `(rows,)`): Slot of every row's first real token.
+        first_key (`torch.LongTensor` of shape `(rows,)`): Slot of every row's first real token.
         wanted (`torch.LongTensor` of shape `(rows,)`): Pages that a head reads; with as many as there are, no page is
             scored.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
@@ -54,14 +86,14 @@ class PagedAttention:
         self,
         query: torch.Tensor,
         layer: PagedLayer,
-        first: torch.Tensor,
+        first_key: torch.Tensor,
         wanted: torch.Tensor,
         rule: SelectionRule,
         scaling: float | None,
     ):
-        from ...kernels.cpu import numba_attention as kernel
+        from ....kernels.cpu import numba_attention as kernel
 
-        self.kernel, self.first, self.wanted = kernel, first.contiguous(), wanted.contiguous()
+        self.kernel, self.first_key, self.wanted = kernel, first_key.contiguous(), wanted.contiguous()
         compiled = kernel.attend_float32 if query.dtype == torch.float32 else kernel.attend_bfloat16
         self.address = compiled.address
         rows, heads, _, dim = query.shape
@@ -80,7 +112,7 @@ class PagedAttention:
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
         self.shape, self.scaling, self.dtype = (rows, 1, heads, value_dim), scaling, query.dtype
         arguments = np.zeros(kernel.HEADER + 2 * pairs, dtype=np.int64)
-        arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first.data_ptr(), self.wanted.data_ptr()
+        arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first_key.data_ptr(), self.wanted.data_ptr()
         arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
         arguments[kernel.PAGE_SIZE], arguments[kernel.PER_GROUP] = size, rule.page_selection == "group"
         arguments[kernel.SPLITS : kernel.NEXT] = (
@@ -95,7 +127,7 @@ class PagedAttention:
             query.element_size(),
         )
         self.arguments, self.data = arguments, arguments.ctypes.data
-        self.selects = bool((wanted < torch.div(slots - first + size - 1, size, rounding_mode="floor")).any())
+        self.selects = bool((wanted < torch.div(slots - first_key + size - 1, size, rounding_mode="floor")).any())
 
     def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
         """Whether a layer has the shapes and the dtype that this was made for."""
@@ -126,3 +158,6 @@ class PagedAttention:
         if self.selects:
             layer.mark_indexed()
         return output
+
+
+STEP_ATTENTION.register("numba", NumbaPages())

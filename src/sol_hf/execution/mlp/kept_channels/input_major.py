@@ -1,21 +1,26 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An MLP that reads only the weights of the input channels that are kept.
+"""An MLP on the CPU that reads only the weights of the input channels that are kept.
 
 The projections before the activation are copied once, with the weights of an input channel side by side within blocks
-of outputs, which costs as much memory as they have. The last projection is the base's own. With numba the compiled
-kernel does the work, else `embedding_bag`, which also reads only the lines it adds up. Both pay for a few rows; they
-are for the CPU.
+of outputs. The copy takes as much memory as the projections. The last projection is the base's own. With numba the
+compiled kernel computes the products, else `embedding_bag`, which also reads only the weights that it adds up. Both
+are faster with a few tokens only.
 """
+
+import functools
+from typing import ClassVar
 
 import torch
 from torch.nn import functional
 
-from ...kernels.cpu import sparse_mlp
-from ...kernels.cpu.sparse_mlp import KeptChannels
-from .parts import ACTIVATIONS, MLPParts
-from .weight_copy import MLPCopy
+from ....kernels.cpu import sparse_mlp
+from ....kernels.cpu.sparse_mlp import KeptChannels
+from ...dispatch import Implementation, Prepared
+from ..parts import ACTIVATIONS, MLPParts
+from ..weight_copy import MLPCopy
+from .operation import KEPT_CHANNELS, MOST_TOKENS, MLPCall
 
 
 class InputMajorMLP(MLPCopy):
@@ -44,12 +49,12 @@ class InputMajorMLP(MLPCopy):
             return sparse_mlp.multiply_kept(
                 kept, self.gate, self.up, self.block, self.parts.down, self.biases, self.parts.activation
             )
-        hidden = ACTIVATIONS[self.parts.activation](self._sum_lines(kept, self.gate, self.parts.biases[0]))
+        hidden = ACTIVATIONS[self.parts.activation](self._product(kept, self.gate, self.parts.biases[0]))
         if self.up is not None:
-            hidden = hidden * self._sum_lines(kept, self.up, self.parts.biases[1])
+            hidden = hidden * self._product(kept, self.up, self.parts.biases[1])
         return functional.linear(hidden, self.parts.down, self.parts.biases[2])
 
-    def _sum_lines(self, kept: KeptChannels, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _product(self, kept: KeptChannels, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The product of the kept channels with a copied weight, in plain torch."""
         x = kept.x.flatten(0, -2)[:, kept.listed]
         channels = kept.listed.expand(len(x), -1)
@@ -59,7 +64,19 @@ class InputMajorMLP(MLPCopy):
         return product if bias is None else product + bias
 
 
-def keep_channels(x: torch.Tensor, mask: torch.Tensor) -> KeptChannels:
-    """[`KeptChannels`] of an input `(rows, ..., channels)` and a mask of that shape, in plain torch."""
-    listed = mask.flatten(0, -2).any(dim=0).nonzero().squeeze(1)
-    return KeptChannels(torch.where(mask, x, 0), listed.int())
+class InputMajor(Implementation[MLPCall]):
+    """[`InputMajorMLP`], for forwards of a few tokens on the CPU, without gradient, in the dtype of the weights."""
+
+    order: ClassVar[int] = 10
+
+    def prepare(self, call: MLPCall) -> Prepared | None:
+        x = call.x
+        is_plain = x.device.type == "cpu" and not x.requires_grad and not torch.is_autocast_enabled("cpu")
+        copy = call.copies.copy_of(InputMajorMLP) if is_plain and call.tokens <= MOST_TOKENS else None
+        if copy is None or copy.gate.dtype != x.dtype:
+            return None
+        call.sizes = (*copy.gate.shape, copy.up is None)
+        return functools.partial(copy, call.kept)
+
+
+KEPT_CHANNELS.register("input_major", InputMajor())

@@ -1,0 +1,7 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention of a KV refresh: one implementation per file, registered in `operation.py`.
+
+Compiled code is in `kernels`; how one is chosen is in `dispatch.py`.
+"""

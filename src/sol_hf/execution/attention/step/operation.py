@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The attention of one layer in a decode step, and all of its implementations.
+
+With a `token_keep` they attend to the keys that the plan's criterion selects. Without one they attend to all keys; the
+first implementation is then the base's own. Below `LEAST_KEYS` keys nothing is measured.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from ....selection.criterion import CRITERIA
+from ...dispatch import Operation
+from ...plan import StepPlan
+from ..stored_keys import is_stored
+
+
+LEAST_KEYS = 32
+"""A kernel that has to be compiled or loaded first does not pay for a text of a few words."""
+
+
+@dataclass(eq=False)
+class StepAttention:
+    """Attention of one new token per row.
+
+    Args:
+        plan ([`StepPlan`]): Cache, selection rule, `token_keep` and backend.
+        layer_idx (`int`): Layer of the cache that `key` and `value` come from.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
+        key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
+        value (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): All cached values.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+        base_attention (`Callable`, *optional*): The base's own attention function with its arguments, for a plan
+            without `token_keep`.
+
+    Attributes:
+        weights (`torch.Tensor`, *optional*): Attention weights, where the base's own function has returned them.
+    """
+
+    plan: StepPlan
+    layer_idx: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scaling: float | None = None
+    base_attention: Callable[[], tuple[torch.Tensor, torch.Tensor | None]] | None = None
+    weights: torch.Tensor | None = None
+
+    @property
+    def layer(self) -> CacheLayerMixin:
+        """The layer of the cache."""
+        return self.plan.cache.layers[self.layer_idx]
+
+    @cached_property
+    def is_stored(self) -> bool:
+        """Whether keys and values are those in the layer's storage, which compiled kernels read."""
+        return is_stored(self.layer, self.key, self.value)
+
+    @property
+    def reads_pages(self) -> bool:
+        """Whether the kernels that attend to whole pages read the right ones: all, or those of the criterion."""
+        return self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether implementations may be measured against each other."""
+        return self.plan.is_timed and self.query.device.type == "cpu" and self.key.shape[2] >= LEAST_KEYS
+
+    def situation(self, names: tuple[str, ...]) -> Hashable:
+        """Times depend on shapes, dtype, number of keys, the share of them that is read, the rule and the threads."""
+        plan, query, key = self.plan, self.query, self.key
+        if plan.shared.kept_share is None:
+            plan.shared.kept_share = "all" if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
+        shape = (*query.shape[:2], key.shape[1], key.shape[3], query.dtype, key.shape[2].bit_length())
+        settings = (plan.rule, plan.shared.kept_share, names, torch.get_num_threads())
+        return "attention", shape, settings
+
+
+STEP_ATTENTION: Operation[StepAttention] = Operation("implementation of a step's attention", package=__package__)
+"""Implementations of a step's attention by name."""
+
+
+def attend_step(call: StepAttention) -> torch.Tensor:
+    """Attention of a decode step, `(rows, 1, heads, value_dim)`, by the implementation that the backend chooses.
+
+    Raises:
+        ValueError: in a captured forward, if the Triton kernels cannot be used.
+    """
+    output = STEP_ATTENTION.run(call, call.plan.backend, call.is_timed)
+    assert output is not None, "either the base or `gather` serves every call"
+    return output

@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The MLP of a step with an `mlp_keep`, and all of its implementations."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeVar
+
+import torch
+
+from ....kernels.cpu import sparse_mlp
+from ....kernels.cpu.sparse_mlp import KeptChannels
+from ....selection.channels import keep_top_channels, kept_channels
+from ...dispatch import Operation
+from ...plan import StepPlan
+from ..weight_copy import MLPCopy
+
+
+MOST_TOKENS = 8
+"""Tokens in a forward beyond which all weights are read anyway."""
+SHARES = 8
+"""Times are measured for so many shares of the channels that any token keeps."""
+
+Copy = TypeVar("Copy", bound=MLPCopy)
+
+
+class HasCopies(Protocol):
+    """What keeps the copies of an MLP's weights: its [`StepMLP`]."""
+
+    def copy_of(self, kind: type[Copy]) -> Copy | None:
+        """The copy of a kind, made now if need be; `None` where the MLP is none of the known ones."""
+
+
+@dataclass(eq=False)
+class MLPCall:
+    """One MLP over the largest channels of its input.
+
+    Args:
+        plan ([`StepPlan`]): Backend.
+        x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of the MLP.
+        keep (`torch.Tensor` of shape `(rows,)`): Fraction of the channels to keep.
+        own (`Callable`): The MLP's own forward.
+        copies ([`HasCopies`]): Copies of its weights in other layouts.
+
+    Attributes:
+        sizes (`tuple`): Sizes of the MLP, noted by an implementation that knows them.
+    """
+
+    plan: StepPlan
+    x: torch.Tensor
+    keep: torch.Tensor
+    own: Callable[[torch.Tensor], torch.Tensor]
+    copies: HasCopies
+    sizes: tuple[Hashable, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the forward."""
+        return self.x.shape[:-1].numel()
+
+    @property
+    def compiles(self) -> bool:
+        """Whether compiled code chooses the channels."""
+        return self.plan.backend != "reference" and sparse_mlp.supports(self.x)
+
+    @cached_property
+    def kept(self) -> KeptChannels:
+        """The input without the other channels, and a list of those that any token keeps."""
+        if self.compiles:
+            return sparse_mlp.keep_top_channels(self.x, self.keep)
+        return keep_channels(self.x, kept_channels(self.x, self.keep))
+
+    def kept_input(self) -> torch.Tensor:
+        """The input without the other channels, of the shape of `x`.
+
+        Without compiled code no list of them is made: that would stall an accelerator.
+        """
+        if self.compiles or "kept" in vars(self):
+            return self.kept.x
+        return keep_top_channels(self.x, self.keep)
+
+    def situation(self, names: tuple[str, ...]) -> Hashable:
+        """Times depend on the sizes of the MLP, the dtype, tokens, the share of channels that is read and threads."""
+        share = -(-SHARES * len(self.kept.listed) // self.x.shape[-1])
+        return "mlp", *self.sizes, self.x.dtype, self.tokens, share, names, torch.get_num_threads()
+
+
+def keep_channels(x: torch.Tensor, mask: torch.Tensor) -> KeptChannels:
+    """[`KeptChannels`] of an input `(rows, ..., channels)` and a mask of that shape, in plain torch."""
+    listed = mask.flatten(0, -2).any(dim=0).nonzero().squeeze(1)
+    return KeptChannels(torch.where(mask, x, 0), listed.int())
+
+
+KEPT_CHANNELS: Operation[MLPCall] = Operation("implementation of an MLP over kept channels", package=__package__)
+"""Implementations of an MLP over the largest channels of its input by name."""

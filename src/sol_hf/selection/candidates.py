@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a criterion sees: the queries of a step and the cached keys that they may read."""
+
+import torch
+
+from .pages import page_bounds
+from .rule import Selection
+
+
+class Candidates:
+    """The keys of one layer that the queries of a step may read.
+
+    Slots count from the beginning of the cache, padding included; the last slot is that of the step's own token.
+
+    Args:
+        query (`torch.Tensor` of shape `(rows, kv_heads, group, head_dim)`): Query heads by key-value head.
+        keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Cached keys.
+        page_origin (`torch.LongTensor` of shape `(rows,)`): Slot at which a row's page 0 begins. It is negative where
+            the first keys of the page have left a sliding window.
+        first_key (`torch.LongTensor` of shape `(rows,)`): First slot that holds a key of the row, not padding.
+        page_size (`int`): Keys in a page.
+    """
+
+    def __init__(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        page_origin: torch.Tensor,
+        first_key: torch.Tensor,
+        page_size: int,
+    ):
+        self.query, self.page_origin, self.first_key, self.page_size = query, page_origin, first_key, page_size
+        self._keys = keys
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Cached keys, `(rows, kv_heads, slots, head_dim)`."""
+        return self._keys
+
+    @property
+    def slots(self) -> int:
+        """Number of slots, those of padding included."""
+        return self._keys.shape[2]
+
+    def exact_scores(self) -> torch.Tensor:
+        """`q . k` of every query head and slot, `(rows, kv_heads, group, slots)`."""
+        return self.query @ self.keys.transpose(2, 3)
+
+    def page_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Channel-wise maximum and minimum of every page, each `(rows, kv_heads, pages, head_dim)`.
+
+        There may be more pages than a row has keys for.
+        """
+        pages = self.slots // self.page_size + 2
+        return page_bounds(self.keys, self.page_size, self.page_origin, self.first_key, pages)
+
+    def slots_of(self, selection: Selection) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots of a selection `(rows, H, m)`, and a mask of that shape of those to read."""
+        slot = selection.ranks + self.page_origin[:, None, None]
+        return slot, selection.in_use & (slot >= self.first_key[:, None, None]) & (slot < self.slots)
+
+    def mask_of(self, selection: Selection) -> torch.Tensor:
+        """A selection as a mask `(rows, H, slots)`."""
+        slot, in_use = self.slots_of(selection)
+        # Entries that are not in use may repeat a slot that is: they go to one column more, which is cut off.
+        index = torch.where(in_use, slot, self.slots)
+        mask = torch.zeros(*index.shape[:2], self.slots + 1, dtype=torch.bool, device=index.device)
+        return mask.scatter_(2, index, True)[..., : self.slots]

@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The criterion `recency`: the first and the latest keys."""
+
+import math
+from typing import ClassVar
+
+import torch
+
+from ..candidates import Candidates
+from ..channels import kept_count
+from ..criterion import ROUNDING, Criterion, register_criterion
+from ..rule import Selection, SelectionRule
+
+
+class Recency(Criterion):
+    """Keeps the sink and the most recent tokens, the same for all heads.
+
+    `token_keep` is a fraction of the tokens outside of sink and window.
+    """
+
+    heads_may_differ: ClassVar[bool] = False
+
+    def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
+        first_key, slots = candidates.first_key, candidates.slots
+        count = slots - first_key
+        always = rule.sink_tokens + rule.window_tokens + 1
+        middle = count - always
+        extra = torch.where(middle > 0, kept_count(token_keep, middle), 0)
+        kept = torch.minimum(count, always + extra)
+        most = int(kept.max()) if first_key.device.type == "cpu" else slots
+        place = torch.arange(most, device=first_key.device)
+        in_row = torch.where(place < rule.sink_tokens, place, place + (count - kept)[:, None])
+        ranks = in_row + (first_key - candidates.page_origin)[:, None]
+        return Selection(ranks[:, None], (place < kept[:, None])[:, None])
+
+    def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
+        always = rule.sink_tokens + rule.window_tokens + 1
+        return min(keys, always + math.ceil(token_keep * max(keys - always, 0) - ROUNDING))
+
+
+register_criterion("recency", Recency())

@@ -1,0 +1,110 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a criterion is, and all criteria by name.
+
+A [`Criterion`] says everything that other modules need to know of it: how it selects keys, what that costs, and which
+fast paths compute the same selection. Its name is the value of `SOLConfig(criterion=...)`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..registry import Registry
+from .candidates import Candidates
+from .rule import Selection, SelectionRule
+
+
+ROUNDING = 1e-6
+"""Slack in `ceil(token_keep * keys)`, so that a `token_keep` which is rounded up does not add a key."""
+
+
+@dataclass(frozen=True)
+class SelectionCost:
+    """What one layer reads of its cache for one token, and computes with it.
+
+    Args:
+        attended (`int`): Keys that a query head attends to.
+        moved (`float`): Keys together with their values that a key-value head reads, those that only the selection
+            reads included. A key without its value counts one half.
+        scored (`float`): Vectors of the size of a key that a query head is multiplied with to select, beside those
+            of attention itself.
+    """
+
+    attended: int
+    moved: float
+    scored: float = 0.0
+
+
+class Criterion:
+    """How a step selects the cached keys that it reads.
+
+    A subclass has [`Criterion.select`], and what follows where the defaults do not hold.
+
+    Class attributes:
+        chooses_pages (`bool`): Whether whole pages are read, chosen by the bounds in the cache's page index. Set by
+            [`PageCriterion`].
+        has_kernels (`bool`): Whether the compiled CPU kernel and the Triton kernels select the same keys. They score
+            pages by their bounds as `quest` does. Without them, `cuda_graphs` is refused.
+        heads_may_differ (`bool`): Whether query heads that share a key-value head may select different keys, under
+            `page_selection="head"`.
+    """
+
+    chooses_pages: ClassVar[bool] = False
+    has_kernels: ClassVar[bool] = False
+    heads_may_differ: ClassVar[bool] = True
+
+    def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
+        """The keys that a step reads: a pure function of its arguments.
+
+        Nothing of it may depend on other rows. On an accelerator it must not bring values to the host.
+
+        Args:
+            candidates ([`Candidates`]): Queries and cached keys.
+            token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to read, in (0, 1].
+            rule ([`SelectionRule`]): Settings.
+        """
+        raise NotImplementedError
+
+    def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
+        """How many of `keys` keys, its own included, a query head reads; by default `ceil(token_keep * keys)`."""
+        return min(keys, max(1, math.ceil(token_keep * keys - ROUNDING)))
+
+    def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
+        """What a layer reads and computes for one token; by default the selection itself is free.
+
+        Args:
+            rule ([`SelectionRule`]): Settings.
+            token_keep (`float`): Fraction of the keys to read, in (0, 1].
+            keys (`int`): Keys that the step sees, its own included.
+            group (`int`): Query heads that share a key-value head. Where they may differ, they are taken to.
+        """
+        attended = self.keys_read(rule, token_keep, keys)
+        choices = group if self.heads_may_differ and rule.page_selection == "head" else 1
+        return SelectionCost(attended, moved=min(keys, attended * choices))
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion", package=f"{__package__}.criteria")
+"""All criteria by name."""
+
+
+def register_criterion(name: str, criterion: Criterion) -> Criterion:
+    """Make a criterion known by name, as `SOLConfig(criterion=name)`, to decoding, rollouts, sweeps and costs.
+
+    Args:
+        name (`str`): The name.
+        criterion ([`Criterion`]): An instance.
+
+    Returns:
+        [`Criterion`]: The criterion.
+
+    Raises:
+        TypeError: if it is not an instance of [`Criterion`].
+        ValueError: if the name is taken.
+    """
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"A criterion is an instance of `Criterion`, got {criterion!r}.")
+    return CRITERIA.register(name, criterion)
