@@ -90,11 +90,7 @@ def give_back() -> None:
 
 
 def free_bytes(device: str) -> float:
-<<<<<<< HEAD
-    """Bytes that this process may hold in all: those it has, and those that are free. Infinite where not known."""
-=======
     """Bytes that this process may hold in all, those it has and those that are free; infinite if not known."""
->>>>>>> wt-upper
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     total = 0
