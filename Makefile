@@ -3,10 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.installed-demo
+VENV_OLDEST ?= .venv-oldest
+BIN_OLDEST := $(VENV_OLDEST)/bin
+INSTALLED_OLDEST := $(VENV_OLDEST)/.installed
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help venv demo test test-slow quality style doctest clean
+# What differs between versions: what is relied on in other packages, and what each part takes from them.
+OLDEST_TESTS := test_upstream or test_golden or test_generate or test_kv_refresh or test_cuda_graphs or \
+	test_configuration_sol or test_policy or test_public_api or test_hub or test_peft or test_grpo_trainer or \
+	test_budgeted_perplexity or test_lm_eval_adapter or test_sweep_figures or test_smollm2 or test_linear or test_demo
+
+.PHONY: help venv venv-oldest demo test test-oldest test-slow quality style doctest clean
 
 help:
 	@echo "make demo       the same prompt, dense and at three budgets, side by side (DEMO_ARGS=... for options)"
@@ -16,22 +25,42 @@ help:
 	@echo "make style      fix lint and formatting"
 	@echo "make doctest    run the examples in the docstrings"
 	@echo "make venv       only the virtual environment, in $(VENV)"
+	@echo "make test-oldest  some of the quick tests on the oldest versions that setup.cfg allows"
+	@echo "make venv-oldest  only their virtual environment, in $(VENV_OLDEST): about 6 GB, torch comes with CUDA"
 
 venv: $(INSTALLED)
+venv-oldest: $(INSTALLED_OLDEST)
 
 # torch comes first and exact, so that pip may take a CPU wheel that is on the machine.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(DEMO_INSTALLED)
+
+# What the demo needs and no more, where nothing is installed yet.
+$(DEMO_INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,fast]'
 	@touch $@
 
-demo: venv
+$(INSTALLED_OLDEST): setup.cfg pyproject.toml constraints-oldest.txt
+	@test -x $(BIN_OLDEST)/python || { echo "Making $(VENV_OLDEST)"; $(PYTHON) -m venv $(VENV_OLDEST); }
+	$(BIN_OLDEST)/python -m pip install "$$(grep '^torch==' constraints-oldest.txt)"
+	$(BIN_OLDEST)/python -m pip install --constraint constraints-oldest.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(DEMO_INSTALLED)
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 # Two processes with one torch thread each: faster on small models than one process with two threads.
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not invariant" $(PYTEST_ARGS)
+
+test-oldest: venv-oldest
+	OMP_NUM_THREADS=1 $(BIN_OLDEST)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not invariant" \
+		-k "$(OLDEST_TESTS)" $(PYTEST_ARGS)
 
 test-slow: venv
 	$(BIN)/python -m pytest -m "slow and not gpu and not invariant" $(PYTEST_ARGS)

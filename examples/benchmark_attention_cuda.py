@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How near the Triton attention kernels of a decode step come to the memory bandwidth of a GPU.
+"""Memory bandwidth that the Triton attention kernels of a decode step reach on a GPU.
 
     python examples/benchmark_attention_cuda.py --json attention.json
 

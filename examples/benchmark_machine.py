@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: shapes of models by name, the machine and its bandwidth, clocks, and a table.
+"""Shared by the benchmarks: shapes of models by name, the machine and its bandwidth, clocks, and a table.
 
 Random weights are one block of normal numbers, repeated from another place in every weight: drawing eight billion of
 them takes minutes. The block is as long as a prime, so that no two lines of a matrix are equal, and no number in it is

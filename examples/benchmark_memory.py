@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a case of a benchmark needs of memory, about, and how much there is.
+"""Estimate of the memory that a case of a benchmark needs, and the memory that is available.
 
 process      torch, transformers, the policy
 weights      of the base
@@ -90,7 +90,11 @@ def give_back() -> None:
 
 
 def free_bytes(device: str) -> float:
-    """Bytes that this process may hold in all: what it has, and what is free. Infinite where nobody tells."""
+<<<<<<< HEAD
+    """Bytes that this process may hold in all: those it has, and those that are free. Infinite where not known."""
+=======
+    """Bytes that this process may hold in all, those it has and those that are free; infinite if not known."""
+>>>>>>> wt-upper
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     total = 0

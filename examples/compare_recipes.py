@@ -29,8 +29,9 @@ from transformers import TrainerCallback
 
 import evaluate_policy
 import train_grpo
+from sol_hf.budget.axes import AXES
 from sol_hf.cli.inputs import SMOLLM2
-from sol_hf.evaluation.policy_evaluation import standard_error
+from sol_hf.evaluation.policy_evaluation import PUBLISHED_NAMES, standard_error
 
 
 CONFIG = Path(__file__).parent / "configs" / "smollm2-135m-published.yaml"
@@ -122,7 +123,10 @@ def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
 
 
 def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
-    """Gains of a snapshot over the fixed schedule, per budget and block; from its file if they are there."""
+    """Gains of a snapshot over the fixed schedule, per budget and block; from its file if they are there.
+
+    Files of earlier versions do not name their axes: they have the published ones.
+    """
     path = snapshot / "evaluation.json"
     if not path.exists():
         budgets = [",".join(map(str, budget)) for budget in BUDGETS]
@@ -135,9 +139,9 @@ def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
     gains = [[fixed - mine for fixed, mine in zip(r["fixed_losses"], r["losses"], strict=True)] for r in rows]
     per_block = [sum(column) / len(column) for column in zip(*gains, strict=True)]
     misses = [
-        abs(got - asked) / scale
+        abs(got - asked) / AXES[axis].scale
         for row in rows
-        for got, asked, scale in zip(row["realised"], row["requested"], (1, 1, 16), strict=True)
+        for axis, got, asked in zip(row.get("axes", PUBLISHED_NAMES), row["realised"], row["requested"], strict=True)
     ]
     return {
         "gain": sum(per_block) / len(per_block),

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, Pre
 from transformers.generation.streamers import BaseStreamer
 
 from demo_render import Comparison, Continuation, render_page, show
-from sol_hf import Controller, FixedController, RandomController, SOLForCausalLM
-from sol_hf.budget.action_space import AXES, DENSE
+from sol_hf import SOLForCausalLM, budgets_within, make_controller
+from sol_hf.controllers.registry import CONTROLLERS
 from sol_hf.figures.action_map import Action, Token, compute_of, token_texts
 from sol_hf.integrations.smollm2 import ModelUnavailableError, fetch_smollm2
 
@@ -77,13 +77,15 @@ def mean_log_probs(base: PreTrainedModel, prompt: torch.Tensor, continuations: l
     return [row[: len(new)].mean().item() for row, new in zip(scores, continuations, strict=True)]
 
 
-def make_controller(name: str, seed: int) -> Controller | None:
-    """A fresh controller; `None` stands for the model's own policy."""
-    return {"fixed": FixedController, "random": lambda: RandomController(seed), "policy": lambda: None}[name]()
+def controller_spec(name: str, seed: int) -> str:
+    """The name of a controller, with the seed if it takes one."""
+    return f"{name}:{seed}" if CONTROLLERS[name].number == "seed" else name
 
 
 def compare(model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace, console: Console):
-    """Continues the prompt in all ways, and returns the continuations as the renderer takes them."""
+    """Continues the prompt densely and at every budget; returns the continuations for the renderer."""
+    space = model.action_space
+    budgets = budgets_within(space, BUDGETS)
     inputs = encode(tokenizer, options.prompt).to(model.device)
     length = inputs["input_ids"].shape[1]
     end = model.generation_config.eos_token_id
@@ -92,19 +94,19 @@ def compare(model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, options: 
     def generate(budget: Action | None, max_new_tokens: int, streamer: BaseStreamer | None = None):
         arguments = dict(inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True)
         if budget is not None:
-            arguments |= dict(zip(AXES, budget, strict=True))
-            arguments["controller"] = make_controller(options.controller, options.seed)
+            arguments |= dict(zip(space.axis_names, budget, strict=True))
+            arguments["controller"] = make_controller(controller_spec(options.controller, options.seed), model)
         return model.generate(**arguments, streamer=streamer)
 
     results = []
     columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        warming = progress.add_task("warming up", total=1 + len(BUDGETS))
-        for budget in (None, *BUDGETS):  # the first steps measure which way is the fastest
+        warming = progress.add_task("warming up", total=1 + len(budgets))
+        for budget in (None, *budgets):  # the first steps measure which way is the fastest
             generate(budget, max_new_tokens=min(WARM_UP, options.max_new_tokens))
             progress.advance(warming)
-        for budget in (None, *BUDGETS):
-            title = "dense" if budget is None else f"budget {compute_of(budget):.2f}"
+        for budget in (None, *budgets):
+            title = "dense" if budget is None else f"budget {compute_of(budget, space.axis_names):.2f}"
             streamer = TickingStreamer(progress, title, options.max_new_tokens)
             output = generate(budget, options.max_new_tokens, streamer)
             results.append((budget, output, streamer.tokens_per_second()))
@@ -113,18 +115,18 @@ def compare(model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, options: 
     scores = mean_log_probs(model.base, inputs["input_ids"], new_tokens)
     continuations = []
     for (budget, output, speed), new, score in zip(results, new_tokens, scores, strict=True):
-        actions, realised = [DENSE] * len(new), DENSE
+        actions, realised = [space.dense] * len(new), space.dense
         if budget is not None:
-            actions = [tuple(row) for row in model.action_space.values[output.actions[0].cpu()].tolist()]
+            actions = [tuple(row) for row in space.values[output.actions[0].cpu()].tolist()]
             realised = tuple(output.realised[0].tolist())
         texts = token_texts(tokenizer, new.tolist(), end_ids)
-        tokens = tuple(Token(text, action) for text, action in zip(texts, actions, strict=True))
-        continuations.append(Continuation(budget, realised, tokens, score, speed))
+        tokens = tuple(Token(text, action, axes=space.axis_names) for text, action in zip(texts, actions, strict=True))
+        continuations.append(Continuation(budget, realised, tokens, score, speed, space.axis_names))
     return tuple(continuations)
 
 
 def footnotes(options: argparse.Namespace, device: torch.device) -> tuple[str, ...]:
-    """What a reader has to know to read the numbers."""
+    """Notes that explain the numbers."""
     notes = [
         "log-prob per token: mean log-probability (nats) of the written text under the dense model, higher is better.",
         "Speeds are ratios to dense. Counted: 1 / net keep. Measured: tokens per second of one run, warmed up, on "
@@ -143,8 +145,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("demo.html"), help="where to write the page")
-    parser.add_argument("--controller", choices=("fixed", "random", "policy"), help="what spends the budget")
-    parser.add_argument("--seed", type=int, default=0, help="of the random controller")
+    parser.add_argument("--controller", choices=list(CONTROLLERS), help="what spends the budget")
+    parser.add_argument("--seed", type=int, default=0, help="of a random controller")
     options = parser.parse_args(arguments)
     if options.policy is None and options.model is None and options.controller in (None, "policy"):
         options.policy = str(SHIPPED_POLICY)

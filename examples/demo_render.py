@@ -13,10 +13,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from sol_hf.budget.action_space import AXES, DENSE
+from sol_hf.budget.axes import AXES
 from sol_hf.figures.action_map import (
     CHEAPEST,
     INK,
+    PUBLISHED_NAMES,
     Action,
     Token,
     compute_of,
@@ -25,6 +26,11 @@ from sol_hf.figures.action_map import (
     page_environment,
     visible,
 )
+from sol_hf.figures.axis_labels import is_integral, ratio_terms
+
+
+DENSE = tuple(AXES[axis].dense for axis in PUBLISHED_NAMES)
+"""The dense action of the published axes."""
 
 
 def number(value: float | None, form: str) -> str:
@@ -42,14 +48,15 @@ class Spending(NamedTuple):
 
     def text(self, value: float) -> str:
         """A value of this axis as it is displayed."""
-        return f"{value:.1f}" if self.name == "bits" else f"{value:.2f}"
+        return f"{value:.1f}" if is_integral(self.name) else f"{value:.2f}"
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """One way in which the prompt went on.
+    """One continuation of the prompt.
 
-    `requested` is `None` for the dense model, `tokens_per_second` for a text too short to be timed.
+    `requested` is `None` for the dense model, `tokens_per_second` for a text too short to be timed. `axes` has the
+    names of the axes, in the order of the numbers of `requested` and `realised`.
     """
 
     requested: Action | None
@@ -57,22 +64,24 @@ class Continuation:
     tokens: tuple[Token, ...]
     mean_log_prob: float
     tokens_per_second: float | None
+    axes: tuple[str, ...] = PUBLISHED_NAMES
 
     @property
     def title(self) -> str:
         """The net keep rate asked for, as a heading."""
-        return "dense" if self.requested is None else f"budget {compute_of(self.requested):.2f}"
+        return "dense" if self.requested is None else f"budget {compute_of(self.requested, self.axes):.2f}"
 
     @property
     def counted_speedup(self) -> float:
-        """What the net keep rate promises: the dense model's over the one that was spent."""
-        return compute_of(DENSE) / compute_of(self.realised)
+        """The speed that the net keep rate implies: the dense model's rate over the one that was spent."""
+        return 1 / compute_of(self.realised, self.axes)
 
-    def axes(self) -> list[Spending]:
+    def spending(self) -> list[Spending]:
         """One entry per axis, and the net keep rate as a last one."""
-        asked, spent = self.requested or DENSE, self.realised
-        rows = [*zip(AXES, asked, spent, DENSE, strict=True), ("net keep", compute_of(asked), compute_of(spent), 1.0)]
-        return [Spending(*row) for row in rows]
+        dense = tuple(AXES[axis].dense for axis in self.axes)
+        asked, spent = self.requested or dense, self.realised
+        rows = [Spending(*row) for row in zip(self.axes, asked, spent, dense, strict=True)]
+        return [*rows, Spending("net keep", compute_of(asked, self.axes), compute_of(spent, self.axes), 1.0)]
 
 
 @dataclass(frozen=True)
@@ -92,17 +101,17 @@ class Comparison:
 
 
 def terminal_style(heat: float) -> str:
-    """Dark ink on a warm ground: readable whatever the terminal's own colours are."""
+    """Dark text on a light background: readable with any colours of the terminal."""
     return f"{INK} on {heat_colour(heat)}"
 
 
-def legend() -> Text:
+def legend(axes: tuple[str, ...]) -> Text:
     """The colour scale in one line."""
     text = Text("compute per token  ")
     for step in range(5):
         compute = CHEAPEST + (1 - CHEAPEST) * step / 4
         text.append(f" {compute:.2f} ", style=terminal_style(heat_of(compute)))
-    return text.append("  = mean(token_keep, mlp_keep, bits/16)")
+    return text.append(f"  = mean of {ratio_terms(axes)}")
 
 
 def texts_table(continuations: tuple[Continuation, ...]) -> Table:
@@ -120,12 +129,12 @@ def texts_table(continuations: tuple[Continuation, ...]) -> Table:
 
 
 def numbers_table(comparison: Comparison) -> Table:
-    """What was spent of what was asked for, and what that did to quality and speed."""
+    """What was spent of the budget, and the quality and speed that came out."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("spent of asked", no_wrap=True)
     for continuation in comparison.continuations:
         table.add_column(continuation.title, justify="right", no_wrap=True)
-    rows = zip(*(continuation.axes() for continuation in comparison.continuations), strict=True)
+    rows = zip(*(continuation.spending() for continuation in comparison.continuations), strict=True)
     for row in rows:
         cells = (f"{cell.text(cell.spent)} of {cell.text(cell.asked)}" for cell in row)
         table.add_row(row[0].name, *cells, end_section=row[0].name == "net keep")
@@ -144,7 +153,7 @@ def show(comparison: Comparison, console: Console) -> None:
     parts: list[RenderableType] = [
         Text(f"{comparison.model}, controller: {comparison.controller}", style="bold"),
         Panel(prompt, title="prompt", title_align="left", border_style="dim"),
-        legend(),
+        legend(comparison.continuations[0].axes),
     ]
     for begin in range(0, len(comparison.continuations), columns):
         parts.append(texts_table(comparison.continuations[begin : begin + columns]))
@@ -156,4 +165,5 @@ def show(comparison: Comparison, console: Console) -> None:
 def render_page(comparison: Comparison) -> str:
     """The comparison as one HTML file that loads nothing from elsewhere."""
     template = page_environment(Path(__file__).parent).get_template("demo_page.html.jinja")
-    return template.render(comparison=comparison, cheapest=CHEAPEST, number=number)
+    terms = ratio_terms(comparison.continuations[0].axes)
+    return template.render(comparison=comparison, cheapest=CHEAPEST, number=number, terms=terms)

@@ -30,6 +30,7 @@ from sol_hf.integrations.smollm2 import fetch_smollm2
 
 
 AXES = ("token_keep", "mlp_keep", "bits")
+"""The axes whose targets the command line takes; further ones stay dense."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -96,21 +97,22 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Generates twice and prints what came out."""
+    """Generates twice and prints the results."""
     options = parse_options(arguments)
     model, tokenizer = load(options)
     inputs = tokenizer(options.prompt, return_tensors="pt", return_token_type_ids=False).to(options.device)
     common = dict(inputs, max_new_tokens=options.max_new_tokens, do_sample=False, return_dict_in_generate=True)
     targets = {axis: getattr(options, axis) for axis in AXES}
-    controller = None if options.policy else FixedController(carry=AXES)
+    space = model.action_space
+    controller = None if options.policy else FixedController(carry=space.axis_names)
 
     dense = model.generate(**common)
     output = model.generate(**common, **targets, budget_mode=options.budget_mode, controller=controller)
     print("dense:       ", repr(tokenizer.decode(dense.sequences[0])))
     print("under budget:", repr(tokenizer.decode(output.sequences[0])))
-    print("actions:     ", *(model.action_space.tag(action) for action in output.actions[0].tolist()))
-    for axis, target, realised in zip(AXES, targets.values(), output.realised[0].tolist(), strict=True):
-        print(f"{axis}: asked for {target:g}, used {realised:.3f}")
+    print("actions:     ", *(space.tag(action) for action in output.actions[0].tolist()))
+    for axis, realised in zip(space.axes, output.realised[0].tolist(), strict=True):
+        print(f"{axis.name}: asked for {targets.get(axis.name, axis.dense):g}, used {realised:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what a policy was worth while it learned: its gain over the fixed schedule at every kept copy.
+"""Draws the learning curve of a policy: its gain over the fixed schedule at every saved copy.
 
     python examples/learning_curve.py valid.jsonl.gz policies/smollm2-135m-measured/update-* --out learning_curve
 
@@ -50,7 +50,7 @@ def draw(points: list[dict], path: Path) -> None:
     x = [point["updates"] for point in points]
     for number, budget in enumerate(compare_recipes.BUDGETS):
         gains = [point["gains"][number] for point in points]
-        axes.plot(x, gains, color=f"C{number}", marker="o", ms=3, label="{:g} / {:g} / {:g}".format(*budget))
+        axes.plot(x, gains, color=f"C{number}", marker="o", ms=3, label=" / ".join(f"{x:g}" for x in budget))
     errors = [point["gain_error"] for point in points]
     style = {"color": "black", "linewidth": 2, "capsize": 3, "label": "mean, ± standard error over blocks"}
     axes.errorbar(x, [point["gain"] for point in points], errors, **style)

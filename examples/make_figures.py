@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from sol_hf import FixedController
-from sol_hf.cli.inputs import SMOLLM2, budget_triple, load_policy, read_blocks
+from sol_hf import make_controller
+from sol_hf.cli.inputs import SMOLLM2, budget_values, load_policy, read_blocks
+from sol_hf.controllers.registry import CONTROLLERS
 from sol_hf.evaluation.kv_pollution import impulse_responses
 from sol_hf.evaluation.sweep.table import read_table
 from sol_hf.figures.action_map import map_actions, render_action_map
@@ -34,7 +35,6 @@ from sol_hf.figures.sweep_figures import plot_pareto, plot_random_search, plot_r
 
 
 SHIPPED_POLICY = Path(__file__).parents[1] / "model_cards" / "sol-smollm2-135m"
-CONTROLLERS = {"policy": lambda: None, "fixed": FixedController}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -47,7 +47,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help="of the base: auto, float32, bfloat16 or float16")
     colours = parser.add_argument_group("action map")
     colours.add_argument("--action-map", type=Path, metavar="FILE", help="a plain text to read under the budget")
-    colours.add_argument("--budget", type=budget_triple, default=(0.5, 0.7, 8.0), help="token_keep,mlp_keep,bits")
+    colours.add_argument(
+        "--budget", type=budget_values, default=(0.5, 0.7, 8.0), help="one number per axis of the policy"
+    )
     colours.add_argument("--controller", choices=list(CONTROLLERS), default="policy", help="what spends it")
     impulse = parser.add_argument_group("KV pollution")
     impulse.add_argument(
@@ -55,7 +57,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     impulse.add_argument("--text-column", default="text", help="column that holds the text")
     impulse.add_argument(
-        "--actions", type=budget_triple, nargs="+", help="token_keep,mlp_keep,bits of the disturbed steps"
+        "--actions", type=budget_values, nargs="+", help="action of the disturbed steps, one number per axis"
     )
     impulse.add_argument("--blocks", type=int, default=32, help="blocks to average over")
     impulse.add_argument("--context-length", type=int, default=256, help="tokens of a block before its first step")
@@ -81,7 +83,7 @@ def draw_sweep(folder: Path, out: Path) -> list[Path]:
 def draw_action_map(options: argparse.Namespace, model, tokenizer) -> list[Path]:
     """The map of a text, as figure and as page."""
     text = options.action_map.read_text(encoding="utf-8").strip()
-    controller = CONTROLLERS[options.controller]()
+    controller = make_controller(options.controller, model)
     found = map_actions(model, tokenizer, text, options.budget, controller=controller, name=options.controller)
     files, page = save_figure(plot_action_map(found), options.out / "action_map"), options.out / "action_map.html"
     page.write_text(render_action_map(found), encoding="utf-8")

@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from sol_hf import SOLConfig, SOLForCausalLM  # noqa: E402
 from sol_hf.execution import autotune, dispatch  # noqa: E402
+from support.extra_axis import mlp_noise  # noqa: E402, F401
 from support.paths import DATA  # noqa: E402
 
 

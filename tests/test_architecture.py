@@ -32,7 +32,7 @@ ALLOWED = {
     "modeling_sol_policy": "budget policy configuration_sol",
     "controllers": "budget policy modeling_sol_policy",
     "execution": "budget selection kernels cache",
-    "hub": "configuration_sol modeling_sol_policy",
+    "hub": "budget configuration_sol modeling_sol_policy",
     "decoding": "budget selection cache configuration_sol modeling_sol_policy controllers execution",
     "modeling_sol": "budget cache configuration_sol modeling_sol_policy controllers execution hub decoding",
     "episodes": "budget selection cache modeling_sol_policy controllers execution decoding modeling_sol",

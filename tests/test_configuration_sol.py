@@ -5,12 +5,14 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 from transformers import AutoConfig
 
 from sol_hf import ActionSpace, SOLConfig
 from sol_hf.selection.rule import SelectionRule
+from support.extra_axis import FOUR_LEVELS, MLP_NOISE, registered
 
 
 @pytest.fixture
@@ -128,3 +130,94 @@ def test_round_trip_through_json_and_copies_are_independent():
     again.bits.append(4)
     assert config.bits == [8, 16]
     assert SOLConfig().bits is not SOLConfig().bits
+
+
+PUBLISHED = ["token_keep", "mlp_keep", "bits"]
+
+
+@pytest.mark.usefixtures("mlp_noise")
+class TestAddedAxis:
+    def test_it_is_a_keyword_and_an_attribute(self):
+        config = SOLConfig(bits=[8, 16], mlp_noise=(0.5, 1))
+        assert config.mlp_noise == [0.5, 1.0]
+        assert config.axes == [*PUBLISHED, "mlp_noise"]
+        assert config.action_space == ActionSpace(config.token_keep, config.mlp_keep, [8, 16], mlp_noise=[0.5, 1.0])
+        assert "mlp_noise" in SOLConfig.known_keys()
+
+    def test_levels_of_its_own_where_only_its_name_is_given(self):
+        assert SOLConfig(axes=[*PUBLISHED, "mlp_noise"]).mlp_noise == list(MLP_NOISE.default_levels)
+
+    @pytest.mark.parametrize("values", [{}, {"mlp_noise": None}, {"axes": PUBLISHED}])
+    def test_without_levels_the_config_is_the_published_one(self, values):
+        config = SOLConfig(**values)
+        assert config.axes is None and not hasattr(config, "mlp_noise")
+        assert config == SOLConfig()
+
+    def test_whole_numbers_stay_whole(self):
+        with registered(replace(MLP_NOISE, name="rank", dense=8, lowest=1, scale=8, is_integral=True)):
+            config = SOLConfig(rank=[2, 8])
+            assert json.loads(config.to_json_string())["rank"] == [2, 8]
+            assert all(type(level) is int for level in config.rank)
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"mlp_noise": [0.0, 1.0]}, r"`mlp_noise` must lie in \(0, 1\], got 0.0"),
+            ({"mlp_noise": []}, "`mlp_noise` needs at least one level"),
+            ({"mlp_noise": 0.5}, "`mlp_noise` must be a list of numbers, got 0.5"),
+            ({"mlp_noise": ["half"]}, "`mlp_noise` must be a list of numbers"),
+            ({"mlp_noise": [True]}, "`mlp_noise` must be a list of numbers"),
+            ({"mlp_noize": [0.5]}, r"`mlp_noize` \(did you mean `mlp_noise`\?\)"),
+            (
+                {"axes": PUBLISHED, "mlp_noise": [0.5]},
+                "levels of mlp_noise, but `axes` names only token_keep",
+            ),
+            ({"axes": ["mlp_noise", *PUBLISHED]}, "`axes` must begin with token_keep, mlp_keep, bits"),
+            ({"axes": [*PUBLISHED[:2], "mlp_noise"]}, "`axes` must begin with token_keep, mlp_keep, bits"),
+            ({"axes": [*PUBLISHED, "mlp_noise", "mlp_noise"]}, "name every axis once"),
+            ({"axes": [*PUBLISHED, "mlp_nose"]}, "axis `mlp_nose`, which is not registered"),
+        ],
+    )
+    def test_wrong_values_are_refused_by_name(self, values, message):
+        with pytest.raises(ValueError, match=message):
+            SOLConfig(**values)
+
+    @pytest.mark.parametrize("name", ["page_size", "temperature"])
+    def test_its_name_must_not_be_another_options(self, name):
+        with (
+            registered(replace(MLP_NOISE, name=name)),
+            pytest.raises(ValueError, match=f"An axis cannot be named `{name}`"),
+        ):
+            SOLConfig(axes=[*PUBLISHED, name])
+
+    def test_save_and_load(self, tmp_path, messages):
+        config = SOLConfig(**{**FOUR_LEVELS, "mlp_noise": [0.25, 1.0]}, page_size=5)
+        config.save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert written["axes"] == [*PUBLISHED, "mlp_noise"] and written["mlp_noise"] == [0.25, 1.0]
+        loaded, auto = SOLConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)
+        assert loaded.to_dict() == config.to_dict() and auto.to_diff_dict() == config.to_diff_dict()
+        assert loaded.action_space == auto.action_space == config.action_space
+        again = SOLConfig.from_dict(json.loads(config.to_json_string(use_diff=False)))
+        assert again.action_space == config.action_space
+        again.mlp_noise.append(0.5)
+        assert config.mlp_noise == [0.25, 1.0]
+        assert messages == []
+
+
+@pytest.mark.parametrize("load", [SOLConfig.from_pretrained, AutoConfig.from_pretrained])
+def test_a_stored_axis_that_is_not_registered_is_named(tmp_path, messages, load):
+    with registered():
+        SOLConfig(mlp_noise=[0.5, 1.0]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="axis `mlp_noise`, which is not registered: import the package that"):
+        load(tmp_path)
+    assert messages == []
+    with pytest.raises(ValueError, match="SOLConfig has no field `mlp_noise`"):
+        SOLConfig(mlp_noise=[0.5, 1.0])
+
+
+def test_files_of_the_published_axes_do_not_name_them(tmp_path):
+    SOLConfig(bits=[8, 16]).save_pretrained(tmp_path)
+    assert "axes" not in json.loads((tmp_path / "config.json").read_text())
+    assert "axes" not in json.loads(SOLConfig().to_json_string(use_diff=False))
+    assert SOLConfig.from_pretrained(tmp_path).axes is None

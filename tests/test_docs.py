@@ -4,7 +4,7 @@
 """The pages run, are complete, and link to what exists.
 
 Every Python block of a page is executed, all blocks of a page in one namespace, in an empty folder. Where a page loads
-a real model, the text that names it is replaced by the path of a tiny one: see `SUBSTITUTES`.
+a real model or the shipped policy, the text that names it is replaced by the path of a tiny one: see `SUBSTITUTES`.
 """
 
 import contextlib
@@ -18,8 +18,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import sol_hf
+from sol_hf import SOLConfig, SOLForCausalLM
+from sol_hf.budget.axes import AXES
+from sol_hf.controllers.registry import CONTROLLERS
 from sol_hf.decoding.options import STORED_DEFAULTS
 from support.bases import FAMILIES
 from support.paths import ROOT
@@ -28,6 +32,8 @@ from support.paths import ROOT
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 LINKING = [*PAGES, ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SUBSTITUTES = ("fetch_smollm2()", '"HuggingFaceTB/SmolLM2-135M-Instruct"')
+POLICY = '"model_cards/sol-smollm2-135m"'
+REGISTRIES = (AXES, CONTROLLERS)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 ENTRY = re.compile(r"^### `(\w+)(?:\((.*)\))?`\n\n\[\w+\.py\]\(\.\./(src/\S+?)\)([\s\S]*?)(?=^##|\Z)", re.MULTILINE)
@@ -73,18 +79,42 @@ def tiny_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tiny_policy(tiny_folder, tmp_path_factory) -> Path:
+    """A policy for it, saved, with a calibration table."""
+    folder = tmp_path_factory.mktemp("policy")
+    table = [dict(net_keep=0.5, token_keep=0.4, mlp_keep=0.6, bits=8, log_perplexity=3.0)]
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    SOLForCausalLM.from_base(base, SOLConfig(calibration=table)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def _no_new_names():
+    """Takes names out of the registries again that a page puts in."""
+    before = [set(registry) for registry in REGISTRIES]
+    yield
+    for registry, names in zip(REGISTRIES, before, strict=True):
+        for name in set(registry) - names:
+            registry.unregister(name)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
-def test_python_blocks_run(page, tiny_folder, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("_no_new_names")
+def test_python_blocks_run(page, tiny_folder, tiny_policy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_blocks(page, dict.fromkeys(SUBSTITUTES, repr(str(tiny_folder))))
+    run_blocks(page, dict.fromkeys(SUBSTITUTES, repr(str(tiny_folder))) | {POLICY: repr(str(tiny_policy))})
 
 
 def test_the_pages_with_blocks_are_found():
-    assert {"README.md", "docs/quicktour.md"} <= {name_of(page) for page in PAGES if blocks(page)}
+    assert {"README.md", "docs/architecture.md", "docs/quicktour.md"} <= {
+        name_of(page) for page in PAGES if blocks(page)
+    }
 
 
 @pytest.mark.slow
 def test_the_readme_shows_what_its_first_block_prints(monkeypatch):
+    monkeypatch.chdir(ROOT)  # the block names the folder of the shipped policy
     monkeypatch.setitem(STORED_DEFAULTS, "backend", "reference")  # fast paths differ in the last bits, then in words
     _, code = blocks(ROOT / "README.md")[0]
     shown = re.search(r"^prints\n\n```text\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -141,7 +171,7 @@ class TestApi:
     @pytest.mark.parametrize(
         "owner, method",
         [("SOLForCausalLM", name) for name in ("from_base", "from_pretrained", "generate", "score", "new_cache")]
-        + [("SOLGRPOTrainer", name) for name in ("evaluate", "play")],
+        + [("SOLGRPOTrainer", name) for name in ("evaluate", "roll_out")],
     )
     def test_methods_name_their_arguments(self, owner, method):
         arguments = re.search(rf"^\| `{method}\((.*?)\)` \|", self.entries[owner][4], re.MULTILINE)[1]
@@ -168,6 +198,12 @@ def test_relative_links_resolve(page):
         if not file.exists() or (anchor and anchor not in anchors(file)):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_files_of_the_repository_that_are_named_exist(page):
+    named = re.findall(r"\b(?:tests|examples|docs)/[\w/.-]+\.(?:py|yaml|txt)\b", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_agents_stays_short():

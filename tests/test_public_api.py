@@ -13,6 +13,7 @@ import sys
 import pytest
 
 import sol_hf
+from sol_hf.errors import missing_extra
 
 
 OPTIONAL = ("trl", "peft", "datasets", "pyarrow", "lm_eval", "matplotlib", "gguf", "rich")
@@ -56,7 +57,7 @@ print(json.dumps(dict(
     after=after,
     handlers_changed=[name for name, found in before_loggers.items() if after_loggers[name] != found],
     own=[name for name, found in after_loggers.items() if name.split(".")[0] == "sol_hf" and found[2]],
-    loaded=[name for name in OPTIONAL if name in sys.modules],
+    loaded=[name for name in OPTIONAL if name in sys.modules.keys() - loaded],
     own_modules=[name.removeprefix("sol_hf.") for name in sys.modules.keys() - loaded if name.startswith("sol_hf.")],
     listed=dir(sol_hf),
     cuda=torch.cuda.is_initialized(),
@@ -108,13 +109,37 @@ def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(sol_hf, "SOLTrainer")
 
 
-def test_a_missing_dependency_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "sol_hf.training.grpo_config", raising=False)
-    monkeypatch.delitem(vars(sol_hf), "SOLGRPOConfig", raising=False)
-    with pytest.raises(ModuleNotFoundError, match="`SOLGRPOConfig` needs .*trl.*: install sol_hf") as caught:
-        from sol_hf import SOLGRPOConfig  # noqa: F401
-    assert caught.value.name == "trl"
+@pytest.mark.parametrize(
+    "name, module, extra",
+    [
+        ("SOLGRPOTrainer", "trl", "train"),
+        ("SOLGRPOTrainer", "datasets", "train"),
+        ("SOLGRPOConfig", "trl", "train"),
+        ("BudgetedPerplexity", "evaluate", "eval"),
+        ("SOLLM", "lm_eval", "eval"),
+        ("Sweep", "datasets", "eval"),
+        ("plot_pareto", "matplotlib.axes", "eval"),
+    ],
+)
+def test_a_missing_extra_is_named(monkeypatch, name, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"sol_hf.{sol_hf._LAZY[name]}", raising=False)
+    monkeypatch.delitem(vars(sol_hf), name, raising=False)
+    message = re.escape(f"`{name}` needs {module.partition('.')[0]}: pip install 'sol_hf[{extra}]'")
+    with pytest.raises(ModuleNotFoundError, match=f"^{message}$") as caught:
+        getattr(sol_hf, name)
+    assert caught.value.name == module
+
+
+def test_another_missing_module_is_no_matter_of_extras():
+    error = ModuleNotFoundError("No module named 'nowhere'", name="nowhere")
+    assert missing_extra("`Sweep`", error) is error
+
+
+def test_every_extra_that_may_bring_a_package_is_named():
+    error = ModuleNotFoundError("No module named 'datasets.arrow'", name="datasets.arrow")
+    message = "It needs datasets: pip install 'sol_hf[train]' or pip install 'sol_hf[eval]'"
+    assert str(missing_extra("It", error)) == message
 
 
 def test_every_public_name_of_the_package_is_exported():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .budget.action_space import ActionSpace
+from .budget.axes import Axis, register_axis
 from .budget.budget import Budget
 from .cache.sol_cache import SOLCache
 from .configuration_sol import SOLConfig
@@ -29,9 +30,11 @@ from .controllers.processors import (
     PinnedAxesProcessor,
 )
 from .controllers.random import RandomController
+from .controllers.registry import register_controller
 from .controllers.schedule import ScheduleController
 from .decoding.outputs import SOLGenerateBeamDecoderOnlyOutput, SOLGenerateDecoderOnlyOutput, SOLScoreOutput
 from .errors import BudgetError, UnsupportedAxisError
+from .errors import missing_extra as _missing_extra
 from .modeling_sol import SOLForCausalLM
 from .modeling_sol_policy import SOLPolicyModel, SOLPolicyOutput
 from .version import __version__
@@ -101,6 +104,9 @@ _LAZY = {
 }
 """Module of every export that is imported on first use: those of the block above."""
 
+_TRAINING = ("SOLGRPOConfig", "SOLGRPOTrainer", "load_text", "pack_blocks")
+"""Exports whose packages come with the extra `train`; those of the others come with `eval`."""
+
 AutoConfig.register("sol", SOLConfig)
 AutoModel.register(SOLConfig, SOLPolicyModel)
 AutoModelForCausalLM.register(SOLConfig, SOLForCausalLM)
@@ -111,6 +117,7 @@ __all__ = [
     "ActionProcessorList",
     "ActionSpace",
     "Allocation",
+    "Axis",
     "AxisBiasProcessor",
     "Budget",
     "BudgetError",
@@ -166,6 +173,8 @@ __all__ = [
     "plot_random_search",
     "plot_realised",
     "read_table",
+    "register_axis",
+    "register_controller",
     "render_action_map",
     "save_figure",
     "summarize_sweep",
@@ -181,10 +190,7 @@ if not TYPE_CHECKING:  # with a `__getattr__` in sight, a type checker would tak
         try:
             value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"`{name}` needs what is not installed ({error}): install sol_hf with its dependencies.",
-                name=error.name,
-            ) from error
+            raise _missing_extra(f"`{name}`", error, preferred="train" if name in _TRAINING else "eval") from error
         globals()[name] = value
         return value
 

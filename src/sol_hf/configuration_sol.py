@@ -5,13 +5,15 @@
 
 import dataclasses
 import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .budget.action_space import ActionSpace
+from .budget.axes import AXES, PUBLISHED_AXES, Axis
 from .budget.calibration import check_calibration
 from .selection.criterion import CRITERIA
 from .selection.rule import PAGE_SELECTIONS, SelectionRule
@@ -24,10 +26,6 @@ _WRITTEN_BY_TRANSFORMERS = frozenset(
     "name_or_path _name_or_path _commit_hash output_attentions attn_implementation experts_implementation "
     "per_layer_config auto_map model_type transformers_version torch_dtype".split()
 )
-
-
-def _percent_levels(start: int, step: int) -> list[float]:
-    return [percent / 100 for percent in range(start, 101, step)]
 
 
 @strict
@@ -44,6 +42,8 @@ class SOLConfig(PreTrainedConfig):
         token_keep (`list[float]`, *optional*, defaults to 0.1, 0.2, ... 1.0): Levels of the KV axis.
         mlp_keep (`list[float]`, *optional*, defaults to 0.40, 0.45, ... 1.0): Levels of the MLP axis.
         bits (`list[int]`, *optional*, defaults to 5, 6, ... 16): Levels of the bit-width axis.
+        axes (`list[str]`, *optional*): Names of the axes of the action space in their order, the published three
+            first; `None` for these alone. By default the published ones and those with levels in `kwargs`.
         criterion (`str`, *optional*, defaults to `"quest"`): How cached keys are chosen: `"quest"`, `"relevancy"`,
             `"recency"`, or the name of a registered [`Criterion`].
         page_size (`int`, *optional*, defaults to 8): Keys in a page (`quest`).
@@ -73,6 +73,11 @@ class SOLConfig(PreTrainedConfig):
         base_max_position_embeddings (`int`, *optional*): Longest text of the base; `generate` ends there by default.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh weights.
         sol_hf_version (`str`, *optional*): Version that wrote the file.
+        kwargs: Levels of axes that were added with [`register_axis`], by name; the axis then belongs to the action
+            space, and its levels are an attribute of the config.
+
+    Raises:
+        ValueError: for an unknown keyword, an axis that is not registered, or a value that is not allowed.
 
     Examples:
 
@@ -96,6 +101,7 @@ class SOLConfig(PreTrainedConfig):
     token_keep: list[float | int] | tuple[float | int, ...] | None = None
     mlp_keep: list[float | int] | tuple[float | int, ...] | None = None
     bits: list[int] | tuple[int, ...] | None = None
+    axes: list[str] | tuple[str, ...] | None = None
     criterion: str = "quest"
     page_size: int = 8
     page_selection: str = "head"
@@ -119,17 +125,20 @@ class SOLConfig(PreTrainedConfig):
     sol_hf_version: str | None = None
 
     def __post_init__(self, **kwargs):
-        unknown = sorted(set(kwargs) - _WRITTEN_BY_TRANSFORMERS)
+        unknown = sorted(set(kwargs) - set(AXES) - _WRITTEN_BY_TRANSFORMERS)
         if unknown:
             raise ValueError(_describe_unknown(unknown, self.known_keys()))
-        self.token_keep = _percent_levels(10, 10) if self.token_keep is None else [float(v) for v in self.token_keep]
-        self.mlp_keep = _percent_levels(40, 5) if self.mlp_keep is None else [float(v) for v in self.mlp_keep]
-        self.bits = list(range(5, 17)) if self.bits is None else list(self.bits)
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in AXES}
+        given |= {axis.name: getattr(self, axis.name) for axis in PUBLISHED_AXES}
+        axes = _find_axes(self.axes, given)
+        self.axes = None if axes == PUBLISHED_AXES else [axis.name for axis in axes]
+        for axis in axes:
+            setattr(self, axis.name, _as_levels(axis, given.get(axis.name)))
         super().__post_init__(**kwargs)
         self._check()
 
     def _check(self) -> None:
-        space = ActionSpace(self.token_keep or (), self.mlp_keep or (), self.bits or ())
+        space = self.action_space
         if self.calibration is not None:
             check_calibration(self.calibration, space)
         if self.criterion not in CRITERIA:
@@ -156,12 +165,17 @@ class SOLConfig(PreTrainedConfig):
 
     @classmethod
     def known_keys(cls) -> frozenset[str]:
-        """Names of all fields, inherited ones included."""
-        return frozenset(field.name for field in dataclasses.fields(cls))
+        """Names of all fields, inherited ones and the registered axes included."""
+        return frozenset(field.name for field in dataclasses.fields(cls)) | frozenset(AXES)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Build a config from a loaded file: keys that this version does not know are dropped with one warning."""
+        """Build a config from a loaded file: keys that this version does not know are dropped with one warning.
+
+        Raises:
+            ValueError: if the file names an axis that is not registered.
+        """
+        _find_axes(config_dict.get("axes"), {})
         known = cls.known_keys() | _WRITTEN_BY_TRANSFORMERS
         unknown = sorted(set(config_dict) - known)
         if unknown:
@@ -175,17 +189,62 @@ class SOLConfig(PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Nothing to register: a saved folder finds the classes through its own stub file."""
+        """Nothing to register: a saved folder names its classes in its own `sol_remote.py`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as plain types; without `axes` for the published three, which files of earlier versions lack."""
+        output = super().to_dict()
+        if output.get("axes") is None:
+            output.pop("axes", None)
+        return output
 
     @property
     def action_space(self) -> ActionSpace:
-        """The [`ActionSpace`] of the three lists of levels."""
-        return ActionSpace(self.token_keep or (), self.mlp_keep or (), self.bits or ())
+        """The [`ActionSpace`] of the levels of all axes."""
+        names = self.axes or [axis.name for axis in PUBLISHED_AXES]
+        return ActionSpace.of({name: getattr(self, name) or () for name in names})
 
     @property
     def selection_rule(self) -> SelectionRule:
         """The [`SelectionRule`] of criterion, page size, sink and window."""
         return SelectionRule(self.criterion, self.page_size, self.page_selection, self.sink_tokens, self.window_tokens)
+
+
+def _find_axes(names: Iterable[str] | None, given: Mapping[str, Any]) -> tuple[Axis, ...]:
+    """The axes of an action space: those named, else the published ones and all further ones that have levels."""
+    published = [axis.name for axis in PUBLISHED_AXES]
+    further = [name for name, levels in given.items() if levels is not None and name not in published]
+    names = [*published, *further] if names is None else list(names)
+    for name in names:
+        if name not in AXES:
+            raise ValueError(
+                f"The action space of this config has the axis `{name}`, which is not registered: import the package "
+                "that registers it first (see `register_axis`)."
+            )
+    if names[: len(published)] != published or len(set(names)) != len(names):
+        raise ValueError(f"`axes` must begin with {', '.join(published)} and name every axis once, got {names}.")
+    unnamed = set(further) - set(names)
+    if unnamed:
+        raise ValueError(
+            f"There are levels of {', '.join(sorted(unnamed))}, but `axes` names only {', '.join(names)}."
+        )
+    added = names[len(published) :]
+    taken = {field.name for field in dataclasses.fields(SOLConfig)} | vars(GenerationConfig()).keys() if added else {}
+    for name in added:
+        if name in taken:
+            raise ValueError(f"An axis cannot be named `{name}`: SOLConfig or `generate` have an option of that name.")
+    return tuple(AXES[name] for name in names)
+
+
+def _as_levels(axis: Axis, levels: Any) -> list[float]:
+    """Levels as a list of numbers; the axis's own for `None`."""
+    if levels is None:
+        levels = axis.default_levels
+    if not isinstance(levels, list | tuple) or any(
+        isinstance(x, bool) or not isinstance(x, int | float) for x in levels
+    ):
+        raise ValueError(f"`{axis.name}` must be a list of numbers, got {levels!r}.")
+    return list(levels) if axis.is_integral else [float(level) for level in levels]
 
 
 def _describe_unknown(unknown: list[str], known: frozenset[str]) -> str:

@@ -1,9 +1,19 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Errors that a user can act on; each is also one of Python's own."""
+"""Errors that a user can act on; each is also one of Python's own. And what to install where a package is missing."""
 
 from collections.abc import Mapping, Sequence
+
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("trl", "peft", "datasets", "pyarrow"),
+    "eval": ("evaluate", "lm_eval", "matplotlib", "datasets", "pyarrow"),
+    "demo": ("gguf", "rich"),
+    "fast": ("numba",),
+    "cuda": ("triton",),
+}
+"""Packages by the name that they are imported under; datasets brings pyarrow."""
 
 
 class BudgetError(ValueError):
@@ -37,3 +47,22 @@ class PlanNotExecutedError(RuntimeError):
 def _shorten(names: Sequence[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def missing_extra(user: str, error: ModuleNotFoundError, preferred: str | None = None) -> ModuleNotFoundError:
+    """The error to raise instead of one that only says that a module was not found.
+
+    Args:
+        user (`str`): What needs the package, as its user calls it.
+        error (`ModuleNotFoundError`): What the import raised.
+        preferred (`str`, *optional*): The extra to name if several bring the package.
+
+    Returns:
+        `ModuleNotFoundError`: Names the extra; `error` itself if no extra brings the package.
+    """
+    package = (error.name or "").partition(".")[0]
+    names = [extra for extra, packages in EXTRAS.items() if package in packages]
+    if not names:
+        return error
+    commands = [f"pip install 'sol_hf[{extra}]'" for extra in names if preferred not in names or extra == preferred]
+    return ModuleNotFoundError(f"{user} needs {package}: {' or '.join(commands)}", name=error.name)

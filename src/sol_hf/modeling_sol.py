@@ -286,7 +286,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
             compute (`float` or one per row, *optional*): Net keep rate instead of targets; needs `config.calibration`.
-            budget ([`Budget`], *optional*): The three targets as one object, instead of the numbers.
+            budget ([`Budget`], *optional*): The targets of all axes as one object, instead of the numbers.
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
             controller ([`Controller`], *optional*): What chooses; the policy by default.
             action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
@@ -300,7 +300,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 in int8.
             cuda_graphs (`bool` or `int`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast
                 paths. A number of tokens makes room for so many at once; longer texts go on without graphs.
-            kwargs: What transformers' generate takes.
+            kwargs: What transformers' generate takes, and targets of added axes by their names.
 
         Returns:
             As in transformers; a dict output under a budget is a [`SOLGenerateDecoderOnlyOutput`] or its beam twin.
@@ -308,7 +308,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: for a budget that cannot be met, before any compute.
         """
-        options = resolve_options(pop_options(locals()), generation_config, self.generation_config, self.config)
+        given = pop_options(locals(), kwargs)
+        options = resolve_options(given, generation_config, self.generation_config, self.config)
         prompt = find_prompt(inputs, kwargs)
         controls = self._controls(options, 1 if prompt is None else len(prompt))
         cache: Any = kwargs.get("past_key_values")

@@ -13,14 +13,12 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .budget.action_space import AXES
+from .budget.scalars import ScalarColumns
 from .configuration_sol import SOLConfig
-from .policy.budget_prior import FIRST_TARGET, BudgetPrior
+from .policy.budget_prior import BudgetPrior
 from .policy.factored_head import joint_logits
 
 
-SCALARS = 8
-"""Those that are published. A ninth, the fill of the page, is looked at with `observe_page_fill`."""
 SCALAR_FEATURES = 64
 BUDGET_FEATURES = 32
 
@@ -132,25 +130,26 @@ class SOLPolicyModel(PreTrainedModel):
                 "The policy needs `base_hidden_size` and `base_embedding_size` in its config; "
                 "SOLForCausalLM.from_base fills them in."
             )
-        n_actions, size = len(config.action_space), config.policy_hidden_size
+        space, size = config.action_space, config.policy_hidden_size
+        n_actions, self.scalar_columns = len(space), ScalarColumns(len(space.axes))
         self.action_embedding = nn.Embedding(n_actions + 1, config.action_embedding_size)
         self.position_embedding = nn.Embedding(config.episode_length, size)
         self.page_embedding = nn.Embedding(config.page_size, size) if config.observe_page_fill else None
         self.scalar_features = nn.Sequential(
-            nn.Linear(SCALARS, SCALAR_FEATURES), nn.GELU(), nn.LayerNorm(SCALAR_FEATURES)
+            nn.Linear(self.scalar_columns.page_fill, SCALAR_FEATURES), nn.GELU(), nn.LayerNorm(SCALAR_FEATURES)
         )
         observed = config.base_hidden_size + config.base_embedding_size
         self.input_projection = nn.Linear(observed + SCALAR_FEATURES + config.action_embedding_size, size)
         self.layers = nn.ModuleList(SOLPolicyLayer(config, i) for i in range(config.policy_num_layers))
         self.final_norm = nn.LayerNorm(size)
-        self.level_counts = tuple(len(levels) for levels in config.action_space.levels.values())
+        self.level_counts = space.level_counts
         outputs = sum(self.level_counts) if config.action_head == "factored" else n_actions
         self.action_head = nn.Linear(size, outputs)
         self.budget_head = nn.Sequential(
-            nn.Linear(len(AXES), BUDGET_FEATURES), nn.GELU(), nn.Linear(BUDGET_FEATURES, outputs)
+            nn.Linear(len(space.axes), BUDGET_FEATURES), nn.GELU(), nn.Linear(BUDGET_FEATURES, outputs)
         )
         self.value_head = nn.Linear(size, 1)
-        self.budget_prior = BudgetPrior(config.action_space, config.episode_length) if config.budget_prior else None
+        self.budget_prior = BudgetPrior(space, config.episode_length) if config.budget_prior else None
         self.post_init()
 
     @torch.no_grad()
@@ -179,8 +178,8 @@ class SOLPolicyModel(PreTrainedModel):
                 after the final norm, before each step.
             token_embeddings (`torch.Tensor` of shape `(rows, steps, base_embedding_size)`): Input embedding of the
                 token that each step processes.
-            scalars (`torch.Tensor` of shape `(rows, steps, 8)` or `(rows, steps, 9)`): From [`Observation.scalars`];
-                the last one is only needed with `observe_page_fill`.
+            scalars (`torch.Tensor` of shape `(rows, steps, 2 + 2 * axes)` or one wider): From
+                [`Observation.scalars`]; the last one, the page's fill, is only needed with `observe_page_fill`.
             previous_actions (`torch.LongTensor` of shape `(rows, steps)`): Action of the step before, `n_actions` at
                 the start of an episode.
             past_key_values (`Cache`, *optional*): Keys and values of earlier steps of the episode.
@@ -195,15 +194,16 @@ class SOLPolicyModel(PreTrainedModel):
             raise ValueError(f"{begin + steps} steps do not fit an episode of {self.config.episode_length}.")
         positions = torch.arange(begin, begin + steps, device=hidden_states.device)
         dtype = self.input_projection.weight.dtype
+        page_fill = self.scalar_columns.page_fill
         features = [
             hidden_states.to(dtype),
             token_embeddings.to(dtype),
-            self.scalar_features(scalars[..., :SCALARS].to(dtype)),
+            self.scalar_features(scalars[..., :page_fill].to(dtype)),
             self.action_embedding(previous_actions),
         ]
         x = self.input_projection(torch.cat(features, dim=-1)) + self.position_embedding(positions)
         if self.page_embedding is not None:
-            filled = (scalars[..., SCALARS] * self.config.page_size).round().long()
+            filled = (scalars[..., page_fill] * self.config.page_size).round().long()
             x = x + self.page_embedding(filled - 1)
         for layer in self.layers:
             x = layer(x, past_key_values)
@@ -212,7 +212,7 @@ class SOLPolicyModel(PreTrainedModel):
 
     def _score(self, x: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """`(rows, steps, policy_hidden_size)` to `(rows, steps, n_actions)`; a prior makes the logits float32."""
-        targets = scalars[..., FIRST_TARGET : FIRST_TARGET + len(AXES)].to(x.dtype)
+        targets = scalars[..., self.scalar_columns.targets].to(x.dtype)
         logits = self.action_head(x) + self.budget_head(targets)
         prior = None if self.budget_prior is None else self.budget_prior(scalars)
         if self.config.action_head == "factored":
@@ -221,7 +221,7 @@ class SOLPolicyModel(PreTrainedModel):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing to register: a saved folder finds the classes through its own stub file."""
+        """Nothing to register: a saved folder names its classes in its own `sol_remote.py`."""
 
     def load_published(self, state_dict: dict[str, torch.Tensor]) -> "SOLPolicyModel":
         """Load weights under the published parameter names.

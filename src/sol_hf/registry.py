@@ -48,7 +48,7 @@ class Registry(Generic[T]):
             ValueError: if the name is taken.
         """
         if name in self._members and self._members[name] is not member:
-            raise ValueError(f"There is a {self.kind} {name!r} already: choose another name.")
+            raise ValueError(f"The {self.kind} {name!r} exists already: choose another name.")
         self._members[name] = member
         return member
 

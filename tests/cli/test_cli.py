@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.cli import main as cli
+from sol_hf.controllers.registry import CONTROLLERS
 from sol_hf.evaluation.sweep.table import read_table
 from support.paths import DATA, ROOT
 from support.sudden_death import kill
@@ -89,7 +90,7 @@ def test_the_default_grid_is_brought_into_the_action_space(policy, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--controllers", "polcy"], "Did you mean `policy`"),
+        (["--controllers", "polcy"], "Did you mean 'policy'"),
         (["--controllers", "fixed", "--budgets", "0.1,0.7,8"], "below the smallest level"),
         (["--controllers", "fixed", "--blocks", "100000"], "give more text, or --blocks"),
         (["--controllers", "fixed", "--save"], "name `policy` among the controllers"),
@@ -109,10 +110,49 @@ def test_the_folder_of_another_sweep_is_refused(policy, tmp_path, capsys):
     assert "holds a sweep with another hard" in capsys.readouterr().err
 
 
-def test_a_budget_has_three_numbers(policy, tmp_path, capsys):
+def test_a_budget_is_numbers(policy, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["pareto", policy, *OPTIONS, "--out", str(tmp_path), "--budgets", "a,b,c"])
-    assert "is not token_keep,mlp_keep,bits" in capsys.readouterr().err
+    assert "'a,b,c' is not a list of numbers, one per axis of the policy" in capsys.readouterr().err
+
+
+def test_a_budget_has_a_number_per_axis(policy, tmp_path, capsys):
+    assert cli.main(["pareto", policy, *OPTIONS, "--out", str(tmp_path / "out"), "--budgets", "0.5,0.7"]) == 1
+    assert "one number per axis (token_keep, mlp_keep, bits), got (0.5, 0.7)" in capsys.readouterr().err
+
+
+PLUGIN = """
+from sol_hf import Controller
+from sol_hf.controllers.registry import register_controller
+
+class Cheapest(Controller):
+    def __call__(self, observation):
+        return -observation.action_space.ratios.mean(dim=-1).expand(observation.rows, -1)
+
+register_controller("cheapest", lambda model, number: Cheapest())
+"""
+
+
+def test_a_controller_of_an_imported_module_can_be_swept(policy, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_controllers.py").write_text(PLUGIN)
+    command = ["pareto", policy, *OPTIONS, "--out", "out", *BUDGETS, "--controllers", "fixed,cheapest"]
+    assert cli.main(command) == 1
+    assert "Unknown controller 'cheapest'" in capsys.readouterr().err
+    try:
+        assert cli.main(["--import", "my_controllers", *command]) == 0
+        found = [row for row in rows(tmp_path / "out") if row["controller"] == "cheapest"]
+        assert [row["realised_token_keep"] for row in found] == pytest.approx([0.2] * 3)
+        assert "| `cheapest` |" in capsys.readouterr().out
+    finally:
+        CONTROLLERS.unregister("cheapest")
+        del sys.modules["my_controllers"]
+
+
+def test_a_module_that_is_not_there_is_named(capsys):
+    assert cli.main(["--import", "no_such_module", "pareto"]) == 1
+    assert "--import no_such_module: No module named 'no_such_module'" in capsys.readouterr().err
 
 
 def test_lm_eval_gets_the_rest_of_the_line(monkeypatch):
@@ -121,6 +161,8 @@ def test_lm_eval_gets_the_rest_of_the_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sol_hf.integrations.lm_eval_adapter", adapter)
     assert cli.main(["lm-eval", "--tasks", "x", "--help"]) == 0
     assert given == ["--tasks", "x", "--help"]
+    assert cli.main(["--import", "json", "lm-eval", "--limit", "2"]) == 0
+    assert given[3:] == ["--limit", "2"]
 
 
 def test_the_help_names_both_commands(capsys):
@@ -137,7 +179,7 @@ def launched(policy: str, out: Path, processes: int) -> subprocess.Popen:
     command = [
         *launch,
         "-m",
-        "sol_hf.cli.main",
+        "sol_hf.cli",
         "pareto",
         policy,
         *OPTIONS,

@@ -24,6 +24,7 @@ from sol_hf.controllers.signal import SignalController, spend
 from sol_hf.episodes.rollouts import prefill, roll_out
 from support.bases import FAMILIES, tiny_base
 from support.cases import HALF, SETTINGS, control, left_padded, prompts, sol_model
+from support.extra_axis import four_axes
 from support.observations import observe
 
 
@@ -55,12 +56,12 @@ class Watched(Controller):
         return self.controller(observation)
 
 
-def play(controller, target: list[float], length: int = 16) -> torch.Tensor:
-    """Levels `(length, 3)` in ratio units of one episode of a lone row."""
-    ledger, levels = BudgetLedger(1), []
+def play(controller, target: list[float], length: int = 16, space: ActionSpace = SPACE) -> torch.Tensor:
+    """Levels `(length, axes)` in ratio units of one episode of a single row."""
+    ledger, levels = BudgetLedger(1, space), []
     for step in range(length):
-        observation = observe(1, SPACE, torch.tensor([target]), step=step, length=length, ledger=ledger)
-        levels.append(SPACE.ratios[controller(observation).argmax(-1)])
+        observation = observe(1, space, torch.tensor([target]), step=step, length=length, ledger=ledger)
+        levels.append(space.ratios[controller(observation).argmax(-1)])
         ledger.record(levels[-1], torch.tensor([True]))
     return torch.cat(levels)
 
@@ -87,6 +88,13 @@ class TestSpending:
         steps = torch.tensor([0.4, 0.5, 0.5])
         assert (means <= torch.tensor(target) + 1e-6).all()
         assert (means > torch.tensor(target) - steps / 16 - 1e-6).all()
+
+    @pytest.mark.parametrize("signal", [0.0, 0.5, 1.0])
+    def test_an_episode_meets_the_target_of_an_added_axis_from_below(self, signal, mlp_noise):
+        target = [0.45, 0.8, 0.4, 0.7]
+        means = play(Told(signal), target, space=four_axes()).mean(dim=0)
+        assert (means <= torch.tensor(target) + 1e-6).all()
+        assert (means > torch.tensor(target) - torch.tensor([0.4, 0.5, 0.5, 0.5]) / 16 - 1e-6).all()
 
     def test_a_high_signal_spends_early(self):
         high, low = play(Told(1.0), [0.4, 0.75, 0.375]), play(Told(0.0), [0.4, 0.75, 0.375])

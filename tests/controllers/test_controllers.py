@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sol_hf import (
     ActionSpace,
     Controller,
+    FixedController,
     PolicyController,
     RandomController,
     ScheduleController,
@@ -18,7 +19,9 @@ from sol_hf import (
     SOLPolicyModel,
 )
 from sol_hf.budget.ledger import BudgetLedger
+from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.controllers.levels import closeness, neighbouring_levels
+from support.extra_axis import four_axes
 from support.observations import SPACE, observe
 
 
@@ -139,10 +142,10 @@ class TestNeighbouringLevels:
 
 
 class TestRandom:
-    def episode(self, controller, targets, length=16, rows=6):
+    def episode(self, controller, targets, length=16, rows=6, space=SPACE):
         """Actions `(rows, steps)` of one episode."""
         state: dict = {}
-        steps = [controller(observe(rows, targets=targets, step=n, length=length, state=state)) for n in range(length)]
+        steps = [controller(observe(rows, space, targets, step=n, length=length, state=state)) for n in range(length)]
         return torch.stack([scores.argmax(-1) for scores in steps], dim=1)
 
     @settings(max_examples=40, deadline=None)
@@ -180,6 +183,84 @@ class TestRandom:
             RandomController()(observe())
 
 
+class TestFixed:
+    rows, steps = 5, 12
+
+    def levels(self, controller, targets, space=SPACE) -> torch.Tensor:
+        """Levels `(steps, rows, axes)` in ratio units, of rows with the same targets."""
+        shared = torch.tensor([targets]).expand(self.rows, -1)
+        steps = [controller(observe(self.rows, space, shared, step=step, length=16)) for step in range(self.steps)]
+        return torch.stack([space.ratios[scores.argmax(-1)] for scores in steps])
+
+    @pytest.mark.parametrize("carry", [None, ("mlp_keep", "bits")])
+    @pytest.mark.parametrize("targets", [(0.37, 0.61, 0.42), (0.9, 0.95, 0.3), (0.25, 0.5, 0.8)])
+    def test_the_rows_of_the_upper_level_are_the_published_ones(self, carry, targets):
+        levels = self.levels(FixedController(carry), targets)
+        low, high, share = (x[0] for x in neighbouring_levels(torch.tensor([targets]), SPACE))
+        total = share * self.rows
+        for step in range(self.steps):
+            dealt = torch.round(total * step)
+            hands = torch.cat([torch.round(total[:1]), (torch.round(total * (step + 1)) - dealt)[1:]])
+            begins = [step, hands[0] + dealt[1], hands[0] + step]
+            for column, begin in enumerate(begins):
+                upper = {int(begin + place) % self.rows for place in range(int(hands[column]))}
+                expected = [high[column] if row in upper else low[column] for row in range(self.rows)]
+                torch.testing.assert_close(levels[step, :, column], torch.stack(expected))
+
+    def test_an_unknown_axis_is_refused(self, mlp_noise):
+        with pytest.raises(ValueError, match="Unknown axis 'mlp_kept'.*Did you mean 'mlp_keep'"):
+            FixedController(carry=("mlp_kept",))
+        controller = FixedController(carry=("mlp_noise",))
+        with pytest.raises(ValueError, match="names mlp_noise, but the axes of the action space are token_keep"):
+            controller(observe(targets=torch.ones(2, 3)))
+
+
+@pytest.mark.usefixtures("mlp_noise")
+class TestFourAxes:
+    targets = (0.37, 0.61, 0.42, 0.83)
+
+    def test_the_scalars_have_ten_numbers_and_the_fill_of_the_page(self):
+        observation = observe(2, four_axes(), torch.tensor([self.targets] * 2))
+        assert observation.scalars.shape == (2, 11)
+        assert torch.equal(observation.scalars[:, 2:6], observation.targets)
+        assert observation.scalars[:, 10].tolist() == [0.5, 0.5]
+        with pytest.raises(ValueError, match="pass `token_keep`, `mlp_keep`, `bits`, `mlp_noise` or `budget`"):
+            observe(space=four_axes()).require_targets()
+
+    def test_fixed_meets_the_target_of_an_added_axis_and_leaves_the_published_ones_alone(self):
+        levels = TestFixed().levels(FixedController(), self.targets, four_axes())
+        assert torch.equal(levels[..., :3], TestFixed().levels(FixedController(), self.targets[:3]))
+        # the rounding of all steps together is half a row's upper level at the most, where the remainder is carried
+        spread = torch.tensor([0.5, 0.5, 0.5])
+        off = (levels.mean(dim=(0, 1)) - torch.tensor(self.targets))[1:].abs()
+        assert (off <= spread / (2 * TestFixed.rows * TestFixed.steps) + 1e-6).all()
+        by_row = levels[..., 3].mean(dim=0)
+        assert (by_row - self.targets[3]).abs().max() < 0.1, "every row gets about as many upper levels"
+
+    def test_fixed_with_every_axis_carried_meets_every_target(self):
+        controller = FixedController(carry=four_axes().axis_names)
+        levels = TestFixed().levels(controller, self.targets, four_axes())
+        off = (levels.mean(dim=(0, 1)) - torch.tensor(self.targets)).abs()
+        assert (off <= torch.tensor([0.4, 0.5, 0.5, 0.5]) / (2 * TestFixed.rows * TestFixed.steps) + 1e-6).all()
+
+    def test_the_schedule_of_many_episodes_meets_every_target(self):
+        space, counted = four_axes(), torch.tensor([False] * 2 + [True] * 6)
+        schedule = fixed_schedule(torch.tensor(self.targets), 7, counted, space)
+        assert (schedule[:, :2] == space.dense_id).all()
+        levels = space.ratios[schedule[:, 2:]]
+        off = (levels.mean(dim=(0, 1)) - torch.tensor(self.targets)).abs()
+        assert (off <= torch.tensor([0.4, 0.5, 0.5, 0.5]) / (2 * 7 * 6) + 1e-6).all()
+        assert levels[..., 3].unique().tolist() == [0.5, 1.0]
+
+    def test_random_meets_every_target(self):
+        space, targets = four_axes(), torch.tensor([self.targets]).expand(6, 4)
+        actions = TestRandom().episode(RandomController(), targets, rows=6, space=space)
+        off = (space.ratios[actions].mean(1) - targets).abs()
+        assert (off <= torch.tensor([0.4, 0.5, 0.5, 0.5]) / 32 + 1e-5).all()
+        upper = space.ratios[actions] > torch.tensor([0.2, 0.5, 0.25, 0.5])
+        assert not torch.equal(upper[..., 1], upper[..., 3]), "axes are permuted on their own"
+
+
 class TestPolicy:
     @torch.no_grad()
     def test_steps_of_an_episode_are_the_sequence_pass(self):
@@ -195,7 +276,7 @@ class TestPolicy:
         for parameter in policy.parameters():
             parameter.normal_(std=0.3)
         controller, state, seen, scores = PolicyController(policy), {}, [], []
-        ledger = BudgetLedger(2)
+        ledger = BudgetLedger(2, SPACE)
         for step in range(5):
             previous = torch.full((2,), len(SPACE)) if step == 0 else scores[-1].argmax(-1)
             targets = torch.tensor([[0.5, 0.7, 0.5]]).expand(2, 3)
@@ -203,7 +284,7 @@ class TestPolicy:
                 observe(targets=targets, step=step, length=5, state=state, previous_action=previous, ledger=ledger)
             )
             scores.append(controller(seen[-1]))
-            ledger = BudgetLedger(2)
+            ledger = BudgetLedger(2, SPACE)
             ledger.record(SPACE.ratios[scores[-1].argmax(-1)], torch.tensor([True, step % 2 == 0]))
         whole = policy(
             hidden_states=torch.stack([o.hidden_state for o in seen], 1),

@@ -17,6 +17,7 @@ from sol_hf import (
     PinnedAxesProcessor,
 )
 from sol_hf.budget.ledger import BudgetLedger
+from support.extra_axis import four_axes
 
 
 SPACE = ActionSpace([0.2, 0.6, 1.0], [0.5, 1.0], [4, 8, 16])
@@ -25,7 +26,7 @@ NONE_YET = torch.empty(1, 0, dtype=torch.long)
 
 def observe(targets, remaining: float, spent=(), space: ActionSpace = SPACE) -> Observation:
     """One row before a step, with `spent` levels `(token_keep, mlp_keep, bits_ratio)` behind it in the episode."""
-    ledger = BudgetLedger(1)
+    ledger = BudgetLedger(1, space)
     for levels in spent:
         ledger.record(torch.tensor([levels]), torch.tensor([True]))
     return Observation(
@@ -106,7 +107,7 @@ class TestHardBudget:
             **{
                 **vars(one),
                 "targets": torch.cat([one.targets, other.targets]),
-                "ledger": BudgetLedger(2),
+                "ledger": BudgetLedger(2, SPACE),
                 "remaining": torch.tensor([8.0, 8.0]),
             }
         )
@@ -158,6 +159,39 @@ class TestAxisBias:
 
     def test_repr(self):
         assert repr(AxisBiasProcessor(0.5, 0.0, 2)) == "AxisBiasProcessor(token_keep=0.5, mlp_keep=0.0, bits=2)"
+
+
+@pytest.mark.usefixtures("mlp_noise")
+class TestFourAxes:
+    def test_a_hard_budget_rules_out_levels_of_the_added_axis(self):
+        space, targets = four_axes(), [1.0, 1.0, 1.0, 0.7]
+        spent = [(1.0, 1.0, 1.0, 1.0)]
+        # after a dense step the running sum allows .7 * 1 + 1 - 1 = .7
+        actions = allowed(HardBudgetProcessor(), observe(targets, 8, spent, space))
+        assert actions == {(1.0, 1.0, 16, 0.5)}
+        assert allowed(HardBudgetProcessor(), observe(targets, 8, (), space)) == {
+            (1.0, 1.0, 16, 0.5),
+            (1.0, 1.0, 16, 1.0),
+        }
+
+    def test_it_can_be_pinned(self):
+        kept = allowed(PinnedAxesProcessor((False, True, True, True)), observe(None, 8, (), four_axes()))
+        assert kept == {(keep, 1.0, 16, 1.0) for keep in (0.2, 0.6, 1.0)}
+
+    def test_it_can_have_a_bias(self):
+        space, processor = four_axes(), AxisBiasProcessor(bits=2.0, mlp_noise=3.0)
+        expected = [2 * (bits - 4) / 12 + 3 * (noise - 0.5) / 0.5 for _, _, bits, noise in space.table]
+        torch.testing.assert_close(processor.penalties(space), torch.tensor(expected))
+        assert repr(processor) == "AxisBiasProcessor(token_keep=0.0, mlp_keep=0.0, bits=2.0, mlp_noise=3.0)"
+        assert torch.equal(
+            AxisBiasProcessor(bits=2.0).penalties(space)[0::2], AxisBiasProcessor(bits=2.0).penalties(SPACE)
+        )
+
+    def test_a_bias_on_an_axis_that_is_not_there_is_refused(self):
+        with pytest.raises(ValueError, match="bias for mlp_noise, but the axes of the action space are token_keep"):
+            AxisBiasProcessor(mlp_noise=3.0).penalties(SPACE)
+        with pytest.raises(ValueError, match="Unknown axis 'mlp_noize'.*Did you mean 'mlp_noise'"):
+            AxisBiasProcessor(mlp_noize=3.0)
 
 
 class TestList:

@@ -22,6 +22,7 @@ from sol_hf import (
     SOLForCausalLM,
     SOLPolicyModel,
 )
+from sol_hf.decoding.options import resolve_options
 from support.bases import tiny_base
 from support.cases import (
     FIRST_CONTROLLABLE,
@@ -33,6 +34,7 @@ from support.cases import (
     prompts,
     sol_model,
 )
+from support.extra_axis import registered
 
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -170,6 +172,96 @@ class TestUnknownKeywords:
     @pytest.mark.parametrize(("name", "message"), UNKNOWN)
     def test_in_score(self, watched, name, message):
         watched.assert_refuses(message, prompts(), method="score", context_length=9, **{name: 0.5})
+
+
+class TestAddedAxis:
+    """Targets of an axis that was added with `register_axis`, before a step runs."""
+
+    @pytest.fixture
+    def noisy(self, mlp_noise) -> Watched:
+        """A model with the axis `mlp_noise` in its action space."""
+        return Watched(SOLForCausalLM.from_base(tiny_base("llama"), SOLConfig(**SETTINGS, mlp_noise=[0.5, 1.0])))
+
+    @pytest.mark.parametrize("method", ["generate", "score"])
+    def test_it_is_a_keyword(self, noisy, method):
+        given = {"method": method, **({"context_length": 9} if method == "score" else {})}
+        message = "`mlp_noise`=0.4 is below the smallest level of the action space, 0.5"
+        noisy.assert_refuses(message, prompts(), error=BudgetError, mlp_noise=0.4, **given)
+        noisy.assert_refuses(message, prompts(), error=BudgetError, budget=Budget(mlp_noise=[0.6, 0.4]), **given)
+        noisy.assert_refuses(r"`mlp_noise` must lie in \(0, 1\], got 0", prompts(), mlp_noise=0, **given)
+        message = "either `budget` or `token_keep`, `mlp_keep`, `bits` and `mlp_noise`, not both"
+        noisy.assert_refuses(message, prompts(), budget=Budget(0.5), mlp_noise=1.0, **given)
+        noisy.assert_refuses("mlp_noize.*did you mean `mlp_noise`", prompts(), mlp_noize=0.5, **given)
+
+    def test_a_dense_target_is_the_base(self, noisy):
+        model, ids = noisy.model, prompts()
+        output = model.generate(ids, mlp_noise=1.0, **GREEDY, return_dict_in_generate=True)
+        assert torch.equal(output.sequences, model.generate(ids, **GREEDY))
+        assert output.realised.tolist() == [[1, 1, 16, 1]] * 2
+        assert (output.actions == model.action_space.dense_id).all()
+        assert torch.equal(model.generate(ids, mlp_noise=None, **GREEDY), output.sequences)
+        scored = model.score(ids, context_length=9, mlp_noise=1.0)
+        assert scored.realised.tolist() == [[1, 1, 16, 1]] * 2
+
+    def test_a_stored_target_counts_where_the_call_has_none(self, noisy):
+        model = noisy.model
+        stored = GenerationConfig(mlp_noise=0.75, token_keep=0.5)
+
+        def resolve(given, call=None):
+            return resolve_options(given, call, stored, model.config).budget
+
+        assert resolve({}) == Budget(token_keep=0.5, mlp_noise=0.75)
+        assert resolve({"bits": 8}) == Budget(bits=8)
+        assert resolve({}, GenerationConfig(mlp_noise=0.5)) == Budget(token_keep=0.5, mlp_noise=0.5)
+        model.generation_config.mlp_noise = 0.4
+        noisy.assert_refuses("`mlp_noise`=0.4 is below the smallest level", prompts())
+        with pytest.raises(ValueError, match="sets both `compute` and mlp_noise"):
+            resolve_options({}, None, GenerationConfig(compute=0.5, mlp_noise=0.5))
+
+    def test_which_axes_are_controlled_and_which_stay_dense(self, noisy):
+        space = noisy.model.action_space
+
+        def axes(**given):
+            options = resolve_options(given, None, GenerationConfig())
+            return options.controlled_axes(space), options.dense_axes(space)
+
+        assert axes(mlp_noise=0.75) == (["mlp_noise"], {"token_keep", "mlp_keep", "bits"})
+        assert axes(bits=8, mlp_noise=1.0) == (["bits", "mlp_noise"], {"token_keep", "mlp_keep", "mlp_noise"})
+        assert axes(bits=8) == (["bits"], {"token_keep", "mlp_keep", "mlp_noise"})
+        assert axes(bits=8, mlp_noise=1.0, budget_mode="soft")[1] == {"token_keep", "mlp_keep"}
+        assert axes(controller=FixedController()) == (list(space.axis_names), frozenset())
+
+    def test_processors_pin_it_where_the_budget_has_no_target(self, noisy):
+        options = resolve_options({"bits": 8}, None, GenerationConfig())
+        pinning = options.controls(FixedController(), noisy.model.config).processors[0]
+        assert pinning.pinned == (True, True, False, True)
+
+    @pytest.mark.parametrize("method", ["generate", "score"])
+    def test_a_model_without_it_says_so(self, watched, mlp_noise, method):
+        given = {"method": method, **({"context_length": 9} if method == "score" else {})}
+        message = "The action space has no axis `mlp_noise`: its axes are token_keep, mlp_keep, bits"
+        watched.assert_refuses(message, prompts(), error=BudgetError, mlp_noise=0.5, **given)
+        watched.assert_refuses(message, prompts(), error=BudgetError, budget=Budget(mlp_noise=1.0), **given)
+
+    def test_an_axis_that_is_not_registered_is_an_unknown_keyword(self, watched):
+        watched.assert_refuses("mlp_noise(?!.*did you mean)", prompts(), mlp_noise=0.5)
+        watched.assert_refuses(
+            "Unknown options: .'mlp_noise'.", prompts(), method="score", context_length=9, mlp_noise=0.5
+        )
+
+    def test_a_saved_policy_needs_its_axis_and_loads_with_it(self, tmp_path):
+        base = tiny_base("llama")
+        with registered():
+            model = SOLForCausalLM.from_base(base, SOLConfig(**SETTINGS, mlp_noise=[0.5, 0.8, 1.0]))
+            model.generation_config.mlp_noise = 0.8
+            model.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="axis `mlp_noise`, which is not registered: import the package"):
+            SOLForCausalLM.from_pretrained(tmp_path, base=base)
+        with registered():
+            loaded = SOLForCausalLM.from_pretrained(tmp_path, base=base)
+            assert loaded.action_space == model.action_space
+            assert loaded.action_space.levels["mlp_noise"] == (0.5, 0.8, 1.0)
+            assert loaded.generation_config.mlp_noise == 0.8
 
 
 class TestFit:

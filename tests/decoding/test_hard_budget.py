@@ -25,15 +25,17 @@ from sol_hf import (
     SOLForCausalLM,
     SOLPolicyModel,
 )
+from sol_hf.budget.ledger import BudgetLedger
 from sol_hf.decoding.base_forward import ForwardInputs
 from sol_hf.decoding.options import resolve_options
 from sol_hf.decoding.session import DecodingSession
 from sol_hf.decoding.step import decode_forward
 from sol_hf.execution.plan import ACTIVE
 from support.bases import tiny_base
+from support.extra_axis import registered
+from support.observations import observe
 
 
-AXES = ("token_keep", "mlp_keep", "bits")
 SCALE = torch.tensor([1.0, 1.0, 16.0])
 HIDDEN, ROWS = 4, 16
 SLACK = 1e-4
@@ -79,7 +81,7 @@ class Adversary(Controller):
         if self.wish == "random":
             return noise * 100
         if self.wish == "one axis":
-            return ratios[:, observation.step % 3] * 50 + noise
+            return ratios[:, observation.step % ratios.shape[1]] * 50 + noise
         return (dear[self.wish] * cost * 100).expand(observation.rows, -1)
 
 
@@ -112,27 +114,27 @@ def spaces(draw) -> ActionSpace:
 def budgets(draw, space: ActionSpace) -> Budget:
     """Per axis `None` where it may stay dense, else a target per row: anything, a level, an edge."""
     targets = {}
-    for axis, dense in zip(AXES, (1.0, 1.0, 16), strict=True):
-        levels = space.levels[axis]
-        if max(levels) == dense and draw(st.integers(0, 3)) == 0:
+    for axis in space.axes:
+        levels = space.levels[axis.name]
+        if max(levels) == axis.dense and draw(st.integers(0, 3)) == 0:
             continue
-        least, top = min(levels), dense
+        least, top = min(levels), axis.dense
         anything = st.floats(least, top, allow_nan=False)
         chosen = st.one_of(anything, anything, st.sampled_from([*levels, least, max(levels), top]))
-        targets[axis] = [max(float(draw(chosen)), least) for _ in range(ROWS)]
+        targets[axis.name] = [max(float(draw(chosen)), least) for _ in range(ROWS)]
     return Budget(**targets)
 
 
 def assert_kept(ratios, counted, episodes, budget, space, complete) -> None:
-    """The promise, for actions `(steps, rows, 3)` in ratio units of all steps of a generation.
+    """The promise, for actions `(steps, rows, axes)` in ratio units of all steps of a generation.
 
     `counted` `(steps, rows)` says which steps were controllable, `episodes` the episode of every step, and `complete`
     which episodes ran to their end.
     """
     rows = ratios.shape[1]
-    targets, largest = budget.targets(rows).double(), space.ratios.amax(0).double()
+    targets, largest = budget.targets(rows, space=space).double(), space.ratios.amax(0).double()
     ratios, episodes = ratios.double(), torch.tensor(episodes)
-    for column, axis in enumerate(AXES):
+    for column, axis in enumerate(space.axis_names):
         if axis not in budget.controlled:
             assert (ratios[..., column] == 1).all(), f"{axis} is not set, but did not stay dense"
     for row in range(rows):
@@ -195,6 +197,54 @@ def test_every_budget_is_kept_at_every_step(data, space, wish, sample, seed):
     # Uncontrollable steps are dense by rule, which on a space without a dense level is not the largest level.
     ratios[~counted] = 1.0
     assert_kept(ratios, counted, episodes, budget, space, complete)
+
+
+def choose_on_four_axes(space, budget, controller, episode_length, steps) -> torch.Tensor:
+    """Actions `(steps, rows)` in hard mode where every step counts, without a base."""
+    config = SOLConfig(**{axis: list(levels) for axis, levels in space.levels.items()}, episode_length=episode_length)
+    controls = resolve_options({"budget": budget}, None, GenerationConfig()).controls(controller, config)
+    ledger, targets, actions = BudgetLedger(ROWS, space), budget.targets(ROWS, space=space), []
+    for total in range(steps):
+        step = total % episode_length
+        if step == 0:
+            ledger.start_episode()
+            state: dict = {}
+        previous = actions[-1] if step else torch.full((ROWS,), len(space))
+        observation = observe(
+            ROWS,
+            space,
+            targets,
+            step=step,
+            length=episode_length,
+            total_step=total,
+            ledger=ledger,
+            state=state,
+            previous_action=previous,
+            hidden_state=torch.randn(ROWS, HIDDEN),
+            token_embedding=torch.randn(ROWS, HIDDEN),
+        )
+        so_far = torch.stack(actions[total - step :], 1) if step else torch.empty(ROWS, 0, dtype=torch.long)
+        actions.append(controls.processors(so_far, controller(observation), observation=observation).argmax(-1))
+        ledger.record(space.ratios[actions[-1]], torch.ones(ROWS, dtype=torch.bool))
+    return torch.stack(actions)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), published=spaces(), wish=st.sampled_from(WISHES), seed=st.integers(0, 10**6))
+def test_every_budget_is_kept_on_an_added_axis(data, published, wish, seed):
+    torch.manual_seed(seed)
+    percents = data.draw(st.lists(st.integers(1, 100), min_size=1, max_size=4, unique=True))
+    with registered(), torch.no_grad():
+        space = ActionSpace.of({**published.levels, "mlp_noise": [p / 100 for p in percents]})
+        budget = data.draw(budgets(space))
+        assume(budget.controlled)
+        episode_length, steps = data.draw(st.integers(1, 18)), data.draw(st.integers(1, 40))
+        controller = policy_controller(space, episode_length) if wish == "policy" else Adversary(wish)
+        actions = choose_on_four_axes(space, budget, controller, episode_length, steps)
+        episodes = [step // episode_length for step in range(steps)]
+        counted = torch.ones(steps, ROWS, dtype=torch.bool)
+        complete = range(steps // episode_length)
+        assert_kept(space.ratios[actions], counted, episodes, budget, space, complete)
 
 
 def tiny_model(family: str = "llama", **settings_) -> SOLForCausalLM:

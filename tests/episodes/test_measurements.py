@@ -66,5 +66,5 @@ def test_levels_that_the_space_does_not_have_are_refused(wanted):
     model, _, _ = wanted
     with pytest.raises(ValueError, match="token_keep=0.25 is not a level"):
         Probes.at(model.action_space, {"token_keep": [0.25]})
-    with pytest.raises(ValueError, match="no level to try"):
+    with pytest.raises(ValueError, match="no level to measure"):
         Probes.at(model.action_space, {"bits": []})

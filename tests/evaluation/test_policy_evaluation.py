@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sol_hf import ActionSpace, Budget, BudgetError, FixedController, Observation, ScheduleController
-from sol_hf.budget.action_space import AXES
 from sol_hf.budget.ledger import BudgetLedger
 from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.evaluation.policy_evaluation import BUDGETS, budgets_within, evaluate_budgets, format_table, to_rows
 from support.bases import tiny_base
-from support.cases import HALF, SETTINGS, control
-from support.paths import SUPPORT
+from support.cases import AXES, HALF, SETTINGS, control
+from support.paths import PYTHON_PATH, SUPPORT
 
 
 CONTEXT, STEPS, BLOCKS = 20, SETTINGS["episode_length"], 5
@@ -61,7 +60,7 @@ def test_losses_and_means_are_those_of_score(family, hard):
         assert len(set(found.losses)) == BLOCKS
 
 
-def test_the_fixed_schedule_is_played_at_what_the_policy_spent():
+def test_the_fixed_schedule_is_taken_at_what_the_policy_spent():
     model, blocks = model_of(), blocks_of()
     for found in evaluate_budgets(model, blocks, CONTEXT, WANTED, batch_size=2):
         means = torch.tensor(found.realised) / SCALE
@@ -153,7 +152,7 @@ def test_a_fixed_schedule_meets_its_means(data, blocks, steps, seed):
 def test_the_fixed_schedule_is_that_of_a_lone_row(means):
     model, targets = model_of(), torch.tensor([means])
     schedule = fixed_schedule(targets[0], 4, torch.ones(STEPS, dtype=torch.bool), model.action_space)
-    controller, nothing, played = FixedController(carry=AXES), torch.zeros(1, 1), []
+    controller, nothing, taken = FixedController(carry=AXES), torch.zeros(1, 1), []
     for step in range(4 * STEPS):
         observation = Observation(
             hidden_state=nothing,
@@ -165,13 +164,13 @@ def test_the_fixed_schedule_is_that_of_a_lone_row(means):
             total_step=step,
             episode_length=STEPS,
             targets=targets,
-            ledger=BudgetLedger(1),
+            ledger=BudgetLedger(1, model.action_space),
             action_space=model.action_space,
             state={},
             page_fill=torch.ones(1),
         )
-        played.append(int(controller(observation).argmax()))
-    assert schedule.flatten().tolist() == played
+        taken.append(int(controller(observation).argmax()))
+    assert schedule.flatten().tolist() == taken
 
 
 def test_the_default_budgets_are_brought_into_an_action_space():
@@ -202,7 +201,7 @@ def test_rows_and_table():
     ("change", "message"),
     [
         (dict(budgets=[]), "no budget"),
-        (dict(budgets=[(0.5, 0.5)]), "a triple"),
+        (dict(budgets=[(0.5, 0.5)]), "one number per axis"),
         (dict(budgets=[(0.1, 0.5, 8)]), "below the smallest level"),
         (dict(budgets=[(0.5, 0.5, 0.5)]), r"must lie in 2\.\.16"),
         (dict(context_length=CONTEXT - 1), f"a block has {CONTEXT + STEPS} tokens"),
@@ -223,7 +222,7 @@ def test_wrong_arguments_are_refused(change, message):
 def evaluated(folder: Path, processes: int, *options: str) -> list[dict]:
     """What the script finds in `processes` processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, str(SCRIPT), str(folder), *options], check=True, env=environment, timeout=240)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     assert len(found) == processes and all(rows == found[0] for rows in found)

@@ -13,16 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sol_hf import ActionSpace, Budget, BudgetError, EntropyController
-from sol_hf.budget.action_space import AXES
 from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.evaluation.policy_evaluation import evaluate_budgets
-from sol_hf.evaluation.sweep.entries import Contestant, parse_contestants, random_schedules
+from sol_hf.evaluation.sweep.entries import SweepEntry, parse_entries
 from sol_hf.evaluation.sweep.folder import SweepFolder, fingerprint
-from sol_hf.evaluation.sweep.runs import SweepPlayer
+from sol_hf.evaluation.sweep.method import SWEEP_METHODS
+from sol_hf.evaluation.sweep.methods.random import random_schedules
+from sol_hf.evaluation.sweep.methods.step_by_step import StepByStep
 from sol_hf.evaluation.sweep.sweep import PUBLISHED_GRID, Sweep, SweepConfig
-from sol_hf.evaluation.sweep.table import BLOCK_COLUMNS, SWEEP_COLUMNS, TRIAL_COLUMNS, SweepError, read_table
+from sol_hf.evaluation.sweep.table import SweepError, columns_of, read_table
 from support.bases import tiny_base
-from support.cases import SETTINGS, control
+from support.cases import AXES, SETTINGS, control
 
 
 CONTEXT, STEPS, BLOCKS = 20, SETTINGS["episode_length"], 5
@@ -89,12 +90,13 @@ def test_there_is_a_row_per_controller_budget_and_seed(swept):
     seeds = {"random:5": (0, 3)}
     expected = {(name, seed, budget) for name in names for seed in seeds.get(name, (0,)) for budget in BUDGETS}
     assert found == expected | {("dense", 0, (1, 1, 16))}
-    assert table.column_names == list(SWEEP_COLUMNS)
+    sweep_columns, block_columns, trial_columns = (list(columns_of(x, AXES)) for x in ("sweep", "blocks", "trials"))
+    assert table.column_names == sweep_columns
     assert read_table(folder).to_dict() == table.to_dict()
     lines = (folder / "sweep.csv").read_text().splitlines()
-    assert lines[0] == ",".join(SWEEP_COLUMNS) and len(lines) == 1 + len(table)
+    assert lines[0] == ",".join(sweep_columns) and len(lines) == 1 + len(table)
     blocks, trials = read_table(folder, "blocks"), read_table(folder, "trials")
-    assert (blocks.column_names, trials.column_names) == (list(BLOCK_COLUMNS), list(TRIAL_COLUMNS))
+    assert (blocks.column_names, trials.column_names) == (block_columns, trial_columns)
     assert len(blocks) == len(table) and len(trials) == 3 * 2 * 5
 
 
@@ -127,7 +129,7 @@ def test_all_others_are_asked_for_what_the_policy_spent(swept):
             assert row["net_keep"] == pytest.approx(float(target.mean()), abs=0.06)
 
 
-def test_without_the_policy_the_budgets_are_played_themselves(tmp_path):
+def test_without_the_policy_others_run_at_the_budgets(tmp_path):
     config = dataclasses.replace(CONFIG, controllers=("fixed", "dense"))
     table = Sweep(model_of(), blocks_of(), config, tmp_path).run()
     for row in rows_of(table, "fixed"):
@@ -203,17 +205,12 @@ def test_random_schedules_have_the_means_of_the_fixed_one(data, blocks, steps, s
 
 
 @pytest.mark.parametrize("stop", ["fixed", "random", "oracle"])
-def test_a_sweep_goes_on_where_it_was(small, tmp_path, monkeypatch, stop):
-    name = "play_random" if stop == "random" else "play"
-    play = getattr(SweepPlayer, name)
-
-    def fail(self, contestant, *args):
-        if stop == "random" or contestant.name == stop:
-            raise KeyboardInterrupt
-        return play(self, contestant, *args)
+def test_a_stopped_sweep_continues(small, tmp_path, monkeypatch, stop):
+    def fail(self, targets, seed):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SweepPlayer, name, fail)
+        patch.setattr(SWEEP_METHODS[stop], "run", fail)
         Sweep(model_of(), blocks_of(), SMALL, tmp_path).run()
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
     assert "policy-0-00000.safetensors" in done and not (tmp_path / "sweep.parquet").exists()
@@ -225,10 +222,11 @@ def test_a_sweep_goes_on_where_it_was(small, tmp_path, monkeypatch, stop):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_finished_sweep_plays_nothing_again(tmp_path, monkeypatch):
+def test_a_finished_sweep_runs_nothing_again(tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, controllers=("policy", "fixed"))
     table = Sweep(model_of(), blocks_of(), config, tmp_path).run()
-    monkeypatch.setattr(SweepPlayer, "play", lambda *_: pytest.fail("played again"))
+    for method in (StepByStep, *(method for _, method in SWEEP_METHODS.items())):
+        monkeypatch.setattr(method, "run", lambda *_: pytest.fail("run again"))
     assert Sweep(model_of(), blocks_of(), config, tmp_path).run().to_dict() == table.to_dict()
 
 
@@ -285,12 +283,16 @@ def test_a_fingerprint_sees_values_and_types():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(controllers=("polcy",)), ValueError, "no controller 'polcy'. Did you mean `policy`"),
+        (
+            dict(controllers=("polcy",)),
+            ValueError,
+            "Unknown controller 'polcy': it must be one of .*oracle.* Did you mean 'policy'",
+        ),
         (dict(controllers=("fixed", "random:some")), ValueError, "a whole number, at least 1"),
         (dict(controllers=("random:0",)), ValueError, "at least 1"),
-        (dict(controllers=("entropy:3",)), ValueError, "only random and oracle take a number"),
+        (dict(controllers=("entropy:3",)), ValueError, "`entropy` takes no number"),
         (dict(controllers=("fixed", "fixed")), ValueError, "Named twice: fixed"),
-        (dict(controllers=("dense",)), ValueError, "no controller to play"),
+        (dict(controllers=("dense",)), ValueError, "no controller to run"),
         (dict(budgets=((0.1, 0.5, 8),)), BudgetError, "below the smallest level"),
         (dict(budgets=()), ValueError, "no budget"),
         (dict(budgets=(BUDGETS[0], BUDGETS[0])), ValueError, "A budget is named twice"),
@@ -305,15 +307,15 @@ def test_wrong_arguments_are_refused(change, error, message, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_names_of_contestants():
-    assert [str(x) for x in parse_contestants(["fixed", " random:20", "policy", "oracle", "oracle:4"])] == [
+def test_names_of_entries():
+    assert [str(x) for x in parse_entries(["fixed", " random:20", "policy", "oracle", "oracle:4"])] == [
         "policy",
         "fixed",
         "random:20",
         "oracle",
         "oracle:4",
     ]
-    assert Contestant.parse("random") == Contestant("random", 1) and Contestant.parse("oracle:0").number == 0
+    assert SweepEntry.parse("random") == SweepEntry("random", 1) and SweepEntry.parse("oracle:0").number == 0
 
 
 def test_the_published_grid():

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from sol_hf.budget.action_space import AXES
 from sol_hf.evaluation.sweep.summary import compare, format_summary, gap_closed, summarize_sweep
-from sol_hf.evaluation.sweep.table import KEY, SWEEP_COLUMNS, make_table
+from sol_hf.evaluation.sweep.table import columns_of, key_of, make_table
+from support.cases import AXES
 
 
 FIRST, SECOND = (0.2, 0.5, 6.0), (0.5, 0.7, 8.0)
@@ -34,16 +34,16 @@ def tables(leave_out=()):
     for (name, budget), losses in LOSSES.items():
         if name in leave_out:
             continue
-        key = dict(zip(KEY, (name, 0, *budget), strict=True))
+        key = dict(zip(key_of(AXES), (name, 0, *budget), strict=True))
         mean = float(np.mean(losses))
-        row = dict.fromkeys(SWEEP_COLUMNS, 0.0) | key | {f"target_{axis}": key[axis] for axis in AXES}
+        row = dict.fromkeys(columns_of("sweep", AXES), 0.0) | key | {f"target_{axis}": key[axis] for axis in AXES}
         off = 0.1 if name == "policy" else 0.0
         row |= {f"realised_{axis}": key[axis] + off * (1 if budget == FIRST else -2) for axis in AXES}
         row |= dict(net_keep=NET_KEEP[budget], log_perplexity=mean, perplexity=math.exp(mean), blocks=4, tokens=64)
         row |= dict(divergence=DIVERGENCE[name], bytes_per_token=2e9, flops_per_token=3e9)
         rows.append(row)
         blocks.append(key | {"losses": losses, "divergences": [DIVERGENCE[name]] * 4})
-    return make_table("sweep", rows), make_table("blocks", blocks)
+    return make_table("sweep", rows, AXES), make_table("blocks", blocks, AXES)
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +82,14 @@ def test_the_interval_is_that_of_all_resamples():
     rows = [
         dict(zip(AXES, FIRST, strict=True)) | dict(net_keep=0.4, losses=np.array(x)) for x in ([1.0, 1.0], [0.9, 1.4])
     ]
-    found = compare(rows[:1], rows[1:])
+    found = compare(rows[:1], rows[1:], AXES)
     assert found["gain"] == pytest.approx(0.15) and found["win_rate"] == 1
     assert found["gain_interval"] == pytest.approx([-0.1, 0.4]) and found["win_rate_interval"] == [0, 1]
 
 
 def test_a_tie_counts_half():
     row = dict(zip(AXES, FIRST, strict=True)) | dict(net_keep=0.4, losses=np.array([1.0, 2.0]))
-    assert compare([row], [row])["win_rate"] == 0.5
+    assert compare([row], [row], AXES)["win_rate"] == 0.5
 
 
 def test_the_share_of_the_gap(summary):

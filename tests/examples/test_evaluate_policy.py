@@ -85,10 +85,12 @@ def test_too_little_text_is_refused(policy, tmp_path):
         main([policy, str(texts), *OPTIONS])
 
 
-def test_a_budget_has_three_numbers(policy, capsys):
+def test_a_budget_has_a_number_per_axis(policy, capsys):
     with pytest.raises(SystemExit):
-        main([policy, TEXTS, "--budgets", "0.5,0.7"])
-    assert "is not token_keep,mlp_keep,bits" in capsys.readouterr().err
+        main([policy, TEXTS, "--budgets", "half"])
+    assert "is not a list of numbers, one per axis" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"one number per axis \(token_keep, mlp_keep, bits\), got \(0.5, 0.7\)"):
+        main([policy, TEXTS, *OPTIONS, "--budgets", "0.5,0.7"])
 
 
 @pytest.mark.slow

@@ -8,10 +8,9 @@ import torch
 from transformers import GenerationConfig
 
 from sol_hf import ActionSpace, Controller
-from sol_hf.budget.action_space import AXES, DENSE
 from sol_hf.decoding.options import resolve_options
 from support.bases import tiny_base
-from support.cases import control, prompts
+from support.cases import AXES, DENSE, control, prompts
 
 
 ALL = ActionSpace([0.5, 1.0], [0.5, 1.0], [8, 16])

@@ -11,10 +11,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from sol_hf import plot_pareto, plot_random_search, plot_realised, save_figure
-from sol_hf.budget.action_space import AXES
 from sol_hf.figures.style import LOOKS, OTHER_LOOKS, STYLE, looks_of
 from sol_hf.figures.sweep_figures import label_of
 from sol_hf.figures.sweep_points import front_of, paired_gains, points_of
+from support.cases import AXES
 
 
 BUDGETS = [(0.3, 0.6, 8.0), (0.5, 0.7, 8.0), (0.8, 0.9, 12.0)]
@@ -77,17 +77,17 @@ def containers(axes) -> dict[str, list[tuple[float, float]]]:
 
 class TestNumbers:
     def test_seeds_are_averaged(self):
-        found = points_of([sweep_row("random:4", 1, 2.8, 0), sweep_row("random:4", 1, 2.9, 1)])
+        found = points_of([sweep_row("random:4", 1, 2.8, 0), sweep_row("random:4", 1, 2.9, 1)], AXES)
         (point,) = found["random:4"]
         assert (point.budget, point.log_perplexity) == (BUDGETS[1], pytest.approx(2.85))
 
     def test_the_front_has_what_nothing_cheaper_beats(self, rows):
-        found = points_of(rows)
+        found = points_of(rows, AXES)
         assert [point.log_perplexity for point in front_of(found["policy"])] == [3.0, 2.6]
         assert [point.log_perplexity for point in front_of(found["fixed"])] == [3.1, 2.8, 2.5]
 
     def test_gains_are_paired_by_block(self, blocks):
-        gains = paired_gains(blocks)
+        gains = paired_gains(blocks, AXES)
         mean, error = gains["policy", BUDGETS[0]]
         spread = math.sqrt(sum(move**2 for move in MOVES) / 3 / 4)
         assert (mean, error) == (pytest.approx(0.1), pytest.approx(spread))
@@ -208,8 +208,8 @@ class TestStyle:
         assert len({look.color for look in looks.values()}) == len({look.marker for look in looks.values()}) == 10
 
     def test_labels_say_what_the_number_means(self):
-        labels = [label_of(name) for name in ("policy", "random:20", "oracle", "oracle:4")]
-        assert labels == ["policy", "random, best of 20", "oracle", "oracle, 4 ahead"]
+        labels = [label_of(name) for name in ("policy", "random:20", "oracle", "oracle:4", "mine:3")]
+        assert labels == ["policy", "random, best of 20", "oracle", "oracle, 4 later steps", "mine:3"]
 
     def test_figures_are_written_as_png_and_svg_and_always_the_same(self, rows, tmp_path):
         first = save_figure(plot_realised(rows), tmp_path / "new" / "v1.0")

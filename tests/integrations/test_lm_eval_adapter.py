@@ -18,8 +18,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sol_hf import FixedController, SOLConfig, SOLForCausalLM
+from sol_hf import Controller, FixedController, SOLConfig, SOLForCausalLM
+from sol_hf.controllers.registry import CONTROLLERS, register_controller
 from sol_hf.decoding import scoring
+from sol_hf.integrations import lm_eval_adapter
 from sol_hf.integrations.lm_eval_adapter import SOLLM, main
 from support.paths import DATA, ROOT
 
@@ -285,6 +287,13 @@ class TestCommandLine:
         (path,) = folder.rglob("results_*.json")
         return json.loads(path.read_text())
 
+    def test_arguments_are_passed_on(self, monkeypatch):
+        seen, before = [], list(sys.argv)
+        monkeypatch.setattr(lm_eval_adapter, "cli_evaluate", lambda: seen.append(list(sys.argv)))
+        main(["--tasks", "x"])
+        main()
+        assert seen == [["sol-hf lm-eval", "--tasks", "x"], before] and sys.argv == before
+
     @pytest.mark.slow
     def test_it_is_that_of_lm_eval(self, policy, base, tmp_path, monkeypatch, capsys, sol):
         options = self.arguments(policy, base, "--output_path", str(tmp_path))
@@ -319,3 +328,38 @@ class TestCommandLine:
         for task in TASKS:
             values = [{k: v for k, v in run["results"][task].items() if isinstance(v, float)} for run in found]
             assert values[1] == pytest.approx(values[0], rel=1e-6)
+
+
+class Tilted(Controller):
+    """Takes the action whose mean ratio is nearest to a number of percent."""
+
+    def __init__(self, percent: int):
+        self.percent = percent
+
+    def __call__(self, observation):
+        ratios = observation.action_space.ratios.mean(dim=-1)
+        return -(ratios - self.percent / 100).abs().expand(observation.rows, -1)
+
+
+@pytest.fixture
+def tilted():
+    register_controller("tilted", lambda model, number: Tilted(number), number="percentage")
+    yield
+    CONTROLLERS.unregister("tilted")
+
+
+def test_a_registered_controller_spends_the_budget(sol, tilted):
+    lm = sol(controller="tilted:40", budget_mode="soft", **CHEAP)
+    assert isinstance(lm.options["controller"], Tilted) and lm.options["controller"].percent == 40
+    assert lm.settings["controller"] == "tilted:40" and lm.settings["seed"] == 0
+    loglikelihoods(lm, PAIRS[:2])
+    (spent,) = lm.spending.report().values()
+    assert (spent["token_keep"], spent["mlp_keep"], spent["bits"]) == pytest.approx((0.2, 0.7, 4.0))
+    with pytest.raises(ValueError, match="Unknown controller 'tited'.* Did you mean 'tilted'"):
+        sol(controller="tited", **CHEAP)
+
+
+def test_a_seed_is_that_of_the_controller_or_of_the_argument(sol):
+    assert sol(controller="random:5", **CHEAP).settings["seed"] == 5
+    lm = sol(controller="random", seed=7, **CHEAP)
+    assert (lm.settings["controller"], lm.settings["seed"]) == ("random", 7)

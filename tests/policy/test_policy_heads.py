@@ -19,12 +19,12 @@ from sol_hf import (
     SOLForCausalLM,
     SOLPolicyModel,
 )
-from sol_hf.budget.action_space import AXES
 from sol_hf.budget.ledger import BudgetLedger
 from sol_hf.controllers.base import Controller
 from sol_hf.policy.budget_prior import BudgetPrior
 from sol_hf.policy.factored_head import joint_logits
 from support.bases import tiny_base
+from support.extra_axis import FOUR_LEVELS
 
 
 STEPS = 16
@@ -48,10 +48,10 @@ def make_policy(head: str = "joint", prior: bool = True, std: float = 0.0, **lev
     return policy
 
 
-def make_inputs(rows: int = 3, steps: int = 5, n_actions: int = 18) -> dict[str, torch.Tensor]:
-    scalars = torch.rand(rows, steps, 8)
+def make_inputs(rows: int = 3, steps: int = 5, n_actions: int = 18, axes: int = 3) -> dict[str, torch.Tensor]:
+    scalars = torch.rand(rows, steps, 2 + 2 * axes)
     scalars[..., 0] = torch.arange(1, steps + 1) / STEPS
-    scalars[..., 5:] -= 0.5
+    scalars[..., 2 + axes :] -= 0.5
     return dict(
         hidden_states=torch.randn(rows, steps, 12),
         token_embeddings=torch.randn(rows, steps, 10),
@@ -64,7 +64,7 @@ def make_inputs(rows: int = 3, steps: int = 5, n_actions: int = 18) -> dict[str,
 def play(controller: Controller, targets: torch.Tensor, space: ActionSpace) -> torch.Tensor:
     """Actions `(rows, steps)` of an episode in which every row has a target of its own and all steps count."""
     rows = len(targets)
-    ledger, state, actions = BudgetLedger(rows), {}, [torch.full((rows,), len(space))]
+    ledger, state, actions = BudgetLedger(rows, space), {}, [torch.full((rows,), len(space))]
     counted = torch.ones(rows, dtype=torch.bool)
     for step in range(STEPS):
         observation = Observation(
@@ -89,7 +89,7 @@ def play(controller: Controller, targets: torch.Tensor, space: ActionSpace) -> t
 
 def random_targets(space: ActionSpace, rows: int = 300) -> torch.Tensor:
     low, high = space.min_ratio(), space.max_ratio()
-    return low + torch.rand(rows, 3) * (high - low)
+    return low + torch.rand(rows, len(space.axes)) * (high - low)
 
 
 def round_targets(space: ActionSpace, rows: int = 300) -> torch.Tensor:
@@ -105,7 +105,7 @@ class TestJointLogits:
         logits = joint_logits(levels, (3, 3, 2))
         assert logits.shape == (2, 4, 18)
         for index, action in enumerate(space.table):
-            places = [space.levels[axis].index(value) for axis, value in zip(AXES, action, strict=True)]
+            places = [known.index(value) for known, value in zip(space.levels.values(), action, strict=True)]
             expected = levels[..., places[0]] + levels[..., 3 + places[1]] + levels[..., 6 + places[2]]
             torch.testing.assert_close(logits[..., index], expected)
 
@@ -151,9 +151,9 @@ class TestUntrainedPrior:
         config = SOLConfig(**SMALL, action_head=head, budget_prior=True, policy_hidden_size=16)
         model = SOLForCausalLM.from_base(tiny_base("llama"), config)
         ids = torch.randint(99, (1, 12 + STEPS + 1))
-        options = dict(zip(AXES, budget, strict=True), context_length=12, budget_mode="soft")
+        options = dict(zip(SMALL, budget, strict=True), context_length=12, budget_mode="soft")
         own = model.score(ids, **options)
-        fixed = model.score(ids, controller=FixedController(carry=AXES), **options)
+        fixed = model.score(ids, controller=FixedController(carry=tuple(SMALL)), **options)
         assert own.actions.shape == (1, STEPS)
         assert torch.equal(own.actions, fixed.actions)
         assert len(own.actions.unique()) > 1
@@ -287,3 +287,59 @@ class TestFit:
         config = SOLConfig(**SMALL, **sizes, action_head="factored", budget_prior=True)
         with pytest.raises(ValueError, match=message):
             SOLForCausalLM(SOLConfig(**{**config.to_diff_dict(), **changes}), base, SOLPolicyModel(config))
+
+
+@pytest.mark.usefixtures("mlp_noise")
+class TestFourAxes:
+    @pytest.mark.parametrize("counts", [(3,), (3, 2), (2, 3, 2, 4)])
+    def test_joint_logits_of_any_number_of_axes(self, counts):
+        levels = torch.randn(5, sum(counts))
+        joint = joint_logits(levels, counts).view(5, *counts)
+        for place, own in enumerate(levels.split(counts, dim=-1)):
+            others = tuple(range(1, place + 1)) + tuple(range(place + 2, len(counts) + 1))
+            marginal = joint.softmax(-1) if not others else joint.flatten(1).softmax(-1).view(joint.shape).sum(others)
+            torch.testing.assert_close(marginal, own.softmax(-1))
+
+    @torch.no_grad()
+    @variants
+    def test_the_network_has_its_scalars_targets_and_levels(self, tmp_path, head, prior):
+        policy, inputs = make_policy(head, prior, std=0.3, **FOUR_LEVELS), make_inputs(n_actions=36, axes=4)
+        assert policy.scalar_features[0].in_features == 10
+        assert policy.budget_head[0].in_features == 4
+        assert policy.action_head.out_features == (10 if head == "factored" else 36)
+        logits = policy(**inputs).logits
+        assert logits.shape == (3, 5, 36)
+        for column in range(2, 10 if prior else 6):  # every target, and with a prior every drift, has an effect
+            scalars = inputs["scalars"].clone()
+            scalars[..., column] += 0.1
+            assert not torch.allclose(policy(**{**inputs, "scalars": scalars}).logits, logits)
+        policy.save_pretrained(tmp_path)
+        assert torch.equal(SOLPolicyModel.from_pretrained(tmp_path)(**inputs).logits, logits)
+
+    @torch.no_grad()
+    @variants
+    def test_the_fill_of_the_page_stands_behind_the_scalars(self, head, prior):
+        policy, inputs = make_policy(head, prior, std=0.3, **FOUR_LEVELS, observe_page_fill=True), make_inputs(axes=4)
+        fills = [torch.full((3, 5, 1), fill) for fill in (1 / 8, 1.0)]
+        one, other = (
+            policy(**{**inputs, "scalars": torch.cat([inputs["scalars"], fill], dim=-1)}).logits for fill in fills
+        )
+        assert not torch.allclose(one, other)
+
+    @pytest.mark.parametrize("head", HEADS)
+    def test_an_untrained_prior_plays_the_fixed_schedule(self, head):
+        policy = make_policy(head, **{**FOUR_LEVELS, "bits": [8, 16]})  # evenly spaced levels
+        space = policy.config.action_space
+        targets = random_targets(space)
+        actions = play(PolicyController(policy), targets, space)
+        assert torch.equal(actions, play(FixedController(), targets, space))
+        off = (space.ratios[actions].mean(1) - targets).abs()
+        assert (off <= torch.tensor([0.4, 0.5, 0.5, 0.5]) / (2 * STEPS) + 2e-6).all()
+
+    def test_a_policy_of_other_axes_is_refused(self):
+        levels = {**FOUR_LEVELS, "bits": [16]}
+        config = SOLConfig(**SMALL, policy_hidden_size=16, base_hidden_size=32, base_embedding_size=32)
+        other = SOLConfig(**{**config.to_diff_dict(), **levels, "mlp_keep": [0.6, 0.8, 1.0]})
+        assert len(other.action_space) == len(config.action_space)
+        with pytest.raises(ValueError, match="has the axes token_keep, mlp_keep, bits, mlp_noise, but its config"):
+            SOLForCausalLM(config, tiny_base("llama"), SOLPolicyModel(other))

@@ -19,9 +19,12 @@ from sol_hf import (
     SOLConfig,
     SOLForCausalLM,
 )
+from sol_hf.budget.axes import PUBLISHED_AXES
 from support.bases import tiny_base
 
 
+AXES = tuple(axis.name for axis in PUBLISHED_AXES)
+DENSE = tuple(axis.dense for axis in PUBLISHED_AXES)
 LEVELS: dict[str, list] = {"token_keep": [0.2, 0.6, 1.0], "mlp_keep": [0.4, 0.7, 1.0], "bits": [3, 8, 16]}
 SETTINGS: dict = {
     **LEVELS,

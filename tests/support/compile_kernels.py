@@ -6,7 +6,7 @@
 A line of JSON per kernel: registers a thread, bytes spilled, bytes of shared memory, whether it uses tensor cores. Run
 it without `TRITON_INTERPRET`, which would replace the kernels by their interpreted twins:
 
-    python tests/compile_kernels.py
+    python tests/support/compile_kernels.py
 """
 
 import json

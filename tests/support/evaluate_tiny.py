@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An evaluation that processes share: `torchrun --nproc_per_node 2 tests/evaluate_tiny.py FOLDER`.
+"""An evaluation that processes share: `torchrun --nproc_per_node 2 tests/support/evaluate_tiny.py FOLDER`.
 
 Every process writes what it found to a file of its own.
 """

@@ -27,7 +27,7 @@ def observe(rows: int = 2, space: ActionSpace = SPACE, targets=None, step: int =
         total_step=step,
         episode_length=length,
         targets=targets,
-        ledger=BudgetLedger(rows),
+        ledger=BudgetLedger(rows, space),
         action_space=space,
         state={},
         page_fill=torch.full((rows,), 0.5),

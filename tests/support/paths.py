@@ -3,6 +3,7 @@
 
 """Where things are."""
 
+import os
 from pathlib import Path
 
 
@@ -11,3 +12,5 @@ ROOT = TESTS.parent
 DATA = TESTS / "data"
 EXAMPLES = ROOT / "examples"
 SUPPORT = TESTS / "support"
+PYTHON_PATH = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""`PYTHONPATH` for scripts of `support` that run in processes of their own."""

@@ -3,7 +3,7 @@
 
 """A short training run that processes share.
 
-    torchrun --nproc_per_node 2 tests/train_tiny.py FOLDER [--shard] [--evaluate]
+    torchrun --nproc_per_node 2 tests/support/train_tiny.py FOLDER [--shard] [--evaluate]
 
 With `--evaluate`, every process checks that it ends with the best policy.
 """

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.paths import SUPPORT
+from support.paths import PYTHON_PATH, SUPPORT
 
 
 SCRIPT = SUPPORT / "train_tiny.py"
@@ -23,7 +23,7 @@ TIMES = ("eval_runtime", "eval_samples_per_second")
 def train(folder: Path, processes: int, *options: str) -> dict[str, torch.Tensor]:
     """Weights after a run of the script in `processes` processes, on the loopback interface."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, str(SCRIPT), str(folder), *options], check=True, env=environment, timeout=240)
     return load_file(folder / "model.safetensors")
 

@@ -60,11 +60,11 @@ def test_what_is_logged(tmp_path):
 def test_rollouts_do_not_depend_on_how_many_run_together(tmp_path):
     together, apart = trainer_of(tmp_path, rollout_batch_size=16), trainer_of(tmp_path, rollout_batch_size=4)
     tokens = torch.tensor(blocks(4)["input_ids"])
-    one, other = together.play(tokens, 0, 3), apart.play(tokens, 0, 3)
+    one, other = together.roll_out(tokens, 0, 3), apart.roll_out(tokens, 0, 3)
     assert torch.equal(one.actions, other.actions)
-    half = together.play(tokens[2:], 2, 3)
+    half = together.roll_out(tokens[2:], 2, 3)
     assert torch.equal(one.actions[2 * GROUP :], half.actions)
-    assert not torch.equal(one.actions, together.play(tokens, 0, 4).actions)
+    assert not torch.equal(one.actions, together.roll_out(tokens, 0, 4).actions)
 
 
 def test_the_loss_reads_the_actions_own_log_probabilities(tmp_path):
@@ -158,15 +158,15 @@ def test_an_adapter_on_a_policy(tmp_path):
     trainer.save_model(tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     batch = torch.tensor(blocks(2)["input_ids"])
-    trained = trainer.play(batch, 0, 0)
+    trained = trainer.roll_out(batch, 0, 0)
     fresh = model_on()
     fresh.policy.load_state_dict(released)
-    untrained = trainer_of(tmp_path, fresh).play(batch, 0, 0)
+    untrained = trainer_of(tmp_path, fresh).roll_out(batch, 0, 0)
     fresh.policy = PeftModel.from_pretrained(fresh.policy, tmp_path / "adapter")
     again = trainer_of(tmp_path, model_on())
     again.sol = fresh
     again.model = fresh.policy
-    assert torch.equal(again.play(batch, 0, 0).action_logprobs, trained.action_logprobs)
+    assert torch.equal(again.roll_out(batch, 0, 0).action_logprobs, trained.action_logprobs)
     assert not torch.equal(untrained.action_logprobs, trained.action_logprobs)
 
 

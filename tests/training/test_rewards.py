@@ -234,7 +234,10 @@ def test_groups_do_not_affect_each_other(seed, groups, size, steps):
             lambda x: budget_penalty(x[..., None].expand(6, 2, 3), x > 0, x[:, :1], (1.0, 2.0), 0.02),
             "`alphas` needs 3",
         ),
-        (lambda x: budget_penalty(x, x > 0, x, ALPHAS, 0.02, (True,)), "`free` needs 3 entries"),
+        (
+            lambda x: budget_penalty(x[..., None].expand(6, 2, 3), x > 0, x[:, :1], ALPHAS, 0.02, (True,)),
+            "`free` needs 3 entries",
+        ),
     ],
 )
 def test_wrong_input_is_named(call, message):

@@ -169,7 +169,7 @@ class TestEvaluate:
         ("arguments", "error", "message"),
         [
             (dict(eval_budgets=[[0.1, 0.5, 8]]), BudgetError, "below the smallest level"),
-            (dict(eval_budgets=[[0.5, 0.5]]), ValueError, "a triple"),
+            (dict(eval_budgets=[[0.5, 0.5]]), ValueError, "one number per axis"),
             (dict(eval_budgets=[]), ValueError, "no budget"),
             (dict(eval_blocks=1), ValueError, "`eval_blocks` must be at least 2"),
         ],
@@ -182,7 +182,7 @@ class TestEvaluate:
 class TestLogs:
     def test_the_histogram_is_that_of_the_actions(self, tmp_path):
         trainer = trainer_of(tmp_path)
-        rollouts = trainer.play(torch.tensor(blocks(4)["input_ids"]), 0, 0)
+        rollouts = trainer.roll_out(torch.tensor(blocks(4)["input_ids"]), 0, 0)
         figures = rollout_figures(rollouts, torch.zeros(len(rollouts.actions)), trainer.sol.action_space)
         taken = trainer.sol.action_space.values[rollouts.actions].flatten(0, 1)
         for number, axis in enumerate(LEVELS):
@@ -194,7 +194,7 @@ class TestLogs:
 
     def test_uncontrollable_steps_are_left_out(self, tmp_path):
         trainer = trainer_of(tmp_path, context_length=5, train_dataset=short_blocks())
-        rollouts = trainer.play(torch.tensor(short_blocks()["input_ids"][:4]), 0, 0)
+        rollouts = trainer.roll_out(torch.tensor(short_blocks()["input_ids"][:4]), 0, 0)
         assert 0 < rollouts.controllable.float().mean() < 1
         figures = rollout_figures(rollouts, torch.zeros(len(rollouts.actions)), trainer.sol.action_space)
         taken = trainer.sol.action_space.values[rollouts.actions][rollouts.controllable]

@@ -80,6 +80,11 @@ class ActionSpace:
         return tuple(len(levels) for levels in self.levels.values())
 
     @property
+    def mean_divisors(self) -> tuple[float, ...]:
+        """What a policy's means are divided by: the largest level, in ratio units, if `mean_over_largest`, else 1."""
+        return tuple(max(self.levels[axis.name]) / axis.scale if axis.mean_over_largest else 1.0 for axis in self.axes)
+
+    @property
     def dense(self) -> tuple[float, ...]:
         """The dense value of every axis, in axis units; it need not be a level."""
         return tuple(axis.dense for axis in self.axes)
@@ -159,9 +164,3 @@ class ActionSpace:
     def of(cls, levels: Mapping[str, Sequence[float]]) -> "ActionSpace":
         """The space of levels by axis, the published axes among them."""
         return cls(**levels)  # type: ignore[arg-type]
-
-
-# What modules that know the published axes only still take from here; the axes of a space are `space.axes`.
-AXES = tuple(axis.name for axis in PUBLISHED_AXES)
-AXIS_SCALE = tuple(axis.scale for axis in PUBLISHED_AXES)
-DENSE = tuple(axis.dense for axis in PUBLISHED_AXES)

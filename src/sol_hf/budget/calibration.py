@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One dial instead of three: which budget is best at a given net keep rate, from a table that a sweep has measured.
+"""One number instead of one per axis: the best budget for a net keep rate, from a table that a sweep has measured.
 
 The table holds the front of a policy, by ascending net keep rate; `compute` is read off between two of its points:
 
@@ -16,32 +16,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import BudgetError
-from .action_space import AXES, DENSE, ActionSpace
+from .action_space import ActionSpace
+from .axes import axes_named
 from .budget import AxisTarget, Budget
 
 
-POINT_KEYS = ("net_keep", *AXES, "log_perplexity")
+NET_KEEP, LOG_PERPLEXITY = "net_keep", "log_perplexity"
+
+
+def point_keys(space: ActionSpace) -> tuple[str, ...]:
+    """Keys of a point of a calibration table: net keep rate, the axes of the action space, log-perplexity."""
+    return (NET_KEEP, *space.axis_names, LOG_PERPLEXITY)
 
 
 def check_calibration(points: Sequence[Any], space: ActionSpace) -> None:
     """Raise a ValueError if a calibration table is not a front over an action space.
 
     Args:
-        points (`Sequence[dict]`): With the keys `POINT_KEYS`: the net keep rate that was realised, the budget that was
-            asked for (in units of the axes), and the log-perplexity there.
+        points (`Sequence[dict]`): With the keys [`point_keys`]: the net keep rate that was realised, the budget that
+            was asked for (in units of the axes), and the log-perplexity there.
         space ([`ActionSpace`]): The levels.
     """
     if not points:
         raise ValueError("`calibration` is empty: give it points, or leave it `None`.")
+    keys = point_keys(space)
     for point in points:
-        if not isinstance(point, dict) or set(point) != set(POINT_KEYS):
-            raise ValueError(f"A point of `calibration` has the keys {', '.join(POINT_KEYS)}, got {point!r}.")
-        numbers = [point[key] for key in POINT_KEYS]
+        if not isinstance(point, dict) or set(point) != set(keys):
+            raise ValueError(f"A point of `calibration` has the keys {', '.join(keys)}, got {point!r}.")
+        numbers = [point[key] for key in keys]
         if any(isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x) for x in numbers):
             raise ValueError(f"A point of `calibration` consists of finite numbers, got {point!r}.")
         if not 0 < point["net_keep"] <= 1:
             raise ValueError(f"`net_keep` in `calibration` must lie in (0, 1], got {point['net_keep']}.")
-        Budget(*(point[axis] for axis in AXES)).check(space)
+        Budget.of({axis: point[axis] for axis in space.axis_names}).check(space)
     for left, right in zip(points, points[1:], strict=False):
         if not (left["net_keep"] < right["net_keep"] and left["log_perplexity"] > right["log_perplexity"]):
             raise ValueError(
@@ -66,7 +73,7 @@ def budget_for(compute: AxisTarget, points: Sequence[dict[str, float]] | None) -
     if points is None:
         raise ValueError(
             "`compute` needs a calibration table, which this policy's config lacks: make one with `sol-hf pareto "
-            "POLICY --data FILE --out DIR --save`, or pass `token_keep`, `mlp_keep` and `bits`."
+            "POLICY --data FILE --out DIR --save`, or pass targets such as `token_keep`, `mlp_keep` and `bits`."
         )
     plain: Any = getattr(compute, "tolist", lambda: compute)()  # of tensors, and NumPy's arrays and scalars
     rates = list(plain) if isinstance(plain, list | tuple) else [plain]
@@ -76,17 +83,20 @@ def budget_for(compute: AxisTarget, points: Sequence[dict[str, float]] | None) -
     for rate in rates:
         if not lowest <= rate <= 1:
             raise BudgetError(f"`compute` must lie in {lowest:.3g}..1 for this policy, got {rate}.")
-    triples = [_triple_for(rate, points) for rate in rates]
-    return Budget(*(list(column) for column in zip(*triples, strict=True)))
+    targets = [_targets_for(rate, points) for rate in rates]
+    return Budget.of({axis: [row[axis] for row in targets] for axis in targets[0]})
 
 
-def _triple_for(rate: float, points: Sequence[dict[str, float]]) -> tuple[float, ...]:
-    rates = [point["net_keep"] for point in points]
-    triples = [tuple(float(point[axis]) for axis in AXES) for point in points]
+def _targets_for(rate: float, points: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The target of every axis of the table at a net keep rate."""
+    axes = axes_named(key for key in points[0] if key not in (NET_KEEP, LOG_PERPLEXITY))
+    rates = [point[NET_KEEP] for point in points]
+    targets = [{axis.name: float(point[axis.name]) for axis in axes} for point in points]
     if rates[-1] < 1:
-        rates, triples = [*rates, 1.0], [*triples, DENSE]
+        rates, targets = [*rates, 1.0], [*targets, {axis.name: axis.dense for axis in axes}]
     right = bisect_left(rates, rate)
     if rates[right] == rate:
-        return triples[right]
+        return targets[right]
     share = (rate - rates[right - 1]) / (rates[right] - rates[right - 1])
-    return tuple(a + share * (b - a) for a, b in zip(triples[right - 1], triples[right], strict=True))
+    left = targets[right - 1]
+    return {axis: left[axis] + share * (value - left[axis]) for axis, value in targets[right].items()}

@@ -7,40 +7,44 @@ from collections.abc import Callable
 
 import torch
 
+from .action_space import ActionSpace
+
 
 class BudgetLedger:
     """Running sums of the axes of every row, over the episode and over the `generate` or `score` call.
 
-    Only *counted* steps enter: those that were controllable, of rows that are still running.
+    Only *counted* steps are added: those that were controllable, of rows that are still running.
 
     Args:
         rows (`int`): Number of rows.
-        device (`torch.device` or `str`): Where the sums live.
-        axes (`int`, *optional*, defaults to 3): Number of axes of the action space.
+        space ([`ActionSpace`]): Its axes are the columns.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the sums are stored.
     """
 
-    def __init__(self, rows: int, device: torch.device | str = "cpu", axes: int = 3):
+    def __init__(self, rows: int, space: ActionSpace, device: torch.device | str = "cpu"):
+        self._mean_divisors = space.mean_divisors
+        axes = len(space.axes)
         self.episode_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.episode_counts = torch.zeros(rows, dtype=torch.float32, device=device)
         self.total_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.total_counts = torch.zeros(rows, dtype=torch.float32, device=device)
 
     def start_episode(self) -> None:
-        """Begin the sums of a new episode; those of the whole generation go on."""
+        """Begin the sums of a new episode. Those of the whole call continue."""
         self.episode_sums = torch.zeros_like(self.episode_sums)
         self.episode_counts = torch.zeros_like(self.episode_counts)
 
     def start_call(self) -> None:
-        """Begin the sums of a new call; those of a running episode go on."""
+        """Begin the sums of a new call. Those of an unfinished episode continue."""
         self.total_sums = torch.zeros_like(self.total_sums)
         self.total_counts = torch.zeros_like(self.total_counts)
 
     def record(self, ratios: torch.Tensor, counted: torch.Tensor) -> None:
-        """Add a step of levels `(rows, 3)` in ratio units for the rows where `counted` `(rows,)` is true."""
+        """Add a step of levels `(rows, axes)` in ratio units for the rows where `counted` `(rows,)` is true."""
         self._add(ratios, counted.to(ratios.dtype), in_this_call=True)
 
     def take_back(self, ratios: torch.Tensor, counted: torch.Tensor, in_this_call: bool = True) -> None:
-        """Undo a recorded step; one of an earlier call no longer stands in this call's sums."""
+        """Undo a recorded step; without `in_this_call` one of an earlier call, which only the episode's sums hold."""
         self._add(ratios, -counted.to(ratios.dtype), in_this_call)
 
     def _add(self, ratios: torch.Tensor, weight: torch.Tensor, in_this_call: bool) -> None:
@@ -52,31 +56,32 @@ class BudgetLedger:
             self.total_counts = self.total_counts + weight
 
     def episode_means(self) -> torch.Tensor:
-        """Means over the counted steps of this episode, 0 before the first, of shape `(rows, 3)`."""
+        """Means over the counted steps of this episode, 0 before the first, of shape `(rows, axes)`."""
         return self.episode_sums / self.episode_counts.clamp(min=1)[:, None]
 
     def total_means(self) -> torch.Tensor:
-        """Means over all counted steps, of shape `(rows, 3)`; a row that never had one was dense throughout."""
+        """Means over all counted steps, of shape `(rows, axes)`; 1 for a row that had none."""
         means = self.total_sums / self.total_counts.clamp(min=1)[:, None]
         return torch.where(self.total_counts[:, None] > 0, means, torch.ones_like(means))
 
     def scalars(
-        self,
-        step: int,
-        episode_length: int,
-        controllable: torch.Tensor,
-        targets: torch.Tensor,
-        max_mlp_keep: float,
+        self, step: int, episode_length: int, controllable: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
-        """The eight scalars that the policy sees, of shape `(rows, 8)`.
+        """What the policy is told of time and budget, of shape `(rows, 2 + 2 * axes)`; see [`ScalarColumns`].
 
-        In order: progress through the episode, controllability, the three targets, and per axis the mean so far
-        minus the target (0 before the first counted step). The mean of `mlp_keep` is taken relative to
-        `max_mlp_keep`, the largest level of the action space.
+        In order: progress through the episode, controllability, the target of every axis, and for every axis the mean
+        so far minus the target (0 before the first counted step). On an axis with `mean_over_largest` the mean is
+        divided by the largest level of the action space.
+
+        Args:
+            step (`int`): Index of the step within its episode.
+            episode_length (`int`): Steps in an episode.
+            controllable (`torch.BoolTensor` of shape `(rows,)`): Whether the step is controllable.
+            targets (`torch.Tensor` of shape `(rows, axes)`): The budget in ratio units.
         """
         progress = torch.full_like(self.episode_counts, (step + 1) / episode_length)
-        token_keep, mlp_keep, bits = self.episode_means().unbind(dim=-1)
-        means = torch.stack([token_keep, mlp_keep / max_mlp_keep, bits], dim=-1)
+        columns = zip(self.episode_means().unbind(dim=-1), self._mean_divisors, strict=True)
+        means = torch.stack([mean if divisor == 1 else mean / divisor for mean, divisor in columns], dim=-1)
         drift = torch.where(self.episode_counts[:, None] > 0, means - targets, 0.0)
         head = torch.stack([progress, controllable.to(progress.dtype)], dim=-1)
         return torch.cat([head, targets, drift], dim=-1)

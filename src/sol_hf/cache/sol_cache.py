@@ -45,7 +45,7 @@ class SOLCache(DynamicCache):
                 self.layers[index] = WindowLayer(layer.sliding_window)
         self.action_space = action_space
         self.episode = Episode()
-        self.ledger = BudgetLedger(0, axes=len(action_space.axes))
+        self.ledger = BudgetLedger(0, action_space)
         self.targets: torch.Tensor | None = None
         self.padding: torch.Tensor | None = None
         self.padding_range = (0, 0)
@@ -81,7 +81,7 @@ class SOLCache(DynamicCache):
             ValueError: if the cache holds another number of rows.
         """
         if self.rows == 0:
-            self.ledger = BudgetLedger(rows, device, axes=len(self.action_space.axes))
+            self.ledger = BudgetLedger(rows, self.action_space, device)
         if rows != self.rows:
             raise ValueError(f"The cache holds {self.rows} rows, but the input has {rows}.")
 
@@ -176,7 +176,7 @@ class SOLCache(DynamicCache):
         fanned = copy.copy(self)
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
         rows = repeats * len(lengths)
-        fanned.ledger = BudgetLedger(self.rows * rows, hidden_state.device, axes=len(self.action_space.axes))
+        fanned.ledger = BudgetLedger(self.rows * rows, self.action_space, hidden_state.device)
         fanned.episode = Episode(hidden_state.repeat_interleave(rows, dim=0))
         if len(lengths) > 1:
             begins = torch.tensor(lengths, device=hidden_state.device).repeat_interleave(repeats)
@@ -240,7 +240,7 @@ class SOLCache(DynamicCache):
     def reset(self) -> None:
         super().reset()
         self.episode, self.targets, self.trace = Episode(), None, []
-        self.ledger = BudgetLedger(0, axes=len(self.action_space.axes))
+        self.ledger = BudgetLedger(0, self.action_space)
         self.padding, self.padding_range, self.position_offset = None, (0, 0), None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

@@ -3,5 +3,5 @@
 
 """The command `sol-hf`.
 
-Arguments, messages and exit codes; what a command does is elsewhere.
+Arguments, messages and exit codes only. The work of a command is in other wings.
 """

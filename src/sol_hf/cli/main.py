@@ -5,17 +5,21 @@
 
     sol-hf pareto POLICY --data FILE --out DIR     sweep budgets and controllers, see docs/pareto.md
     sol-hf lm-eval ...                             tasks of lm-evaluation-harness under a budget
+    sol-hf --import MODULE ...                     first import a module that registers controllers or axes
 
-In several processes: `accelerate launch -m sol_hf.cli.main pareto ...`.
+In several processes: `accelerate launch -m sol_hf.cli pareto ...`.
 """
 
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ..errors import missing_extra
 
 
 USER_ERRORS = (ValueError, OSError)
@@ -32,9 +36,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `int`: Exit status.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except ModuleNotFoundError as error:
+        named = missing_extra("`sol-hf`", error, preferred="eval")
+        if named is error:
+            raise
+        print(f"sol-hf: {named}", file=sys.stderr)
+        return 1
+
+
+def _run(given: list[str]) -> int:
+    try:
+        given = _import_modules(given)
+    except USER_ERRORS as error:
+        print(f"sol-hf: {error}", file=sys.stderr)
+        return 1
     if given[:1] == ["lm-eval"]:  # has a command line of its own
         return importlib.import_module("sol_hf.integrations.lm_eval_adapter").main(given[1:]) or 0
     parser = argparse.ArgumentParser(prog="sol-hf", description="Decode with a compute budget: measure policies.")
+    parser.add_argument(
+        "--import", metavar="MODULE", help="import a module first, which registers controllers or axes"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pareto(commands)
     commands.add_parser("lm-eval", help="run tasks of lm-evaluation-harness under a budget", add_help=False)
@@ -44,6 +67,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         print(f"sol-hf: {error}", file=sys.stderr)
         return 1
+
+
+def _import_modules(given: list[str]) -> list[str]:
+    """Import what leading `--import MODULE` options name, also from the current folder; returns the other arguments.
+
+    They stand before the command, which may have a command line of its own, so they are read before it.
+    """
+    while given[:1] == ["--import"] and len(given) > 1:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.insert(0, here)
+        try:
+            importlib.import_module(given[1])
+        except ModuleNotFoundError as error:
+            raise ValueError(f"--import {given[1]}: {error}.") from error
+        given = given[2:]
+    return given
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -58,12 +97,13 @@ def _add_pareto(commands: Any) -> None:
     parser.add_argument(
         "--data", dest="texts", required=True, help="texts: .jsonl, .txt, .csv, also .gz; .parquet; or a Hub id"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the sweep; a started one goes on")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the sweep; a stopped sweep continues there")
     parser.add_argument(
         "--controllers",
         type=_names,
         default="policy,fixed,random:100,entropy,drift,oracle",
-        help="comma-separated; random:N is the best of N schedules, oracle:K looks K steps ahead",
+        help="comma-separated, any registered controller; random:N is the best of N random schedules, oracle:K counts "
+        "the damage of a level in the K later steps too",
     )
     parser.add_argument(
         "--grid", choices=("default", "published"), default="default", help="9 or 567 budgets, if not --budgets"
@@ -78,7 +118,7 @@ def _add_pareto(commands: Any) -> None:
 
 
 def run_pareto(options: argparse.Namespace) -> int:
-    """Sweep, sum up, and print the summary; see [`Sweep`].
+    """Run a sweep, and write and print its summary; see [`Sweep`].
 
     Args:
         options (`argparse.Namespace`): Of the subcommand.
@@ -88,13 +128,13 @@ def run_pareto(options: argparse.Namespace) -> int:
 
     from ..evaluation.policy_evaluation import BUDGETS, budgets_within
     from ..evaluation.sweep.calibration_file import check_savable, save_calibration
-    from ..evaluation.sweep.entries import parse_contestants
+    from ..evaluation.sweep.entries import parse_entries
     from ..evaluation.sweep.summary import format_summary, summarize_sweep
     from ..evaluation.sweep.sweep import PUBLISHED_GRID, Sweep, SweepConfig
     from ..evaluation.sweep.table import read_table
     from .inputs import load_policy_and_blocks
 
-    parse_contestants(options.controllers)  # before anything is loaded
+    parse_entries(options.controllers)  # before anything is loaded
     if options.save:
         check_savable(options.policy, options.controllers)
     state = PartialState(cpu=not torch.accelerator.is_available())

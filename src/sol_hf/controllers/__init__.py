@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What chooses an action for every step, and what may overrule it: one controller a file.
+"""Controllers, which score the actions of a step, and processors, which edit these scores.
 
-A controller sees an observation and gives scores. It never runs the base.
+Every controller has a file of its own. None of them runs the base.
 """

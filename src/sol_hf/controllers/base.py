@@ -29,7 +29,7 @@ class Observation:
         step (`int`): Index of the step within its episode.
         total_step (`int`): Index of the step within the generation.
         episode_length (`int`): Steps in an episode.
-        targets (`torch.Tensor` of shape `(rows, 3)`, *optional*): The budget in ratio units.
+        targets (`torch.Tensor` of shape `(rows, axes)`, *optional*): The budget in ratio units.
         ledger ([`BudgetLedger`]): What has been spent.
         action_space ([`ActionSpace`]): Meaning of the action ids.
         state (`dict[str, Any]`): What the controller remembers within the episode.
@@ -66,16 +66,19 @@ class Observation:
 
     @property
     def scalars(self) -> torch.Tensor:
-        """What the policy is told in numbers: [`BudgetLedger.scalars`] and the page's fill, of shape `(rows, 9)`."""
-        max_mlp_keep = max(self.action_space.levels["mlp_keep"])
-        targets = self.require_targets()
-        published = self.ledger.scalars(self.step, self.episode_length, self.controllable, targets, max_mlp_keep)
-        return torch.cat([published, self.page_fill[:, None]], dim=-1)
+        """[`BudgetLedger.scalars`] and the page's fill, of shape `(rows, 2 + 2 * axes + 1)`; see [`ScalarColumns`]."""
+        spent = self.ledger.scalars(self.step, self.episode_length, self.controllable, self.require_targets())
+        return torch.cat([spent, self.page_fill[:, None]], dim=-1)
 
     def require_targets(self) -> torch.Tensor:
-        """The targets, or a ValueError that says that this controller needs a budget."""
+        """The targets.
+
+        Raises:
+            ValueError: if the call has no budget.
+        """
         if self.targets is None:
-            raise ValueError("This controller needs a budget: pass `token_keep`, `mlp_keep`, `bits` or `budget`.")
+            names = ", ".join(f"`{name}`" for name in self.action_space.axis_names)
+            raise ValueError(f"This controller needs a budget: pass {names} or `budget`.")
         return self.targets
 
 
@@ -86,8 +89,8 @@ class Controller:
         needs_budget (`bool`): Whether it needs targets.
         needs_logits (`bool`): Whether it wants to see the logits of the token before, see
             [`Controller.digest_logits`].
-        rows_are_independent (`bool`): Whether what it says of a row depends on that row's part of the observation
-            alone. If so, scoring runs rows that begin alike as one.
+        rows_are_independent (`bool`): Whether the scores of a row depend on that row's part of the observation only.
+            Scoring then computes rows that begin alike only once.
 
     Examples:
 
@@ -112,7 +115,7 @@ class Controller:
     def digest_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What to keep of next-token logits `(rows, vocab)` for the next observation; called with `needs_logits` only.
 
-        By default all of them. They are kept for every step of an episode, so keep what is needed: any shape that
-        begins with the rows.
+        By default all of them. They are kept for every step of an episode, so return only what is needed, in any
+        shape whose first dimension is the rows.
         """
         return logits

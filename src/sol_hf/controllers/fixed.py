@@ -8,65 +8,103 @@ from itertools import product
 
 import torch
 
-from ..budget.action_space import AXES, ActionSpace
+from ..budget.action_space import ActionSpace
+from ..budget.axes import axes_named
 from ..policy.budget_prior import TIE_MARGIN
 from .base import Controller, Observation
 from .levels import closeness, neighbouring_levels
 from .registry import register_controller
 
 
+NOT_CARRIED = "token_keep"
+"""The axis on which the published baseline does not carry the remainder of its rounding to the next step."""
+
+
 class FixedController(Controller):
-    """The static schedule: the two levels next to each target, dealt round-robin over the rows.
+    """The static schedule: the two levels next to each target, assigned round-robin over the rows.
 
-    At every step an axis gives its upper level to as many rows as its share asks for, beginning at a row that moves on
-    with the steps. On an axis in `carry` the remainder of that rounding is carried to the next step, so that the mean
-    over rows and steps meets the target. The published baseline carries it on `mlp_keep` and `bits`, but rounds
-    `token_keep` anew at every step.
+    At every step an axis gives its upper level to as many rows as its share of upper levels asks for. The first of
+    these rows moves with the steps. On an axis in `carry` the remainder of the rounding is carried to the next step,
+    so that the mean over rows and steps meets the target. The published baseline carries it on `mlp_keep` and `bits`,
+    but rounds `token_keep` anew at every step.
 
-    A row that is alone, or has a target of its own, deals to itself over time, and every axis carries.
+    A single row, or rows with different targets, get a schedule over time each, and every axis carries.
 
     Args:
-        carry (`Sequence[str]`, *optional*, defaults to `("mlp_keep", "bits")`): Axes that carry the remainder. All
-            three make every axis meet its target.
-        across_rows (`bool`, *optional*, defaults to `True`): Deal over the rows of a batch. Otherwise every row deals
-            to itself, whatever else is in the batch.
+        carry (`Sequence[str]`, *optional*): Axes that carry the remainder; by default all but `token_keep`, as
+            published. With the names of all axes every axis meets its target.
+        across_rows (`bool`, *optional*, defaults to `True`): Assign levels over the rows of a batch. Otherwise every
+            row has a schedule of its own, whatever else is in the batch.
+
+    Raises:
+        ValueError: for an unknown axis in `carry`, and at the first step for one that the action space lacks.
     """
 
-    def __init__(self, carry: Sequence[str] = ("mlp_keep", "bits"), across_rows: bool = True):
-        unknown = set(carry) - set(AXES)
-        if unknown:
-            raise ValueError(f"`carry` names no axis: {sorted(unknown)}. The axes are {', '.join(AXES)}.")
-        self.carry = tuple(axis in carry for axis in AXES)
+    def __init__(self, carry: Sequence[str] | None = None, across_rows: bool = True):
+        self.carry = None if carry is None else tuple(axis.name for axis in axes_named(carry))
         self.across_rows, self.rows_are_independent = across_rows, not across_rows
 
     def __call__(self, observation: Observation) -> torch.Tensor:
-        targets = observation.require_targets()
-        low, high, share = neighbouring_levels(targets, observation.action_space)
+        targets, space = observation.require_targets(), observation.action_space
+        low, high, share = neighbouring_levels(targets, space)
         rows, step = observation.rows, observation.total_step
         half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)  # ties go to the lower level, as in a `BudgetPrior`
         own_turn = torch.ceil(share * (step + 1) - half) > torch.ceil(share * step - half)
 
         total = share.sum(dim=0)
-        carried = torch.tensor(self.carry, device=targets.device)
+        carried = torch.tensor(self._carried(space), device=targets.device)
         dealt = torch.where(carried, torch.round(total * step), 0)
         hands = torch.where(carried, torch.round(total * (step + 1)) - dealt, torch.round(total))
-        begin = torch.stack([torch.zeros_like(dealt[0]) + step, hands[0] + dealt[1], hands[0] + step])
+        begin = _first_rows(space, step, dealt, hands)
         place = (torch.arange(rows, device=targets.device)[:, None] - begin) % rows
         shared_turn = place < hands
 
         shared = (targets == targets[0]).all() & (rows > 1 and self.across_rows)
         is_high = torch.where(shared, shared_turn, own_turn)
-        return closeness(torch.where(is_high, high, low), observation.action_space)
+        return closeness(torch.where(is_high, high, low), space)
+
+    def _carried(self, space: ActionSpace) -> list[bool]:
+        """For every axis, whether the remainder is carried."""
+        if self.carry is None:
+            return [name != NOT_CARRIED for name in space.axis_names]
+        lacking = [name for name in self.carry if name not in space.axis_names]
+        if lacking:
+            raise ValueError(
+                f"`carry` names {', '.join(lacking)}, but the axes of the action space are "
+                f"{', '.join(space.axis_names)}."
+            )
+        return [name in self.carry for name in space.axis_names]
+
+
+def _first_rows(space: ActionSpace, step: int, dealt: torch.Tensor, hands: torch.Tensor) -> torch.Tensor:
+    """For every axis the first of the rows that get the upper level at a step, `(axes,)`, not yet modulo the rows.
+
+    An axis begins after the rows of the axes before it, and after as many rows as it has given the upper level so
+    far. The published baseline has other rules for `token_keep` and `bits`.
+
+    Args:
+        space ([`ActionSpace`]): The axes.
+        step (`int`): Index of the step within the generation.
+        dealt (`torch.Tensor` of shape `(axes,)`): Upper levels given by the axis in earlier steps, if it carries.
+        hands (`torch.Tensor` of shape `(axes,)`): Upper levels that the axis gives in this step.
+    """
+    published = {"token_keep": torch.zeros_like(hands[0]) + step, "bits": hands[0] + step}
+    begins, before = [], torch.zeros_like(hands[0])
+    for name, earlier, own in zip(space.axis_names, dealt.unbind(), hands.unbind(), strict=True):
+        begins.append(published.get(name, before + earlier))
+        before = before + own
+    return torch.stack(begins)
 
 
 def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """The static schedule of `blocks` episodes: that of a lone row which plays them one after the other.
+    """The static schedule of `blocks` episodes: that of a single row in which they follow one another.
 
     Every axis alternates between the two levels next to its mean and carries the remainder from step to step and from
-    block to block, so every episode is within a step of the means, and all of them together within half a step.
+    block to block. The sum of an episode thus differs from what the means ask for by less than one difference between
+    levels, and that of all episodes by half of one at most.
 
     Args:
-        means (`torch.Tensor` of shape `(3,)`): Means to meet, in ratio units.
+        means (`torch.Tensor` of shape `(axes,)`): Means to meet, in ratio units.
         blocks (`int`): Episodes.
         counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps of an episode; the others are dense.
         space ([`ActionSpace`]): The levels.
@@ -79,10 +117,12 @@ def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, spac
     turn = torch.arange(blocks * each, dtype=torch.float64)[:, None]
     half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6).double()
     is_high = torch.ceil(share.double() * (turn + 1) - half) > torch.ceil(share.double() * turn - half)
-    corners = torch.tensor(list(product((False, True), repeat=len(AXES))))
+    axes = len(space.axes)
+    corners = torch.tensor(list(product((False, True), repeat=axes)))
     ids = closeness(torch.where(corners, high, low), space).argmax(dim=-1)
     schedule = torch.full((blocks, len(counted)), space.dense_id)
-    schedule[:, counted] = ids[(is_high * torch.tensor([4, 2, 1])).sum(dim=-1)].view(blocks, each)
+    corner = (is_high * 2 ** torch.arange(axes).flip(0)).sum(dim=-1)
+    schedule[:, counted] = ids[corner].view(blocks, each)
     return schedule
 
 

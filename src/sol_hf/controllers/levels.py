@@ -14,7 +14,7 @@ def closeness(wanted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
     An action that a budget rules out thus falls back to its nearest neighbour.
 
     Args:
-        wanted (`torch.Tensor` of shape `(rows, 3)`): Levels in ratio units.
+        wanted (`torch.Tensor` of shape `(rows, axes)`): Levels in ratio units.
         space ([`ActionSpace`]): The actions.
 
     Returns:
@@ -27,12 +27,12 @@ def neighbouring_levels(targets: torch.Tensor, space: ActionSpace) -> tuple[torc
     """Per axis the nearest levels at or below and at or above the target, and the share of the upper one.
 
     Args:
-        targets (`torch.Tensor` of shape `(rows, 3)`): In ratio units.
+        targets (`torch.Tensor` of shape `(rows, axes)`): In ratio units.
         space ([`ActionSpace`]): The levels.
 
     Returns:
-        Three `torch.Tensor` of shape `(rows, 3)`: lower level, upper level, and the share of upper levels that makes
-        the mean meet the target.
+        Three `torch.Tensor` of shape `(rows, axes)`: lower level, upper level, and the share of upper levels that
+        makes the mean meet the target.
     """
     lower, upper = [], []
     for column, target in zip(space.ratios_on(targets.device).unbind(-1), targets.unbind(-1), strict=True):

@@ -8,7 +8,7 @@ from .registry import CONTROLLERS, HasPolicy
 
 
 DENSE = "dense"
-"""The name of no controller: the base itself."""
+"""The name that stands for the base without a controller."""
 
 
 def controller_names() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from .registry import register_controller
 
 
 class PolicyController(Controller):
-    """Lets a [`SOLPolicyModel`] choose.
+    """Scores actions by a [`SOLPolicyModel`].
 
     Args:
         policy ([`SOLPolicyModel`]): The policy network.

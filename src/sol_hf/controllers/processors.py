@@ -11,7 +11,8 @@ first two arguments only, work unchanged.
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..budget.action_space import AXES, ActionSpace
+from ..budget.action_space import ActionSpace
+from ..budget.axes import axes_named
 from .base import Observation
 
 
@@ -29,7 +30,7 @@ class ActionProcessor(LogitsProcessor):
 def restrict(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     """Rule out all actions that are not `allowed` `(rows, n_actions)`.
 
-    A row in which earlier processors have ruled out every allowed action is left with all allowed actions, as equals.
+    If earlier processors have ruled out every allowed action of a row, all allowed actions of it get the same score.
     """
     restricted = scores.masked_fill(~allowed, float("-inf"))
     stranded = restricted.amax(dim=-1, keepdim=True) == float("-inf")
@@ -47,7 +48,7 @@ class HardBudgetProcessor(ActionProcessor):
       - the sum stays at most `target * n + (largest level - target)`: the running mean overshoots by one step at most;
       - the cheapest way to finish the episode still ends at a mean of at most `target`.
     The cheapest action is always allowed, since a target is never below the smallest level. An axis whose target is
-    its largest level (or above) stays there: who asks for 1.0 gets 1.0.
+    its largest level (or above) stays there: a target of 1.0 gives 1.0 in every step.
     """
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
@@ -92,22 +93,32 @@ class AxisBiasProcessor(ActionProcessor):
         token_keep (`float`, *optional*, defaults to 0.0): Bias on the KV axis.
         mlp_keep (`float`, *optional*, defaults to 0.0): Bias on the MLP axis.
         bits (`float`, *optional*, defaults to 0.0): Bias on the bit-width axis.
+        further: Biases on axes that were added with [`register_axis`], by name.
+
+    Raises:
+        ValueError: for an unknown axis, and at the first step for one that the action space lacks.
     """
 
-    def __init__(self, token_keep: float = 0.0, mlp_keep: float = 0.0, bits: float = 0.0):
-        self.biases = (token_keep, mlp_keep, bits)
+    def __init__(self, token_keep: float = 0.0, mlp_keep: float = 0.0, bits: float = 0.0, **further: float):
+        axes_named(further)
+        self.biases = {"token_keep": token_keep, "mlp_keep": mlp_keep, "bits": bits, **further}
 
     def penalties(self, space: ActionSpace, device: torch.device | str = "cpu") -> torch.Tensor:
         """What is subtracted from the score of every action, of shape `(n_actions,)`."""
+        lacking = self.biases.keys() - set(space.axis_names)
+        if lacking:
+            raise ValueError(
+                f"There is a bias for {', '.join(sorted(lacking))}, but the axes of the action space are "
+                f"{', '.join(space.axis_names)}."
+            )
+        biases = (self.biases.get(name, 0.0) for name in space.axis_names)
         ratios = space.ratios_on(torch.device(device))
         spread = (ratios.amax(0) - ratios.amin(0)).clamp(min=1e-12)
         scaled = ((ratios - ratios.amin(0)) / spread).unbind(dim=-1)
-        return sum(
-            (bias * column for bias, column in zip(self.biases, scaled, strict=True)), torch.zeros_like(scaled[0])
-        )
+        return sum((bias * column for bias, column in zip(biases, scaled, strict=True)), torch.zeros_like(scaled[0]))
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         return scores - self.penalties(observation.action_space, scores.device)
 
     def __repr__(self) -> str:
-        return "AxisBiasProcessor({})".format(", ".join(f"{a}={b}" for a, b in zip(AXES, self.biases, strict=True)))
+        return "AxisBiasProcessor({})".format(", ".join(f"{axis}={bias}" for axis, bias in self.biases.items()))

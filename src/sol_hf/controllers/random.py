@@ -25,7 +25,7 @@ class RandomController(Controller):
         low, high, share = neighbouring_levels(targets, observation.action_space)
         length = observation.episode_length
         if "place" not in observation.state:
-            noise = torch.rand(observation.rows, 3, length, generator=self.generator)
+            noise = torch.rand(observation.rows, len(observation.action_space.axes), length, generator=self.generator)
             observation.state["place"] = noise.argsort(dim=-1).to(targets.device)
         is_high = observation.state["place"][:, :, observation.step] < torch.round(share * length)
         return closeness(torch.where(is_high, high, low), observation.action_space)

@@ -10,7 +10,7 @@ from .levels import closeness
 
 
 class ScheduleController(Controller):
-    """Plays a given schedule, whatever the model does.
+    """Follows a given schedule, whatever the model computes.
 
     Args:
         actions (`torch.LongTensor` of shape `(steps, rows)`): Action ids. One column serves any number of rows.

@@ -9,8 +9,8 @@ The step takes one of the two levels around `c`, the upper one if `c` is near it
     lo ------------ c ------- hi        p = (c - lo) / (hi - lo) + gain * (signal - 0.5);   hi if p >= 0.5
 
 What is chosen then stays within the levels from which the target can still be met; where no level is, the episode ends
-below it. All axes see the same signal. The sums are the ledger's, in float32, and nothing is rounded away: a target
-that is itself a level can thus end one level short, as it does in the published baseline.
+below it. All axes get the same signal. The sums are those of the ledger, in float32, without a tolerance:
+a target that is itself a level can thus end one level below it, as in the published baseline.
 """
 
 import torch

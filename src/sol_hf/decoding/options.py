@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ..budget.action_space import AXES, DENSE, ActionSpace
+from ..budget.action_space import ActionSpace
+from ..budget.axes import AXES
 from ..budget.budget import Budget
 from ..budget.calibration import budget_for
 from ..configuration_sol import SOLConfig
@@ -28,10 +29,6 @@ KV_REFRESH = (True, False, "auto")
 
 
 STORED_DEFAULTS: dict[str, Any] = {
-    "compute": None,
-    "token_keep": None,
-    "mlp_keep": None,
-    "bits": None,
     "budget_mode": "hard",
     "kv_refresh": True,
     "action_temperature": 1.0,
@@ -41,13 +38,21 @@ STORED_DEFAULTS: dict[str, Any] = {
 }
 
 
-BUDGET_NAMES = ("compute", *AXES)
+"""Options beside the budget that a generation config may hold, and their defaults."""
 
 
-DENSE_OF = dict(zip(AXES, DENSE, strict=True))
+UNSTORED = ("budget", "controller", "action_processors", "cuda_graphs")
+"""Options that only a call can give."""
 
 
-OPTION_NAMES = (*STORED_DEFAULTS, "budget", "controller", "action_processors", "cuda_graphs")
+def stored_names() -> tuple[str, ...]:
+    """Names of the options that a generation config may hold: `compute`, all registered axes, [`STORED_DEFAULTS`]."""
+    return ("compute", *AXES, *STORED_DEFAULTS)
+
+
+def option_names() -> tuple[str, ...]:
+    """Names of all budget options of `generate` and `score`."""
+    return (*stored_names(), *UNSTORED)
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,8 @@ class DecodeOptions:
     def is_dense(self) -> bool:
         """Whether the base itself is what was asked for.
 
-        In hard mode a target of (1, 1, 16) leaves nothing to choose; in soft mode only a controller that was passed
-        explicitly may still choose less.
+        In hard mode a dense target leaves nothing to choose. In soft mode a controller that was passed explicitly may
+        still choose less.
         """
         if self.budget is None:
             return self.controller is None
@@ -100,38 +105,38 @@ class DecodeOptions:
 
     def controls_axis(self, axis: str, space: ActionSpace) -> bool:
         """Whether steps may be less than dense on an axis."""
-        if self.budget is not None and getattr(self.budget, axis) is None:
+        if self.budget is not None and axis not in self.budget.controlled:
             return False
-        return min(space.levels[axis]) < DENSE_OF[axis]
+        return min(space.levels[axis]) < AXES[axis].dense
 
     def controlled_axes(self, space: ActionSpace) -> list[str]:
         """The axes on which steps may be less than dense."""
-        return [axis for axis in AXES if self.controls_axis(axis, space)]
+        return [axis for axis in space.axis_names if self.controls_axis(axis, space)]
 
     def dense_axes(self, space: ActionSpace) -> frozenset[str]:
         """The axes on which every step is dense whatever the controller scores, known without looking at an action.
 
-        Those without another level, those that a budget does not set, and in hard mode those of which it asks for all.
-        A space whose dense action is less than dense on an axis has none there: see [`ActionSpace.dense_id`].
+        These are the axes without another level, those that a budget does not set, and in hard mode those whose
+        target is the dense value. An axis on which the space's dense action is less than dense is not among them: see
+        [`ActionSpace.dense_id`].
         """
-        dense = {
-            axis for axis, level in zip(AXES, space.table[space.dense_id], strict=True) if level == DENSE_OF[axis]
-        }
-        held = {axis for axis in AXES if space.levels[axis] == (DENSE_OF[axis],)}
+        levels = zip(space.axes, space.table[space.dense_id], strict=True)
+        dense = {axis.name for axis, level in levels if level == axis.dense}
+        held = {axis.name for axis in space.axes if space.levels[axis.name] == (axis.dense,)}
         if self.budget is not None and self.budget_mode == "hard":
-            held |= {axis for axis in AXES if self.budget.leaves_dense(axis)}
+            held |= {axis for axis in space.axis_names if self.budget.leaves_dense(axis)}
         elif self.budget is not None:
-            held |= {axis for axis in AXES if getattr(self.budget, axis) is None}
+            held |= set(space.axis_names) - self.budget.controlled
         return frozenset(dense & held)
 
     def controls(self, controller: Controller, config: SOLConfig) -> DecodeControls:
-        """What the decode steps run under.
+        """The settings of the decode steps.
 
-        User processors come first, then those that keep the budget, so that nothing can undo them.
+        User processors come first, then those that keep the budget, so that users cannot undo them.
         """
-        processors = ActionProcessorList(self.action_processors or [])
+        processors, space = ActionProcessorList(self.action_processors or []), config.action_space
         if self.budget is not None:
-            pinned = tuple(axis not in self.budget.controlled for axis in config.action_space.axis_names)
+            pinned = tuple(axis not in self.budget.controlled for axis in space.axis_names)
             if any(pinned):
                 processors.append(PinnedAxesProcessor(pinned))
             if self.budget_mode == "hard":
@@ -148,13 +153,20 @@ class DecodeOptions:
             backend="fast" if self.cuda_graphs else self.backend,
             bits_backend=self.bits_backend,
             cuda_graphs=self.cuda_graphs,
-            dense_axes=self.dense_axes(config.action_space),
+            dense_axes=self.dense_axes(space),
         )
 
 
-def pop_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The budget options among the arguments of a call."""
-    return {name: arguments[name] for name in OPTION_NAMES}
+def pop_options(arguments: Mapping[str, Any], further: dict[str, Any]) -> dict[str, Any]:
+    """The budget options among the arguments of a call.
+
+    Args:
+        arguments (`Mapping[str, Any]`): The arguments that the signature names.
+        further (`dict[str, Any]`): All other keyword arguments. Targets of added axes are taken out of them.
+    """
+    added = [name for name in option_names() if name not in arguments]
+    options = {name: arguments[name] for name in option_names() if name in arguments}
+    return options | {name: further.pop(name) for name in added if name in further}
 
 
 def resolve_options(
@@ -174,16 +186,15 @@ def resolve_options(
     Raises:
         ValueError: for an unknown option, a budget given twice, or `compute` without a table.
     """
-    unknown = sorted(set(given) - set(OPTION_NAMES))
+    unknown = sorted(set(given) - set(option_names()))
     if unknown:
         raise ValueError(f"Unknown options: {unknown}." + explain_unknown(given))
     given = {name: value for name, value in given.items() if value is not None}
     configs = [x for x in (generation_config, stored) if x is not None]
     resolved = {}
     for name, default in STORED_DEFAULTS.items():
-        if name not in BUDGET_NAMES:
-            sources = [given.get(name), *(getattr(x, name, None) for x in configs)]
-            resolved[name] = next((value for value in sources if value is not None), default)
+        sources = [given.get(name), *(getattr(x, name, None) for x in configs)]
+        resolved[name] = next((value for value in sources if value is not None), default)
     table = None if config is None else config.calibration
     budget = _resolve_budget(given, [vars(x) for x in configs], table)
     return DecodeOptions(
@@ -198,16 +209,18 @@ def resolve_options(
 def _resolve_budget(
     given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], calibration: Sequence[dict[str, float]] | None
 ) -> Budget | None:
-    """The budget that a call asks for in one of three ways; stored configs count if it does not."""
+    """The budget that a call asks for by `budget`, `compute` or targets; that of stored configs if it has none."""
     budget, compute = given.get("budget"), given.get("compute")
     if budget is not None and any(axis in given for axis in AXES):
-        raise ValueError("Pass either `budget` or `token_keep`, `mlp_keep` and `bits`, not both.")
+        *most, last = (f"`{axis}`" for axis in AXES)
+        raise ValueError(f"Pass either `budget` or {', '.join(most)} and {last}, not both.")
     if budget is not None and not isinstance(budget, Budget):
         raise ValueError(f"`budget` must be a Budget, got {type(budget).__name__}.")
     targets = {axis: given.get(axis) for axis in AXES}
     explicit = budget is not None or any(value is not None for value in targets.values())
     if compute is not None and explicit:
-        raise ValueError("Pass either `compute` or a budget (`budget`, `token_keep`, `mlp_keep`, `bits`), not both.")
+        names = ", ".join(f"`{name}`" for name in ("budget", *AXES))
+        raise ValueError(f"Pass either `compute` or a budget ({names}), not both.")
     for config in () if explicit or compute is not None else configs:
         found = {axis: config.get(axis) for axis in AXES if config.get(axis) is not None}
         if config.get("compute") is not None:
@@ -225,9 +238,9 @@ def _resolve_budget(
 
 def explain_unknown(names: Mapping[str, Any]) -> str:
     """Near matches of misspelt option names, as the tail of an error message."""
-    hints = []
+    known, hints = option_names(), []
     for name in names:
-        near = difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.75)
-        if near and name not in OPTION_NAMES:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if near and name not in known:
             hints.append(f"`{name}`: did you mean `{near[0]}`?")
     return " " + " ".join(hints) if hints else ""

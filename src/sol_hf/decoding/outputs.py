@@ -12,7 +12,7 @@ from transformers.generation.utils import (
 )
 from transformers.utils import ModelOutput
 
-from ..budget.action_space import AXIS_SCALE, DENSE, ActionSpace
+from ..budget.action_space import ActionSpace
 from .row_ends import RowEnds
 
 
@@ -21,8 +21,8 @@ NO_ACTION = -1
 _ACTIONS_AND_REALISED = """
         actions (`torch.LongTensor` of shape `(rows, steps)`): Action under which each new token was computed, -1 where
             the row had already ended.
-        realised (`torch.Tensor` of shape `(rows, 3)`): Means of `token_keep`, `mlp_keep` and `bits` over the row's
-            controllable steps; (1, 1, 16) for a row that had none.
+        realised (`torch.Tensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further axes
+            of the action space over the row's controllable steps; (1, 1, 16) for a row that had none.
 """
 
 
@@ -56,8 +56,8 @@ class SOLScoreOutput(ModelOutput):
         logprobs (`torch.FloatTensor` of shape `(rows, steps)`): Log-probability (nats) of every scored token, 0
             where a row has no step.
         actions (`torch.LongTensor` of shape `(rows, steps)`): Action of every step, -1 where a row has none.
-        realised (`torch.FloatTensor` of shape `(rows, 3)`): Means of `token_keep`, `mlp_keep` and `bits` over the
-            row's controllable steps; (1, 1, 16) for a row that had none.
+        realised (`torch.FloatTensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further
+            axes of the action space over the row's controllable steps; (1, 1, 16) for a row that had none.
         step_mask (`torch.BoolTensor` of shape `(rows, steps)`): Which steps a row has.
         logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
         greedy (`torch.BoolTensor` of shape `(rows, steps)`): Whether the scored token was the most likely one.
@@ -72,11 +72,11 @@ class SOLScoreOutput(ModelOutput):
 
 
 def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """Means in axis units over the counted steps, `(rows, 3)`, from `(rows, steps)` actions and flags."""
+    """Means in axis units over the counted steps, `(rows, axes)`, from `(rows, steps)` actions and flags."""
     ratios = space.ratios_on(actions.device)[actions.clamp(min=0)]
     weight = counted.to(ratios.dtype)[..., None]
-    means = (ratios * weight).sum(1) / weight.sum(1).clamp(min=1) * torch.tensor(AXIS_SCALE, device=actions.device)
-    return torch.where(weight.sum(1) > 0, means, torch.tensor(DENSE, device=actions.device))
+    means = (ratios * weight).sum(1) / weight.sum(1).clamp(min=1) * space.scales.to(actions.device)
+    return torch.where(weight.sum(1) > 0, means, torch.tensor(space.dense, device=actions.device))
 
 
 def attach_steps(

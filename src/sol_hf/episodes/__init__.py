@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Known text under many schedules: blocks, rollouts, and the measured cost of cheap steps.
+"""Known text under many schedules: blocks, rollouts, and the measured costs of levels.
 
-Shared by evaluation and training, and knows neither.
+Evaluation and training use it. It imports neither.
 """

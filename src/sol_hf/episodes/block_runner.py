@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One episode on every block of a text, many times over: the engine of all evaluations on text blocks.
+"""Runs one episode on every block of a text under given controllers and budgets, for all evaluations on text blocks.
 
     block    | context: dense, once | x x x x ... x | y        x: a decode step, scored on the next token
 
-A [`Play`] says who decides, and at which budgets. All plays share the prefill of a block, and all budgets of a play
-are rows of the same decode steps. Processes of an `accelerate launch` share the batches; a batch is made of the same
-blocks in any number of processes, so that the results are those of one process.
+A [`Run`] says which controller decides, and at which budgets. All runs share the prefill of a block, and all budgets
+of a run are rows of the same decode steps. Processes of an `accelerate launch` share the batches. A batch consists of
+the same blocks in any number of processes, so that the results are those of one process.
 """
 
 import math
@@ -27,13 +27,13 @@ from .rollouts import DensePrefix, prefill, roll_out
 
 
 @dataclass(frozen=True)
-class Play:
-    """Who plays an episode on every block, once per budget.
+class Run:
+    """One episode on every block and at every budget, under one controller.
 
     Args:
-        targets (`torch.Tensor` of shape `(budgets, 3)`): In ratio units.
-        controller_of (`Callable`): `controller_of(begin, end)` gives the [`Controller`] of the blocks `begin..end`,
-            which has a row per block and budget; those of a block are adjacent.
+        targets (`torch.Tensor` of shape `(budgets, axes)`): In ratio units.
+        controller_of (`Callable`): `controller_of(begin, end)` gives the [`Controller`] for the blocks
+            `begin..end - 1`. It has one row per block and budget; the rows of a block are adjacent.
         processors ([`ActionProcessorList`], *optional*): Applied to its scores.
     """
 
@@ -43,8 +43,8 @@ class Play:
 
 
 @dataclass(frozen=True)
-class Played:
-    """What came out, in nats a token.
+class RunResult:
+    """What a [`Run`] gave, in nats per token.
 
     Args:
         losses (`torch.Tensor` of shape `(blocks, budgets)`): Mean loss of an episode.
@@ -58,19 +58,20 @@ class Played:
 
 
 @dataclass(frozen=True)
-class BlockPlayer:
-    """Blocks to play, batch by batch, each process its share.
+class BlockRunner:
+    """Runs episodes on blocks, batch by batch; every process runs its share.
 
-    A process that has no batch left repeats the last and drops the result, since the processes of a sharded base have
-    to run in step.
+    A process that has no batch left repeats the last one and drops the result, since the processes of a sharded base
+    have to run the base equally often.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
         tokens (`torch.LongTensor` of shape `(blocks, context_length + steps + 1)`): The same in every process.
         context_length (`int`): Tokens before the first step of a block.
         batch_size (`int`): Blocks that run at the same time.
-        progress (`bool`, *optional*, defaults to `False`): Show a bar per call.
-        advance (`Callable`, *optional*): Told after every play of a batch how many episodes of this process are done.
+        progress (`bool`, *optional*, defaults to `False`): Show a progress bar per call.
+        advance (`Callable`, *optional*): `advance(episodes)` is called after every run of a batch, with the number of
+            episodes that this process has just finished.
     """
 
     model: SOLForCausalLM
@@ -86,7 +87,8 @@ class BlockPlayer:
         return self.tokens.shape[1] - self.context_length - 1
 
     def batches(self, name: str = "") -> Iterator[tuple[slice, torch.Tensor, slice]]:
-        """This process's batches: where they are, their tokens, and where their results go (nowhere: a repetition)."""
+        """The batches of this process: their place among the blocks, their tokens `(blocks, tokens)`, and the place of
+        their results, which is empty for a repeated batch."""
         state, total = PartialState(), len(self.tokens)
         count = math.ceil(total / self.batch_size)
         rounds = range(math.ceil(count / state.num_processes))
@@ -98,54 +100,54 @@ class BlockPlayer:
             yield slice(begin, end), tokens, slice(begin, end if batch < count else begin)
 
     def gather(self, found: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, each of which has filled its own blocks."""
+        """The sum over all processes, each of which has filled in its own blocks."""
         return reduce(found.to(PartialState().device), "sum").cpu()
 
-    def play(self, plays: Sequence[Play], name: str = "", divergence: bool = False) -> list[Played]:
-        """Play all blocks.
+    def run(self, runs: Sequence[Run], name: str = "", divergence: bool = False) -> list[RunResult]:
+        """Run all blocks.
 
         Args:
-            plays (`Sequence[Play]`): What to play.
-            name (`str`, *optional*): For the bar.
+            runs (`Sequence[Run]`): What to run.
+            name (`str`, *optional*): Title of the progress bar.
             divergence (`bool`, *optional*, defaults to `False`): Also run the continuations densely, for KL(dense ‖
                 sparse).
 
         Returns:
-            `list[Played]`: One per play; the same in every process.
+            `list[RunResult]`: One per run; the same in every process.
         """
         total = len(self.tokens)
-        losses = [torch.zeros(total, len(play.targets)) for play in plays]
+        losses = [torch.zeros(total, len(run.targets)) for run in runs]
         divergences = [torch.zeros_like(x) for x in losses]
-        actions = [torch.zeros(total, len(play.targets), self.steps, dtype=torch.long) for play in plays]
+        actions = [torch.zeros(total, len(run.targets), self.steps, dtype=torch.long) for run in runs]
         for where, tokens, some in self.batches(name):
-            controllers = [play.controller_of(where.start, where.stop) for play in plays]
+            controllers = [run.controller_of(where.start, where.stop) for run in runs]
             keep_logits = any(controller.needs_logits for controller in controllers)
             prefix = prefill(self.model, tokens, self.context_length, divergence, keep_logits)
             kept = some.stop - some.start
-            for number, (play, controller) in enumerate(zip(plays, controllers, strict=True)):
-                found = self._play_batch(play, prefix, tokens, controller)
+            for number, (run, controller) in enumerate(zip(runs, controllers, strict=True)):
+                found = self._run_batch(run, prefix, tokens, controller)
                 losses[number][some] = found.losses[:kept]
                 divergences[number][some] = found.divergence[:kept]
                 actions[number][some] = found.actions[:kept]
                 if self.advance is not None:
-                    self.advance(kept * len(play.targets))
+                    self.advance(kept * len(run.targets))
         return [
-            Played(self.gather(a).double(), self.gather(b).double(), self.gather(c))
+            RunResult(self.gather(a).double(), self.gather(b).double(), self.gather(c))
             for a, b, c in zip(losses, divergences, actions, strict=True)
         ]
 
-    def _play_batch(self, play: Play, prefix: DensePrefix, tokens: torch.Tensor, controller: Controller) -> Played:
-        wanted = play.targets.repeat(len(tokens), 1).to(tokens.device)
-        rollouts = roll_out(self.model, prefix, tokens, wanted, controller, play.processors)
-        shape = (len(tokens), len(play.targets), self.steps)
-        return Played(
+    def _run_batch(self, run: Run, prefix: DensePrefix, tokens: torch.Tensor, controller: Controller) -> RunResult:
+        wanted = run.targets.repeat(len(tokens), 1).to(tokens.device)
+        rollouts = roll_out(self.model, prefix, tokens, wanted, controller, run.processors)
+        shape = (len(tokens), len(run.targets), self.steps)
+        return RunResult(
             -rollouts.label_logprobs.view(shape).mean(dim=-1).cpu(),
             rollouts.divergence.view(shape).mean(dim=-1).cpu(),
             rollouts.actions.view(shape).cpu(),
         )
 
     def dense_losses(self, name: str = "") -> torch.Tensor:
-        """Loss `(blocks,)` of the base itself."""
+        """Mean loss in nats per token of the base itself, of shape `(blocks,)`."""
         losses = torch.zeros(len(self.tokens))
         for _, tokens, some in self.batches(name):
             logprobs = prefill(self.model, tokens, self.context_length, dense=True).logprobs
@@ -157,7 +159,7 @@ class BlockPlayer:
 
 @contextmanager
 def without_dropout(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and back as it was."""
+    """Put a module into evaluation mode, and restore the mode of each of its parts afterwards."""
     was = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -171,7 +173,7 @@ def check_blocks(model: SOLForCausalLM, blocks: torch.Tensor, context_length: in
     """Which steps of an episode are controllable, `(steps,)`.
 
     Args:
-        model ([`SOLForCausalLM`]): Says how long an episode is.
+        model ([`SOLForCausalLM`]): Gives the length of an episode and the selection rule.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + episode_length + 1)`): Token ids.
         context_length (`int`): Tokens before the first step.
         batch_size (`int`): Blocks that run at the same time.

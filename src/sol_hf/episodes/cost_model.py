@@ -3,10 +3,10 @@
 
 """What a level is expected to cost at a step, from what a policy can see there; and the allocation that follows.
 
-A measured cost is mostly luck: of two steps that look alike, one may cost ten times as much as the other. What a
-policy can learn is the mean cost of steps that look alike, which [`CostModel`] estimates from [`Counterfactuals`].
+Measured costs are noisy: of two steps with similar inputs, one may cost ten times as much as the other. A policy can
+only learn the mean cost given its inputs, which [`CostModel`] estimates from [`Counterfactuals`].
 
-If steps were independent, the cheapest schedule of a given mean would take at every step the level that minimizes
+If steps were independent, the schedule of least cost at a given mean would take at every step the level that minimizes
 `cost + price * level`, with one price per axis for all steps. [`Allocation`] finds the price that meets a budget.
 """
 
@@ -16,28 +16,32 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ..budget.action_space import ActionSpace
+from ..budget.axes import Axis
 from .counterfactuals import Probes
 
 
 LOWEST_COST = 1e-4
 """Measured costs below this many nats are rounding."""
-BIT_FACTOR = 4.0
-"""A further bit halves the step of a quantizer, which divides the variance of its error by this."""
-ALMOST_DENSE = math.exp(-3)
-"""Cost just below the largest level of an axis that is not `bits`, as a share of that at the largest probe."""
+FALL_PER_UNIT = math.log(4)
+"""Fall of the log-cost per unit of an axis of whole numbers: one more bit halves the step of a quantizer, and divides
+the variance of its error by 4."""
+FALL_TO_DENSE = 3.0
+"""Fall of the log-cost of any other axis, from the largest probe to the largest level."""
 PRICES = 96
 
 
 class CostModel(nn.Module):
-    """Mean cost of every probe, from the LM's state, the embedding of the token to process and its place in a page.
+    """Mean cost of every probe, from the LM's hidden state, the embedding of the token to process and its place in a
+    page.
 
-    The loss is that of an exponential distribution, whose minimum is the conditional mean, whatever the costs'
-    distribution is; it weighs relative errors, so that dear and cheap probes count alike.
+    The loss is the negative log-likelihood of an exponential distribution. Its minimum is the conditional mean,
+    whatever the distribution of the costs is. It weighs relative errors, so that probes of high and of low cost count
+    alike.
 
     Args:
-        inputs (`torch.Tensor` of shape `(steps, features)`): Of which mean and spread are taken, to normalize.
-        costs (`torch.Tensor` of shape `(steps, probes)`): Of which the mean is taken, to start there.
+        inputs (`torch.Tensor` of shape `(steps, features)`): Give the mean and spread for normalization.
+        costs (`torch.Tensor` of shape `(steps, probes)`): Give the initial prediction, their mean.
         places (`int`): Places in a page; 1 if there are none.
         width (`int`, *optional*, defaults to 384): Hidden units.
         dropout (`float`, *optional*, defaults to 0.4): Share of inputs and of hidden units that is left out.
@@ -74,7 +78,7 @@ class CostModel(nn.Module):
         return self.network(seen) + self.place_cost(places)
 
     def loss(self, inputs: torch.Tensor, places: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood, 1 for a model that knows nothing but the mean."""
+        """Negative log-likelihood; 1 for a model that predicts the mean of all steps."""
         predicted = self(inputs, places)
         return (costs.clamp(min=LOWEST_COST) / self.mean_cost * (-predicted).exp() + predicted).mean()
 
@@ -88,18 +92,18 @@ class CostModel(nn.Module):
 def fit_cost_model(
     inputs: torch.Tensor, places: torch.Tensor, costs: torch.Tensor, held_out: torch.Tensor, seed: int = 0, **fit
 ) -> tuple[CostModel, float]:
-    """Fit a [`CostModel`], and keep it as it was when it did best on other steps.
+    """Fit a [`CostModel`], and keep the state with the lowest loss on held-out steps.
 
     Args:
-        inputs (`torch.Tensor` of shape `(steps, features)`): What is seen.
+        inputs (`torch.Tensor` of shape `(steps, features)`): Hidden states and embeddings.
         places (`torch.LongTensor` of shape `(steps,)`): Place of the token in its page.
-        costs (`torch.Tensor` of shape `(steps, probes)`): What was measured.
-        held_out (`torch.BoolTensor` of shape `(steps,)`): Steps that are not learned from.
+        costs (`torch.Tensor` of shape `(steps, probes)`): Measured costs in nats.
+        held_out (`torch.BoolTensor` of shape `(steps,)`): Steps that the model is not fitted to.
         seed (`int`, *optional*, defaults to 0): Of weights and batches.
         fit: `steps` (600), `batch_size` (1024), `learning_rate` (1e-3), `weight_decay` (0.1).
 
     Returns:
-        The model, and its loss on the steps held out: below 1 if there is something to see.
+        The model, and its loss on the held-out steps: below 1 if the inputs say anything about the costs.
     """
     steps, batch_size = fit.get("steps", 600), fit.get("batch_size", 1024)
     peak, decay = fit.get("learning_rate", 1e-3), fit.get("weight_decay", 0.1)
@@ -107,13 +111,13 @@ def fit_cost_model(
         torch.manual_seed(seed)
         model = CostModel(inputs[~held_out], costs[~held_out], int(places.max()) + 1)
         optimizer = _optimizer(model, decay)
-        learned, other = (~held_out).nonzero().squeeze(1), (inputs[held_out], places[held_out], costs[held_out])
+        fitted, other = (~held_out).nonzero().squeeze(1), (inputs[held_out], places[held_out], costs[held_out])
         best, state = math.inf, model.state_dict()
         for step in range(steps):
             for group in optimizer.param_groups:
                 shape = min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
                 group["lr"] = peak * group["factor"] * shape
-            some = learned[torch.randint(len(learned), (batch_size,))]
+            some = fitted[torch.randint(len(fitted), (batch_size,))]
             optimizer.zero_grad()
             model.train().loss(inputs[some], places[some], costs[some]).backward()
             optimizer.step()
@@ -127,7 +131,7 @@ def fit_cost_model(
 
 
 def _optimizer(model: CostModel, weight_decay: float) -> torch.optim.Optimizer:
-    """What a place in a page costs is learned faster: it is known of every step, and not noisy."""
+    """The costs per place in a page have a larger learning rate: their input has no noise."""
     of_places = list(model.place_cost.parameters())
     others = [p for name, p in model.named_parameters() if not name.startswith("place_cost")]
     return torch.optim.AdamW(
@@ -141,8 +145,8 @@ def _optimizer(model: CostModel, weight_decay: float) -> torch.optim.Optimizer:
 def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list[torch.Tensor]:
     """Costs of all levels of every axis, from those of the probed ones.
 
-    Logarithms are interpolated linearly. Above the largest probe, costs of `bits` go on to fall as quantization errors
-    do, those of the other axes to a small share of the last; the largest level costs nothing.
+    Logarithms of costs are interpolated linearly between probes. Above the largest probe they fall as [`fall_above`]
+    says. The largest level costs nothing.
 
     Args:
         costs (`torch.Tensor` of shape `(..., probes)`): In nats.
@@ -156,23 +160,33 @@ def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list
         ValueError: if an axis has several levels, of which none was probed.
     """
     tables = []
-    for number, (axis, scale) in enumerate(zip(AXES, AXIS_SCALE, strict=True)):
-        levels = torch.tensor(space.levels[axis], dtype=torch.float64) / scale
+    for number, axis in enumerate(space.axes):
+        levels = torch.tensor(space.levels[axis.name], dtype=torch.float64) / axis.scale
         mine = sorted((level, index) for index, level in enumerate(probes.levels) if probes.axes[index] == number)
         if len(levels) == 1:
             tables.append(torch.zeros(*costs.shape[:-1], 1, device=costs.device))
             continue
         if not mine:
-            raise ValueError(f"No level of {axis} was measured: add some to the probes.")
+            raise ValueError(f"No level of {axis.name} was measured: add some to the probes.")
         known = torch.tensor([level for level, _ in mine] + [float(levels.max())], dtype=torch.float64)
         measured = costs[..., [index for _, index in mine]].clamp(min=LOWEST_COST).log()
-        fall = math.log(BIT_FACTOR) * (known[-1] - known[-2]) * scale if axis == "bits" else -math.log(ALMOST_DENSE)
-        measured = torch.cat([measured, measured[..., -1:] - float(fall)], dim=-1)
+        fall = fall_above(axis, float(known[-1] - known[-2]))
+        measured = torch.cat([measured, measured[..., -1:] - fall], dim=-1)
         lower = (torch.searchsorted(known, levels, right=True) - 1).clamp(0, len(known) - 2)
         share = ((levels - known[lower]) / (known[lower + 1] - known[lower])).clamp(0, 1).to(measured)
         table = (measured[..., lower] * (1 - share) + measured[..., lower + 1] * share).exp()
         tables.append(torch.where(levels.to(table.device) == levels.max(), 0.0, table))
     return tables
+
+
+def fall_above(axis: Axis, distance: float) -> float:
+    """By how much the logarithm of the cost falls from the largest probe to the largest level of an axis.
+
+    Args:
+        axis ([`Axis`]): Levels that are whole numbers count quantization steps, whose error falls with every one.
+        distance (`float`): Between the two levels, in ratio units.
+    """
+    return FALL_PER_UNIT * (distance * axis.scale) if axis.is_integral else FALL_TO_DENSE
 
 
 class Allocation:
@@ -185,8 +199,8 @@ class Allocation:
 
     def __init__(self, tables: Sequence[torch.Tensor], space: ActionSpace):
         self.levels = [
-            torch.tensor(space.levels[axis], device=table.device) / scale
-            for axis, scale, table in zip(AXES, AXIS_SCALE, tables, strict=True)
+            torch.tensor(space.levels[axis.name], device=table.device) / axis.scale
+            for axis, table in zip(space.axes, tables, strict=True)
         ]
         self.means, self.prices = [], []
         for table, levels in zip(tables, self.levels, strict=True):
@@ -196,7 +210,7 @@ class Allocation:
             self.prices.append(prices.log().flip(0).contiguous())
 
     def choose(self, tables: Sequence[torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
-        """Indices of levels `(rows, 3)` for rows of costs, per axis `(rows, levels)`, and wanted means `(rows, 3)`."""
+        """Indices of levels `(rows, axes)`, from costs per axis, `(rows, levels)`, and wanted means `(rows, axes)`."""
         prices = self.prices_for(wanted)
         pairs = enumerate(zip(tables, self.levels, strict=True))
         return torch.stack(
@@ -204,7 +218,7 @@ class Allocation:
         )
 
     def prices_for(self, wanted: torch.Tensor) -> torch.Tensor:
-        """Prices `(rows, 3)` in nats per unit of ratio, at which the mean levels are `wanted` `(rows, 3)`."""
+        """Prices `(rows, axes)` in nats per unit of ratio, at which the mean levels are `wanted` `(rows, axes)`."""
         return torch.stack([self._price(axis, wanted[:, axis]) for axis in range(len(self.levels))], dim=-1)
 
     def _price(self, axis: int, wanted: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What each level of each axis would cost at a step: measured, one step at a time, on a dense history.
+"""What each level of each axis costs at a step: measured one step at a time, after a dense history.
 
-Every step along the continuation of a block is tried under a few *probes*: one axis at one level, the others dense,
-and all steps before it dense. A probe's cost is KL(dense ‖ probe), the loss that it is expected to add if the dense
-model is right; the loss on the actual label has the same mean, but a far larger variance.
+Every step along the continuation of a block is run under a few *probes*. A probe sets one axis to one level; the other
+axes and all steps before are dense. Its cost is KL(dense ‖ probe), which is the expected additional loss if the dense
+model is right. The loss on the actual label has the same mean and a far larger variance.
 
-A policy that runs under a budget does not see the states of the dense model, but what cheap steps left. So every step
-is also tried under one random action, and the state that this led to is kept for the step after it.
+A policy under a budget does not see the hidden states of the dense model, but those after cheap steps. Every step is
+therefore also run under one random action, and the hidden state after it is kept for the step that follows.
 
 One dense forward gives the history of all steps. Probes of steps that are whole pages apart are rows of one decode
-step over that history, each of which sees its own part of it:
+step over that history. Each row sees the part of it that belongs to its step:
 
     block    | context | 0 1 2 3 4 5 6 7 | 0 1 2 3 4 5 6 7 |        steps with the same number run together
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from ..budget.action_space import AXES, ActionSpace
+from ..budget.action_space import ActionSpace
 from ..cache.sol_cache import SOLCache
 from ..decoding.base_forward import ForwardInputs, base_forward
 from ..execution.instrumentation import Instrumentation
@@ -34,12 +34,12 @@ from .rollouts import prefill
 
 @dataclass(frozen=True)
 class Probes:
-    """Actions to try: each axis at each of its probed levels, the others at their largest.
+    """Actions to measure: one axis at one level, the other axes at their largest level.
 
     Args:
         actions (`torch.LongTensor` of shape `(probes,)`): Action ids.
-        axes (`tuple[int, ...]`): The axis of every probe.
-        levels (`tuple[float, ...]`): And its level, in ratio units.
+        axes (`tuple[int, ...]`): For every probe, the column of its axis in the action space.
+        levels (`tuple[float, ...]`): For every probe, its level in ratio units.
     """
 
     actions: torch.Tensor
@@ -57,29 +57,31 @@ class Probes:
         Raises:
             ValueError: for an unknown axis, a level that the space does not have, or no level at all.
         """
-        largest = {axis: max(space.levels[axis]) for axis in AXES}
+        largest = {axis: max(own) for axis, own in space.levels.items()}
         actions, axes, ratios = [], [], []
         for axis, wanted in levels.items():
             for level in wanted:
                 if level not in space.levels.get(axis, ()):
                     raise ValueError(f"{axis}={level} is not a level of the action space: {space.levels}.")
-                actions.append(space.table.index(tuple({**largest, axis: level}.values())))
-                axes.append(AXES.index(axis))
+                actions.append(space.index(**{**largest, axis: level}))
+                axes.append(space.column(axis))
                 ratios.append(float(space.ratios[actions[-1], axes[-1]]))
         if not actions:
-            raise ValueError("There is no level to try: name some below the largest of an axis.")
+            raise ValueError("There is no level to measure: name some below the largest of an axis.")
         return cls(torch.tensor(actions), tuple(axes), tuple(ratios))
 
     @classmethod
     def of(cls, space: ActionSpace, per_axis: int = 4) -> "Probes":
         """Up to `per_axis` levels of every axis below its largest, denser at the cheap end, where the costs are."""
-        levels = {}
-        for axis in AXES:
-            below = sorted(space.levels[axis])[:-1]
-            count = min(per_axis, len(below))
-            places = {round((len(below) - 1) * (i / max(count - 1, 1)) ** 1.5) for i in range(count)}
-            levels[axis] = [below[place] for place in sorted(places) if below]
-        return cls.at(space, levels)
+        return cls.at(space, {axis: levels_to_probe(levels, per_axis) for axis, levels in space.levels.items()})
+
+
+def levels_to_probe(levels: Sequence[float], count: int) -> list[float]:
+    """Up to `count` levels of an axis below its largest, denser at the cheap end, where the costs are."""
+    below = sorted(levels)[:-1]
+    count = min(count, len(below))
+    places = {round((len(below) - 1) * (i / max(count - 1, 1)) ** 1.5) for i in range(count)}
+    return [below[place] for place in sorted(places)]
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,15 @@ class Counterfactuals:
 def measure(
     model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, probes: Probes, next_actions: torch.Tensor
 ) -> Counterfactuals:
-    """Try every probe, and an action of each step's own, at every step of the continuation of `blocks`.
+    """Measure every probe at every step of the continuation of `blocks`, and one further action per step.
 
     Args:
         model ([`SOLForCausalLM`]): Its base is measured; its policy is not used.
         blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
         context_length (`int`): Tokens before the first step.
-        probes ([`Probes`]): What to try.
-        next_actions (`torch.LongTensor` of shape `(blocks, steps)`): Actions of which the state after them is wanted.
+        probes ([`Probes`]): What to measure.
+        next_actions (`torch.LongTensor` of shape `(blocks, steps)`): One further action per
+            step, of which the hidden state after it is kept.
 
     Raises:
         ValueError: if the first steps would not be controllable after so short a context.

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A folder of [`Counterfactuals`]: measured part by part, so that a stopped run goes on where it was.
+"""A folder of [`Counterfactuals`], measured part by part, so that a stopped run continues with the next part.
 
 folder/settings.json                what was measured
        measured-00000.safetensors   the first blocks
@@ -38,7 +38,7 @@ class Measurements:
     Args:
         folder (`Path`): Where they are.
         context_length (`int`): Tokens before the first step of a block.
-        probes ([`Probes`]): What is tried at every step.
+        probes ([`Probes`]): What is measured at every step.
         blocks_per_part (`int`, *optional*, defaults to 20): Blocks in a file.
         batch_size (`int`, *optional*, defaults to 4): Blocks that run at the same time.
         seed (`int`, *optional*, defaults to 0): Seed of the random actions.
@@ -52,7 +52,9 @@ class Measurements:
     seed: int = 0
 
     def collect(self, model: SOLForCausalLM, blocks: torch.Tensor) -> Counterfactuals:
-        """Measure what is not in the folder yet, each process of an `accelerate launch` a share, and load all.
+        """Measure the parts that are not in the folder yet, and load all.
+
+        Processes of an `accelerate launch` share the work.
 
         Args:
             model ([`SOLForCausalLM`]): Its base is measured.
@@ -85,7 +87,7 @@ class Measurements:
         )
 
     def _claim(self, model: SOLForCausalLM) -> None:
-        """Write down what is measured, or compare with what was."""
+        """Write the settings of the measurements, or compare them with those that are there."""
         rule = model.config.selection_rule
         settings = {
             "base": model.config.base_model_name_or_path,
@@ -121,7 +123,7 @@ class Measurements:
         self._replace(self._path(number), lambda partial: save_file(tensors, partial))
 
     def _replace(self, path: Path, write) -> None:
-        """Write a file that is whole or not there."""
+        """Write a file in one step, so that it is complete or absent."""
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         write(partial)
         partial.replace(path)

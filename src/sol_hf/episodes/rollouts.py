@@ -6,7 +6,7 @@
     block    | context: dense, once | x x x x ... x | y        x: a decode step per rollout, scored on the next token
 
 A rollout ends with its episode, so there is no KV refresh. What training needs is recorded: the policy's observations,
-its actions, and the log-probability of every label; no tensor over the vocabulary outlives its step.
+its actions, and the log-probability of every label. No tensor over the vocabulary is kept after its step.
 """
 
 from dataclasses import dataclass, fields
@@ -30,19 +30,22 @@ from ..modeling_sol_policy import SOLPolicyModel
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What happened in a batch of rollouts; the rollouts of a block are adjacent rows.
+    """Observations, actions and results of a batch of rollouts; the rollouts of a block are adjacent rows.
 
     Args:
         hidden_states (`torch.Tensor` of shape `(rows, steps, hidden_size)`): The LM's state before every step.
         token_embeddings (`torch.Tensor` of shape `(rows, steps, embedding_size)`): Of the token that a step processes.
-        scalars (`torch.Tensor` of shape `(rows, steps, 9)`): What the policy was told, see [`Observation.scalars`].
+        scalars (`torch.Tensor` of shape `(rows, steps, scalars)`): Inputs of the policy, see [`Observation.scalars`].
         previous_actions (`torch.LongTensor` of shape `(rows, steps)`): Action of the step before.
-        actions (`torch.LongTensor` of shape `(rows, steps)`): What was done.
-        action_logprobs (`torch.Tensor` of shape `(rows, steps)`): Of the actions, as they were drawn.
-        controllable (`torch.BoolTensor` of shape `(rows, steps)`): Where the policy had a say.
-        label_logprobs (`torch.Tensor` of shape `(rows, steps)`): Of the tokens that follow.
-        divergence (`torch.Tensor` of shape `(rows, steps)`): KL(dense ‖ sparse); 0 where it was not asked for.
-        targets (`torch.Tensor` of shape `(rows, 3)`): The budgets, in ratio units.
+        actions (`torch.LongTensor` of shape `(rows, steps)`): Action ids.
+        action_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probabilities of the actions
+            when they were drawn; 0 if they were not drawn.
+        controllable (`torch.BoolTensor` of shape `(rows, steps)`): Steps that count.
+        label_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probabilities of
+            the tokens that follow, in nats.
+        divergence (`torch.Tensor` of shape `(rows, steps)`): KL(dense ‖ sparse) in
+            nats; 0 if it was not asked for.
+        targets (`torch.Tensor` of shape `(rows, axes)`): The budgets, in ratio units.
     """
 
     hidden_states: torch.Tensor
@@ -124,12 +127,12 @@ def prefill(
 
 
 class SampledPolicyController(Controller):
-    """Draws the policy's actions by inverse transform from given uniform numbers, and records what it sees.
+    """Draws the policy's actions by inverse transform from given uniform numbers, and records their log-probabilities.
 
     Args:
         policy ([`SOLPolicyModel`]): The policy.
         uniforms (`torch.Tensor` of shape `(rows, steps)`): One number in [0, 1) per action, so that an action does not
-            depend on what else is in the batch.
+            depend on the other rows of the batch.
         temperature (`float`): Divides the logits.
     """
 
@@ -148,10 +151,10 @@ class SampledPolicyController(Controller):
 
 
 class Recorder(Controller):
-    """Passes on what another controller says, and keeps the observations.
+    """Returns the scores of another controller, and keeps the observations.
 
     Args:
-        controller ([`Controller`]): Who decides.
+        controller ([`Controller`]): Chooses the actions.
     """
 
     def __init__(self, controller: Controller):
@@ -166,7 +169,7 @@ class Recorder(Controller):
         return self.controller(observation)
 
     def observations(self) -> dict[str, torch.Tensor]:
-        """What was seen, as the fields of [`Rollouts`]."""
+        """The observations, as the fields of [`Rollouts`]."""
         return {
             "hidden_states": torch.stack([seen.hidden_state for seen in self.seen], dim=1),
             "token_embeddings": torch.stack([seen.token_embedding for seen in self.seen], dim=1),
@@ -181,7 +184,7 @@ class Recorder(Controller):
 def one_episode(
     model: SOLForCausalLM, controller: Controller, steps: int, processors: ActionProcessorList | None = None
 ) -> DecodeControls:
-    """Controls of a single episode of `steps` steps, for rows that bring their own targets."""
+    """Controls of a single episode of `steps` steps, for rows with targets of their own."""
     return DecodeControls(
         controller=controller,
         budget=None,
@@ -200,14 +203,14 @@ def roll_out(
     controller: Controller,
     processors: ActionProcessorList | None = None,
 ) -> Rollouts:
-    """Play the continuation of every block under a controller, once per row of `targets`.
+    """Run the continuation of every block under a controller, once per row of `targets`.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
         prefix ([`DensePrefix`]): From [`prefill`].
         blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
-        targets (`torch.Tensor` of shape `(rows, 3)`): Budgets in ratio units; a multiple of the blocks.
-        controller ([`Controller`]): Who decides.
+        targets (`torch.Tensor` of shape `(rows, axes)`): Budgets in ratio units; a multiple of the blocks.
+        controller ([`Controller`]): Chooses the actions.
         processors ([`ActionProcessorList`], *optional*): Applied to its scores.
 
     Raises:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a policy is worth: against baselines and an oracle, in quality and in counted compute.
+"""Evaluation of a policy against baselines and an oracle: quality, and counted compute.
 
-Tables of numbers come out. Pictures are in `figures`.
+The results are tables of numbers. Pictures are in `figures`.
 """

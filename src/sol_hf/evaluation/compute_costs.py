@@ -3,86 +3,31 @@
 
 """Bytes read and floating-point operations of a decode step, estimated from the base's own sizes.
 
-The net keep rate weighs three axes alike. What a step really moves depends on the base: how much of it is MLP, how
-long the context is. So it is counted here, for one sequence alone (every weight is read for one token):
+The net keep rate weighs all axes alike. What a step really reads depends on the base: the share of its MLPs, and the
+length of the context. It is counted here for one sequence alone (every weight is read for one token):
 
-    weights   all of them once; of the MLP matrices that take the hidden state only the kept input channels
-    KV cache  the keys and values that the step's selection reads, and what the selection itself reads
-    refresh   a dense forward over an episode's tokens, once an episode, if any of its steps was sparse
+    weights   all of them once, less what the axes save
+    KV cache  the keys and values that the step reads, and what the selection itself reads
+    refresh   a dense forward over an episode's tokens, once per episode, if any of its steps was sparse
     policy    its weights, where the policy chooses
 
-These are counts of what an implementation that skips all that may be skipped would do, not times. Fake quantization
-saves nothing and counts nothing; a *nominal* count has MLP weights read with bits / 16 of their size. Query heads that
-share a key-value head may select different keys (`page_selection="head"`), and are taken to: up to as many times
-`token_keep` is then read as heads share one. Activations and the entropy of a controller are left out.
+What an axis saves is in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts of an implementation
+that skips everything that may be skipped, not times. Fake quantization saves nothing and counts nothing; a *nominal*
+count has MLP weights read with bits / 16 of their size. Query heads that share a key-value head may select different
+keys (`page_selection="head"`), and are assumed to: up to as many times `token_keep` is then read as heads share one.
+Activations and the entropy of a controller are left out.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..budget.action_space import ActionSpace
 from ..cache.window_layer import WindowLayer
-from ..errors import UnsupportedAxisError
-from ..execution.mlp.discovery import find_mlps
 from ..modeling_sol import SOLForCausalLM
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Numbers that a forward of one token reads.
-
-    Args:
-        elastic (`int`): In MLP matrices that take the hidden state.
-        mlp (`int`): In all of the MLPs.
-        head (`int`): In the LM head.
-        total (`int`): In all, a single row of every embedding.
-        itemsize (`int`): Bytes of a number.
-    """
-
-    elastic: int
-    mlp: int
-    head: int
-    total: int
-    itemsize: int
-
-    @classmethod
-    def of(cls, model: SOLForCausalLM) -> "Weights":
-        """Of the base of `model`."""
-        base = model.base
-        width = base.get_input_embeddings().weight.shape[-1]
-        try:
-            mlps = find_mlps(base)
-        except UnsupportedAxisError:  # then its axes are not under control
-            mlps = ()
-        return cls(
-            elastic=sum(_elastic_numbers(part, width) for mlp in mlps for part in mlp.modules()),
-            mlp=sum(read_numbers(mlp) for mlp in mlps),
-            head=read_numbers(base.get_output_embeddings()),
-            total=read_numbers(base),
-            itemsize=base.get_input_embeddings().weight.element_size(),
-        )
-
-
-def _elastic_numbers(part: nn.Module, width: int) -> int:
-    """Weights of a linear layer that takes `width` channels, 0 for any other module."""
-    weight = getattr(part, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or isinstance(part, nn.Embedding):
-        return 0
-    inputs = weight.shape[0] if type(part).__name__ == "Conv1D" else weight.shape[1]
-    return weight.numel() if inputs == width else 0
-
-
-def read_numbers(module: nn.Module) -> int:
-    """Parameters that a forward of one token reads: all, but of an embedding one row. A tied head counts in full."""
-    numbers = 0
-    for part in module.modules():
-        own = part.parameters(recurse=False)
-        numbers += sum(p.shape[-1] if isinstance(part, nn.Embedding) else p.numel() for p in own)
-    return numbers
+from .axis_costs import AXIS_COSTS, StepCounts, Weights, read_numbers
 
 
 def keys_read(rule: SelectionRule, token_keep: float, keys: int) -> int:
@@ -126,19 +71,18 @@ class ComputeCosts:
         """
         weights, steps = Weights.of(model), model.config.episode_length
         keys = context_length + (steps + 1) // 2
-        space = model.action_space
-        read, nominal, flops = _step_costs(model, weights, space, keys)
-        (dense_bytes,), _, (dense_flops,) = _step_costs(model, weights, ActionSpace([1.0], [1.0], [16]), keys)
+        dense = dense_counts(model, weights, keys)
+        counts = step_counts(model, dense, keys)
         policy = model.policy
         policy_numbers = read_numbers(policy)
         return cls(
-            bytes=torch.tensor(read, dtype=torch.float64),
-            flops=torch.tensor(flops, dtype=torch.float64),
-            nominal_bytes=torch.tensor(nominal, dtype=torch.float64),
-            dense_bytes=dense_bytes,
-            dense_flops=dense_flops,
-            refresh_bytes=dense_bytes / steps,
-            refresh_flops=dense_flops - 2 * weights.head * (steps - 1) / steps,
+            bytes=torch.tensor([step.bytes for step in counts], dtype=torch.float64),
+            flops=torch.tensor([step.flops for step in counts], dtype=torch.float64),
+            nominal_bytes=torch.tensor([step.nominal_bytes for step in counts], dtype=torch.float64),
+            dense_bytes=dense.bytes,
+            dense_flops=dense.flops,
+            refresh_bytes=dense.bytes / steps,
+            refresh_flops=dense.flops - 2 * weights.head * (steps - 1) / steps,
             policy_bytes=policy_numbers * next(policy.parameters()).element_size(),
             policy_flops=2 * policy_numbers,
         )
@@ -147,7 +91,7 @@ class ComputeCosts:
         """Means over episodes, KV refresh and policy included.
 
         Args:
-            actions (`torch.LongTensor` of shape `(episodes, steps)`): What was done.
+            actions (`torch.LongTensor` of shape `(episodes, steps)`): Action ids.
             space ([`ActionSpace`]): The actions.
             with_policy (`bool`): Whether the policy chose.
 
@@ -155,7 +99,7 @@ class ComputeCosts:
             `dict[str, float]`: `bytes_per_token`, `flops_per_token`, `nominal_bytes_per_token`, the same of a dense
             step, and `refresh_overhead`, the tokens that are processed a second time per token that is decoded.
         """
-        dense = (space.values == torch.tensor([1.0, 1.0, 16.0])).all(dim=-1)
+        dense = (space.values == torch.tensor(space.dense)).all(dim=-1)
         refreshed = float((~dense[actions]).any(dim=1).double().mean())
         extra_bytes = refreshed * self.refresh_bytes + with_policy * self.policy_bytes
         extra_flops = refreshed * self.refresh_flops + with_policy * self.policy_flops
@@ -169,20 +113,39 @@ class ComputeCosts:
         }
 
 
-def _step_costs(
-    model: SOLForCausalLM, weights: Weights, space: ActionSpace, keys: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Bytes, nominal bytes and operations of a step that sees `keys` keys, under every action of `space`."""
-    attention = {keep: _attention_costs(model, keep, keys) for keep in space.levels["token_keep"]}
-    read, nominal, flops = [], [], []
-    for token_keep, mlp_keep, bits in space.table:
-        skipped = (1 - mlp_keep) * weights.elastic
-        numbers, (kv_bytes, kv_flops) = weights.total - skipped, attention[token_keep]
-        unread = (weights.mlp - skipped) * (1 - bits / 16)
-        read.append(numbers * weights.itemsize + kv_bytes)
-        nominal.append((numbers - unread) * weights.itemsize + kv_bytes)
-        flops.append(2 * numbers + kv_flops)
-    return read, nominal, flops
+def dense_counts(model: SOLForCausalLM, weights: Weights, keys: int) -> StepCounts:
+    """What a dense step that sees `keys` keys reads and computes."""
+    kv_bytes, kv_flops = _attention_costs(model, 1.0, keys)
+    return StepCounts(
+        elastic_weights=weights.elastic,
+        other_mlp_weights=weights.mlp - weights.elastic,
+        other_weights=weights.total - weights.mlp,
+        itemsize=weights.itemsize,
+        kv_bytes=kv_bytes,
+        kv_flops=kv_flops,
+    )
+
+
+def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int) -> list[StepCounts]:
+    """What a step that sees `keys` keys reads and computes under every action of the model's action space.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base, selection rule and action space.
+        dense ([`StepCounts`]): Those of a dense step.
+        keys (`int`): Keys that the step sees.
+    """
+    space = model.action_space
+    changes = []
+    for axis in space.axes:
+        entry = AXIS_COSTS[axis.name](model, keys) if axis.name in AXIS_COSTS else None
+        changes.append({} if entry is None else {level: entry.at(level) for level in space.levels[axis.name]})
+    counts = []
+    for action in space.table:
+        step = dense
+        for change, level in zip(changes, action, strict=True):
+            step = change[level](step) if level in change else step
+        counts.append(step)
+    return counts
 
 
 def _attention_costs(model: SOLForCausalLM, token_keep: float, keys: int) -> tuple[float, float]:

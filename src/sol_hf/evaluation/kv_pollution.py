@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""KV pollution as an impulse response: a few steps below full compute, dense ones after, how long does it show?
+"""KV pollution as an impulse response: a few steps below full compute, then dense steps; how long does the error last?
 
-A cheap step does damage twice: its own prediction suffers, and what it writes into the cache misleads later steps.
-Only the second is left once the steps are dense again:
+A cheap step has two effects: its own prediction is worse, and the keys and values that it writes disturb later steps.
+Once the steps are dense again, only the second effect is left:
 
     step          0 . . . | begin . . . | . . . . . . . . . .
     disturbed run  dense  |  `action`   |  dense over a polluted cache, until a KV refresh
     reference      dense  |  dense      |  dense                          -> differences at every step
 
-Both runs process the same text one token at a time, so where no step is disturbed they agree bitwise.
+Both runs process the same text one token at a time, so they agree bitwise as long as no step is disturbed.
 """
 
 import math
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..budget.action_space import AXES
+from ..budget.axes import PUBLISHED_AXES
 from ..controllers.schedule import ScheduleController
 from ..modeling_sol import SOLForCausalLM
 
@@ -32,21 +32,25 @@ class ImpulseResponse:
     """Damage at every step of a text that was disturbed for a few steps. Steps count from the end of the context.
 
     Args:
-        action (`tuple` of 3 `float`): (token_keep, mlp_keep, bits) of the disturbed steps; all others are dense.
+        action (`tuple` of `float`): Levels of the disturbed steps, one per axis, in axis units; all other steps are
+            dense.
         begin (`int`): The first disturbed step.
         length (`int`): How many steps are disturbed.
         refresh_every (`int`, *optional*): Steps between two KV refreshes; `None` without refresh.
         divergence (`torch.Tensor` of shape `(blocks, steps)`): KL(dense ‖ disturbed) in nats.
         damage (`torch.Tensor` of shape `(blocks, steps)`): Log-probability of the label under the dense run less that
             under the disturbed one, in nats.
+        axes (`tuple` of `str`, *optional*, defaults to the published axes): Names of the axes, in the order of
+            `action`.
     """
 
-    action: tuple[float, float, float]
+    action: tuple[float, ...]
     begin: int
     length: int
     refresh_every: int | None
     divergence: torch.Tensor = field(repr=False)
     damage: torch.Tensor = field(repr=False)
+    axes: tuple[str, ...] = tuple(axis.name for axis in PUBLISHED_AXES)
 
     @property
     def end(self) -> int:
@@ -90,7 +94,7 @@ class ImpulseResponse:
         columns = {}
         for name, values in (("divergence", self.divergence), ("damage", self.damage)):
             columns[name], columns[f"{name}_error"] = (x.tolist() for x in mean_and_error(values))
-        common = dict(zip(AXES, self.action, strict=True)) | {"kv_refresh": self.refresh_every is not None}
+        common = dict(zip(self.axes, self.action, strict=True)) | {"kv_refresh": self.refresh_every is not None}
         return [
             common
             | {"step": step, "disturbed": self.begin <= step < self.end, "blocks": len(self.divergence)}
@@ -109,7 +113,7 @@ def impulse_responses(
     model: SOLForCausalLM,
     blocks: torch.Tensor,
     context_length: int,
-    actions: Sequence[tuple[float, float, int]],
+    actions: Sequence[Sequence[float]],
     begin: int = 2,
     length: int = 4,
     kv_refresh: Sequence[bool] = (False, True),
@@ -122,8 +126,8 @@ def impulse_responses(
         model ([`SOLForCausalLM`]): Its base is measured; the policy takes no part.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + steps + 1)`): Token ids, at least 2 blocks.
         context_length (`int`): Tokens before the first step, processed densely.
-        actions (`Sequence` of triples): (token_keep, mlp_keep, bits) of the disturbed steps; levels of the action
-            space. One response each.
+        actions (`Sequence` of `Sequence[float]`): Actions of the disturbed steps, each a level of every axis of the
+            action space, in axis units. One response each.
         begin (`int`, *optional*, defaults to 2): The first disturbed step.
         length (`int`, *optional*, defaults to 4): How many steps are disturbed.
         kv_refresh (`Sequence[bool]`, *optional*, defaults to `(False, True)`): Without or with KV refresh at the end
@@ -162,8 +166,8 @@ def impulse_responses(
     for (action, refresh), part in zip(product(actions, kv_refresh), parts, strict=True):
         divergence, damage = (torch.cat(values) for values in zip(*part, strict=True))
         every = model.config.episode_length if refresh else None
-        triple = (float(action[0]), float(action[1]), float(action[2]))
-        responses.append(ImpulseResponse(triple, begin, length, every, divergence, damage))
+        levels = tuple(map(float, action))
+        responses.append(ImpulseResponse(levels, begin, length, every, divergence, damage, space.axis_names))
     return responses
 
 

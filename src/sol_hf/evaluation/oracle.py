@@ -1,27 +1,29 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How good a schedule could be that knows the text: levels per token which minimize KL(dense ‖ sparse) at a budget.
+"""The best schedule for a known text: levels per token that minimize KL(dense ‖ sparse) at a budget.
 
-It is the divergence that is minimized, not the loss on the text's own tokens: that would mine luck, and end below the
-dense loss. What a cheap level does is measured at every step on its own, after a dense history:
+The divergence is minimized, not the loss on the text's own tokens: minimizing that loss would select steps at which an
+error happens to favour the label, and end below the dense loss. The damage of a level is measured for every step on
+its own, after a dense history:
 
     step      0 1 2 3 4 5 6 7 ...
     probe     d d C d d d d d        C: one axis at one level;  d: dense
-                  ^ ^ ^ ^            divergence here: of the step itself, and of `look_ahead` steps after it
+                  ^ ^ ^ ^            divergence here: of the step itself, and of `later_steps` steps after it
 
-Costs of axes and steps are taken to add up. Then the best levels of given means minimize `cost + price * level`, with
-one price per axis. They do not really add up, so this is an estimate of the limit, which a schedule may even beat.
+Costs of axes and steps are assumed to add up. Then the best levels of given means minimize `cost + price * level`,
+with one price per axis. They add up approximately only, so this is an estimate of the limit, not a bound: a schedule
+may be better.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ..budget.action_space import ActionSpace
 from ..cache.sol_cache import SOLCache
 from ..decoding.base_forward import ForwardInputs, base_forward
-from ..episodes.block_runner import BlockPlayer
+from ..episodes.block_runner import BlockRunner
 from ..episodes.counterfactuals import Probes, divergence_of, steps_run_together
 from ..episodes.rollouts import DensePrefix, prefill
 from ..execution.instrumentation import Instrumentation
@@ -34,16 +36,16 @@ LEVELS_PER_AXIS = 6
 
 
 def measure_damage(
-    model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, probes: Probes, look_ahead: int = 0
+    model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, probes: Probes, later_steps: int = 0
 ) -> torch.Tensor:
-    """What every probe costs at every step, in the step itself and in those after it.
+    """Divergence that every probe causes at every step, in that step and in the steps after it.
 
     Args:
         model ([`SOLForCausalLM`]): Its base is measured.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + steps + 1)`): Token ids.
         context_length (`int`): Tokens before the first step.
-        probes ([`Probes`]): What to try.
-        look_ahead (`int`, *optional*, defaults to 0): Dense steps after a probe whose divergence is added, as far as
+        probes ([`Probes`]): What to measure.
+        later_steps (`int`, *optional*, defaults to 0): Dense steps after a probe whose divergence is added, as far as
             the block goes.
 
     Returns:
@@ -54,7 +56,7 @@ def measure_damage(
     damage = torch.zeros(len(blocks), steps, len(probes.actions), device=blocks.device)
     with Instrumentation.of(model.base), torch.inference_mode():
         for together in steps_run_together(steps, prefix.cache, rule):
-            damage[:, together] = _damage_at(model, blocks, prefix, together, probes, look_ahead)
+            damage[:, together] = _damage_at(model, blocks, prefix, together, probes, later_steps)
     return damage
 
 
@@ -64,7 +66,7 @@ def _damage_at(
     prefix: DensePrefix,
     places: list[int],
     probes: Probes,
-    look_ahead: int,
+    later_steps: int,
 ) -> torch.Tensor:
     """Damage `(blocks, places, probes)` of the probes at some steps."""
     assert prefix.logprobs is not None, "prefilled with `dense`"
@@ -76,8 +78,8 @@ def _damage_at(
     parts = Instrumentation.of(model.base).parts(fanned)
     plan = StepPlan.from_values(values, fanned, rule, parts=parts)
     damage = torch.zeros(len(blocks), len(places), count, device=blocks.device)
-    for later in range(1 + min(look_ahead, steps - 1 - min(places))):
-        at = [min(place + later, steps - 1) for place in places]  # beyond the end: played, but not counted
+    for later in range(1 + min(later_steps, steps - 1 - min(places))):
+        at = [min(place + later, steps - 1) for place in places]  # beyond the end: run, but not counted
         counted = torch.tensor([place + later < steps for place in places], device=blocks.device)
         token = blocks[:, [prefix.context_length + place for place in at]].repeat_interleave(count, dim=1)
         logprobs = _step(model, token.view(-1, 1), fanned, plan).view(*damage.shape, -1)
@@ -93,25 +95,25 @@ def _step(model: SOLForCausalLM, token: torch.Tensor, cache: SOLCache, plan: Ste
     return output.logits[:, -1].log_softmax(dim=-1, dtype=torch.float32)
 
 
-def measure_blocks(player: BlockPlayer, probes: Probes, look_ahead: int, name: str = "") -> torch.Tensor:
-    """[`measure_damage`] on all blocks of a player, each process its share.
+def measure_blocks(runner: BlockRunner, probes: Probes, later_steps: int, name: str = "") -> torch.Tensor:
+    """[`measure_damage`] on all blocks of a runner; every process measures its share.
 
     Args:
-        player ([`BlockPlayer`]): Base and blocks.
-        probes ([`Probes`]): What to try.
-        look_ahead (`int`): Steps after a probe that count.
-        name (`str`, *optional*): For the bar.
+        runner ([`BlockRunner`]): Base and blocks.
+        probes ([`Probes`]): What to measure.
+        later_steps (`int`): Dense steps after a probe whose divergence is added.
+        name (`str`, *optional*): Title of the progress bar.
 
     Returns:
         `torch.Tensor` of shape `(blocks, steps, probes)`: In nats, on the CPU.
     """
-    damage = torch.zeros(len(player.tokens), player.steps, len(probes.actions))
-    for _, tokens, some in player.batches(name):
-        found = measure_damage(player.model, tokens, player.context_length, probes, look_ahead)
+    damage = torch.zeros(len(runner.tokens), runner.steps, len(probes.actions))
+    for _, tokens, some in runner.batches(name):
+        found = measure_damage(runner.model, tokens, runner.context_length, probes, later_steps)
         damage[some] = found[: some.stop - some.start].cpu()
-        if player.advance is not None:
-            player.advance((some.stop - some.start) * len(probes.actions) * (1 + look_ahead))
-    return player.gather(damage)
+        if runner.advance is not None:
+            runner.advance((some.stop - some.start) * len(probes.actions) * (1 + later_steps))
+    return runner.gather(damage)
 
 
 def cheapest_levels(costs: torch.Tensor, levels: torch.Tensor, mean: float) -> torch.Tensor:
@@ -139,7 +141,7 @@ def cheapest_levels(costs: torch.Tensor, levels: torch.Tensor, mean: float) -> t
         low, high = (low, middle) if levels[at(middle)].sum() <= allowed else (middle, high)
     chosen, dearer = at(high), at(low)
     left = allowed - float(levels[chosen].sum())
-    for step in (chosen != dearer).nonzero().squeeze(1).tolist():  # as good at this price: as many as fit
+    for step in (chosen != dearer).nonzero().squeeze(1).tolist():  # equally good at this price: as many as fit
         extra = float(levels[dearer[step]] - levels[chosen[step]])
         if 0 < extra <= left:
             chosen[step], left = dearer[step], left - extra
@@ -154,18 +156,16 @@ def oracle_schedule(
     Args:
         tables (`Sequence[torch.Tensor]`): Per axis the costs `(blocks, steps, levels)`, from [`level_costs`].
         space ([`ActionSpace`]): The levels.
-        means (`torch.Tensor` of shape `(3,)`): Means over blocks and controllable steps, in ratio units.
+        means (`torch.Tensor` of shape `(axes,)`): Means over blocks and controllable steps, in ratio units.
         counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps; the others are dense.
 
     Returns:
         `torch.LongTensor` of shape `(blocks, steps)`: Action ids.
     """
-    blocks = len(tables[0])
-    ids = torch.zeros(blocks, int(counted.sum()), dtype=torch.long)
-    for axis, scale, table, mean in zip(AXES, AXIS_SCALE, tables, means.tolist(), strict=True):
-        levels = torch.tensor(space.levels[axis], dtype=torch.float64) / scale
-        chosen = cheapest_levels(table[:, counted].flatten(0, 1), levels, mean)
-        ids = ids * len(levels) + chosen.view(blocks, -1)
+    blocks, chosen = len(tables[0]), []
+    for axis, table, mean in zip(space.axes, tables, means.tolist(), strict=True):
+        levels = torch.tensor(space.levels[axis.name], dtype=torch.float64) / axis.scale
+        chosen.append(cheapest_levels(table[:, counted].flatten(0, 1), levels, mean).view(blocks, -1))
     schedule = torch.full((blocks, len(counted)), space.dense_id)
-    schedule[:, counted] = ids
+    schedule[:, counted] = space.ids_of(torch.stack(chosen, dim=-1))
     return schedule

@@ -3,12 +3,13 @@
 
 """What a policy is worth: its perplexity at given budgets, beside that of the fixed schedule at the same cost.
 
-A policy may spend less or more than it was asked for, so the fixed schedule is not run at the request:
+A policy may spend less or more than it was asked for. The fixed schedule is therefore run at what the policy spent:
 
     pass 1    policy, greedy, all budgets    ->  loss of every block, means of the levels taken ("realised")
-    pass 2    fixed, at the realised means   ->  loss of every block;   gain = fixed - policy, in nats a token
+    pass 2    fixed, at the realised means   ->  loss of every block;   gain = fixed - policy, in nats per token
 
-Both passes play one episode a block, teacher-forced, over a dense prefill that all budgets share.
+Both passes run one teacher-forced episode per block, after a dense prefill that all budgets share.
+A budget has one number per axis, in axis units and in the order of the axes of the action space.
 """
 
 import math
@@ -18,18 +19,19 @@ from typing import Any
 
 import torch
 
-from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ..budget.action_space import ActionSpace
+from ..budget.axes import AXES, PUBLISHED_AXES
 from ..budget.budget import Budget
 from ..controllers.fixed import fixed_schedule
 from ..controllers.policy import PolicyController
 from ..controllers.processors import ActionProcessorList, HardBudgetProcessor
 from ..controllers.schedule import ScheduleController
-from ..episodes.block_runner import BlockPlayer, Play, check_blocks, without_dropout
+from ..episodes.block_runner import BlockRunner, Run, check_blocks, without_dropout
 from ..modeling_sol import SOLForCausalLM
 
 
-Triple = tuple[float, float, float]
-BUDGETS: tuple[Triple, ...] = (
+PUBLISHED_NAMES = tuple(axis.name for axis in PUBLISHED_AXES)
+BUDGETS: tuple[tuple[float, ...], ...] = (
     (0.2, 0.5, 6),
     (0.3, 0.6, 7),
     (0.5, 0.7, 8),
@@ -40,39 +42,44 @@ BUDGETS: tuple[Triple, ...] = (
     (0.3, 0.9, 8),
     (0.8, 0.5, 8),
 )
-"""Budgets (token_keep, mlp_keep, bits) over the range of the published grid, all axes together and one at a time."""
+"""Budgets of the published axes (token_keep, mlp_keep, bits) over the range of the published grid, all axes together
+and one at a time."""
 
 
 @dataclass(frozen=True)
 class BudgetEvaluation:
-    """A policy at one budget. Triples are (token_keep, mlp_keep, bits), in these units; losses are in nats a token.
+    """A policy at one budget. Tuples have one number per axis, in axis units; losses are in nats per token.
 
     Args:
-        requested (`tuple` of 3 `float`): The budget.
-        realised (`tuple` of 3 `float`): Means of the levels that the policy took, over blocks and controllable steps.
-        fixed_realised (`tuple` of 3 `float`): The same of the fixed schedule.
-        mean_overshoot (`tuple` of 3 `float`): Mean over the blocks of (mean of the episode - target), per axis.
-        worst_overshoot (`tuple` of 3 `float`): The largest of these differences over the blocks, per axis.
+        requested (`tuple` of `float`): The budget.
+        realised (`tuple` of `float`): Means of the levels that the policy took, over blocks and controllable steps.
+        fixed_realised (`tuple` of `float`): The same of the fixed schedule.
+        mean_overshoot (`tuple` of `float`): Mean over the blocks of (mean of the episode - target), per axis.
+        worst_overshoot (`tuple` of `float`): The largest of these differences over the blocks, per axis.
         budget_error (`float`): Mean over blocks and axes of |mean of the episode - target|, in ratio units.
         losses (`tuple` of `float`): Loss of every block under the policy.
         fixed_losses (`tuple` of `float`): Under the fixed schedule.
         dense_losses (`tuple` of `float`, *optional*): Of the base itself, if asked for.
+        axes (`tuple` of `str`, *optional*, defaults to the published axes): Names of the axes, in the order of the
+            numbers.
     """
 
-    requested: Triple
-    realised: Triple
-    fixed_realised: Triple
-    mean_overshoot: Triple
-    worst_overshoot: Triple
+    requested: tuple[float, ...]
+    realised: tuple[float, ...]
+    fixed_realised: tuple[float, ...]
+    mean_overshoot: tuple[float, ...]
+    worst_overshoot: tuple[float, ...]
     budget_error: float
     losses: tuple[float, ...] = field(repr=False)
     fixed_losses: tuple[float, ...] = field(repr=False)
     dense_losses: tuple[float, ...] | None = field(default=None, repr=False)
+    axes: tuple[str, ...] = PUBLISHED_NAMES
 
     @property
     def net_keep(self) -> float:
-        """Mean of the realised triple in ratio units."""
-        return sum(value / scale for value, scale in zip(self.realised, AXIS_SCALE, strict=True)) / len(AXES)
+        """Mean over the axes of what was realised, in ratio units."""
+        ratios = [value / AXES[name].scale for name, value in zip(self.axes, self.realised, strict=True)]
+        return sum(ratios) / len(ratios)
 
     @property
     def perplexity(self) -> float:
@@ -91,7 +98,7 @@ class BudgetEvaluation:
 
     @property
     def gains(self) -> tuple[float, ...]:
-        """By how much the policy is better than the fixed schedule on every block, in nats a token."""
+        """By how much the policy is better than the fixed schedule on every block, in nats per token."""
         return tuple(fixed - loss for fixed, loss in zip(self.fixed_losses, self.losses, strict=True))
 
     @property
@@ -115,18 +122,29 @@ def _perplexity(losses: Sequence[float]) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
-def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS) -> list[Triple]:
+def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS) -> list[tuple[float, ...]]:
     """Budgets brought into the range of an action space's levels, without repetitions.
 
     Args:
         space ([`ActionSpace`]): The levels.
-        budgets (`Sequence` of triples, *optional*, defaults to `BUDGETS`): (token_keep, mlp_keep, bits).
+        budgets (`Sequence` of `Sequence[float]`, *optional*, defaults to `BUDGETS`): One number per axis of the space,
+            or one per published axis; further axes are then dense.
+
+    Returns:
+        `list` of `tuple` of `float`: One number per axis of the space.
+
+    Raises:
+        ValueError: if a budget has another number of entries.
     """
     clipped = []
     for budget in budgets:
-        levels = [space.levels[axis] for axis in AXES]
-        clipped.append(tuple(min(max(x, min(own)), max(own)) for x, own in zip(budget, levels, strict=True)))
-    return list(dict.fromkeys(clipped))  # type: ignore[arg-type]
+        names = space.axis_names if len(budget) == len(space.axes) else PUBLISHED_NAMES
+        if len(budget) != len(names):
+            raise ValueError(_wrong_length(budget, space))
+        wanted = dict(zip(names, budget, strict=True))
+        values = [(wanted.get(axis.name, axis.dense), space.levels[axis.name]) for axis in space.axes]
+        clipped.append(tuple(min(max(value, min(levels)), max(levels)) for value, levels in values))
+    return list(dict.fromkeys(clipped))
 
 
 def evaluate_budgets(
@@ -143,14 +161,14 @@ def evaluate_budgets(
 
     A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh.
     Processes of an `accelerate launch` share the work; the results are those of one process. Another `batch_size` may
-    round differently, which selection and quantization amplify: losses of single blocks move, their mean hardly.
+    round differently, which selection and quantization amplify: losses of single blocks change, their mean hardly.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + episode_length + 1)`): Token ids, at least 2
             blocks, the same in every process. See [`pack_blocks`].
         context_length (`int`): Tokens before the first step of a block.
-        budgets (`Sequence` of triples): Targets (token_keep, mlp_keep, bits) in these units.
+        budgets (`Sequence` of `Sequence[float]`): Targets, one number per axis of the action space, in axis units.
         hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, as
             `generate` does by default; otherwise the policy is trusted.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
@@ -167,40 +185,41 @@ def evaluate_budgets(
     space = model.action_space
     targets = check_budgets(budgets, space)
     counted = check_blocks(model, blocks, context_length, batch_size)
-    player = BlockPlayer(model, blocks, context_length, batch_size, progress)
+    runner = BlockRunner(model, blocks, context_length, batch_size, progress)
     processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
-    dense_losses = tuple(player.dense_losses("Dense").tolist()) if dense else None
+    dense_losses = tuple(runner.dense_losses("Dense").tolist()) if dense else None
     with without_dropout(model.policy):
         controller = PolicyController(model.policy)
-        (played,) = player.play([Play(targets, lambda *_: controller, processors)], "Policy")
-    episodes = space.ratios.double()[played.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, 3)
+        (result,) = runner.run([Run(targets, lambda *_: controller, processors)], "Policy")
+    episodes = space.ratios.double()[result.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, axes)
     means = episodes.mean(dim=0)
     schedule = torch.stack([fixed_schedule(mean, len(blocks), counted, space) for mean in means], dim=1)
 
     def fixed(begin: int, end: int) -> ScheduleController:
         return ScheduleController(schedule[begin:end].flatten(0, 1).T)
 
-    (fixed_played,) = player.play([Play(means.float(), fixed)], "Fixed")
+    (fixed_result,) = runner.run([Run(means.float(), fixed)], "Fixed")
     fixed_means = space.ratios.double()[schedule[:, :, counted]].mean(dim=(0, 2))
     return [
         BudgetEvaluation(
-            requested=tuple(budget),  # type: ignore[arg-type]
-            realised=_in_axis_units(means[number]),
-            fixed_realised=_in_axis_units(fixed_means[number]),
-            losses=tuple(played.losses[:, number].tolist()),
-            fixed_losses=tuple(fixed_played.losses[:, number].tolist()),
+            requested=tuple(budget),
+            realised=_in_axis_units(means[number], space),
+            fixed_realised=_in_axis_units(fixed_means[number], space),
+            losses=tuple(result.losses[:, number].tolist()),
+            fixed_losses=tuple(fixed_result.losses[:, number].tolist()),
             dense_losses=dense_losses,
-            **_misses(episodes[:, number] - targets[number].double()),
+            axes=space.axis_names,
+            **_misses(episodes[:, number] - targets[number].double(), space),
         )
         for number, budget in enumerate(budgets)
     ]
 
 
-def _misses(excess: torch.Tensor) -> dict[str, Any]:
-    """How far the means of episodes are from their target, of differences `(blocks, 3)` in ratio units."""
+def _misses(excess: torch.Tensor, space: ActionSpace) -> dict[str, Any]:
+    """How far the means of episodes are from their target, from differences `(blocks, axes)` in ratio units."""
     return {
-        "mean_overshoot": _in_axis_units(excess.mean(dim=0)),
-        "worst_overshoot": _in_axis_units(excess.amax(dim=0)),
+        "mean_overshoot": _in_axis_units(excess.mean(dim=0), space),
+        "worst_overshoot": _in_axis_units(excess.amax(dim=0), space),
         "budget_error": float(excess.abs().mean()),
     }
 
@@ -209,27 +228,34 @@ def check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> tor
     """Targets of budgets that can be met.
 
     Args:
-        budgets (`Sequence` of triples): (token_keep, mlp_keep, bits).
+        budgets (`Sequence` of `Sequence[float]`): One number per axis, in axis units.
         space ([`ActionSpace`]): The levels.
 
     Returns:
-        `torch.Tensor` of shape `(budgets, 3)`: In ratio units.
+        `torch.Tensor` of shape `(budgets, axes)`: In ratio units.
 
     Raises:
-        ValueError: if there is none, or one is not a triple.
+        ValueError: if there is no budget, or one has another number of entries than the space has axes.
         BudgetError: if one is malformed or below the smallest level.
     """
     if not budgets:
-        raise ValueError("There is no budget to evaluate at: give triples (token_keep, mlp_keep, bits).")
-    for budget in budgets:
-        if len(budget) != len(AXES):
-            raise ValueError(f"A budget is a triple (token_keep, mlp_keep, bits), got {tuple(budget)}.")
-        Budget(*budget).check(space)
-    return torch.cat([Budget(*budget).targets(1) for budget in budgets])
+        raise ValueError(f"There is no budget to evaluate at: give tuples ({', '.join(space.axis_names)}).")
+    targets = []
+    for values in budgets:
+        if len(values) != len(space.axes):
+            raise ValueError(_wrong_length(values, space))
+        budget = Budget.of(dict(zip(space.axis_names, values, strict=True)))
+        budget.check(space)
+        targets.append(budget.targets(1, space=space))
+    return torch.cat(targets)
 
 
-def _in_axis_units(ratios: torch.Tensor) -> Triple:
-    return tuple((ratios * torch.tensor(AXIS_SCALE, dtype=ratios.dtype)).tolist())
+def _wrong_length(budget: Sequence[float], space: ActionSpace) -> str:
+    return f"A budget has one number per axis ({', '.join(space.axis_names)}), got {tuple(budget)}."
+
+
+def _in_axis_units(ratios: torch.Tensor, space: ActionSpace) -> tuple[float, ...]:
+    return tuple((ratios * space.scales.to(ratios.dtype)).tolist())
 
 
 def to_rows(evaluations: Sequence[BudgetEvaluation]) -> list[dict[str, Any]]:
@@ -248,7 +274,8 @@ def to_rows(evaluations: Sequence[BudgetEvaluation]) -> list[dict[str, Any]]:
             ("mean_overshoot_", "mean_overshoot"),
             ("worst_overshoot_", "worst_overshoot"),
         ]:
-            row |= {f"{prefix}{axis}": value for axis, value in zip(AXES, getattr(evaluation, name), strict=True)}
+            values = zip(evaluation.axes, getattr(evaluation, name), strict=True)
+            row |= {f"{prefix}{axis}": value for axis, value in values}
         names = ["net_keep", "budget_error", "perplexity", "fixed_perplexity", "gain", "gain_error"]
         names += ["dense_perplexity"] if evaluation.dense_losses is not None else []
         rows.append(row | {name: getattr(evaluation, name) for name in names} | {"blocks": len(evaluation.losses)})
@@ -256,26 +283,30 @@ def to_rows(evaluations: Sequence[BudgetEvaluation]) -> list[dict[str, Any]]:
 
 
 def format_table(evaluations: Sequence[BudgetEvaluation]) -> str:
-    """A Markdown table, one line per budget; triples are token_keep / mlp_keep / bits.
+    """A Markdown table, one line per budget; numbers of the axes are separated by slashes, in the order of the axes.
 
     Args:
         evaluations (`Sequence[BudgetEvaluation]`): From [`evaluate_budgets`].
     """
 
-    def triple(values: Triple) -> str:
-        return f"{values[0]:.3g} / {values[1]:.3g} / {values[2]:.3g}"
+    def joined(values: Sequence[float]) -> str:
+        return " / ".join(f"{value:.3g}" for value in values)
+
+    def overshoot(evaluation: BudgetEvaluation) -> str:
+        digits = [2 if AXES[axis].is_integral else 3 for axis in evaluation.axes]
+        return " / ".join(f"{x:+.{n}f}" for x, n in zip(evaluation.worst_overshoot, digits, strict=True))
 
     columns: dict[str, Callable[[BudgetEvaluation], str]] = {
-        "requested": lambda x: triple(x.requested),
-        "realised": lambda x: triple(x.realised),
+        "requested": lambda x: joined(x.requested),
+        "realised": lambda x: joined(x.realised),
         "net keep": lambda x: f"{x.net_keep:.3f}",
         "perplexity": lambda x: f"{x.perplexity:.3f}",
         "fixed": lambda x: f"{x.fixed_perplexity:.3f}",
         "gain (nats a token)": lambda x: f"{x.gain:+.4f} ± {x.gain_error:.4f}",
-        "worst overshoot": lambda x: "{:+.3f} / {:+.3f} / {:+.2f}".format(*x.worst_overshoot),
+        "worst overshoot": overshoot,
     }
     if any(evaluation.dense_losses is not None for evaluation in evaluations):
         columns["dense"] = lambda x: f"{x.dense_perplexity:.3f}"
     lines = [list(columns), ["---"] * len(columns)]
-    lines += [[cell(evaluation) for cell in columns.values()] for evaluation in evaluations]
+    lines += [[text_of(evaluation) for text_of in columns.values()] for evaluation in evaluations]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,26 +1,29 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An action map: a text whose tokens are coloured by what computing them cost, as a page that loads nothing.
+"""An action map: a text whose tokens are coloured by their compute, as a self-contained page.
 
-`plots.plot_action_map` draws the same as a figure, and `examples/demo_render.py` shows continuations in these colours.
+`plot_action_map` draws the same as a figure, and `examples/demo_render.py` shows continuations in these colours.
 """
 
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
-from ..budget.action_space import AXES, AXIS_SCALE
+from ..budget.axes import AXES, PUBLISHED_AXES
 from ..budget.budget import Budget
 from ..controllers.base import Controller
 from ..modeling_sol import SOLForCausalLM
+from .axis_labels import level_text, ratio_terms
 
 
-Action = tuple[float, float, float]
+Action = tuple[float, ...]
+"""One number per axis, in axis units."""
+PUBLISHED_NAMES = tuple(axis.name for axis in PUBLISHED_AXES)
 CHEAPEST = 0.25  # net keep at the cold end of the scale that texts share; the dense 1.0 is at its hot end
 COLD, WARM, HOT = (255, 246, 205), (255, 199, 112), (240, 122, 82)
 HEAT = (COLD, WARM, HOT)
@@ -31,9 +34,14 @@ END_MARK = "∎"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def compute_of(action: Action) -> float:
-    """The net keep of one step, its share of a dense step's compute: the mean over the three axes in ratio units."""
-    return sum(value / scale for value, scale in zip(action, AXIS_SCALE, strict=True)) / len(AXES)
+def compute_of(action: Sequence[float], axes: Sequence[str] = PUBLISHED_NAMES) -> float:
+    """The net keep of one step: the mean over the axes in ratio units; 1 for a dense step.
+
+    Args:
+        action (`Sequence[float]`): One number per axis, in axis units.
+        axes (`Sequence[str]`, *optional*, defaults to the published axes): Names of the axes, in that order.
+    """
+    return sum(value / AXES[axis].scale for axis, value in zip(axes, action, strict=True)) / len(axes)
 
 
 def heat_of(compute: float, low: float = CHEAPEST, high: float = 1.0) -> float:
@@ -48,7 +56,7 @@ def heat_colour(heat: float) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` with what a reader could not see made visible, and nothing that a terminal would obey."""
+    """`text` with invisible characters made visible, and without control characters."""
     if not text:
         return "▫"  # part of a character that a later token completes
     text = text.replace("\t", "    ")
@@ -57,11 +65,13 @@ def visible(text: str) -> str:
 
 @dataclass(frozen=True)
 class Token:
-    """A token, the action of the step that predicted it, and its log-probability (nats) there, if known."""
+    """A token, the action of the step that predicted it, its log-probability (nats) there, if known, and the names of
+    the axes of the action."""
 
     text: str
     action: Action
     logprob: float | None = None
+    axes: tuple[str, ...] = PUBLISHED_NAMES
 
     @property
     def shown(self) -> str:
@@ -71,28 +81,33 @@ class Token:
     @property
     def heat(self) -> float:
         """The place on the colour scale."""
-        return heat_of(compute_of(self.action))
+        return heat_of(self.compute)
+
+    @property
+    def compute(self) -> float:
+        """The net keep of the step."""
+        return compute_of(self.action, self.axes)
 
     @property
     def tooltip(self) -> str:
         """Action, compute and log-probability in words."""
-        token_keep, mlp_keep, bits = self.action
-        words = f"token_keep {token_keep:.2f}, mlp_keep {mlp_keep:.2f}, bits {bits:g}"
-        words = f"{words}: compute {compute_of(self.action):.2f}"
+        words = ", ".join(level_text(axis, level) for axis, level in zip(self.axes, self.action, strict=True))
+        words = f"{words}: compute {self.compute:.2f}"
         return words if self.logprob is None else f"{words}, log-prob {self.logprob:.2f}"
 
 
 @dataclass(frozen=True)
 class ActionMap:
-    """A text and what computing it cost. Triples are (token_keep, mlp_keep, bits), in these units.
+    """A text and what computing it cost. Tuples have one number per axis, in axis units.
 
     Args:
         model (`str`): Name of the base.
         controller (`str`): Name of what chose the actions.
-        requested (`tuple` of 3 `float`): The budget.
-        realised (`tuple` of 3 `float`): Means over the controllable steps.
+        requested (`tuple` of `float`): The budget.
+        realised (`tuple` of `float`): Means over the controllable steps.
         context (`str`): The text before the first step, processed densely.
         tokens (`tuple` of [`Token`]): The text after it.
+        axes (`tuple` of `str`, *optional*, defaults to the published axes): Names of the axes.
     """
 
     model: str
@@ -101,29 +116,30 @@ class ActionMap:
     realised: Action
     context: str
     tokens: tuple[Token, ...]
+    axes: tuple[str, ...] = PUBLISHED_NAMES
 
     @property
     def scale(self) -> tuple[float, float]:
         """The ends of the colour scale: least and greatest net keep of a token, rounded outward to twentieths."""
-        computes = [compute_of(token.action) for token in self.tokens]
+        computes = [token.compute for token in self.tokens]
         low, high = min(math.floor(20 * min(computes) + 1e-6), 19), math.ceil(20 * max(computes) - 1e-6)
         return low / 20, max(high, low + 1) / 20
 
     @property
     def heats(self) -> list[float]:
         """Where on that scale every token lies, from 0 (cold) to 1 (hot)."""
-        return [heat_of(compute_of(token.action), *self.scale) for token in self.tokens]
+        return [heat_of(token.compute, *self.scale) for token in self.tokens]
 
     @property
     def title(self) -> str:
-        """Who spent what, in one line."""
-        spent = f"net keep {compute_of(self.realised):.2f} of {compute_of(self.requested):.2f}"
+        """Model, controller, and net keep of the budget and of what was spent, in one line."""
+        spent = f"net keep {compute_of(self.realised, self.axes):.2f} of {compute_of(self.requested, self.axes):.2f}"
         return f"{self.model}, {self.controller}, spent {spent}"
 
     @property
     def spending(self) -> str:
         """What was spent of what was asked for on every axis, in one line."""
-        axes = zip(AXES, self.realised, self.requested, strict=True)
+        axes = zip(self.axes, self.realised, self.requested, strict=True)
         return ", ".join(f"{name} {spent:.3g} of {asked:g}" for name, spent, asked in axes)
 
 
@@ -153,19 +169,20 @@ def map_actions(
     model: SOLForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     text: str,
-    budget: Action,
+    budget: Sequence[float],
     context_length: int = 16,
     controller: Controller | None = None,
     name: str = "policy",
     budget_mode: str = "hard",
 ) -> ActionMap:
-    """Read a given text under a budget, and note the action that every token was predicted under.
+    """Score a given text under a budget, and record the action that every token was predicted under.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
         tokenizer (`PreTrainedTokenizerBase`): Of the base.
         text (`str`): The text.
-        budget (`tuple` of 3 `float`): Targets (token_keep, mlp_keep, bits).
+        budget (`tuple` of `float`): Targets, one number per axis of the action
+            space, in axis units.
         context_length (`int`, *optional*, defaults to 16): Tokens at the start that are processed densely.
         controller ([`Controller`], *optional*): What chooses; the policy by default.
         name (`str`, *optional*, defaults to `"policy"`): What to call it.
@@ -183,8 +200,12 @@ def map_actions(
             f"The text has {ids.shape[1]} tokens; with `context_length` {context_length} it needs at least "
             f"{context_length + 2}: give a longer text, or a shorter context."
         )
+    axes = model.action_space.axis_names
+    if len(budget) != len(axes):
+        raise ValueError(f"A budget has one number per axis ({', '.join(axes)}), got {tuple(budget)}.")
+    targets = Budget.of(dict(zip(axes, budget, strict=True)))
     output = model.score(
-        ids, context_length=context_length, budget=Budget(*budget), budget_mode=budget_mode, controller=controller
+        ids, context_length=context_length, budget=targets, budget_mode=budget_mode, controller=controller
     )
     chosen, realised, logprobs = (output[name][0].cpu() for name in ("actions", "realised", "logprobs"))
     texts, actions = token_texts(tokenizer, ids[0].tolist()), model.action_space.values[chosen].tolist()
@@ -193,10 +214,11 @@ def map_actions(
     return ActionMap(
         model=Path(model.base.config.name_or_path).name or type(model.base).__name__,
         controller=name,
-        requested=budget,
+        requested=tuple(budget),
         realised=tuple(realised.tolist()),
         context="".join(texts[:begin]),
-        tokens=tuple(Token(text, tuple(action), logprob) for text, action, logprob in tokens),
+        tokens=tuple(Token(text, tuple(action), logprob, axes) for text, action, logprob in tokens),
+        axes=axes,
     )
 
 
@@ -213,4 +235,4 @@ def render_action_map(action_map: ActionMap) -> str:
         action_map ([`ActionMap`]): From [`map_actions`].
     """
     template = page_environment().get_template("action_map.html.jinja")
-    return template.render(map=action_map)
+    return template.render(map=action_map, terms=ratio_terms(action_map.axes))

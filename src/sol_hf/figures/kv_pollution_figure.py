@@ -57,16 +57,17 @@ def plot_impulse_responses(responses: Sequence[ImpulseResponse]) -> Figure:
     bottom.axhline(0, color="black", linewidth=0.6)
     bottom.set_ylabel("log-probability lost\n(nats)")
     bottom.set_xlabel("decode step (shaded: disturbed; dotted: KV refresh)")
-    handles = [
-        Line2D([], [], color=color, label="token_keep {:g}, mlp_keep {:g}, bits {:g}".format(*action))
-        for action, color in colors.items()
-    ]
+    handles = [Line2D([], [], color=color, label=_label(first.axes, action)) for action, color in colors.items()]
     if any(x.refresh_every is None for x in responses):
         handles.append(Line2D([], [], color="black", linestyle=WITHOUT_REFRESH, label="without KV refresh"))
     if any(x.refresh_every is not None for x in responses):
         handles.append(Line2D([], [], color="black", linestyle=WITH_REFRESH, label="with KV refresh"))
     figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(actions) == 1 else 2)
     return figure
+
+
+def _label(names: Sequence[str], action: Sequence[float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in zip(names, action, strict=True))
 
 
 def _draw_steps(axes: Axes, response: ImpulseResponse, values: torch.Tensor, positive: bool, **style) -> None:

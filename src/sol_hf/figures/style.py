@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How figures look: one style, one colour and marker per controller, written as PNG and SVG.
+"""The style of figures: one colour and marker per controller; figures are written as PNG and SVG.
 
-Settings hold while a figure is made or written and are taken back: nothing of matplotlib's own is changed. Colours are
-those of Okabe and Ito, which the colour-blind can tell apart; markers differ too.
+Settings hold while a figure is made or written, and are restored afterwards: the settings of matplotlib do not change.
+Colours are those of Okabe and Ito, which the colour-blind can tell apart; markers differ too.
 """
 
 import functools
@@ -62,9 +62,10 @@ def family(controller: str) -> str:
 
 
 def looks_of(controllers: Iterable[str]) -> dict[str, Look]:
-    """A look for every controller, the known families first, in the order of `LOOKS`.
+    """A colour and a marker for every controller, the families in `LOOKS` first, in that order.
 
-    The first of a family has its look; the others, and unknown families, have spare ones.
+    The first controller of such a family has the look of the family. All others, such as controllers that were
+    registered elsewhere, have those of `OTHER_LOOKS` in turn.
 
     Args:
         controllers (`Iterable[str]`): Names, with repetitions.
@@ -80,7 +81,7 @@ def looks_of(controllers: Iterable[str]) -> dict[str, Look]:
 
 
 def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
-    """Let a function make its figure in the common style."""
+    """Decorator of a function that makes a figure: it then has the common style."""
 
     @functools.wraps(draw)
     def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:

@@ -8,6 +8,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,18 +16,36 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..budget.action_space import AXES
+from ..evaluation.sweep.table import REALISED, TARGET
+from .axis_labels import is_integral, ratio_term
 from .style import LOOKS, checked_rows, family, looks_of, styled
-from .sweep_points import Point, Rows, Triple, budget_of, front_of, paired_gains, points_of
+from .sweep_points import (
+    BudgetValues,
+    Point,
+    Rows,
+    budget_of,
+    checked_sweep,
+    front_of,
+    paired_gains,
+    points_of,
+)
 
 
-NET_KEEP_LABEL = "net keep: mean of token_keep, mlp_keep and bits / 16, as spent"
+NUMBERED_LABELS = {"random": "random, best of {}", "oracle": "oracle, {} later steps"}
+"""Labels of controllers of a sweep whose number means something special."""
+POINT_COLUMNS = ("controller", "net_keep", "log_perplexity", "log_perplexity_error")
 
 
 def label_of(controller: str) -> str:
-    """How a legend names a controller."""
+    """The label of a controller in a legend; by default its name, with its number if there is one."""
     name, _, number = controller.partition(":")
-    return {"random": f"random, best of {number}", "oracle": f"oracle, {number} ahead"}[name] if number else name
+    return NUMBERED_LABELS[name].format(number) if number and name in NUMBERED_LABELS else controller
+
+
+def net_keep_label(axes: Sequence[str]) -> str:
+    """The label of the net keep rate, which names its terms."""
+    *terms, last = map(ratio_term, axes)
+    return f"net keep: mean of {', '.join(terms)} and {last}, as spent" if terms else f"net keep: {last}, as spent"
 
 
 @styled
@@ -46,14 +65,14 @@ def plot_pareto(rows: Rows, blocks: Rows = ()) -> Figure:
     Raises:
         ValueError: if the table is empty or lacks a column.
     """
-    columns = ("controller", *AXES, "net_keep", "log_perplexity", "log_perplexity_error")
-    points = points_of(checked_rows(rows, columns, "table `sweep`"))
+    table, axes = checked_sweep(rows, POINT_COLUMNS)
+    points = points_of(table, axes)
     compared = [name for name in points if family(name) not in ("fixed", "dense")]
     with_gains = bool(compared) and "fixed" in points
     figure = Figure(figsize=(6.4, 6.4 if with_gains else 4.2), layout="constrained")
     if with_gains:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        _draw_gains(bottom, points, compared, paired_gains(blocks))
+        _draw_gains(bottom, points, compared, paired_gains(blocks, axes))
     else:
         top = bottom = figure.subplots()
     looks = looks_of(points)
@@ -75,7 +94,7 @@ def plot_pareto(rows: Rows, blocks: Rows = ()) -> Figure:
     _label_log_axis(top)
     top.set_ylabel("perplexity")
     top.legend()
-    bottom.set_xlabel(NET_KEEP_LABEL)
+    bottom.set_xlabel(net_keep_label(axes))
     return figure
 
 
@@ -83,7 +102,7 @@ def _draw_gains(
     axes: Axes,
     points: dict[str, list[Point]],
     compared: list[str],
-    paired: dict[tuple[str, Triple], tuple[float, float]],
+    paired: dict[tuple[str, BudgetValues], tuple[float, float]],
 ) -> None:
     fixed, looks = {point.budget: point for point in points["fixed"]}, looks_of(points)
     for name in compared:
@@ -107,7 +126,7 @@ def _label_log_axis(axes: Axes) -> None:
 
 @styled
 def plot_realised(rows: Rows) -> Figure:
-    """What every controller was asked for and what it spent: a panel per axis, with the diagonal.
+    """Target and realised mean of every controller: a panel per axis, with the diagonal.
 
     Args:
         rows: The table `sweep`: `controller`, `target_*` and `realised_*` of the axes.
@@ -118,22 +137,22 @@ def plot_realised(rows: Rows) -> Figure:
     Raises:
         ValueError: if the table is empty or lacks a column.
     """
-    columns = ["controller", *(f"{kind}_{axis}" for kind in ("target", "realised") for axis in AXES)]
-    table = [row for row in checked_rows(rows, columns, "table `sweep`") if family(row["controller"]) != "dense"]
+    found, names = checked_sweep(rows, ("controller",), (TARGET, REALISED))
+    table = [row for row in found if family(row["controller"]) != "dense"]
     looks = looks_of(row["controller"] for row in table)
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    for axes, axis in zip(figure.subplots(1, 3), AXES, strict=True):
-        values = [row[f"{kind}_{axis}"] for row in table for kind in ("target", "realised")]
+    figure = Figure(figsize=(1.5 + 2.5 * len(names), 2.8), layout="constrained")
+    for axes, axis in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        values = [row[f"{kind}{axis}"] for row in table for kind in (TARGET, REALISED)]
         margin = 0.05 * (max(values) - min(values)) or 0.05
         limits = (min(values) - margin, max(values) + margin)
         axes.axline((limits[0], limits[0]), slope=1, color="black", linewidth=0.8)
         for name, (color, marker) in looks.items():
             own = [row for row in table if row["controller"] == name]
-            x, y = ([row[f"{kind}_{axis}"] for row in own] for kind in ("target", "realised"))
+            x, y = ([row[f"{kind}{axis}"] for row in own] for kind in (TARGET, REALISED))
             axes.plot(x, y, marker, color=color, markerfacecolor="none", label=label_of(name))
         axes.set(xlim=limits, ylim=limits, aspect="equal", title=axis, xlabel="asked for")
         for side in (axes.xaxis, axes.yaxis):
-            side.set_major_locator(MaxNLocator(5, integer=axis == "bits"))
+            side.set_major_locator(MaxNLocator(5, integer=is_integral(axis)))
     figure.axes[0].set_ylabel("spent")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
@@ -141,7 +160,7 @@ def plot_realised(rows: Rows) -> Figure:
 
 @styled
 def plot_random_search(rows: Rows, trials: Rows) -> Figure:
-    """Violins of all random schedules that were tried at every budget, with the other controllers beside them.
+    """Violins of the losses of all random schedules at every budget, with the other controllers beside them.
 
     Log-perplexities are relative to the mean of the trials, so that budgets can share an axis.
 
@@ -155,11 +174,11 @@ def plot_random_search(rows: Rows, trials: Rows) -> Figure:
     Raises:
         ValueError: if a table is empty or lacks a column, or a budget has less than two trials.
     """
-    columns = ("controller", *AXES, "net_keep", "log_perplexity", "log_perplexity_error")
-    points = points_of(checked_rows(rows, columns, "table `sweep`"))
-    tried: dict[Triple, list[float]] = defaultdict(list)
-    for row in checked_rows(trials, (*AXES, "log_perplexity"), "table `trials`"):
-        tried[budget_of(row)].append(row["log_perplexity"])
+    table, names = checked_sweep(rows, POINT_COLUMNS)
+    points = points_of(table, names)
+    tried: dict[BudgetValues, list[float]] = defaultdict(list)
+    for row in checked_rows(trials, (*names, "log_perplexity"), "table `trials`"):
+        tried[budget_of(row, names)].append(row["log_perplexity"])
     few = [budget for budget, values in tried.items() if len(values) < 2]
     if few:
         raise ValueError(
@@ -184,8 +203,8 @@ def plot_random_search(rows: Rows, trials: Rows) -> Figure:
         color, marker = looks[name]
         axes.plot(list(found), list(found.values()), marker, color=color, label=label_of(name))
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_xticks(range(len(budgets)), ["{:g}\n{:g}\n{:g}".format(*budget) for budget in budgets])
-    axes.set_xlabel("budget: token_keep, mlp_keep, bits")
+    axes.set_xticks(range(len(budgets)), ["\n".join(f"{value:g}" for value in budget) for budget in budgets])
+    axes.set_xlabel(f"budget: {', '.join(names)}")
     axes.set_ylabel("log-perplexity, relative to the mean\nof the random schedules (nats a token)")
     axes.grid(False, axis="x")
     figure.legend(loc="outside upper center", ncols=4)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The numbers of a sweep that figures show: points of every controller, fronts, gains over the fixed schedule."""
+"""Numbers for the figures of a sweep: points of every controller, fronts, gains over the fixed schedule."""
 
 import math
 from collections import defaultdict
@@ -11,36 +11,56 @@ from typing import Any
 
 import torch
 
-from ..budget.action_space import AXES
 from ..evaluation.kv_pollution import mean_and_error
 from ..evaluation.sweep.fronts import pareto_front
+from ..evaluation.sweep.table import axes_of
 from .style import checked_rows, looks_of
 
 
 Rows = Iterable[Mapping[str, Any]]
-Triple = tuple[float, float, float]
+BudgetValues = tuple[float, ...]
+"""One number per axis, in axis units."""
 
 
 @dataclass(frozen=True)
 class Point:
     """A controller at a budget, averaged over seeds: what it spent, its log-perplexity and the standard error."""
 
-    budget: Triple
+    budget: BudgetValues
     net_keep: float
     log_perplexity: float
     error: float
 
 
-def budget_of(row: Mapping[str, Any]) -> Triple:
-    """The budget that a row of a sweep's table belongs to."""
-    return float(row["token_keep"]), float(row["mlp_keep"]), float(row["bits"])
+def budget_of(row: Mapping[str, Any], axes: Sequence[str]) -> BudgetValues:
+    """The budget of a row of a sweep's table."""
+    return tuple(float(row[axis]) for axis in axes)
 
 
-def points_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """Points of every controller, by net keep, from the rows of a sweep's table."""
-    groups: dict[tuple[str, Triple], list[Mapping[str, Any]]] = defaultdict(list)
+def checked_sweep(
+    rows: Rows, columns: Sequence[str], prefixes: Sequence[str] = ("",)
+) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:
+    """Rows of the table `sweep` and the names of its axes, or a ValueError that says what they lack.
+
+    Args:
+        rows: The table `sweep`.
+        columns (`Sequence[str]`): What every row must have, beside the columns of the axes.
+        prefixes (`Sequence[str]`, *optional*, defaults to `("",)`): Of the columns of the axes that every row must
+            have, such as `target_`.
+    """
+    what = "table `sweep`"
+    found = checked_rows(rows, columns, what)
+    axes = axes_of(found[0])
+    if not axes:
+        raise ValueError(f"The {what} has no column of an axis: give one that a sweep wrote.")
+    return checked_rows(found, [f"{prefix}{axis}" for prefix in prefixes for axis in axes], what), axes
+
+
+def points_of(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[str, list[Point]]:
+    """Points of every controller, by net keep, from the rows of a sweep's table and the names of its axes."""
+    groups: dict[tuple[str, BudgetValues], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        groups[row["controller"], budget_of(row)].append(row)
+        groups[row["controller"], budget_of(row, axes)].append(row)
     points: dict[str, list[Point]] = {name: [] for name in looks_of(row["controller"] for row in rows)}
     for (name, budget), group in groups.items():
         columns = ("net_keep", "log_perplexity", "log_perplexity_error")
@@ -58,16 +78,17 @@ def front_of(points: Sequence[Point]) -> list[Point]:
     return [points[index] for index in pareto_front([_by_net_keep(point) for point in points])]
 
 
-def paired_gains(blocks: Rows) -> dict[tuple[str, Triple], tuple[float, float]]:
+def paired_gains(blocks: Rows, axes: Sequence[str]) -> dict[tuple[str, BudgetValues], tuple[float, float]]:
     """Mean loss of `fixed` less that of a controller, per controller and budget, and its standard error over blocks.
 
     Args:
         blocks: The table `blocks`: `controller`, `seed`, the axes, `losses`; averaged over seeds first.
+        axes (`Sequence[str]`): Names of the axes.
     """
-    losses: dict[tuple[str, Triple], list[torch.Tensor]] = defaultdict(list)
+    losses: dict[tuple[str, BudgetValues], list[torch.Tensor]] = defaultdict(list)
     if found := list(blocks):
-        for row in checked_rows(found, ("controller", *AXES, "losses"), "table `blocks`"):
-            losses[row["controller"], budget_of(row)].append(torch.tensor(row["losses"], dtype=torch.float64))
+        for row in checked_rows(found, ("controller", *axes, "losses"), "table `blocks`"):
+            losses[row["controller"], budget_of(row, axes)].append(torch.tensor(row["losses"], dtype=torch.float64))
     means = {key: torch.stack(seeds).mean(dim=0) for key, seeds in losses.items()}
     gains = {}
     for (name, budget), own in means.items():

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Loading a policy so that a damaged or unfitting file never goes unnoticed."""
+"""Loading a policy, with errors for damaged files and for weights that do not fit."""
 
 import os
 from typing import Any
@@ -24,6 +24,9 @@ def load_policy(name_or_path: str | os.PathLike, config: SOLConfig | None, locat
     Raises:
         ValueError: if the weights are damaged, or are not those that the config describes.
     """
+    if config is None:  # read here, because before transformers 5.22 a model class forgets the token for it
+        stored, _ = SOLConfig.get_config_dict(name_or_path, **location)
+        config = SOLConfig.from_dict(stored) if stored else None  # the folder of an adapter has none
     try:
         policy, info = SOLPolicyModel.from_pretrained(
             name_or_path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **location
@@ -44,7 +47,7 @@ def load_policy(name_or_path: str | os.PathLike, config: SOLConfig | None, locat
 
 
 def without_wrapper(base: PreTrainedModel) -> PreTrainedModel:
-    """The model inside of a `PeftModel`, with its adapters active in it; any other model as it is.
+    """The model inside a `PeftModel`, with its adapters active; any other model unchanged.
 
     Raises:
         ValueError: for an adapter that does not live in the model's layers (prompt learning).
@@ -60,7 +63,7 @@ def without_wrapper(base: PreTrainedModel) -> PreTrainedModel:
 
 
 def base_sizes(base: PreTrainedModel) -> dict[str, int]:
-    """What a policy has to know of its base: the fields `base_*` of [`SOLConfig`]."""
+    """Sizes of the base that a policy has to fit: the fields `base_*_size` of [`SOLConfig`]."""
     embeddings = base.get_input_embeddings()
     return {
         "base_hidden_size": base.get_output_embeddings().weight.shape[-1],
@@ -70,7 +73,7 @@ def base_sizes(base: PreTrainedModel) -> dict[str, int]:
 
 
 def base_facts(base: PreTrainedModel) -> dict[str, str | int | None]:
-    """What else a config keeps of a base, without having to fit it."""
+    """What a config also stores of a base, but does not have to fit: its name and its longest text."""
     adapted = hasattr(base, "peft_config")  # then the name is that of the base without its adapter
     return {
         "base_model_name_or_path": None if adapted else base.config.name_or_path or None,
@@ -87,6 +90,9 @@ def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel) 
             raise ValueError(
                 f"The policy was made for a base with {what} {expected}, but {type(base).__name__} has {size}."
             )
+    axes, named = policy.config.action_space.axis_names, config.action_space.axis_names
+    if axes != named:
+        raise ValueError(f"The policy has the axes {', '.join(axes)}, but its config names {', '.join(named)}.")
     actions = policy.action_embedding.num_embeddings - 1
     if actions != len(config.action_space):
         raise ValueError(f"The policy has {actions} actions, but its config describes {len(config.action_space)}.")

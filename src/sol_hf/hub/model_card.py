@@ -5,18 +5,14 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import huggingface_hub
 import torch
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..budget.axes import PUBLISHED_AXES
 from ..configuration_sol import SOLConfig
-
-
-if TYPE_CHECKING:
-    pass
 
 
 CARD_NAME = "README.md"
@@ -46,9 +42,13 @@ def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | 
         license="apache-2.0",
         tags=[*TAGS, *(tag for tag in tags or [] if tag not in TAGS)],
     )
-    levels = {
-        name: f"{values[0]:g} … {values[-1]:g} ({len(values)})" for name, values in config.action_space.levels.items()
-    }
+    space = config.action_space
+    levels = {name: f"{values[0]:g} … {values[-1]:g} ({len(values)})" for name, values in space.levels.items()}
+    further = [
+        {"name": axis.name, "meaning": axis.meaning, "largest": f"{max(space.levels[axis.name]):g}"}
+        for axis in space.axes
+        if axis not in PUBLISHED_AXES
+    ]
     return ModelCard.from_template(
         data,
         template_path=str(CARD_TEMPLATE),
@@ -57,7 +57,8 @@ def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | 
         needs_base=on_hub is None,
         revision=config.base_model_revision,
         levels=levels,
-        n_actions=len(config.action_space),
+        further=further,
+        n_actions=len(space),
         config=config,
         versions={
             "transformers": transformers.__version__,

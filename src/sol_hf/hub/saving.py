@@ -31,7 +31,7 @@ AUTO_MAP = {
 
 
 def save_policy(model: PreTrainedModel, folder: str | os.PathLike, repo_id: str | None, **kwargs) -> None:
-    """Write what a policy repository holds; a card that is already in the folder stays.
+    """Write the files of a policy repository; a model card that is already in the folder is kept.
 
     Of a policy with an adapter (PEFT), only the adapter is written: it names the policy that it belongs to.
 
@@ -67,9 +67,9 @@ def push_policy(
     create_pr: bool,
     tags: list[str] | None,
 ) -> str:
-    """Create the repository if need be and upload what `save_pretrained` writes.
+    """Create the repository if it does not exist, and upload what `save_pretrained` writes.
 
-    A card that already stands in the repository keeps its text and gains the new tags.
+    A model card that is already in the repository keeps its text and gets the new tags.
 
     Returns:
         `str`: Address of the commit.

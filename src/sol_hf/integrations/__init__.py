@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Where other libraries find us: lm-evaluation-harness, evaluate, and a small real model without the Hub.
+"""Adapters to other libraries: lm-evaluation-harness and evaluate; and a small real model that needs no Hub.
 
-Thin adapters; what they call is elsewhere.
+The adapters are thin. The code that they call belongs to other wings.
 """

@@ -10,7 +10,6 @@ import evaluate
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..budget.action_space import AXES
 from ..controllers.names import make_controller
 from ..modeling_sol import SOLForCausalLM
 
@@ -31,8 +30,8 @@ Args:
     options: The budget options of [`SOLForCausalLM.generate`]; `controller` may be a name for [`make_controller`].
 
 Returns:
-    `dict`: `perplexities` of the texts and `mean_perplexity`; `realised`, per text the means of (token_keep, mlp_keep,
-    bits) over its controllable steps, and `mean_realised`, the mean of those by axis.
+    `dict`: `perplexities` of the texts and `mean_perplexity`; `realised`, per text the mean level of every axis over
+    its controllable steps, in axis units, and `mean_realised`, the mean of those by axis.
 
 Raises:
     ValueError: for a text without a token to score, or a missing start token.
@@ -97,7 +96,7 @@ class BudgetedPerplexity(evaluate.Metric):
             "perplexities": perplexities,
             "mean_perplexity": sum(perplexities) / len(perplexities),
             "realised": realised,
-            "mean_realised": dict(zip(AXES, means, strict=True)),
+            "mean_realised": dict(zip(model.action_space.axis_names, means, strict=True)),
         }
 
 

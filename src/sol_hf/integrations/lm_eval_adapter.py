@@ -23,32 +23,39 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, find_executable_batch_size
-from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from lm_eval import utils
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from ..budget.action_space import AXES
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
 from ..controllers.fixed import FixedController
-from ..controllers.names import make_controller, parse_controller
-from ..decoding.options import STORED_DEFAULTS, resolve_options
+from ..controllers.names import DENSE, make_controller, parse_controller
+from ..controllers.registry import CONTROLLERS
+from ..decoding.options import resolve_options, stored_names
+from ..errors import missing_extra
 from ..modeling_sol import SOLForCausalLM
 from .lm_eval_spending import Spending
 from .smollm2 import fetch_smollm2
 
 
+try:
+    from datasets.exceptions import DatasetNotFoundError
+    from lm_eval import utils
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import CacheHook
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ModuleNotFoundError as error:
+    raise missing_extra("`--model sol`", error, preferred="eval") from error
+
+
 SMOLLM2 = "smollm2-135m"
-OWN_ARGUMENTS = (*STORED_DEFAULTS, "base", "policy_revision", "controller", "seed")
+OWN_ARGUMENTS = ("base", "policy_revision", "controller", "seed")
+"""Model arguments of the adapter beside the budget options of [`stored_names`]."""
 FINGERPRINT = "sol_hf settings"
-"""Key of a response cache under which stands what its responses were computed with."""
+"""Key of a response cache; its value has the settings that the responses were computed with."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """The strings, or `None` for a part of a longer text; token ids of the context; of the continuation."""
@@ -62,8 +69,9 @@ class SOLLM(HFLM):
         pretrained (`str` or [`SOLForCausalLM`]): Folder or Hub id of a policy, or a loaded model.
         base (`str`, *optional*): Folder or Hub id of the base, or `smollm2-135m`, which needs no Hub. By default the
             one that the policy's config names.
-        controller (`str`, *optional*, defaults to `"policy"`): A name, see [`make_controller`].
-        seed (`int`, *optional*, defaults to 0): Of the controller `random`.
+        controller (`str`, *optional*, defaults to `"policy"`): The name of a registered controller, see
+            [`make_controller`].
+        seed (`int`, *optional*, defaults to 0): Of a controller whose number is a seed, such as `random`.
         policy_revision (`str`, *optional*, defaults to `"main"`): Of the policy's repository.
         kwargs: The budget options of [`SOLForCausalLM.generate`] that are numbers or words (`token_keep`, `mlp_keep`,
             `bits`, `budget_mode`, `kv_refresh`, ...), and `HFLM`'s arguments, which concern the base.
@@ -82,9 +90,12 @@ class SOLLM(HFLM):
         **kwargs,
     ):
         self._generating = False
-        self.controller_name, named_seed = parse_controller(str(controller))
-        self.seed = named_seed if ":" in str(controller) else int(seed)
-        self.given = {name: kwargs.pop(name) for name in STORED_DEFAULTS if name in kwargs}
+        name, number = parse_controller(str(controller))
+        takes_seed = name != DENSE and CONTROLLERS[name].number == "seed"
+        self.seed = number if takes_seed and ":" in str(controller) else int(seed)
+        self.controller_name = name if takes_seed else str(controller).strip()
+        self.controller_spec = f"{name}:{self.seed}" if takes_seed else self.controller_name
+        self.given = {name: kwargs.pop(name) for name in stored_names() if name in kwargs}
         _refuse_misspelt(kwargs)
         loaded = None if isinstance(pretrained, str) else pretrained
         if loaded is None:
@@ -110,10 +121,10 @@ class SOLLM(HFLM):
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def _check_options(self) -> dict[str, Any]:
-        """The options of every `generate` and `score` call, empty where the base itself is what was asked for."""
+        """The options of every `generate` and `score` call; empty if the base itself was asked for."""
         given = self.given | {"controller": self._make_controller()}
         resolved = resolve_options(given, None, self.sol.generation_config)
-        if self.controller_name == "dense" or (resolved.budget is not None and resolved.is_dense):
+        if self.controller_name == DENSE or (resolved.budget is not None and resolved.is_dense):
             return {}
         if resolved.budget is None:
             raise ValueError(
@@ -125,23 +136,23 @@ class SOLLM(HFLM):
 
     def _make_controller(self) -> Controller | None:
         if self.controller_name == "fixed":  # a request's result must not depend on its batch
-            return FixedController(carry=AXES, across_rows=False)
-        name = f"random:{self.seed}" if self.controller_name == "random" else self.controller_name
-        return None if name == "policy" else make_controller(name, self.sol)
+            return FixedController(carry=self.sol.action_space.axis_names, across_rows=False)
+        return None if self.controller_name == "policy" else make_controller(self.controller_spec, self.sol)
 
     @property
     def is_dense(self) -> bool:
-        """Whether the base itself is what was asked for."""
+        """Whether the base itself was asked for."""
         return not self.options
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the responses depend on, for the results and for response caches."""
         resolved = resolve_options(self.given, None, self.sol.generation_config)
-        budget = None if self.is_dense else {axis: getattr(resolved.budget, axis) for axis in AXES}
+        names = self.sol.action_space.axis_names
+        budget = None if self.is_dense else {axis: getattr(resolved.budget, axis) for axis in names}
         return {
             "policy": self.policy_name,
-            "controller": "dense" if self.is_dense else self.controller_name,
+            "controller": DENSE if self.is_dense else self.controller_name,
             "seed": self.seed,
             "budget": budget,
             "budget_mode": resolved.budget_mode,
@@ -170,7 +181,7 @@ class SOLLM(HFLM):
         cache_hook.dbdict[FINGERPRINT] = mine
 
     def barrier(self) -> None:
-        """`HFLM`'s; the processes also tell each other what they have spent so far."""
+        """`HFLM`'s; the processes also exchange what they have spent so far."""
         super().barrier()
         if self.world_size > 1:
             self.all_spending = self.gather_object(self.spending.sums)
@@ -200,7 +211,7 @@ class SOLLM(HFLM):
         return self._by_task(self._score_texts, requests, disable_tqdm)
 
     def _by_task(self, method, requests: list[Instance], disable_tqdm: bool) -> list:
-        """Run a method on the requests of one task after the other, so that it is known who spends."""
+        """Run a method on the requests of one task after the other, so that spending is counted per task."""
         if self.is_dense:
             return method(requests, disable_tqdm=disable_tqdm)
         answers: list = [None] * len(requests)
@@ -282,7 +293,7 @@ class SOLLM(HFLM):
         )
 
     def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
-        """The largest batch that fits, tried with the longest row; on a CPU, which does not say, `max_batch_size`."""
+        """The largest batch that fits, tried with the longest row; on a CPU `max_batch_size`."""
         if self.is_dense:
             return super()._detect_batch_size(requests, pos)
         if self.device.type == "cpu":
@@ -326,7 +337,7 @@ def _by_cost(row: tuple) -> tuple:
 
 def _refuse_misspelt(arguments: dict[str, Any]) -> None:
     for name in arguments:
-        near = difflib.get_close_matches(name, OWN_ARGUMENTS, n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name, (*stored_names(), *OWN_ARGUMENTS), n=1, cutoff=0.75)
         if near and name not in HFLM.__init__.__code__.co_varnames:
             raise ValueError(f"Unknown model argument `{name}`: did you mean `{near[0]}`?")
 
@@ -342,8 +353,15 @@ def _find_base(config: SOLConfig, base: str | None, arguments: dict[str, Any]) -
     return config.base_model_name_or_path, {"revision": config.base_model_revision or "main"} | arguments
 
 
-def main() -> None:
-    """lm-eval's command line; a task that cannot be downloaded gives an error that says so."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """lm-eval's command line; a task that cannot be downloaded gives an error that names the reason.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): Instead of those of the process.
+    """
+    given = sys.argv
+    if arguments is not None:  # lm-eval reads those of the process only
+        sys.argv = ["sol-hf lm-eval", *arguments]
     try:
         cli_evaluate()
     except (ConnectionError, OfflineModeIsEnabled, LocalEntryNotFoundError, DatasetNotFoundError) as error:
@@ -353,6 +371,8 @@ def main() -> None:
             f"A task or a model needs files from the Hub{reason}: {error}\nRun it once with a network, which fills "
             "the cache, or give tasks with local data by --include_path."
         )
+    finally:
+        sys.argv = given
 
 
 if __name__ == "__main__":

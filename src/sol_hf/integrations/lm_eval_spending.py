@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the requests of every task of an evaluation really spent."""
+"""Mean levels that the requests of every task of an evaluation realised."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ..budget.action_space import ActionSpace
 from ..selection.rule import SelectionRule
 
 
@@ -25,10 +25,10 @@ class Spending:
         self.sums: dict[str, torch.Tensor] = {}
 
     def add(self, task: str, actions: torch.Tensor, contexts: Sequence[int] | torch.Tensor) -> None:
-        """Count what rows did.
+        """Add the actions of some rows.
 
         Args:
-            task (`str`): Whose requests they are.
+            task (`str`): The task of their requests.
             actions (`torch.LongTensor` of shape `(rows, steps)`): Action ids, -1 where a row has no step.
             contexts (`Sequence[int]`): Tokens before the first step of every row.
         """
@@ -38,7 +38,7 @@ class Spending:
         counted = taken & self.rule.is_controllable(seen)
         levels = self.space.ratios.double()[actions[counted]].sum(dim=0)
         row = torch.cat([levels, torch.stack([counted.sum(), taken.sum()]).double()])
-        self.sums[task] = self.sums.get(task, torch.zeros(5, dtype=torch.double)) + row
+        self.sums[task] = self.sums.get(task, torch.zeros_like(row)) + row
 
     def report(self, parts: Sequence[Mapping[str, torch.Tensor]] | None = None) -> dict[str, dict[str, Any]]:
         """Per task the means over controllable steps, in axis units, and the numbers of steps.
@@ -52,7 +52,7 @@ class Spending:
         for task in tasks:
             total = torch.stack([part[task] for part in parts if task in part]).sum(dim=0)
             *sums, counted, taken = total.tolist()
-            means = [value / counted if counted else 1.0 for value in sums]
-            levels = {axis: mean * scale for axis, mean, scale in zip(AXES, means, AXIS_SCALE, strict=True)}
+            axes = zip(self.space.axes, sums, strict=True)
+            levels = {axis.name: value / counted * axis.scale if counted else axis.dense for axis, value in axes}
             report[task] = {**levels, "controllable_steps": int(counted), "steps": int(taken)}
         return report

@@ -128,7 +128,7 @@ def _lock(path: Path, progress: bool) -> Iterator[None]:
 
 
 def _build(building: Path, progress: bool) -> None:
-    """Fills `building/model`; everything else in `building` is scrap."""
+    """Fills `building/model`; everything else in `building` is temporary."""
     download, unpacked, model = building / "download", building / "unpacked", building / "model"
     download.mkdir(parents=True)
     unpacked.mkdir()
@@ -230,7 +230,7 @@ def _mend_tokenizer(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> No
 
 @contextmanager
 def _transformers_progress(progress: bool) -> Iterator[None]:
-    """Shows or hides transformers' own progress bars inside the block, and puts the user's choice back."""
+    """Shows or hides transformers' own progress bars inside the block, and restores the user's setting afterwards."""
     from transformers.utils import logging
 
     before = logging.is_progress_bar_enabled()

@@ -11,16 +11,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
-
-
-FIRST_TARGET = 2
-
-
-FIRST_DRIFT = FIRST_TARGET + len(AXES)
-
-
-AFTER_DRIFT = FIRST_DRIFT + len(AXES)
+from ..budget.action_space import ActionSpace
+from ..budget.scalars import ScalarColumns
 
 
 TIE_MARGIN = 1e-5
@@ -31,12 +23,12 @@ class BudgetPrior(nn.Module):
     r"""Logits per level that the budget alone gives: \\(-((level - centre) / width)^2\\) on every axis.
 
     The centre is `target - overspent / (1 + repayment_spread * steps left)`, in ratio units. With a spread of 0, the
-    initial one, the next step repays everything that was overspent: the best level is then that of error diffusion,
-    and on evenly spaced levels the schedule is [`FixedController`]'s for a row that is alone. The larger the spread,
-    the freer is an episode to cost more or less than its target, so that the budget is kept on average only.
+    initial value, the next step compensates everything that was overspent: the best level is then that of error
+    diffusion, and on evenly spaced levels the schedule is that of [`FixedController`] for a single row. With a larger
+    spread an episode may cost more or less than its target, and the budget is kept on average only.
 
-    The number of steps that count is not among the scalars. All earlier ones of the episode are taken to count, as
-    they do unless the text is shorter than sink and window.
+    The number of counted steps is not among the scalars. All earlier steps of the episode are assumed to be counted,
+    which holds unless the text is shorter than sink and window.
 
     Args:
         space ([`ActionSpace`]): The levels.
@@ -46,18 +38,16 @@ class BudgetPrior(nn.Module):
     def __init__(self, space: ActionSpace, episode_length: int):
         super().__init__()
         self.episode_length = episode_length
-        self.levels = tuple(
-            tuple(value / scale for value in values)
-            for values, scale in zip(space.levels.values(), AXIS_SCALE, strict=True)
-        )
-        self.max_mlp_keep = max(space.levels["mlp_keep"])
-        self.log_width = nn.Parameter(torch.empty(len(AXES)))
-        self.repayment_spread = nn.Parameter(torch.empty(len(AXES)))
+        self.levels = tuple(tuple(value / axis.scale for value in space.levels[axis.name]) for axis in space.axes)
+        self.columns = ScalarColumns(len(space.axes))
+        self._mean_divisors = space.mean_divisors
+        self.log_width = nn.Parameter(torch.empty(len(space.axes)))
+        self.repayment_spread = nn.Parameter(torch.empty(len(space.axes)))
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Widths of one level, and debts that are repaid at once."""
+        """Widths of one level, and a spread of 0."""
         init.copy_(self.log_width, torch.tensor([math.log(_spacing(levels)) for levels in self.levels]))
         init.zeros_(self.repayment_spread)
 
@@ -65,10 +55,10 @@ class BudgetPrior(nn.Module):
         """Logits per level from what the budget allows.
 
         Args:
-            scalars (`torch.Tensor` of shape `(..., 8)`): From [`BudgetLedger.scalars`].
+            scalars (`torch.Tensor` of shape `(..., 2 + 2 * axes)` or wider): From [`BudgetLedger.scalars`].
 
         Returns:
-            `torch.Tensor` of shape `(..., sum(level_counts))`: in float32, or finer if the scalars are.
+            `torch.Tensor` of shape `(..., sum(level_counts))`: in float32, or float64 if the scalars are.
         """
         levels, axis_of_level = self._levels_on(scalars.device)
         centre = self.centre(scalars)[..., axis_of_level]
@@ -76,12 +66,12 @@ class BudgetPrior(nn.Module):
         return -(((levels - centre) / width) ** 2)
 
     def centre(self, scalars: torch.Tensor) -> torch.Tensor:
-        """The level that every axis should take next, in ratio units: `(..., 8)` to `(..., 3)`."""
+        """The level that every axis should take next, in ratio units: `(..., 2 + 2 * axes)` to `(..., axes)`."""
         scalars = scalars if scalars.dtype == torch.float64 else scalars.float()
-        targets, drift = scalars[..., FIRST_TARGET:FIRST_DRIFT], scalars[..., FIRST_DRIFT:AFTER_DRIFT]
-        step = (scalars[..., :1] * self.episode_length).round() - 1
-        mean = drift + targets
-        mean = torch.cat([mean[..., :1], mean[..., 1:2] * self.max_mlp_keep, mean[..., 2:]], dim=-1)
+        targets, drift = scalars[..., self.columns.targets], scalars[..., self.columns.drift]
+        step = (scalars[..., self.columns.progress] * self.episode_length).round() - 1
+        means = zip((drift + targets).unbind(dim=-1), self._mean_divisors, strict=True)
+        mean = torch.stack([mean if divisor == 1 else mean * divisor for mean, divisor in means], dim=-1)
         overspent = (mean - targets) * step
         steps_left = (self.episode_length - step).clamp(min=1)
         share = 1 / (1 + self.repayment_spread.float().clamp(min=0) * steps_left)
@@ -90,11 +80,12 @@ class BudgetPrior(nn.Module):
     def _levels_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels in ratio units and the axis of each, both `(sum(level_counts),)`; made once per device.
 
-        They are no buffers: those would be rounded with the weights, and be garbage after `from_pretrained`.
+        They are not buffers: buffers would be rounded together with the weights, and `from_pretrained` would not
+        fill them.
         """
         if device not in self._on_device:
             axes = [axis for axis, levels in enumerate(self.levels) for _ in levels]
-            with torch.inference_mode(False):  # what is made here also has to serve training later
+            with torch.inference_mode(False):  # these tensors are used in training, too
                 levels = torch.tensor([level for levels in self.levels for level in levels], device=device)
                 self._on_device[device] = levels, torch.tensor(axes, device=device)
         return self._on_device[device]

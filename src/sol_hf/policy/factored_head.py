@@ -13,11 +13,12 @@ def joint_logits(level_logits: torch.Tensor, level_counts: Sequence[int]) -> tor
 
     Args:
         level_logits (`torch.Tensor` of shape `(..., sum(level_counts))`): Logits per level.
-        level_counts (`Sequence[int]`): Levels of every axis.
+        level_counts (`Sequence[int]`): Number of levels of every axis.
 
     Returns:
         `torch.Tensor` of shape `(..., n_actions)`: in the order of [`ActionSpace`].
     """
-    token_keep, mlp_keep, bits = level_logits.split(tuple(level_counts), dim=-1)
-    outer = token_keep[..., :, None] + mlp_keep[..., None, :]
-    return (outer[..., None] + bits[..., None, None, :]).flatten(-3)
+    joint, *others = level_logits.split(tuple(level_counts), dim=-1)
+    for logits in others:
+        joint = (joint[..., :, None] + logits[..., None, :]).flatten(-2)
+    return joint

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Checkpoints that are whole or not there, and that continue a run exactly.
+"""Checkpoints that are complete or absent, and that continue a run exactly.
 
 A checkpoint is written to a folder of its own name inside `.unfinished`, and moved to its place in one step when it is
 complete; a process that dies while it writes leaves nothing that looks like a checkpoint. The policy is stored as on
@@ -31,7 +31,7 @@ NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{UNFINISHED}/*"]
 
 
 class AtomicCheckpoints(Trainer):
-    """Mixin of [`SOLGRPOTrainer`]: how its checkpoints are written and taken up."""
+    """Mixin of [`SOLGRPOTrainer`]: how its checkpoints are written and loaded."""
 
     push_in_progress: PushInProgress | None
     _is_writing = False

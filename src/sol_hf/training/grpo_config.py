@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
+from ..budget.axes import AXES, PUBLISHED_AXES, Axis
 from .rewards import ADVANTAGE_SCALES, RETURN_KINDS
 
 
@@ -19,7 +20,8 @@ WITHOUT_MEANING = """
     mask_truncated_completions max_tool_calling_iterations top_k min_p cast_lm_head_to_fp32 router_aux_loss_coef
     log_multimodal pad_to_multiple_of max_completion_length off_policy_mask_threshold
 """.split()
-AxisBudgets = list[float] | None
+PUBLISHED_BUDGETS = {axis.name: f"{axis.name}_budgets" for axis in PUBLISHED_AXES}
+"""The fields with the budgets of the published axes."""
 
 
 @dataclass
@@ -42,7 +44,8 @@ class SOLGRPOConfig(GRPOConfig):
         advantage_scale (`str`, *optional*, defaults to `"center"`): `"center"` or `"zscore"` within a group.
         whiten_advantages (`bool`, *optional*, defaults to `True`): Normalize advantages over the whole batch.
         penalty_weights (`list[float]`, *optional*, defaults to 100, 100, 200): Weight of the squared budget error of
-            `token_keep`, `mlp_keep` and `bits` (in ratio units).
+            `token_keep`, `mlp_keep` and `bits` (in ratio units). Further axes have the `penalty_weight` of their
+            [`Axis`].
         penalty_tolerance (`float`, *optional*, defaults to 0.02): Budget error that is free.
         kl_reward_weight (`float`, *optional*, defaults to 0.0): Share of -KL(dense ‖ sparse) in the reward; above 0,
             every block also runs densely.
@@ -50,14 +53,18 @@ class SOLGRPOConfig(GRPOConfig):
             list of more or fewer than two values is a choice among them.
         mlp_keep_budgets (`list[float]`, *optional*, defaults to 0.4, 1.0): As above.
         bits_budgets (`list[float]`, *optional*, defaults to 5, 16): As above, in bits.
-        draw_from_list (`bool`, *optional*, defaults to `False`): Take the three lists as choices, whatever their
-            length.
-        eval_budgets (`list[list[float]]`, *optional*): Triples (token_keep, mlp_keep, bits) to evaluate at; by default
-            nine over the published grid, brought into the action space.
-        eval_blocks (`int`, *optional*, defaults to 64): Blocks of the evaluation dataset, from its beginning, that an
-            evaluation plays; at least 2.
+        axis_budgets (`dict[str, list[float]]`, *optional*): The same for further axes, by name, in axis units. An axis
+            that is not named has the `budget_range` of its [`Axis`].
+        draw_from_list (`bool`, *optional*, defaults to `False`): Draw from the values of these lists, whatever their
+            length, not from their range.
+        eval_budgets (`list[list[float]]`, *optional*): Budgets to evaluate at, one number per axis; by default nine
+            over the published grid, brought into the action space.
+        eval_blocks (`int`, *optional*, defaults to 64): Number of blocks that an evaluation runs, from the beginning
+            of the evaluation dataset; at least 2.
         shard_base (`bool`, *optional*, defaults to `False`): Shard the base over the processes (FSDP2).
     """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "axis_budgets"]
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate."})
     max_grad_norm: float = field(default=2.0, metadata={"help": "Largest gradient norm."})
@@ -89,14 +96,19 @@ class SOLGRPOConfig(GRPOConfig):
     bits_budgets: list[float] = field(
         default_factory=lambda: [5.0, 16.0], metadata={"help": "Range of the budgets of bits."}
     )
+    axis_budgets: dict[str, list[float]] | str | None = field(
+        default=None, metadata={"help": "Ranges of the budgets of further axes, as a dictionary."}
+    )
     draw_from_list: bool = field(default=False, metadata={"help": "Draw budgets from the lists, not their range."})
-    eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Triples to evaluate at."})
-    eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation plays."})
+    eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Budgets to evaluate at."})
+    eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation runs."})
     num_generations_eval: int | None = field(default=1, metadata={"help": "Without meaning: evaluation is greedy."})
     shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
 
     def __post_init__(self):
         self._refuse_what_has_no_meaning()
+        if self.activation_checkpointing is not None:
+            self.gradient_checkpointing = self.activation_checkpointing  # its name before transformers 5.23
         # accelerate joins processes on CPUs only if it is told that CPUs are meant
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
@@ -122,12 +134,48 @@ class SOLGRPOConfig(GRPOConfig):
                 f"`rollout_batch_size` ({self.rollout_batch_size}) must be a multiple of `num_generations` "
                 f"({self.num_generations}): the rollouts of a block share its prefix."
             )
-        for name in ("token_keep_budgets", "mlp_keep_budgets", "bits_budgets"):
-            values = getattr(self, name)
+        self._check_axis_budgets()
+
+    def _check_axis_budgets(self) -> None:
+        lists = {field_name: getattr(self, field_name) for field_name in PUBLISHED_BUDGETS.values()}
+        for name, values in self._further_budgets().items():
+            if name in PUBLISHED_BUDGETS:
+                raise ValueError(f"The budgets of `{name}` are those of `{PUBLISHED_BUDGETS[name]}`.")
+            AXES[name].check_values(values)
+            lists[f"axis_budgets[{name!r}]"] = values
+        for name, values in lists.items():
             if not values or (not self.draw_from_list and (len(values) != 2 or values[0] > values[1])):
                 raise ValueError(
                     f"`{name}` must be a range [low, high], or any list with `draw_from_list=True`, got {values}."
                 )
+
+    def _further_budgets(self) -> dict[str, list[float]]:
+        given = self.axis_budgets or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"`axis_budgets` must be a dictionary of lists by axis, got {given!r}.")
+        return given
+
+    def draw_budget(self, axis: Axis, share: float) -> float:
+        """A budget of one axis, in axis units.
+
+        Args:
+            axis ([`Axis`]): The axis.
+            share (`float`): A uniform random number in [0, 1).
+        """
+        if axis.name in PUBLISHED_BUDGETS:
+            values = getattr(self, PUBLISHED_BUDGETS[axis.name])
+        else:
+            values = self._further_budgets().get(axis.name)
+        if values is None:
+            values = axis.budget_range
+        elif self.draw_from_list:
+            return values[int(share * len(values))]
+        return values[0] + share * (values[1] - values[0])
+
+    def penalty_weight(self, axis: Axis) -> float:
+        """Weight of the squared budget error of an axis."""
+        published = list(PUBLISHED_BUDGETS)
+        return self.penalty_weights[published.index(axis.name)] if axis.name in published else axis.penalty_weight
 
     def _refuse_what_has_no_meaning(self) -> None:
         defaults: dict[str, Any] = {f.name: f.default for f in fields(GRPOConfig)}

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOTrainer
 
-from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ..budget.action_space import ActionSpace
 from ..episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
 from ..episodes.text_blocks import pack_blocks
 from ..modeling_sol import SOLForCausalLM
@@ -42,7 +42,7 @@ def action_tokenizer(space: ActionSpace) -> PreTrainedTokenizerBase:
 
 
 def _rewards_come_from_rollouts(completions: list, **kwargs) -> list[float]:
-    """Stands where TRL wants a reward function; [`SOLGRPOTrainer`] computes rewards per step instead."""
+    """The reward function that TRL requires; [`SOLGRPOTrainer`] computes rewards per step instead."""
     raise RuntimeError("SOLGRPOTrainer computes its rewards from rollouts.")
 
 
@@ -115,7 +115,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
 
     @contextmanager
     def _as_language_model(self, policy):
-        """Lend the policy what TRL expects of a language model, and take back what it leaves on it."""
+        """Give the policy the attributes that TRL expects of a language model, and remove them afterwards."""
         policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
         config = copy.deepcopy(policy.config)
         policy.generation_config = GenerationConfig()
@@ -133,7 +133,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
         local = args.per_device_train_batch_size * args.steps_per_generation
         if local % args.num_generations:
             raise ValueError(
-                f"A process plays {local} rollouts at a time (`per_device_train_batch_size` * "
+                f"A process runs {local} rollouts at a time (`per_device_train_batch_size` * "
                 f"`steps_per_generation`), which must be a multiple of `num_generations` ({args.num_generations}): "
                 "the rollouts of a block share its prefix."
             )
@@ -160,20 +160,15 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
         return torch.Generator().manual_seed(seed)
 
     def _draw_budget(self, generator: torch.Generator) -> torch.Tensor:
-        """A budget `(3,)` in ratio units."""
-        args, drawn = self.args, []
-        for axis, scale in zip(AXES, AXIS_SCALE, strict=True):
-            values = getattr(args, f"{axis}_budgets")
-            number = float(torch.rand((), generator=generator))
-            if args.draw_from_list:
-                value = values[int(number * len(values))]
-            else:
-                value = values[0] + number * (values[1] - values[0])
-            drawn.append(value / scale)
+        """A budget `(axes,)` in ratio units."""
+        drawn = []
+        for axis in self.sol.action_space.axes:
+            share = float(torch.rand((), generator=generator))
+            drawn.append(self.args.draw_budget(axis, share) / axis.scale)
         return torch.tensor(drawn)
 
-    def play(self, blocks: torch.Tensor, first_block: int, generation: int) -> Rollouts:
-        """Play `num_generations` rollouts of every block.
+    def roll_out(self, blocks: torch.Tensor, first_block: int, generation: int) -> Rollouts:
+        """Run `num_generations` rollouts of every block.
 
         Args:
             blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
@@ -200,7 +195,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
         repeats = self.num_generations
         blocks = torch.tensor([example["input_ids"] for example in inputs[::repeats]])
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
-        rollouts = self.play(blocks, self.accelerator.process_index * len(blocks), generation)
+        rollouts = self.roll_out(blocks, self.accelerator.process_index * len(blocks), generation)
         mask = rollouts.controllable.long()
         empty = mask.new_zeros(len(mask), 0)
         output = {
@@ -225,9 +220,10 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
         for term in self.reward_terms:
             rewards = rewards + term(rollouts)
         ratios = space.ratios_on(rollouts.actions.device)[rollouts.actions]
-        free = [len(space.levels[axis]) > 1 for axis in AXES]
+        weights = [args.penalty_weight(axis) for axis in space.axes]
+        free = [count > 1 for count in space.level_counts]
         penalty = budget_penalty(
-            ratios, rollouts.controllable, rollouts.targets, args.penalty_weights, args.penalty_tolerance, free
+            ratios, rollouts.controllable, rollouts.targets, weights, args.penalty_tolerance, free
         )
         if args.advantage_level == "process":
             returns = discounted_returns(rewards, args.gamma, args.return_kind) - penalty[:, None]

@@ -1,11 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run of [`SOLGRPOTrainer`] tells: figures of its rollouts, evaluation at budgets, a progress bar.
+"""Metrics of [`SOLGRPOTrainer`]: figures of its rollouts, evaluation at budgets, a progress bar.
 
-sol/token_keep          mean of what the rollouts took              sol/requested_token_keep    and of the budgets
+sol/token_keep          mean of the levels of the rollouts          sol/requested_token_keep    mean of the budgets
 sol/token_keep/0.2      share of the steps that took this level     sol/budget_error            |taken - budget|
-eval_gain               nats a token over the fixed schedule        eval_gain/0.5-0.7-8         at one budget
+eval_gain               nats per token over the fixed schedule      eval_gain/0.5-0.7-8         at one budget
+
+Means are in ratio units; the names of axes whose own unit differs say so, as in `sol/bits_ratio`.
 """
 
 import math
@@ -20,7 +22,7 @@ from datasets import Dataset, IterableDataset
 from transformers import ProgressCallback, Trainer
 from transformers.trainer_utils import speed_metrics
 
-from ..budget.action_space import AXES, ActionSpace
+from ..budget.action_space import ActionSpace
 from ..episodes.rollouts import Rollouts
 from ..evaluation.policy_evaluation import (
     BudgetEvaluation,
@@ -37,11 +39,11 @@ DETAIL = re.compile(r"^(sol/\w+|eval_\w+)/[\d.-]+$")
 
 
 def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpace) -> dict[str, torch.Tensor]:
-    """What a batch of rollouts did, as scalars.
+    """Figures of a batch of rollouts, as scalars.
 
     Args:
         rollouts ([`Rollouts`]): The batch.
-        penalty (`torch.Tensor` of shape `(rows,)`): What every rollout paid for missing its budget.
+        penalty (`torch.Tensor` of shape `(rows,)`): Penalty of every rollout for missing its budget.
         space ([`ActionSpace`]): Meaning of the actions.
 
     Returns:
@@ -57,14 +59,15 @@ def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpac
         "sol/net_keep": realised.mean(),
         "sol/budget_error": (realised - rollouts.targets).abs().mean(),
     }
-    for number, axis in enumerate(("token_keep", "mlp_keep", "bits_ratio")):
-        figures[f"sol/{axis}"] = realised[:, number].mean()
-        figures[f"sol/requested_{axis}"] = rollouts.targets[:, number].mean()
+    for number, axis in enumerate(space.axes):
+        name = axis.name if axis.scale == 1 else f"{axis.name}_ratio"
+        figures[f"sol/{name}"] = realised[:, number].mean()
+        figures[f"sol/requested_{name}"] = rollouts.targets[:, number].mean()
     taken = space.values_on(rollouts.actions.device)[rollouts.actions[rollouts.controllable]]
-    for number, axis in enumerate(AXES):
-        levels = taken.new_tensor(space.levels[axis])
-        shares = (taken[:, number, None] == levels).float().sum(dim=0) / max(len(taken), 1)
-        figures |= {f"sol/{axis}/{level:g}": share for level, share in zip(space.levels[axis], shares, strict=True)}
+    for name, column in space.by_axis(taken).items():
+        levels = space.levels[name]
+        shares = (column[:, None] == taken.new_tensor(levels)).float().sum(dim=0) / max(len(taken), 1)
+        figures |= {f"sol/{name}/{level:g}": share for level, share in zip(levels, shares, strict=True)}
     return figures
 
 
@@ -118,7 +121,7 @@ class BudgetProgress(ProgressCallback):
 
 
 class BudgetMetrics(Trainer):
-    """Mixin of [`SOLGRPOTrainer`]: what it logs, and what evaluation is."""
+    """Mixin of [`SOLGRPOTrainer`]: its metrics and its evaluation."""
 
     sol: Any
     control: Any
@@ -131,7 +134,7 @@ class BudgetMetrics(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Play the first blocks of a dataset greedily at every evaluation budget, beside the fixed schedule.
+        """Evaluate the greedy policy and the fixed schedule on the first blocks of a dataset, at all budgets.
 
         Args:
             eval_dataset (`Dataset`, `IterableDataset`, a `dict` of them or a name, *optional*): Texts or blocks, as
@@ -179,7 +182,7 @@ class BudgetMetrics(Trainer):
         return evaluate_budgets(self.sol, blocks, self.args.context_length, budgets, batch_size=at_once)
 
     def evaluation_budgets(self) -> Sequence[Sequence[float]]:
-        """Budgets (token_keep, mlp_keep, bits) of an evaluation: `eval_budgets`, or defaults within the action space.
+        """Budgets of an evaluation, one number per axis: `eval_budgets`, or defaults within the action space.
 
         Raises:
             BudgetError: if one of `eval_budgets` is below the smallest level.

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ..budget.action_space import AXES
-
 
 RETURN_KINDS = ("sum", "max")
 ADVANTAGE_SCALES = ("center", "zscore")
@@ -27,7 +25,7 @@ EPSILON = 1e-8
 
 
 def task_reward(label_logprobs: torch.Tensor, divergence: torch.Tensor | None, kl_weight: float) -> torch.Tensor:
-    """What a step earns: the log-probability of the true token, less the distance from the dense model.
+    """Reward of a step: the log-probability of the true token, less the divergence from the dense model.
 
     Args:
         label_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probability of the label of every step.
@@ -53,7 +51,7 @@ def task_reward(label_logprobs: torch.Tensor, divergence: torch.Tensor | None, k
 
 
 def discounted_returns(rewards: torch.Tensor, gamma: float, kind: str = "sum") -> torch.Tensor:
-    """What every step leads to, from the last step backwards.
+    """Discounted return of every step, computed from the last step backwards.
 
     Args:
         rewards (`torch.Tensor` of shape `(rows, steps)`): Reward of every step.
@@ -97,14 +95,14 @@ def budget_penalty(
     targets: torch.Tensor,
     alphas: Sequence[float],
     tolerance: float,
-    free: Sequence[bool] = (True, True, True),
+    free: Sequence[bool] | None = None,
 ) -> torch.Tensor:
-    """How far a rollout missed its budget: sum over the axes of `alpha * max(|mean - target| - tolerance, 0) ** 2`.
+    """Penalty for a missed budget: sum over the axes of `alpha * max(|mean - target| - tolerance, 0) ** 2`.
 
     Args:
-        ratios (`torch.Tensor` of shape `(rows, steps, 3)`): Levels taken, in ratio units.
+        ratios (`torch.Tensor` of shape `(rows, steps, axes)`): Levels taken, in ratio units.
         counted (`torch.BoolTensor` of shape `(rows, steps)`): Steps that enter the means.
-        targets (`torch.Tensor` of shape `(rows, 3)`): Targets in ratio units.
+        targets (`torch.Tensor` of shape `(rows, axes)`): Targets in ratio units.
         alphas (`Sequence[float]`): Weight of every axis.
         tolerance (`float`): Distance from the target, in ratio units, that costs nothing.
         free (`Sequence[bool]`, *optional*, defaults to all): For every axis, whether there is a choice of levels; an
@@ -116,9 +114,11 @@ def budget_penalty(
     Raises:
         ValueError: if `alphas` or `free` do not have one entry per axis.
     """
+    axes = ratios.shape[-1]
+    free = [True] * axes if free is None else free
     for name, values in (("alphas", alphas), ("free", free)):
-        if len(values) != len(AXES):
-            raise ValueError(f"`{name}` needs {len(AXES)} entries ({', '.join(AXES)}), got {len(values)}.")
+        if len(values) != axes:
+            raise ValueError(f"`{name}` needs {axes} entries, one per axis, got {len(values)}.")
     counted = counted.bool()
     spent = torch.where(counted[..., None], ratios, torch.zeros_like(ratios)).sum(dim=1)
     means = spent / counted.sum(dim=1).clamp(min=1)[:, None]
@@ -128,7 +128,7 @@ def budget_penalty(
 
 
 def group_advantages(returns: torch.Tensor, group_size: int, scale: str = "center") -> torch.Tensor:
-    """What a rollout did better than the others of its group, at every step.
+    """Advantage of a rollout over the others of its group, at every step.
 
     Args:
         returns (`torch.Tensor` of shape `(rows, steps)`): Returns, the rollouts of a group next to each other.

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Where a frozen base lives while its policy is trained: whole on every device, or its layers in shards over all.
+"""Placement of a frozen base while its policy is trained: whole on every device, or its layers sharded over all.
 
 Sharding (FSDP2) is for a base that does not fit on one device. A layer is gathered when it runs and let go after it;
 embeddings, LM head and final norm stay whole, because they are also read outside of the base's forward. The policy is
 small and stays whole too: its gradients are averaged as ever. All processes have to run the base the same number of
-times, as they do when they play equal parts of a batch of rollouts.
+times, as they do when they run equal parts of a batch of rollouts.
 """
 
 import torch

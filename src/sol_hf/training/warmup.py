@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A supervised start for a policy: the allocation that measured costs call for, at every budget.
+"""A supervised start for a policy: the allocation that follows from measured costs, at every budget.
 
-Measured once, the cost of each level at each step serves every budget: [`CostModel`] says what steps that look alike
-cost on average, [`Allocation`] which levels are then the cheapest for a mean, and the policy learns to say the same
-from its observations and the budget alone. Debts are not repaid by this teacher: a budget is kept on average over
-steps, which is where the gain comes from; `budget_mode="hard"` keeps it in every episode.
+The costs of each level at each step are measured once and serve every budget: [`CostModel`] estimates the mean cost of
+a level given what a policy sees, [`Allocation`] gives the levels of least cost at a given mean, and the policy is
+trained to choose the same from its observations and the budget. The targets do not compensate what earlier steps of an
+episode overspent: a budget is kept on average over many steps, which is where the gain comes from.
+`budget_mode="hard"` keeps it in every episode.
 """
 
 import json
@@ -21,21 +22,23 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..budget.action_space import AXES
-from ..episodes.counterfactuals import Counterfactuals, Probes
+from ..budget.axes import AXES, PUBLISHED_AXES
+from ..episodes.counterfactuals import Counterfactuals, Probes, levels_to_probe
 from ..episodes.measurements import Measurements
 from ..modeling_sol import SOLForCausalLM
-from .warmup_targets import Lesson, practise
+from .warmup_targets import WarmupTargets, run_on_policy
 
 
 FITTED, FITTED_SETTINGS = "policy.safetensors", "fit.json"
+PUBLISHED_NAMES = tuple(axis.name for axis in PUBLISHED_AXES)
+PROBES_PER_AXIS = 4
 logger = logging.get_logger(__name__)
 
 
 @dataclass
 class CounterfactualWarmupConfig:
     """
-    What is measured, and how the policy is fitted to it.
+    What is measured, and how the policy is fitted to the measurements.
 
     Args:
         warmup_dir (`str`, *optional*): Folder of the measurements; no warmup without one.
@@ -45,18 +48,20 @@ class CounterfactualWarmupConfig:
         warmup_token_keep (`list[float]`, *optional*): Levels of `token_keep` to measure.
         warmup_mlp_keep (`list[float]`, *optional*): Levels of `mlp_keep` to measure.
         warmup_bits (`list[float]`, *optional*): Levels of `bits` to measure.
+        warmup_axis_levels (`dict[str, list[float]]`, *optional*): Levels of further axes to measure, by name; by
+            default up to four of each.
         warmup_batch_size (`int`, *optional*, defaults to 4): Blocks that are measured at the same time.
         warmup_cost_models (`int`, *optional*, defaults to 4): Cost models, at least 2. Each estimates the costs of an
-            equal share of the blocks, and has learned from all others.
+            equal share of the blocks, and is fitted to all others.
         warmup_updates (`int`, *optional*, defaults to 1500): Updates of the policy.
         warmup_episodes (`int`, *optional*, defaults to 64): Episodes of an update.
         warmup_learning_rate (`float`, *optional*, defaults to 7e-4): Largest learning rate.
         warmup_repayment_spread (`float`, *optional*, defaults to 3.0): Initial spread of the budget prior.
-        warmup_practice_rounds (`int`, *optional*, defaults to 4): How often the policy plays episodes, to learn from
-            what it saw and spent there.
+        warmup_practice_rounds (`int`, *optional*, defaults to 4): Rounds of on-policy episodes, whose observations and
+            spending enter the fit.
         warmup_practice_episodes (`int`, *optional*, defaults to 512): Episodes of a round.
-        warmup_save_every (`int`, *optional*, defaults to 0): Updates between two copies of the policy that are kept in
-            the folder, `update-00100` and so on; 0 keeps none.
+        warmup_save_every (`int`, *optional*, defaults to 0): Updates between two copies of the policy that are saved
+            in the folder, as `update-00100` and so on; 0 saves none.
         warmup_seed (`int`, *optional*, defaults to 0): Seed of measurements and fit.
     """
 
@@ -67,13 +72,16 @@ class CounterfactualWarmupConfig:
     warmup_token_keep: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.4, 0.7], metadata={"help": "Levels."})
     warmup_mlp_keep: list[float] = field(default_factory=lambda: [0.4, 0.5, 0.65], metadata={"help": "Levels."})
     warmup_bits: list[float] = field(default_factory=lambda: [5.0, 6.0], metadata={"help": "Levels."})
+    warmup_axis_levels: dict[str, list[float]] | str | None = field(
+        default=None, metadata={"help": "Levels of further axes, as a dictionary."}
+    )
     warmup_batch_size: int = field(default=4, metadata={"help": "Blocks that are measured at the same time."})
-    warmup_cost_models: int = field(default=4, metadata={"help": "Cost models, each for the blocks it has not seen."})
+    warmup_cost_models: int = field(default=4, metadata={"help": "Cost models, each for blocks it was not fitted to."})
     warmup_updates: int = field(default=1500, metadata={"help": "Updates of the policy."})
     warmup_episodes: int = field(default=64, metadata={"help": "Episodes of an update."})
     warmup_learning_rate: float = field(default=7e-4, metadata={"help": "Largest learning rate."})
     warmup_repayment_spread: float = field(default=3.0, metadata={"help": "Initial spread of the budget prior."})
-    warmup_practice_rounds: int = field(default=4, metadata={"help": "How often the policy plays episodes."})
+    warmup_practice_rounds: int = field(default=4, metadata={"help": "Rounds of on-policy episodes."})
     warmup_practice_episodes: int = field(default=512, metadata={"help": "Episodes of a round."})
     warmup_save_every: int = field(default=0, metadata={"help": "Updates between kept copies of the policy; 0: none."})
     warmup_seed: int = field(default=0, metadata={"help": "Seed of measurements and fit."})
@@ -85,10 +93,28 @@ class CounterfactualWarmupConfig:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
+        if isinstance(self.warmup_axis_levels, str):  # from a command line
+            self.warmup_axis_levels = dict(json.loads(self.warmup_axis_levels))
+        for axis in self.warmup_axis_levels or ():
+            if axis not in AXES or axis in PUBLISHED_NAMES:
+                raise ValueError(f"`warmup_axis_levels` names {axis!r}, which is no further axis.")
+
+    def levels_of(self, axis: str, levels: Sequence[float]) -> list[float]:
+        """Levels of an axis to measure.
+
+        Args:
+            axis (`str`): Its name.
+            levels (`Sequence[float]`): All its levels.
+        """
+        if axis in PUBLISHED_NAMES:
+            return getattr(self, f"warmup_{axis}")
+        named = self.warmup_axis_levels
+        given = named.get(axis) if isinstance(named, dict) else None
+        return levels_to_probe(levels, PROBES_PER_AXIS) if given is None else given
 
 
 class CounterfactualWarmup:
-    """Measures costs on text and fits a policy to the allocation that they call for.
+    """Measures costs on text, and fits a policy to the allocation that follows from them.
 
     Args:
         model ([`SOLForCausalLM`]): Its policy, with `action_head="factored"` or `"joint"`, is fitted in place.
@@ -104,9 +130,10 @@ class CounterfactualWarmup:
         if config.warmup_steps_per_block < model.config.episode_length:
             raise ValueError("`warmup_steps_per_block` must be at least the length of an episode.")
         self.model, self.config, self.folder = model, config, Path(config.warmup_dir)
-        levels = {axis: getattr(config, f"warmup_{axis}") for axis in AXES}
         space = model.action_space
-        self.probes = Probes.at(space, {axis: levels[axis] for axis in AXES if len(space.levels[axis]) > 1})
+        self.probes = Probes.at(
+            space, {axis: config.levels_of(axis, own) for axis, own in space.levels.items() if len(own) > 1}
+        )
 
     @property
     def block_length(self) -> int:
@@ -121,6 +148,8 @@ class CounterfactualWarmup:
         """
         state, settings = PartialState(), asdict(self.config) | {"policy": self._network()}
         settings.pop("warmup_dir")
+        if settings["warmup_axis_levels"] is None:  # as in folders from before further axes
+            settings.pop("warmup_axis_levels")
         store = Measurements(
             self.folder, self.config.warmup_context_length, self.probes, 10, self.config.warmup_batch_size
         )
@@ -143,14 +172,14 @@ class CounterfactualWarmup:
             for name, value in settings.items()
             if name.startswith(("policy_", "action_", "budget_", "observe_"))
         }
-        return fields | {"levels": {axis: list(self.model.action_space.levels[axis]) for axis in AXES}}
+        return fields | {"levels": {axis: list(levels) for axis, levels in self.model.action_space.levels.items()}}
 
     def fit(self, measured: Counterfactuals, blocks: torch.Tensor) -> list[float]:
         """Fit the policy to measured costs of `blocks`; returns the loss of every update."""
         config, losses = self.config, []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.warmup_seed)
-            lesson = Lesson(
+            targets = WarmupTargets(
                 self.model,
                 measured,
                 self.probes,
@@ -162,14 +191,14 @@ class CounterfactualWarmup:
             if policy.budget_prior is not None:
                 with torch.no_grad():
                     policy.budget_prior.repayment_spread.fill_(config.warmup_repayment_spread)
-            optimizer, rounds = _optimizer(policy, config.warmup_learning_rate), self._practice_rounds()
+            optimizer, rounds = _optimizer(policy, config.warmup_learning_rate), self._on_policy_rounds()
             for update in tqdm(range(config.warmup_updates), desc="Fitting"):
                 if update in rounds:
-                    self._practise(lesson, blocks)
+                    self._add_on_policy(targets, blocks)
                 rate = min(1.0, (update + 1) / 50) * 0.5 * (1 + math.cos(math.pi * update / config.warmup_updates))
                 for group in optimizer.param_groups:
                     group["lr"] = config.warmup_learning_rate * (rate + 0.02)
-                loss = lesson.loss(policy)
+                loss = targets.loss(policy)
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -180,15 +209,15 @@ class CounterfactualWarmup:
         policy.eval()
         return losses
 
-    def _practice_rounds(self) -> set[int]:
-        """The updates before which the policy plays: spread over the middle of the fit."""
+    def _on_policy_rounds(self) -> set[int]:
+        """The updates before which the policy runs episodes: spread over the middle of the fit."""
         rounds, updates = self.config.warmup_practice_rounds, self.config.warmup_updates
         return {int(updates * (0.3 + 0.5 * number / rounds)) for number in range(rounds)}
 
-    def _practise(self, lesson: Lesson, blocks: torch.Tensor) -> None:
-        budgets = lesson.draw_budgets(self.config.warmup_practice_episodes)
-        played = practise(self.model, blocks, self.config.warmup_context_length, budgets)
-        error = lesson.learn_from(played)
+    def _add_on_policy(self, targets: WarmupTargets, blocks: torch.Tensor) -> None:
+        budgets = targets.draw_budgets(self.config.warmup_practice_episodes)
+        episodes = run_on_policy(self.model, blocks, self.config.warmup_context_length, budgets)
+        error = targets.add_on_policy(episodes)
         logger.info(f"Spent more than the budget: {', '.join(f'{x:+.3f}' for x in error.tolist())}.")
         self.model.policy.train()
 

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a policy is taught from measured steps: the observations it will have, and the levels it should take there.
+"""Inputs and targets of the supervised start: observations of a policy, and the levels that it should take there.
 
-Observations are imagined at first, out of measured steps and the teacher's levels. Then they also come from the
-policy's own episodes ([`practise`]), which show what it spends: it sees a step's cost less sharply than its teacher,
-and after a history that its teacher has not seen, so that it would miss its budgets. [`BudgetCorrection`] finds by how
-much, and asks the teacher for another mean.
+At first, observations are synthetic: measured hidden states, and a history of the target levels. Later some also come
+from the policy's own episodes ([`run_on_policy`]), which show what it spends. The policy predicts the cost of a step
+less well than the allocation that sets its targets, and sees states that the measurements do not have. It would
+therefore miss its budgets. [`BudgetCorrection`] estimates by how much, and lets the allocation aim at another mean.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import dropout
 
-from ..budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ..budget.action_space import ActionSpace
 from ..budget.ledger import BudgetLedger
 from ..controllers.policy import PolicyController
 from ..episodes.cost_model import Allocation, fit_cost_model, level_costs
@@ -26,13 +26,14 @@ from ..modeling_sol_policy import SOLPolicyModel
 
 
 JITTER = 2
-"""Levels by which a disturbed action of the history differs at most."""
-AT_MOST = 0.15
-"""Share of budgets that leave an axis alone."""
+"""Number of levels by which a disturbed action of a synthetic history differs at most."""
+UNLIMITED_SHARE = 0.15
+"""Share of budgets that have the largest level as the target of an axis."""
 RIDGE = 1.0
+"""Weight of the squared coefficients in the fit of a [`BudgetCorrection`]."""
 
 
-class Seen(NamedTuple):
+class PolicyInputs(NamedTuple):
     """Inputs of a policy for some episodes; see [`SOLPolicyModel.forward`]."""
 
     hidden_states: torch.Tensor
@@ -42,13 +43,13 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Practice:
-    """Episodes that a policy has played on measured blocks.
+class OnPolicyEpisodes:
+    """Episodes of a policy on measured blocks.
 
     Args:
-        rollouts ([`Rollouts`]): What it saw and did.
-        blocks (`torch.LongTensor` of shape `(episodes,)`): Which blocks.
-        starts (`torch.LongTensor` of shape `(episodes,)`): Measured steps before the first one of an episode.
+        rollouts ([`Rollouts`]): Observations, actions and budgets.
+        blocks (`torch.LongTensor` of shape `(episodes,)`): Index of the block of every episode.
+        starts (`torch.LongTensor` of shape `(episodes,)`): Index of the first measured step of every episode.
     """
 
     rollouts: Rollouts
@@ -56,47 +57,57 @@ class Practice:
     starts: torch.Tensor
 
     def spent(self, space: ActionSpace) -> torch.Tensor:
-        """Mean of every episode, `(episodes, 3)` in ratio units."""
+        """Mean levels of every episode, of shape `(episodes, axes)` in ratio units."""
         return space.ratios[self.rollouts.actions].mean(dim=1)
 
 
 class BudgetCorrection:
-    """What to ask for so that a given mean is spent: a second-degree polynomial of the budget.
+    """The mean to aim at so that a budget is spent: the budget less a second-degree polynomial of all its axes.
 
-    It vanishes at both ends of an axis, where nothing is left to choose.
+    The polynomial of an axis is multiplied by a factor that is 0 at both ends of that axis, where there is no choice.
 
     Args:
-        lowest (`torch.Tensor` of shape `(3,)`): Smallest levels, in ratio units.
-        highest (`torch.Tensor` of shape `(3,)`): Largest levels.
+        lowest (`torch.Tensor` of shape `(axes,)`): Smallest levels, in ratio units.
+        highest (`torch.Tensor` of shape `(axes,)`): Largest levels.
     """
 
     def __init__(self, lowest: torch.Tensor, highest: torch.Tensor):
         self.lowest, self.range = lowest, (highest - lowest).clamp(min=1e-9)
-        self.weights = torch.zeros(3, 10, dtype=torch.float64)
+        axes = len(lowest)
+        self.pairs = torch.triu_indices(axes, axes)
+        self.weights = torch.zeros(axes, 1 + axes + self.pairs.shape[1], dtype=torch.float64)
 
     def _features(self, budgets: torch.Tensor) -> torch.Tensor:
         share = ((budgets - self.lowest) / self.range).clamp(0, 1).double()
-        products = (share[:, :, None] * share[:, None, :])[:, *torch.triu_indices(3, 3)]
+        products = (share[:, :, None] * share[:, None, :])[:, *self.pairs]
         polynomial = torch.cat([torch.ones_like(share[:, :1]), share, products], dim=-1)
         inside = (8 * share * (1 - share)).clamp(max=1)
         return inside[:, :, None] * polynomial[:, None, :]
 
     def __call__(self, budgets: torch.Tensor) -> torch.Tensor:
-        """Means to ask the teacher for, `(episodes, 3)`, at budgets `(episodes, 3)`."""
+        """Means to aim at, of shape `(episodes, axes)`, for budgets of the same shape, in ratio units."""
         return budgets - (self._features(budgets) * self.weights).sum(dim=-1).to(budgets)
 
-    def learn(self, budgets: torch.Tensor, spent: torch.Tensor) -> torch.Tensor:
-        """Add what the means that were spent say; returns the mean error `(3,)` before."""
+    def update(self, budgets: torch.Tensor, spent: torch.Tensor) -> torch.Tensor:
+        """Fit the error that is left under the present correction, and add it to the correction.
+
+        Args:
+            budgets (`torch.Tensor` of shape `(episodes, axes)`): In ratio units.
+            spent (`torch.Tensor` of shape `(episodes, axes)`): Mean levels of the episodes, in ratio units.
+
+        Returns:
+            `torch.Tensor` of shape `(axes,)`: Mean error before the update.
+        """
         errors, features = (spent - budgets).double(), self._features(budgets)
-        for axis in range(3):
+        for axis in range(len(self.lowest)):
             x = features[:, axis]
             gram = x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
             self.weights[axis] += torch.linalg.solve(gram, x.T @ errors[:, axis])
         return errors.mean(dim=0)
 
 
-class Lesson:
-    """Episodes on measured blocks, with the levels that the teacher would take there.
+class WarmupTargets:
+    """Draws episodes on measured blocks, and gives the levels of the allocation as targets.
 
     Args:
         model ([`SOLForCausalLM`]): Gives embeddings, action space and length of an episode.
@@ -104,7 +115,7 @@ class Lesson:
         probes ([`Probes`]): What was measured.
         context_length (`int`): Tokens of a block before the first measured step.
         episodes (`int`): Episodes of an update.
-        cost_models (`int`): Cost models, each for the blocks that the others have learned from; at least 2.
+        cost_models (`int`): Cost models, at least 2; each estimates the blocks that it was not fitted to.
     """
 
     def __init__(
@@ -125,19 +136,19 @@ class Lesson:
             self.embeddings = embed(measured.tokens.to(embed.weight.device)).to("cpu", torch.bfloat16)
         self.dense = measured.hidden_states.to(torch.bfloat16)
         after = [self.dense[:, :1], measured.next_states[:, :-1].to(torch.bfloat16)]
-        self.sparse = torch.cat(after, dim=1)  # the state that a cheap step left
+        self.sparse = torch.cat(after, dim=1)  # the state after a cheap step
         self.costs = level_costs(self._expected(measured, places, cost_models), probes, self.space)
         self.allocation = Allocation([table.flatten(0, 1) for table in self.costs], self.space)
-        self.lowest = torch.tensor([min(self.space.levels[a]) / s for a, s in zip(AXES, AXIS_SCALE, strict=True)])
-        self.highest = torch.tensor([max(self.space.levels[a]) / s for a, s in zip(AXES, AXIS_SCALE, strict=True)])
+        self.lowest, self.highest = self.space.min_ratio(), self.space.max_ratio()
         self.correction = BudgetCorrection(self.lowest, self.highest)
-        self.practice: Practice | None = None
+        self.on_policy: OnPolicyEpisodes | None = None
 
     def _expected(self, measured: Counterfactuals, places: torch.Tensor, cost_models: int) -> torch.Tensor:
-        """Expected costs of the probes `(blocks, steps, probes)`, by cost models that see either state of the LM.
+        """Expected costs of the probes `(blocks, steps, probes)`, by cost models that are fitted to dense and sparse
+        states.
 
-        A model that has learned a block's own costs by heart would be surer of them than anyone can be of new text.
-        So every block is estimated by the one model that has not seen it.
+        A model that was fitted to a block would predict its costs better than those of new text. So every block is
+        estimated by the one model that was not fitted to it.
         """
         states = [torch.cat([x, self.embeddings], dim=-1).float().flatten(0, 1) for x in (self.dense, self.sparse)]
         inputs, costs = torch.cat(states), measured.divergence.float().flatten(0, 1)
@@ -152,29 +163,35 @@ class Lesson:
         return expected.view(blocks, length, -1)
 
     def draw_budgets(self, episodes: int) -> torch.Tensor:
-        """Budgets `(episodes, 3)` in ratio units: even over the levels, some of them leave an axis alone."""
-        even = self.lowest + (self.highest - self.lowest) * torch.rand(episodes, 3)
-        return torch.where(torch.rand(episodes, 3) < AT_MOST, self.highest, even)
+        """Budgets `(episodes, axes)` in ratio units: uniform over the range of levels, and for a share of the entries
+        the largest level."""
+        shape = (episodes, len(self.space.axes))
+        even = self.lowest + (self.highest - self.lowest) * torch.rand(shape)
+        return torch.where(torch.rand(shape) < UNLIMITED_SHARE, self.highest, even)
 
-    def learn_from(self, practice: Practice) -> torch.Tensor:
-        """Use these episodes from now on, and correct for what they spent; returns their mean error `(3,)`."""
-        self.practice = practice
-        return self.correction.learn(practice.rollouts.targets, practice.spent(self.space))
+    def add_on_policy(self, episodes: OnPolicyEpisodes) -> torch.Tensor:
+        """Draw from these episodes from now on, and correct for what they spent.
+
+        Returns:
+            `torch.Tensor` of shape `(axes,)`: Mean of what was spent less the budget, in ratio units.
+        """
+        self.on_policy = episodes
+        return self.correction.update(episodes.rollouts.targets, episodes.spent(self.space))
 
     def loss(self, policy: SOLPolicyModel) -> torch.Tensor:
-        """Cross-entropy of the policy's levels, summed over the axes, on fresh episodes and budgets."""
-        seen, wanted = self._imagined()
-        if self.practice is not None:
-            played, also = self._practised(self.practice)
-            seen = Seen(*(torch.cat(pair) for pair in zip(seen, played, strict=True)))
+        """Cross-entropy of the policy's levels, summed over the axes, on newly drawn episodes and budgets."""
+        inputs, wanted = self._synthetic()
+        if self.on_policy is not None:
+            own, also = self._recorded(self.on_policy)
+            inputs = PolicyInputs(*(torch.cat(pair) for pair in zip(inputs, own, strict=True)))
             wanted = [torch.cat(pair) for pair in zip(wanted, also, strict=True)]
-        hidden, embeddings = dropout(seen.hidden_states.float(), 0.1), dropout(seen.token_embeddings.float(), 0.1)
-        logits = policy(hidden, embeddings, seen.scalars, seen.previous_actions).logits.log_softmax(dim=-1)
-        joint = logits.unflatten(-1, [len(table) for table in self.allocation.levels])
-        others = (3, 4), (2, 4), (2, 3)
-        return -sum((w * joint.logsumexp(o)).sum(-1).mean() for w, o in zip(wanted, others, strict=True))
+        hidden, embeddings = dropout(inputs.hidden_states.float(), 0.1), dropout(inputs.token_embeddings.float(), 0.1)
+        logits = policy(hidden, embeddings, inputs.scalars, inputs.previous_actions).logits.log_softmax(dim=-1)
+        marginals = level_logprobs(logits, self.space)
+        losses = [-(w * own).sum(-1).mean() for w, own in zip(wanted, marginals, strict=True)]
+        return torch.stack(losses).sum()
 
-    def _imagined(self) -> tuple[Seen, list[torch.Tensor]]:
+    def _synthetic(self) -> tuple[PolicyInputs, list[torch.Tensor]]:
         blocks, length = self.dense.shape[:2]
         block = torch.randint(blocks, (self.episodes, 1))
         where = block, torch.randint(length - self.steps + 1, (self.episodes, 1)) + torch.arange(self.steps)
@@ -183,18 +200,20 @@ class Lesson:
         mixed = torch.where(torch.rand(self.episodes, self.steps, 1) < 0.5, self.dense[where], self.sparse[where])
         scalars, previous = self._history(levels, budgets)
         scalars = torch.cat([scalars, self.page_fill[where[1], None]], dim=-1)
-        return Seen(mixed, self.embeddings[where], scalars, previous), wanted
+        return PolicyInputs(mixed, self.embeddings[where], scalars, previous), wanted
 
-    def _practised(self, practice: Practice) -> tuple[Seen, list[torch.Tensor]]:
-        some = torch.randint(len(practice.blocks), (self.episodes,))
-        where = practice.blocks[some, None], practice.starts[some, None] + torch.arange(self.steps)
-        played = practice.rollouts
-        wanted, _ = self._wanted(where, played.targets[some])
-        hidden = played.hidden_states[some].to(self.dense.dtype)
-        return Seen(hidden, self.embeddings[where], played.scalars[some], played.previous_actions[some]), wanted
+    def _recorded(self, own: OnPolicyEpisodes) -> tuple[PolicyInputs, list[torch.Tensor]]:
+        some = torch.randint(len(own.blocks), (self.episodes,))
+        where = own.blocks[some, None], own.starts[some, None] + torch.arange(self.steps)
+        rollouts = own.rollouts
+        wanted, _ = self._wanted(where, rollouts.targets[some])
+        hidden = rollouts.hidden_states[some].to(self.dense.dtype)
+        scalars, previous = rollouts.scalars[some], rollouts.previous_actions[some]
+        return PolicyInputs(hidden, self.embeddings[where], scalars, previous), wanted
 
     def _wanted(self, where: tuple, budgets: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Per axis the probabilities `(episodes, steps, levels)`; and the best levels `(episodes, steps, 3)`."""
+        """Per axis the probabilities `(episodes, steps, levels)`, and the indices of the best levels `(episodes,
+        steps, axes)`."""
         prices, wanted, best = self.allocation.prices_for(self.correction(budgets)), [], []
         for axis, (costs, levels) in enumerate(zip(self.costs, self.allocation.levels, strict=True)):
             price = prices[:, axis, None, None]
@@ -206,30 +225,43 @@ class Lesson:
 
     def _history(self, levels: torch.Tensor, budgets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scalars and previous actions of episodes that took these levels, one in ten of them disturbed."""
-        sizes = [len(table) for table in self.allocation.levels]
         drawn = levels + torch.randint(-JITTER, JITTER + 1, levels.shape)
-        drawn = drawn.clamp(min=0).minimum(torch.tensor(sizes) - 1)
-        taken = torch.where(torch.rand(levels.shape) < 0.1, drawn, levels)
-        actions = (taken[..., 0] * sizes[1] + taken[..., 1]) * sizes[2] + taken[..., 2]
-        ledger, counted = BudgetLedger(len(levels)), torch.ones(len(levels), dtype=torch.bool)
+        drawn = drawn.clamp(min=0).minimum(torch.tensor(self.space.level_counts) - 1)
+        actions = self.space.ids_of(torch.where(torch.rand(levels.shape) < 0.1, drawn, levels))
+        ledger, counted = BudgetLedger(len(levels), self.space), torch.ones(len(levels), dtype=torch.bool)
         scalars, previous = [], [torch.full((len(levels),), len(self.space))]
         for step in range(self.steps):
-            scalars.append(ledger.scalars(step, self.steps, counted, budgets, max(self.space.levels["mlp_keep"])))
+            scalars.append(ledger.scalars(step, self.steps, counted, budgets))
             ledger.record(self.space.ratios[actions[:, step]], counted)
             previous.append(actions[:, step])
         return torch.stack(scalars, dim=1), torch.stack(previous[:-1], dim=1)
 
 
-def practise(
+def level_logprobs(logprobs: torch.Tensor, space: ActionSpace) -> list[torch.Tensor]:
+    """Log-probabilities of the levels of every axis, from those of the actions `(..., n_actions)`.
+
+    Returns:
+        Per axis a `torch.Tensor` of shape `(..., levels)`.
+    """
+    counts = space.level_counts
+    joint, first = logprobs.unflatten(-1, counts), logprobs.dim() - 1
+    marginals = []
+    for axis in range(len(counts)):
+        others = [first + other for other in range(len(counts)) if other != axis]
+        marginals.append(joint.logsumexp(others))
+    return marginals
+
+
+def run_on_policy(
     model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, budgets: torch.Tensor, batch_size: int = 64
-) -> Practice:
-    """Let the policy of `model` play an episode per budget, on measured blocks that are drawn at random.
+) -> OnPolicyEpisodes:
+    """Run an episode of the policy of `model` per budget, on measured blocks that are drawn at random.
 
     Args:
-        model ([`SOLForCausalLM`]): Its policy always takes what it likes best, as it does in `generate`.
+        model ([`SOLForCausalLM`]): Its policy takes the action of the highest score, as it does in `generate`.
         blocks (`torch.LongTensor` of shape `(blocks, context + measured steps + 1)`): Token ids.
         context_length (`int`): Tokens before the first measured step.
-        budgets (`torch.Tensor` of shape `(episodes, 3)`): In ratio units; up to four share a block.
+        budgets (`torch.Tensor` of shape `(episodes, axes)`): In ratio units; up to four share a block.
         batch_size (`int`, *optional*, defaults to 64): Episodes that run at the same time, from the same step on.
     """
     steps, device = model.config.episode_length, model.base.device
@@ -245,4 +277,4 @@ def practise(
         parts.append(roll_out(model, prefix, tokens, wanted.to(device), controller).to("cpu"))
         chosen.append(block.repeat_interleave(together))
         starts.append(torch.full((len(wanted),), start))
-    return Practice(Rollouts.concatenate(parts), torch.cat(chosen), torch.cat(starts))
+    return OnPolicyEpisodes(Rollouts.concatenate(parts), torch.cat(chosen), torch.cat(starts))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...budget.calibration import POINT_KEYS
+from ...budget.calibration import point_keys
 from ...configuration_sol import SOLConfig
 
 
@@ -47,10 +47,12 @@ def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> i
     """
     path = Path(policy, CONFIG)
     front = summary["controllers"]["policy"]["front"]
-    points = [{key: point[key] for key in POINT_KEYS} for point in front]
-    written = json.loads(path.read_text(encoding="utf-8")) | {"calibration": points}
+    written = json.loads(path.read_text(encoding="utf-8"))
+    written.pop("calibration", None)
+    keys = point_keys(SOLConfig.from_dict(dict(written)).action_space)
+    written["calibration"] = [{key: point[key] for key in keys} for point in front]
     SOLConfig.from_dict(dict(written))  # which checks it
     partial = path.with_name(f"{CONFIG}.{os.getpid()}.partial")
     partial.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(path)
-    return len(points)
+    return len(front)

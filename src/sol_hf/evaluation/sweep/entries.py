@@ -1,109 +1,93 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Who takes part in a sweep, by name: `policy`, `fixed`, `random:100`, `entropy`, `drift`, `oracle`, `oracle:4`."""
+"""The entries of a sweep by name: `policy`, `fixed`, `random:100`, `entropy`, `drift`, `oracle`, `oracle:4`, and every
+controller that was registered with `register_controller`."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+from ...controllers.names import DENSE, parse_controller
+from ...controllers.registry import CONTROLLERS
+from .method import SWEEP_METHODS, SweepMethod, SweepSetting
+from .methods.step_by_step import StepByStep
 
-from ...budget.action_space import ActionSpace
 
-
-NAMES = ("policy", "fixed", "random", "entropy", "drift", "oracle")
-COUNTED = {"random": 1, "oracle": 0}
-"""Names that take a number after a colon, and the smallest one: trials, steps to look ahead."""
+POLICY = "policy"
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A controller of a sweep.
+class SweepEntry:
+    """A controller of a sweep, with its number.
 
     Args:
-        name (`str`): One of `NAMES`.
-        number (`int`): Of `random`, how many schedules are tried, the best of which counts; of `oracle`, over how many
-            later steps the damage of a level is measured.
+        name (`str`): Of a [`SweepMethod`] or of a registered controller.
+        number (`int`): What stood after the colon; what it means depends on the name. Of `random`, how many schedules
+            are tried, the best of which counts; of `oracle`, over how many later steps the damage of a level is
+            measured; of a controller, what its registration says.
     """
 
     name: str
     number: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> "Contestant":
+    def parse(cls, text: str) -> "SweepEntry":
         """From `name` or `name:number`.
 
         Raises:
-            ValueError: for an unknown name (with the nearest known one), or a number that is not one.
+            ValueError: for an unknown name, or a number that the name does not take.
         """
         name, colon, number = text.strip().partition(":")
-        if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise ValueError(f"There is no controller {name!r}.{hint} There are {', '.join(NAMES)}.")
+        if name not in SWEEP_METHODS:
+            if name not in CONTROLLERS:
+                raise CONTROLLERS.unknown(text.strip(), also=_methods_only())
+            return cls(*parse_controller(text))
+        method = SWEEP_METHODS[name]
         if not colon:
-            return cls(name, COUNTED.get(name, 0))
-        if name not in COUNTED:
-            raise ValueError(f"{text!r}: only {' and '.join(COUNTED)} take a number.")
-        if not number.isdecimal() or int(number) < COUNTED[name]:
-            raise ValueError(f"{text!r}: after the colon comes a whole number, at least {COUNTED[name]}.")
+            return cls(name, method.least)
+        if method.number is None:
+            raise ValueError(f"Controller {text!r}: `{name}` takes no number.")
+        if not number.isdecimal() or int(number) < method.least:
+            raise ValueError(
+                f"Controller {text!r}: the {method.number} of `{name}` is a whole number, at least {method.least}."
+            )
         return cls(name, int(number))
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.number}" if self.name in COUNTED and self.number else self.name
+        return f"{self.name}:{self.number}" if self.number else self.name
 
     @property
-    def draws(self) -> bool:
-        """Whether chance is at work, so that every seed makes a row of its own."""
-        return self.name == "random"
+    def method(self) -> type[SweepMethod]:
+        """How it is run."""
+        return SWEEP_METHODS[self.name] if self.name in SWEEP_METHODS else StepByStep
+
+    def start(self, setting: SweepSetting) -> SweepMethod:
+        """The method, ready for a sweep."""
+        return self.method(setting, self.name, self.number)
 
 
-def parse_contestants(names: Sequence[str]) -> list[Contestant]:
-    """Contestants of a sweep, the policy first, since the others are matched with what it spends.
+def entry_names() -> tuple[str, ...]:
+    """Names that a sweep knows, beside `dense`, which is always there."""
+    return (*CONTROLLERS, *_methods_only())
+
+
+def _methods_only() -> tuple[str, ...]:
+    return tuple(name for name in SWEEP_METHODS if name not in CONTROLLERS)
+
+
+def parse_entries(names: Sequence[str]) -> list[SweepEntry]:
+    """Entries of a sweep, the policy first, since the others are run at what it spends.
 
     Args:
-        names (`Sequence[str]`): See [`Contestant.parse`]. `dense`, which is there anyway, may be named.
+        names (`Sequence[str]`): See [`SweepEntry.parse`]. `dense`, which is always there, may be named.
 
     Raises:
-        ValueError: if there is none, or one twice.
+        ValueError: for an unknown name, if there is no entry, or one twice.
     """
-    contestants = [Contestant.parse(name) for name in names if name.strip() != "dense"]
-    if not contestants:
-        raise ValueError(f"There is no controller to play: name some of {', '.join(NAMES)}.")
-    twice = sorted({str(x) for x in contestants if contestants.count(x) > 1})
+    entries = [SweepEntry.parse(name) for name in names if name.strip() != DENSE]
+    if not entries:
+        raise ValueError(f"There is no controller to run: name some of {', '.join(entry_names())}.")
+    twice = sorted({str(x) for x in entries if entries.count(x) > 1})
     if twice:
         raise ValueError(f"Named twice: {', '.join(twice)}.")
-    return sorted(contestants, key=lambda contestant: contestant.name != "policy")
-
-
-def random_schedules(
-    fixed: torch.Tensor, counted: torch.Tensor, space: ActionSpace, trials: int, seed: int
-) -> torch.Tensor:
-    """Random orders of the levels of a fixed schedule: every axis of every block is shuffled on its own.
-
-    Means of every block are thus those of the fixed schedule.
-
-    Args:
-        fixed (`torch.LongTensor` of shape `(blocks, steps)`): From [`fixed_schedule`].
-        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps; the others stay.
-        space ([`ActionSpace`]): The levels.
-        trials (`int`): How many.
-        seed (`int`): Of the shuffling.
-
-    Returns:
-        `torch.LongTensor` of shape `(blocks, trials, steps)`: Action ids.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [len(levels) for levels in space.levels.values()]
-    rest, digits = fixed[:, counted], []
-    for size in reversed(sizes):
-        digits.append(rest % size)
-        rest = rest // size
-    ids = torch.zeros(len(fixed), trials, int(counted.sum()), dtype=torch.long)
-    for size, digit in zip(sizes, reversed(digits), strict=True):
-        order = torch.rand(ids.shape, generator=generator).argsort(dim=-1)
-        ids = ids * size + digit[:, None].expand_as(ids).gather(2, order)
-    schedules = fixed[:, None].repeat(1, trials, 1)
-    schedules[:, :, counted] = ids
-    return schedules
+    return sorted(entries, key=lambda entry: entry.name != POLICY)

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The folder of a sweep: part by part, so that a killed sweep goes on where it was.
+"""The folder of a sweep: finished parts are kept, so that a stopped sweep continues with the next one.
 
 folder/settings.json                 what is swept
-       parts/policy-0000.safetensors what one controller did at some budgets
+       parts/policy-0-00000.safetensors the results of one controller at some budgets
        ...
 """
 
@@ -83,7 +83,7 @@ class SweepFolder:
         self.replace(file, lambda partial: partial.write_text(written, encoding="utf-8"))
 
     def load(self, name: str) -> dict[str, torch.Tensor] | None:
-        """A finished part, `None` if it has to be made; a damaged one is removed."""
+        """A finished part, or `None` if it has to be made. A damaged one is removed, with a warning."""
         file = self.parts / f"{name}.safetensors"
         if not file.exists():
             return None
@@ -100,7 +100,7 @@ class SweepFolder:
         self.replace(self.parts / f"{name}.safetensors", lambda partial: save_file(whole, partial))
 
     def replace(self, file: Path, write: Callable[[Path], Any]) -> None:
-        """Write a file that is whole or not there."""
+        """Write a file in one step, so that it is complete or absent."""
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         write(partial)
         partial.replace(file)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A bar over the episodes of a sweep, whose time left is not misled by what an earlier run has done."""
+"""A progress bar over the episodes of a sweep; parts of an earlier run do not enter its estimate of the time left."""
 
 from tqdm.auto import tqdm
 
@@ -19,16 +19,16 @@ class SweepProgress:
         self.bar = tqdm(total=total, unit="episode", smoothing=0, disable=not shown)
 
     def advance(self, episodes: int) -> None:
-        """Episodes that were played."""
+        """Count episodes that were run."""
         self.done += episodes
         self.bar.update(episodes)
 
     def skip(self, episodes: int) -> None:
-        """Episodes that were there already: they say nothing about the speed."""
+        """Count episodes of an earlier run, which say nothing about the speed."""
         if not self.bar.disable:
             self.bar.initial += episodes
         self.advance(episodes)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar; what it shows stays."""
         self.bar.close()

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From what was played to the rows of a sweep's tables."""
+"""From the results of runs to the rows of a sweep's tables."""
 
 import math
 from collections.abc import Sequence
@@ -10,63 +10,67 @@ from typing import Any
 
 import torch
 
-from ...budget.action_space import AXES, AXIS_SCALE, ActionSpace
+from ...budget.action_space import ActionSpace
 from ..compute_costs import ComputeCosts
+from .table import REALISED, TARGET
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What one controller did at one budget, under one seed.
+class SweepRow:
+    """The result of one controller at one budget, under one seed.
 
     Args:
         controller (`str`): Its name.
         seed (`int`): The seed.
-        budget (`tuple` of 3 `float`): The budget of the sweep, in units of the axes.
-        target (`torch.Tensor` of shape `(3,)`): What the controller was asked for, in ratio units.
+        space ([`ActionSpace`]): The actions.
+        budget (`tuple` of `float`): The budget of the sweep, one number per axis, in axis units.
+        target (`torch.Tensor` of shape `(axes,)`): What the controller was asked for, in ratio units.
         losses (`torch.Tensor` of shape `(blocks,)`): Mean loss of every block, in nats.
         divergence (`torch.Tensor` of shape `(blocks,)`): Mean KL(dense ‖ sparse), in nats.
         actions (`torch.LongTensor` of shape `(blocks, steps)`): Action ids.
-        seconds (`float`): What it took.
+        seconds (`float`): How long it took.
+        runs_policy (`bool`, *optional*, defaults to `False`): Whether the policy network ran in every step.
     """
 
     controller: str
     seed: int
+    space: ActionSpace
     budget: Sequence[float]
     target: torch.Tensor
     losses: torch.Tensor
     divergence: torch.Tensor
     actions: torch.Tensor
     seconds: float
+    runs_policy: bool = False
 
     @property
     def key(self) -> dict[str, Any]:
         """The columns that tell the rows of a table apart."""
         return {"controller": self.controller, "seed": self.seed} | dict(
-            zip(AXES, map(float, self.budget), strict=True)
+            zip(self.space.axis_names, map(float, self.budget), strict=True)
         )
 
-    def realised(self, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-        """Means of the levels over blocks and `counted` steps, `(3,)` in ratio units."""
-        return space.ratios.double()[self.actions[:, counted]].mean(dim=(0, 1))
+    def realised(self, counted: torch.Tensor) -> torch.Tensor:
+        """Means of the levels over blocks and `counted` steps, `(axes,)` in ratio units."""
+        return self.space.ratios.double()[self.actions[:, counted]].mean(dim=(0, 1))
 
     def block_row(self) -> dict[str, Any]:
         """Its row of `blocks.parquet`."""
         return self.key | {"losses": self.losses.tolist(), "divergences": self.divergence.tolist()}
 
-    def sweep_row(self, space: ActionSpace, counted: torch.Tensor, costs: ComputeCosts) -> dict[str, Any]:
+    def sweep_row(self, counted: torch.Tensor, costs: ComputeCosts) -> dict[str, Any]:
         """Its row of `sweep.parquet`.
 
         Args:
-            space ([`ActionSpace`]): The actions.
             counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps.
             costs ([`ComputeCosts`]): Of every action.
         """
-        episodes = space.ratios.double()[self.actions[:, counted]].mean(dim=1)
+        episodes = self.space.ratios.double()[self.actions[:, counted]].mean(dim=1)
         means, loss = episodes.mean(dim=0), float(self.losses.mean())
         return {
             **self.key,
-            **_per_axis("target_", self.target.double()),
-            **_per_axis("realised_", means),
+            **self._per_axis(TARGET, self.target.double()),
+            **self._per_axis(REALISED, means),
             "net_keep": float(means.mean()),
             "perplexity": math.exp(loss),
             "log_perplexity": loss,
@@ -75,11 +79,11 @@ class Cell:
             "budget_error": float((episodes - self.target.double()).abs().mean()),
             "blocks": len(self.losses),
             "tokens": self.actions.numel(),
-            **costs.per_token(self.actions, space, self.controller == "policy"),
+            **costs.per_token(self.actions, self.space, self.runs_policy),
             "seconds": self.seconds,
         }
 
-
-def _per_axis(prefix: str, ratios: torch.Tensor) -> dict[str, float]:
-    values = zip(AXES, ratios.tolist(), AXIS_SCALE, strict=True)
-    return {f"{prefix}{axis}": ratio * scale for axis, ratio, scale in values}
+    def _per_axis(self, prefix: str, ratios: torch.Tensor) -> dict[str, float]:
+        """Values in axis units by the names of their columns, from ratios `(axes,)`."""
+        pairs = zip(self.space.axes, ratios.tolist(), strict=True)
+        return {f"{prefix}{axis.name}": ratio * axis.scale for axis, ratio in pairs}

@@ -3,23 +3,24 @@
 
 """What the tables of a sweep say: fronts, comparisons of the policy with every other controller, the share of the gap.
 
-Intervals hold 95% of what a paired bootstrap over the blocks gives: all controllers are compared on the same blocks.
+Intervals hold 95% of the resamples of a paired bootstrap over the blocks: all controllers are compared on the same
+blocks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from ...budget.action_space import AXES
+from ...budget.axes import AXES
 from .fronts import hypervolume, pareto_front, resampled_means
-from .table import KEY
+from .table import axes_of, key_of
 
 
 RESAMPLES = 2000
 TAILS = (2.5, 97.5)
 DENSE_FIGURES = ("perplexity", "log_perplexity", "bytes_per_token", "flops_per_token")
-POINT = ("net_keep", *AXES, "log_perplexity")
 
 Row = dict[str, Any]
 
@@ -35,29 +36,30 @@ def summarize_sweep(sweep: Dataset, blocks: Dataset, seed: int = 0) -> dict[str,
     Returns:
         `dict[str, Any]`: What JSON can hold; `docs/pareto.md` explains the entries.
     """
+    axes = axes_of(sweep.column_names)
+    key = key_of(axes)
     rows: list[Row] = [dict(row) for row in sweep]
-    per_block = {tuple(row[name] for name in KEY): row for row in (dict(row) for row in blocks)}
+    per_block = {tuple(row[name] for name in key): row for row in (dict(row) for row in blocks)}
     for row in rows:
-        found = per_block[tuple(row[name] for name in KEY)]
+        found = per_block[tuple(row[name] for name in key)]
         row["losses"], row["divergences"] = np.array(found["losses"]), np.array(found["divergences"])
     dense = next(row for row in rows if row["controller"] == "dense")
-    played = [row for row in rows if row is not dense]
+    others = [row for row in rows if row is not dense]
     reference = (1.0, max(row["log_perplexity"] for row in rows))
-    names = list(dict.fromkeys(row["controller"] for row in played))
-    by_name = {name: [row for row in played if row["controller"] == name] for name in names}
+    names = list(dict.fromkeys(row["controller"] for row in others))
+    by_name = {name: [row for row in others if row["controller"] == name] for name in names}
     summary = {
         "blocks": dense["blocks"],
         "tokens": dense["tokens"],
-        "budgets": len({_budget(row) for row in played}),
-        "dense": {
-            name: dense[name] for name in ("perplexity", "log_perplexity", "bytes_per_token", "flops_per_token")
-        },
+        "budgets": len({_budget(row, axes) for row in others}),
+        "dense": {name: dense[name] for name in DENSE_FIGURES},
         "reference": {"net_keep": reference[0], "log_perplexity": reference[1]},
-        "controllers": {name: _describe(by_name[name], reference) for name in names},
+        "controllers": {name: _describe(by_name[name], axes, reference) for name in names},
     }
     if "policy" in by_name:
-        others = [name for name in names if name != "policy"]
-        summary["policy_against"] = {name: compare(by_name["policy"], by_name[name], seed) for name in others}
+        summary["policy_against"] = {
+            name: compare(by_name["policy"], by_name[name], axes, seed) for name in names if name != "policy"
+        }
         if "fixed" in by_name:
             oracles = [name for name in names if name.startswith("oracle")]
             args = by_name["policy"], by_name["fixed"]
@@ -74,34 +76,35 @@ def front_of(rows: list[Row]) -> list[Row]:
     return [rows[index] for index in pareto_front([(row["net_keep"], row["log_perplexity"]) for row in rows])]
 
 
-def _describe(rows: list[Row], reference: tuple[float, float]) -> dict[str, Any]:
+def _describe(rows: list[Row], axes: Sequence[str], reference: tuple[float, float]) -> dict[str, Any]:
     """Figures of one controller."""
     points = [(row["net_keep"], row["log_perplexity"]) for row in rows]
-    errors = {axis: [abs(row[f"realised_{axis}"] - row[f"target_{axis}"]) for row in rows] for axis in AXES}
+    errors = {axis: [abs(row[f"realised_{axis}"] - row[f"target_{axis}"]) for row in rows] for axis in axes}
     means = ("net_keep", "log_perplexity", "divergence", "bytes_per_token", "flops_per_token")
     return {
         "rows": len(rows),
         "hypervolume": hypervolume(points, reference),
         **{name: float(np.mean([row[name] for row in rows])) for name in means},
         "budget_error": {axis: float(np.mean(values)) for axis, values in errors.items()},
-        "front": [{name: row[name] for name in POINT} for row in front_of(rows)],
+        "front": [{name: row[name] for name in ("net_keep", *axes, "log_perplexity")} for row in front_of(rows)],
     }
 
 
-def compare(policy: list[Row], other: list[Row], seed: int = 0) -> dict[str, Any]:
+def compare(policy: list[Row], other: list[Row], axes: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """The policy against another controller, at every budget and under every seed of the other.
 
     Args:
         policy (`list[dict]`): Rows of the policy, with `losses` of the blocks.
         other (`list[dict]`): Rows of the other.
+        axes (`Sequence[str]`): Names of the axes, whose columns hold the budget.
         seed (`int`, *optional*, defaults to 0): Of the bootstrap.
 
     Returns:
         `dict[str, Any]`: The mean `gain` of the policy in nats a token and its `win_rate` (a tie counts half), both
         with an `_interval`, and the points where it gains most and least.
     """
-    own = {_budget(row): row for row in policy}
-    differences = np.stack([row["losses"] - own[_budget(row)]["losses"] for row in other])
+    own = {_budget(row, axes): row for row in policy}
+    differences = np.stack([row["losses"] - own[_budget(row, axes)]["losses"] for row in other])
     gains, drawn = differences.mean(axis=1), resampled_means(differences, RESAMPLES, seed)
     return {
         "comparisons": len(other),
@@ -109,8 +112,8 @@ def compare(policy: list[Row], other: list[Row], seed: int = 0) -> dict[str, Any
         "gain_interval": _interval(drawn.mean(axis=1)),
         "win_rate": float(_wins(gains).mean()),
         "win_rate_interval": _interval(_wins(drawn).mean(axis=1)),
-        "best": _point(other[int(gains.argmax())], float(gains.max())),
-        "worst": _point(other[int(gains.argmin())], float(gains.min())),
+        "best": _point(other[int(gains.argmax())], axes, float(gains.max())),
+        "worst": _point(other[int(gains.argmin())], axes, float(gains.min())),
     }
 
 
@@ -140,8 +143,8 @@ def gap_closed(policy: list[Row], fixed: list[Row], oracle: list[Row], seed: int
     return found
 
 
-def _budget(row: Row) -> tuple[float, ...]:
-    return tuple(row[axis] for axis in AXES)
+def _budget(row: Row, axes: Sequence[str]) -> tuple[float, ...]:
+    return tuple(row[axis] for axis in axes)
 
 
 def _wins(gains: np.ndarray) -> np.ndarray:
@@ -152,12 +155,12 @@ def _interval(values: np.ndarray) -> list[float]:
     return [float(x) for x in np.percentile(values, TAILS)]
 
 
-def _point(row: Row, gain: float) -> dict[str, Any]:
-    return {axis: row[axis] for axis in AXES} | {"net_keep": row["net_keep"], "gain": gain}
+def _point(row: Row, axes: Sequence[str], gain: float) -> dict[str, Any]:
+    return {axis: row[axis] for axis in axes} | {"net_keep": row["net_keep"], "gain": gain}
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """A summary as Markdown: a table, a line per controller, and what is below it in words.
+    """A summary as Markdown: a table with one line per controller, and remarks below it.
 
     Args:
         summary (`dict[str, Any]`): From [`summarize_sweep`].
@@ -174,13 +177,18 @@ def format_summary(summary: dict[str, Any]) -> str:
                 *[f"`{name}`", f"{own['net_keep']:.3f}", f"{np.exp(own['log_perplexity']):.3f}"],
                 *[f"{own['divergence']:.4f}", f"{own['hypervolume']:.4f}"],
                 *[f"{own['bytes_per_token'] / 1e9:.3g}", f"{own['flops_per_token'] / 1e9:.3g}"],
-                f"{error['token_keep']:.3f} / {error['mlp_keep']:.3f} / {error['bits']:.2f}",
+                " / ".join(f"{value:.{_digits(axis)}f}" for axis, value in error.items()),
                 "–" if versus is None else f"{versus['gain']:+.4f} {_between(versus['gain_interval'], '+.4f')}",
                 "–" if versus is None else f"{versus['win_rate']:.0%} {_between(versus['win_rate_interval'], '.0%')}",
             ]
         )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([table, "", *_remarks(summary)])
+
+
+def _digits(axis: str) -> int:
+    """Decimals of a number on an axis; an axis that is not registered here counts as a fraction."""
+    return 2 if axis in AXES and AXES[axis].is_integral else 3
 
 
 def _dense_cells(dense: dict[str, float]) -> list[str]:
@@ -205,7 +213,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     fixed = summary.get("policy_against", {}).get("fixed")
     for word in ("best", "worst") if fixed else ():
         point = fixed[word]
-        triple = f"({point['token_keep']:g}, {point['mlp_keep']:g}, {point['bits']:g})"
-        lines.append(f"- The policy's {word} budget against `fixed` is {triple}: {point['gain']:+.4f} nats.")
+        budget = ", ".join(f"{value:g}" for name, value in point.items() if name not in ("net_keep", "gain"))
+        lines.append(f"- The policy's {word} budget against `fixed` is ({budget}): {point['gain']:+.4f} nats.")
     lines.append(f"- {summary['budgets']} budgets, {summary['blocks']} blocks, {summary['tokens']} tokens each.")
     return lines

@@ -6,12 +6,12 @@
     policy      at the budgets of a grid              ->  what it really spends ("realised")
     all others  at what the policy spent              ->  rows to compare it with, at equal cost
 
-Without the policy, all others are played at the budgets themselves. An episode is played on every block of the text,
-teacher-forced, over a dense prefill; there is no KV refresh within one, its cost is counted nevertheless.
+Without the policy, all others are run at the budgets themselves. One teacher-forced episode is run on every block of
+the text, after a dense prefill. There is no KV refresh within an episode; its cost is counted nevertheless.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -23,16 +23,15 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
-from ...budget.action_space import AXES, AXIS_SCALE, DENSE
-from ...episodes.block_runner import BlockPlayer, check_blocks, without_dropout
+from ...episodes.block_runner import BlockRunner, check_blocks, without_dropout
 from ...modeling_sol import SOLForCausalLM
 from ..compute_costs import ComputeCosts
 from ..policy_evaluation import check_budgets
-from .entries import Contestant, parse_contestants
+from .entries import POLICY, SweepEntry, parse_entries
 from .folder import SweepFolder, describe
+from .method import Part, SweepMethod, SweepSetting, Tensors
 from .progress import SweepProgress
-from .rows import Cell
-from .runs import SweepPlayer, Tensors
+from .rows import SweepRow
 from .table import make_table, write_table
 
 
@@ -43,18 +42,19 @@ PUBLISHED_GRID: tuple[tuple[float, float, float], ...] = tuple(
         range(5, 14),
     )
 )
-"""The 567 budgets (token_keep, mlp_keep, bits) of the paper's sweep."""
+"""The 567 budgets of the published axes (token_keep, mlp_keep, bits) in the paper's sweep."""
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What a sweep plays.
+    """What a sweep runs.
 
     Args:
-        controllers (`tuple[str, ...]`): Names, see [`Contestant`]. The base itself is always there, as `dense`.
-        budgets (`tuple` of triples): (token_keep, mlp_keep, bits), in these units.
+        controllers (`tuple[str, ...]`): Names, see [`SweepEntry`]. The base itself is always there, as `dense`.
+        budgets (`tuple` of `tuple[float, ...]`): One number per axis of the action space, in axis units.
         context_length (`int`): Tokens of a block before its episode.
-        seeds (`tuple[int, ...]`, *optional*, defaults to `(0,)`): Of controllers that draw; the others run once.
+        seeds (`tuple[int, ...]`, *optional*, defaults to `(0,)`): Of controllers with random results; the
+            others run once.
         hard (`bool`, *optional*, defaults to `False`): Hold the policy to its budgets, as `generate` does by default.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time.
         schedules_at_once (`int`, *optional*, defaults to 16): Budgets or random schedules of a block that run at the
@@ -79,7 +79,7 @@ class SweepConfig:
 
 
 class Sweep:
-    """Plays a grid of controllers, budgets and seeds, and keeps what is done in a folder.
+    """Runs a grid of controllers, budgets and seeds, and keeps finished parts in a folder.
 
     Processes of an `accelerate launch` share the blocks; the tables are those of one process.
 
@@ -87,9 +87,10 @@ class Sweep:
         model ([`SOLForCausalLM`]): Base and policy.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + episode_length + 1)`): Token ids, the same in
             every process; at least 2 blocks.
-        config ([`SweepConfig`]): What to play.
-        folder (`str` or `Path`): Where parts and tables go. What it already holds of this sweep is not done again.
-        progress (`bool`, *optional*, defaults to `False`): Show a bar with the time that is left.
+        config ([`SweepConfig`]): What to run.
+        folder (`str` or `Path`): Where parts and tables go. Parts of this sweep that it already holds are not run
+            again.
+        progress (`bool`, *optional*, defaults to `False`): Show a progress bar with the time left.
 
     Raises:
         ValueError: for an unknown controller, a budget below the smallest level, blocks of another length, or no
@@ -105,88 +106,95 @@ class Sweep:
         folder: str | Path,
         progress: bool = False,
     ):
-        self.contestants = parse_contestants(config.controllers)
+        self.entries = parse_entries(config.controllers)
         check_budgets(config.budgets, model.action_space)
-        self.targets = torch.tensor(config.budgets, dtype=torch.float64) / torch.tensor(AXIS_SCALE)
+        self.targets = torch.tensor(config.budgets, dtype=torch.float64) / model.action_space.scales
         self.counted = check_blocks(model, blocks, config.context_length, config.batch_size)
         self.model, self.config, self.space = model, config, model.action_space
         self.state = PartialState()
+        self.runner = BlockRunner(model, blocks, config.context_length, config.batch_size, advance=self._advance)
+        setting = SweepSetting(self.runner, self.counted, config.hard, config.schedules_at_once)
+        self.methods = {entry: entry.start(setting) for entry in self.entries}
         if self.state.is_main_process:
             self.folder = SweepFolder(Path(folder), describe(model, blocks) | asdict(config))
-        self.player = BlockPlayer(model, blocks, config.context_length, config.batch_size, advance=self._advance)
-        self.contest = SweepPlayer(self.player, self.counted, config.hard, config.schedules_at_once)
-        self.progress = SweepProgress(self._work(), progress and self.state.is_main_process)
+        self.progress = SweepProgress(self._episodes(), progress and self.state.is_main_process)
 
     def run(self) -> Dataset:
-        """Play what is not in the folder yet, and write the tables.
+        """Run what is not in the folder yet, and write the tables.
 
         Returns:
             `Dataset`: The table `sweep`, in every process.
         """
-        cells, trials = [self._dense()], []
-        for look_ahead in self._looks_ahead():
-            measure = partial(self.contest.measure, look_ahead)
-            work = self.contest.work_ahead(look_ahead)
-            self.contest.learn(look_ahead, self._part(f"costs-{look_ahead}", work, measure))
+        rows, trials = [self._dense()], []
+        for method in self.methods.values():
+            if (preparation := method.preparation()) is not None:
+                method.prepare(self._result(preparation))
         with without_dropout(self.model.policy):
             for begin in range(0, len(self.targets), self.config.schedules_at_once):
-                some = slice(begin, begin + self.config.schedules_at_once)
-                targets = self.targets[some]
-                for contestant, seed in self._runs():
-                    for played, number, wanted in self._play(contestant, seed, begin, targets):
-                        cells += self._cells(contestant, seed, number, wanted, played)
-                        trials += self._trials(contestant, seed, number, played)
-                    if contestant.name == "policy":
-                        targets = torch.stack(
-                            [cell.realised(self.counted, self.space) for cell in cells[-len(targets) :]]
-                        )
+                targets = self.targets[begin : begin + self.config.schedules_at_once]
+                for entry, seed in self._entries_and_seeds():
+                    for result, number, wanted in self._run_entry(entry, seed, begin, targets):
+                        rows += self._rows(entry, seed, number, wanted, result)
+                        trials += self._trials(entry, seed, number, result)
+                    if entry.name == POLICY:
+                        targets = torch.stack([row.realised(self.counted) for row in rows[-len(targets) :]])
         self.progress.close()
-        return self._write(cells, trials)
+        return self._write(rows, trials)
 
-    def _runs(self) -> list[tuple[Contestant, int]]:
-        """Contestants with their seeds, the policy first."""
+    def _entries_and_seeds(self) -> list[tuple[SweepEntry, int]]:
+        """Every entry with each of its seeds, the policy first."""
         seeds = self.config.seeds
-        return [
-            (contestant, seed) for contestant in self.contestants for seed in seeds[: None if contestant.draws else 1]
-        ]
+        return [(entry, seed) for entry in self.entries for seed in (seeds if entry.method.draws else seeds[:1])]
 
-    def _looks_ahead(self) -> list[int]:
-        return [contestant.number for contestant in self.contestants if contestant.name == "oracle"]
-
-    def _dense(self) -> Cell:
+    def _dense(self) -> SweepRow:
         """The base itself."""
-        found = self._part("dense", len(self.player.tokens), lambda: {"losses": self.player.dense_losses()})
+        part = Part("dense", len(self.runner.tokens), lambda: {"losses": self.runner.dense_losses()})
+        found = self._result(part)
         losses, seconds = found["losses"], float(found["seconds"])
-        actions = torch.full((len(losses), self.player.steps), self.space.dense_id)
-        return Cell("dense", self.config.seeds[0], DENSE, torch.ones(3), losses, losses * 0, actions, seconds)
+        return SweepRow(
+            controller="dense",
+            seed=self.config.seeds[0],
+            space=self.space,
+            budget=self.space.dense,
+            target=torch.tensor(self.space.dense) / self.space.scales,
+            losses=losses,
+            divergence=losses * 0,
+            actions=torch.full((len(losses), self.runner.steps), self.space.dense_id),
+            seconds=seconds,
+        )
 
-    def _play(
-        self, contestant: Contestant, seed: int, begin: int, targets: torch.Tensor
+    def _run_entry(
+        self, entry: SweepEntry, seed: int, begin: int, targets: torch.Tensor
     ) -> Iterator[tuple[Tensors, int, torch.Tensor]]:
-        """What a contestant does at `targets` `(budgets, 3)`, part by part, with the index of the part's first budget
-        and the part's targets."""
-        name, work = f"{str(contestant).replace(':', '-')}-{seed}", self.contest.work(contestant)
-        if contestant.draws:
-            for number, mean in enumerate(targets, start=begin):
-                draw = partial(self.contest.play_random, contestant.number, mean, seed * 1_000_003 + number)
-                yield self._part(f"{name}-{number:05d}", work, draw), number, mean[None]
-        else:
-            play = partial(self.contest.play, contestant, targets)
-            yield self._part(f"{name}-{begin:05d}", work * len(targets), play), begin, targets
+        """Results of an entry at `targets` `(budgets, axes)`, part by part, each with the index of its first budget
+        and its targets."""
+        method = self.methods[entry]
+        for number, wanted, draw in self._portions(method, seed, begin, targets):
+            name = f"{str(entry).replace(':', '-')}-{seed}-{number:05d}"
+            part = Part(name, method.episodes * len(wanted), partial(method.run, wanted, draw))
+            yield self._result(part), number, wanted
 
-    def _part(self, name: str, work: int, make: Callable[[], Tensors]) -> Tensors:
-        """A part out of the folder, or a new one that is put there, with the `seconds` that it took."""
+    def _portions(
+        self, method: SweepMethod, seed: int, begin: int, targets: torch.Tensor
+    ) -> list[tuple[int, torch.Tensor, int]]:
+        """Index of the first budget, targets and seed of what is run at once."""
+        if not method.draws:
+            return [(begin, targets, seed)]
+        return [(begin + i, target[None], seed * 1_000_003 + begin + i) for i, target in enumerate(targets)]
+
+    def _result(self, part: Part) -> Tensors:
+        """The result of a part, from the folder if it is there, with the `seconds` that it took."""
         before = self.progress.done
-        found = self._share(self.folder.load(name) if self.state.is_main_process else None)
+        found = self._share(self.folder.load(part.name) if self.state.is_main_process else None)
         if found is None:
             start = time.perf_counter()
-            found = make()
+            found = part.make()
             found["seconds"] = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
             if self.state.is_main_process:
-                self.folder.store(name, found)
-            self.progress.advance(before + work - self.progress.done)
+                self.folder.store(part.name, found)
+            self.progress.advance(before + part.episodes - self.progress.done)
         else:
-            self.progress.skip(work)
+            self.progress.skip(part.episodes)
         return found
 
     def _share(self, value: Any) -> Any:
@@ -196,42 +204,45 @@ class Sweep:
     def _advance(self, episodes: int) -> None:
         self.progress.advance(episodes * self.state.num_processes)
 
-    def _work(self) -> int:
-        """Episodes to play in all."""
-        played = sum(self.contest.work(contestant) for contestant, _ in self._runs()) * len(self.targets)
-        return len(self.player.tokens) + played + sum(map(self.contest.work_ahead, self._looks_ahead()))
+    def _episodes(self) -> int:
+        """Episodes to run in all."""
+        runs = sum(self.methods[entry].episodes for entry, _ in self._entries_and_seeds()) * len(self.targets)
+        preparations = [method.preparation() for method in self.methods.values()]
+        return len(self.runner.tokens) + runs + sum(part.episodes for part in preparations if part is not None)
 
-    def _cells(
-        self, contestant: Contestant, seed: int, first: int, targets: torch.Tensor, played: Tensors
-    ) -> list[Cell]:
+    def _rows(
+        self, entry: SweepEntry, seed: int, first: int, targets: torch.Tensor, result: Tensors
+    ) -> list[SweepRow]:
         return [
-            Cell(
-                controller=str(contestant),
+            SweepRow(
+                controller=str(entry),
                 seed=seed,
+                space=self.space,
                 budget=self.config.budgets[first + column],
                 target=target,
-                losses=played["losses"][:, column],
-                divergence=played["divergence"][:, column],
-                actions=played["actions"][:, column].long(),
-                seconds=float(played["seconds"]) / len(targets),
+                losses=result["losses"][:, column],
+                divergence=result["divergence"][:, column],
+                actions=result["actions"][:, column].long(),
+                seconds=float(result["seconds"]) / len(targets),
+                runs_policy=self.methods[entry].runs_policy,
             )
             for column, target in enumerate(targets)
         ]
 
-    def _trials(self, contestant: Contestant, seed: int, number: int, played: Tensors) -> list[dict[str, Any]]:
-        if not contestant.draws:
+    def _trials(self, entry: SweepEntry, seed: int, number: int, result: Tensors) -> list[dict[str, Any]]:
+        if "trials" not in result:
             return []
-        budget = zip(AXES, map(float, self.config.budgets[number]), strict=True)
-        key = {"controller": str(contestant), "seed": seed} | dict(budget)
-        return [key | {"trial": trial, "log_perplexity": x} for trial, x in enumerate(played["trials"].tolist())]
+        budget = zip(self.space.axis_names, map(float, self.config.budgets[number]), strict=True)
+        key = {"controller": str(entry), "seed": seed} | dict(budget)
+        return [key | {"trial": trial, "log_perplexity": x} for trial, x in enumerate(result["trials"].tolist())]
 
-    def _write(self, cells: Sequence[Cell], trials: Sequence[dict[str, Any]]) -> Dataset:
-        costs = ComputeCosts.of(self.model, self.config.context_length)
-        table = make_table("sweep", self._share([cell.sweep_row(self.space, self.counted, costs) for cell in cells]))
+    def _write(self, rows: Sequence[SweepRow], trials: Sequence[dict[str, Any]]) -> Dataset:
+        costs, axes = ComputeCosts.of(self.model, self.config.context_length), self.space.axis_names
+        table = make_table("sweep", self._share([row.sweep_row(self.counted, costs) for row in rows]), axes)
         if self.state.is_main_process:
-            path, blocks = self.folder.path, [cell.block_row() for cell in cells]
-            write_table(make_table("trials", trials), path / "trials.parquet")
-            write_table(make_table("blocks", blocks), path / "blocks.parquet")
+            path, blocks = self.folder.path, [row.block_row() for row in rows]
+            write_table(make_table("trials", trials, axes), path / "trials.parquet")
+            write_table(make_table("blocks", blocks, axes), path / "blocks.parquet")
             write_table(table, path / "sweep.csv")
             write_table(table, path / "sweep.parquet")
         self.state.wait_for_everyone()

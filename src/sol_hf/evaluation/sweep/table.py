@@ -7,11 +7,11 @@
            blocks.parquet              loss and divergence of every block in every row, for paired comparisons
            trials.parquet              mean loss of every random schedule that was tried
 
-Triples are in units of the axes, losses in nats a token.
+Values of axes are in axis units, losses in nats per token. Which axes a table has follows from its columns.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,63 +20,79 @@ import pyarrow.parquet
 from datasets import Dataset, Features, List, Value
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from ...budget.action_space import AXES
+from ...budget.axes import AXES, PUBLISHED_AXES
 
 
-def _columns(names: Sequence[str], kind: str) -> dict[str, Any]:
+TARGET, REALISED = "target_", "realised_"
+TABLES = ("sweep", "blocks", "trials")
+
+
+def _columns(names: Iterable[str], kind: str) -> dict[str, Any]:
     return {name: Value(kind) for name in names}
 
 
-SWEEP_COLUMNS: dict[str, Any] = {
-    "controller": Value("string"),
-    "seed": Value("int64"),
-    **_columns(AXES, "float64"),
-    **_columns([f"target_{axis}" for axis in AXES], "float64"),
-    **_columns([f"realised_{axis}" for axis in AXES], "float64"),
-    **_columns(["net_keep", "perplexity", "log_perplexity", "log_perplexity_error", "divergence"], "float64"),
-    **_columns(["budget_error", "refresh_overhead"], "float64"),
-    **_columns(["blocks", "tokens"], "int64"),
-    **_columns(["bytes_per_token", "flops_per_token", "nominal_bytes_per_token"], "float64"),
-    **_columns(["dense_bytes_per_token", "dense_flops_per_token", "seconds"], "float64"),
-}
-"""Columns of `sweep.parquet`, explained in `docs/pareto.md`.
+def key_of(axes: Sequence[str]) -> tuple[str, ...]:
+    """Columns that tell the rows of a table apart, but for single trials."""
+    return ("controller", "seed", *axes)
 
-`token_keep`, `mlp_keep`, `bits` name the budget, `target_*` what the controller was asked for: that budget for the
-policy, what the policy realised for all others.
-"""
-KEY = ("controller", "seed", *AXES)
-BLOCK_COLUMNS = {
-    **{name: SWEEP_COLUMNS[name] for name in KEY},
-    "losses": List(Value("float64")),
-    "divergences": List(Value("float64")),
-}
-"""Columns of `blocks.parquet`; a row has the figures of all blocks, in order."""
-TRIAL_COLUMNS = {
-    **{name: SWEEP_COLUMNS[name] for name in KEY},
-    "trial": Value("int64"),
-    "log_perplexity": Value("float64"),
-}
-"""Columns of `trials.parquet`."""
-TABLES = {"sweep": SWEEP_COLUMNS, "blocks": BLOCK_COLUMNS, "trials": TRIAL_COLUMNS}
+
+def columns_of(table: str, axes: Sequence[str]) -> dict[str, Any]:
+    """Columns of a table and their types.
+
+    In `sweep.parquet`, which `docs/pareto.md` explains, the name of an axis holds the budget, `target_*` what the
+    controller was asked for: that budget for the policy, what the policy realised for all others. A row of
+    `blocks.parquet` has the figures of all blocks, in order.
+
+    Args:
+        table (`str`): `sweep`, `blocks` or `trials`.
+        axes (`Sequence[str]`): Names of the axes, in order.
+    """
+    key = {"controller": Value("string"), "seed": Value("int64"), **_columns(axes, "float64")}
+    if table == "blocks":
+        return key | {"losses": List(Value("float64")), "divergences": List(Value("float64"))}
+    if table == "trials":
+        return key | {"trial": Value("int64"), "log_perplexity": Value("float64")}
+    return {
+        **key,
+        **_columns([f"{TARGET}{axis}" for axis in axes], "float64"),
+        **_columns([f"{REALISED}{axis}" for axis in axes], "float64"),
+        **_columns(["net_keep", "perplexity", "log_perplexity", "log_perplexity_error", "divergence"], "float64"),
+        **_columns(["budget_error", "refresh_overhead"], "float64"),
+        **_columns(["blocks", "tokens"], "int64"),
+        **_columns(["bytes_per_token", "flops_per_token", "nominal_bytes_per_token"], "float64"),
+        **_columns(["dense_bytes_per_token", "dense_flops_per_token", "seconds"], "float64"),
+    }
+
+
+def axes_of(columns: Iterable[str]) -> tuple[str, ...]:
+    """The axes of a table, from the names of its columns.
+
+    Those with a column `target_*` or `realised_*`; in a table without any such column, those whose name is that of a
+    registered axis. Axes that are no longer registered are thus found in a table `sweep`.
+    """
+    columns = list(columns)
+    named = [name.removeprefix(start) for start in (TARGET, REALISED) for name in columns if name.startswith(start)]
+    return tuple(dict.fromkeys(named)) or tuple(name for name in columns if name in AXES)
 
 
 class SweepError(ValueError):
     """A folder that does not hold what was expected: another sweep, an unfinished or a damaged one."""
 
 
-def make_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Dataset:
+def make_table(name: str, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Dataset:
     """Rows as a table.
 
     Args:
         name (`str`): `sweep`, `blocks` or `trials`.
         rows (`Sequence[Mapping[str, Any]]`): With all columns of that table.
+        axes (`Sequence[str]`): Names of the axes.
     """
-    columns = TABLES[name]
+    columns = columns_of(name, axes)
     return Dataset.from_dict({key: [row[key] for row in rows] for key in columns}, features=Features(columns))
 
 
 def write_table(table: Dataset, path: Path) -> None:
-    """Write a table as the suffix of `path` says, `.parquet` or `.csv`; the file is whole or not there."""
+    """Write a table in one step, as the suffix of `path` says, `.parquet` or `.csv`."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     write = table.to_csv if path.suffix == ".csv" else table.to_parquet
     quiet = are_progress_bars_disabled()
@@ -101,14 +117,15 @@ def read_table(folder: str | os.PathLike, name: str = "sweep") -> Dataset:
         SweepError: if it is not there, damaged, or has other columns.
     """
     path = Path(folder, f"{name}.parquet")
-    again = "give the command of the sweep again, it goes on where it was"
+    again = "give the command of the sweep again, it continues where it stopped"
     if not path.exists():
         raise SweepError(f"{path} is not there: the sweep has not ended. Please {again}.")
     try:
         table = Dataset(pyarrow.parquet.read_table(path))
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise SweepError(f"{path} is damaged ({error}): please {again}.") from error
-    missing = sorted(set(TABLES[name]) - set(table.column_names))
+    axes = axes_of(table.column_names) or tuple(axis.name for axis in PUBLISHED_AXES)
+    missing = sorted(set(columns_of(name, axes)) - set(table.column_names))
     if missing:
         raise SweepError(
             f"{path} lacks the columns {', '.join(missing)}: it was not written by this version of sol_hf."

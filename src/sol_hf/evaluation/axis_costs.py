@@ -1,0 +1,147 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a decode step reads and computes, and how the levels of an axis reduce it.
+
+Every axis has an entry of its own in the folder `costs`, registered in [`AXIS_COSTS`]. An entry changes the counts of
+a dense step, [`StepCounts`], to those of a step at a level. Entries multiply counts, so that their order does not
+matter. An axis without an entry saves nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedAxisError
+from ..execution.mlp.discovery import find_mlps
+from ..modeling_sol import SOLForCausalLM
+from ..registry import Registry
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers that a forward of one token reads.
+
+    Args:
+        elastic (`int`): In MLP matrices that take the hidden state.
+        mlp (`int`): In all of the MLPs.
+        head (`int`): In the LM head.
+        total (`int`): In all, a single row of every embedding.
+        itemsize (`int`): Bytes of a number.
+    """
+
+    elastic: int
+    mlp: int
+    head: int
+    total: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, model: SOLForCausalLM) -> "Weights":
+        """Of the base of `model`."""
+        base = model.base
+        width = base.get_input_embeddings().weight.shape[-1]
+        try:
+            mlps = find_mlps(base)
+        except UnsupportedAxisError:  # then its axes are not under control
+            mlps = ()
+        return cls(
+            elastic=sum(_elastic_numbers(part, width) for mlp in mlps for part in mlp.modules()),
+            mlp=sum(read_numbers(mlp) for mlp in mlps),
+            head=read_numbers(base.get_output_embeddings()),
+            total=read_numbers(base),
+            itemsize=base.get_input_embeddings().weight.element_size(),
+        )
+
+
+def _elastic_numbers(part: nn.Module, width: int) -> int:
+    """Weights of a linear layer that takes `width` channels, 0 for any other module."""
+    weight = getattr(part, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or isinstance(part, nn.Embedding):
+        return 0
+    inputs = weight.shape[0] if type(part).__name__ == "Conv1D" else weight.shape[1]
+    return weight.numel() if inputs == width else 0
+
+
+def read_numbers(module: nn.Module) -> int:
+    """Parameters that a forward of one token reads: all, but of an embedding one row. A tied head counts in full."""
+    numbers = 0
+    for part in module.modules():
+        own = part.parameters(recurse=False)
+        numbers += sum(p.shape[-1] if isinstance(part, nn.Embedding) else p.numel() for p in own)
+    return numbers
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one decode step reads and computes, for one sequence alone.
+
+    Args:
+        elastic_weights (`float`): Weights read of MLP matrices that take the hidden state.
+        other_mlp_weights (`float`): Weights read of the other MLP matrices.
+        other_weights (`float`): Weights read outside of the MLPs.
+        itemsize (`int`): Bytes of a weight.
+        kv_bytes (`float`): Bytes that attention reads of the cache.
+        kv_flops (`float`): Floating-point operations of attention over the cache.
+        nominal_mlp_size (`float`, *optional*, defaults to 1.0): Bytes of an MLP weight as a share of `itemsize`, if
+            quantization were real.
+    """
+
+    elastic_weights: float
+    other_mlp_weights: float
+    other_weights: float
+    itemsize: int
+    kv_bytes: float
+    kv_flops: float
+    nominal_mlp_size: float = 1.0
+
+    def times(self, **factors: float) -> "StepCounts":
+        """The same with some counts multiplied, by their names."""
+        return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})
+
+    @property
+    def weights(self) -> float:
+        """All weights read."""
+        return self.elastic_weights + self.other_mlp_weights + self.other_weights
+
+    @property
+    def bytes(self) -> float:
+        """Bytes read."""
+        return self.weights * self.itemsize + self.kv_bytes
+
+    @property
+    def nominal_bytes(self) -> float:
+        """Bytes that would be read if quantization were real."""
+        saved = (self.elastic_weights + self.other_mlp_weights) * (1 - self.nominal_mlp_size)
+        return (self.weights - saved) * self.itemsize + self.kv_bytes
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations: two per weight, and those of attention."""
+        return 2 * self.weights + self.kv_flops
+
+
+class AxisCost:
+    """How the levels of one axis change what a step reads and computes.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base and selection rule.
+        keys (`int`): Keys that the step sees.
+    """
+
+    def __init__(self, model: SOLForCausalLM, keys: int):
+        self.model, self.keys = model, keys
+
+    def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
+        """What a level does to the counts of a step; asked once per level.
+
+        Args:
+            level (`float`): In axis units.
+        """
+        raise NotImplementedError
+
+
+AXIS_COSTS: Registry[type[AxisCost]] = Registry("axis cost", package=f"{__package__}.costs")
+"""The costs of all axes that save something, by the name of the axis."""

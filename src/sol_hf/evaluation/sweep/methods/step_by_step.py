@@ -1,0 +1,35 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Any controller, step by step: what a sweep does with every name that has no method of its own."""
+
+import torch
+
+from ....controllers.base import Controller
+from ....controllers.names import make_controller
+from ....controllers.policy import PolicyController
+from ....controllers.processors import ActionProcessorList, HardBudgetProcessor
+from ....episodes.block_runner import Run
+from ..method import SweepMethod, Tensors, tensors_of
+
+
+class StepByStep(SweepMethod):
+    """A registered controller, made afresh for every batch of blocks."""
+
+    @property
+    def runs_policy(self) -> bool:
+        return isinstance(self.controller(), PolicyController)
+
+    def controller(self) -> Controller:
+        """A fresh controller of the entry's name."""
+        spec = f"{self.name}:{self.count}" if self.count else self.name
+        controller = make_controller(spec, self.setting.runner.model)
+        if controller is None:
+            raise ValueError(f"{spec!r} has no controller that could run step by step.")
+        return controller
+
+    def run(self, targets: torch.Tensor, seed: int) -> Tensors:
+        hard = self.setting.hard and self.runs_policy
+        processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
+        run = Run(targets.float(), lambda *_: self.controller(), processors)
+        return tensors_of(*self.setting.run([run]))

@@ -1,0 +1,35 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Spending of tasks over three and over four axes."""
+
+import pytest
+import torch
+
+from sol_hf import ActionSpace
+from sol_hf.integrations.lm_eval_spending import Spending
+from sol_hf.selection.rule import SelectionRule
+from support.extra_axis import four_axes
+
+
+def test_spending_has_a_mean_per_axis(mlp_noise):
+    space = four_axes()
+    spending = Spending(space, SelectionRule())
+    cheap, dense = space.index(0.2, 0.5, 4, 0.5), space.index(1.0, 1.0, 16, 1.0)
+    spending.add("first", torch.tensor([[cheap, dense, -1]]), [20])
+    spending.add("first", torch.tensor([[cheap, cheap, cheap]]), [20])
+    spending.add("short", torch.tensor([[cheap]]), [1])
+    report = spending.report()
+    expected = {"token_keep": 0.36, "mlp_keep": 0.6, "bits": 6.4, "mlp_noise": 0.6}
+    assert report["first"] == pytest.approx(expected | {"controllable_steps": 5, "steps": 5})
+    dense_levels = {"token_keep": 1.0, "mlp_keep": 1.0, "bits": 16.0, "mlp_noise": 1.0}
+    assert report["short"] == dense_levels | {"controllable_steps": 0, "steps": 1}
+    two = spending.report([spending.sums, spending.sums])
+    assert two["first"] == pytest.approx(expected | {"controllable_steps": 10, "steps": 10})
+
+
+def test_the_published_axes_are_as_they_were():
+    space = ActionSpace([0.2, 1.0], [0.5, 1.0], [4, 16])
+    spending = Spending(space, SelectionRule())
+    spending.add("task", torch.tensor([[space.index(0.2, 1.0, 4)]]), [20])
+    assert list(spending.report()["task"]) == ["token_keep", "mlp_keep", "bits", "controllable_steps", "steps"]
