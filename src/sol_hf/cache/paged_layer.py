@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A key-value cache layer that grows in place and keeps the page index of `quest` beside the keys.
+"""A key-value cache layer that grows in place and has an index of its pages.
 
 transformers' `DynamicLayer` copies all keys and values at every token (`torch.cat`). [`PagedLayer`] writes into
-storage that is allocated ahead, so a decode step moves one token. The page index (maximum and minimum of every channel
-over each page) is brought up to date when a step asks for it: one page per new token, all pages after a prefill.
+storage that is allocated ahead, so that a decode step moves one token. The page index holds the maximum and the
+minimum of every channel over each page. It is updated when a step asks for it: one page per new token, all pages after
+a prefill.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from ..selection.pages import page_bounds
 
 
 class PagedLayer(DynamicLayer):
-    """A full-attention cache layer with preallocated storage and a lazily maintained page index.
+    """A full-attention cache layer with preallocated storage, and a page index that is updated when it is needed.
 
     `keys` and `values` are views of the storage, of shape `(rows, kv_heads, length, head_dim)`.
 
@@ -87,9 +88,13 @@ class PagedLayer(DynamicLayer):
         return self._key_store.flatten(0, 2), self._value_store.flatten(0, 2), self._key_store.shape[2]
 
     def page_store(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        """Maxima and minima as they are stored, the pages there is room for, and the tokens they take into account.
+        """Storage of the page index as it is, which may be out of date.
 
-        Who brings them up to date for all tokens says so with [`PagedLayer.mark_indexed`].
+        A caller that updates it for all tokens must then call [`PagedLayer.mark_indexed`].
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor, int, int]`: Maxima and minima, each of shape
+            `(rows, kv_heads, capacity, head_dim)`, their capacity in pages, and the number of tokens indexed so far.
         """
         pages = -(-self.length // self.page_size)
         if self._page_capacity < pages:
@@ -97,26 +102,30 @@ class PagedLayer(DynamicLayer):
         return self._upper, self._lower, self._page_capacity, self._indexed
 
     def mark_indexed(self) -> None:
-        """Take all tokens to be in the page index."""
+        """Note that the page index is up to date for all tokens."""
         self._indexed = self.length
 
     def stores(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Storage of keys and values, of shape `(rows, kv_heads, capacity, head_dim)`."""
         return self._key_store, self._value_store
 
-    def page_stores(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def page_stores(self, first_key: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Storage of maxima and minima, up to date, and how many of their pages may hold keys.
 
-        While tokens are appended on the device, the host does not know how many: all that there is room for.
+        While tokens are appended on the device, the host does not know their number: all pages may then hold keys.
+
+        Args:
+            first_key (`torch.Tensor` of shape `(rows,)`): As of [`PagedLayer.page_index`].
+            padding (`tuple[int, int]`): As of [`PagedLayer.page_index`].
         """
         if self.append_at is None:
-            pages = self.page_index(first, padding)[0].shape[2]
+            pages = self.page_index(first_key, padding)[0].shape[2]
         else:
             pages = self._page_capacity
         return self._upper, self._lower, pages
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens, and for their pages."""
+        """Allocate storage for `tokens` tokens in all, and for their pages."""
         if tokens > self._key_store.shape[2]:
             self._grow(tokens, spare=0)
             self._set_length(self.length)
@@ -124,24 +133,24 @@ class PagedLayer(DynamicLayer):
             self._grow_pages(0)
 
     def note_appended(self, length: int) -> None:
-        """Take note of what was appended on the device, where the host did not look."""
+        """Note that tokens were appended and indexed on the device, `length` of them in all."""
         self._set_length(length)
         self._indexed = length
 
-    def _append_on_device(self, key: torch.Tensor, value: torch.Tensor, first: torch.Tensor, count: torch.Tensor):
+    def _append_on_device(self, key: torch.Tensor, value: torch.Tensor, first_key: torch.Tensor, count: torch.Tensor):
         from ..kernels.cuda.pages import append_tokens
 
         append_tokens(
-            key, value, self._key_store, self._value_store, self._upper, self._lower, first, count, self.page_size
+            key, value, self._key_store, self._value_store, self._upper, self._lower, first_key, count, self.page_size
         )
         return self._key_store, self._value_store
 
-    def page_index(self, first: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def page_index(self, first_key: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Channel-wise maximum and minimum of every page, of shape `(rows, kv_heads, pages, head_dim)`.
 
         Args:
-            first (`torch.Tensor` of shape `(rows,)`): Slot of every row's first real token, where its page 0 begins.
-            padding (`tuple[int, int]`): Smallest and largest value of `first`, known to the host.
+            first_key (`torch.Tensor` of shape `(rows,)`): Slot of every row's first real token; page 0 begins there.
+            padding (`tuple[int, int]`): Smallest and largest value of `first_key`, known to the host.
         """
         least, most = padding
         pages = -(-(self.length - least) // self.page_size)
@@ -150,7 +159,7 @@ class PagedLayer(DynamicLayer):
         if self._indexed == self.length - 1 and least == most:
             self._index_one_token(least)
         elif self._indexed < self.length:
-            self._index_from(max(0, (self._indexed - most) // self.page_size), pages, first)
+            self._index_from(max(0, (self._indexed - most) // self.page_size), pages, first_key)
         self._indexed = self.length
         return self._upper[:, :, :pages], self._lower[:, :, :pages]
 
@@ -163,9 +172,9 @@ class PagedLayer(DynamicLayer):
             self._upper[:, :, page] = torch.maximum(self._upper[:, :, page], key)
             self._lower[:, :, page] = torch.minimum(self._lower[:, :, page], key)
 
-    def _index_from(self, page: int, pages: int, first: torch.Tensor) -> None:
-        offset = first + page * self.page_size
-        upper, lower = page_bounds(self.keys, self.page_size, offset, first, pages - page)
+    def _index_from(self, page: int, pages: int, first_key: torch.Tensor) -> None:
+        offset = first_key + page * self.page_size
+        upper, lower = page_bounds(self.keys, self.page_size, offset, first_key, pages - page)
         self._upper[:, :, page:pages], self._lower[:, :, page:pages] = upper, lower
 
     def _set_length(self, length: int) -> None:

@@ -3,14 +3,13 @@
 
 """Many rollouts of one text over a single copy of its keys and values.
 
-The rollouts of a block share its prefix. What they write themselves is stored per row, from the last page boundary on,
-so that pages are the same as in a repeated cache:
+The rollouts of a block share its prefix, up to the last page boundary. What follows is stored per rollout, so that
+pages are the same as in a repeated cache:
 
-    prefix, one copy a block    | page | page | page |
-    suffix, one a rollout                            | rest of the prefix, own tokens ...
+    prefix, one copy per block     | page | page | page |
+    suffix, one per rollout                             | rest of the prefix, own tokens ...
 
-Queries of all rollouts of a block look at the prefix in one matrix product. Selection works by masking: all prefix
-keys are scored anyway, in a product that the rollouts share, and nothing is gathered.
+The queries of all rollouts of a block are multiplied with the prefix in one matrix product.
 """
 
 from collections.abc import Sequence
@@ -23,15 +22,15 @@ from .paged_layer import PagedLayer
 
 @dataclass(frozen=True)
 class Prefix:
-    """Whole pages that the rollouts of a block share.
+    """The whole pages that the rollouts of a block share.
 
     Args:
         keys (`torch.Tensor` of shape `(blocks, kv_heads, tokens, head_dim)`): Keys; a view.
         values (`torch.Tensor` of shape `(blocks, kv_heads, tokens, head_dim)`): Values; a view.
         bounds (`torch.Tensor` of shape `(blocks, kv_heads, pages, 2 * head_dim)`): Channel-wise maxima and minima of
             the pages, side by side.
-        visible_pages (`torch.Tensor` of shape `(repeats,)`, *optional*): Pages that the rollouts of a block see, where
-            they differ.
+        visible_pages (`torch.Tensor` of shape `(repeats,)`, *optional*): Pages that each rollout of a block sees,
+            where they differ.
     """
 
     keys: torch.Tensor
@@ -45,14 +44,13 @@ class Prefix:
 
 
 class SharedPrefixLayer(PagedLayer):
-    """A cache layer whose rows share the prefix of their block; its own storage holds the suffixes.
+    """A cache layer whose rows share the prefix of their block. Its own storage holds the suffixes.
 
     Args:
-        source ([`PagedLayer`]): Layer of the blocks, without padding. It must stay as it is while this one is used.
-        lengths (`Sequence[int]`): Tokens of `source` that rollouts start from. Several lengths must be whole pages
-            apart: every suffix then begins with as many tokens.
-        repeats (`int`): Rollouts from every length. Those of a block are adjacent rows, and among them those of a
-            length.
+        source ([`PagedLayer`]): Layer of the blocks, without padding. It must not change while this layer is used.
+        lengths (`Sequence[int]`): Tokens of `source` after which rollouts start. Several lengths must be whole
+            pages apart, so that all suffixes begin with the same number of tokens.
+        repeats (`int`): Rollouts per length. The rollouts of a block are adjacent rows, in the order of `lengths`.
     """
 
     growth_slots = 16
@@ -64,13 +62,13 @@ class SharedPrefixLayer(PagedLayer):
             raise ValueError(f"Rollouts can only start whole pages of {size} tokens apart, not at {list(lengths)}.")
         shared = max(lengths) // size * size
         pages = shared // size
-        start = torch.zeros(source.keys.shape[0], dtype=torch.long, device=source.keys.device)
-        upper, lower = source.page_index(start, (0, 0))
+        first_key = torch.zeros(source.keys.shape[0], dtype=torch.long, device=source.keys.device)
+        upper, lower = source.page_index(first_key, (0, 0))
         self.prefix = Prefix(
             source.keys[:, :, :shared],
             source.values[:, :, :shared],
             torch.cat([upper[:, :, :pages], lower[:, :, :pages]], dim=-1),
-            _visible_pages(lengths, size, repeats, start.device),
+            _visible_pages(lengths, size, repeats, first_key.device),
         )
         self.repeats = repeats * len(lengths)
         rest = [

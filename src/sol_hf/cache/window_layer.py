@@ -8,10 +8,10 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 
 class WindowLayer(DynamicSlidingWindowLayer):
-    """Keeps the keys that left the window since the last [`WindowLayer.forget`].
+    """A sliding-window layer that keeps the keys which left the window since the last [`WindowLayer.forget`].
 
-    The only change w.r.t. `DynamicSlidingWindowLayer` is that `crop` removes tokens and nothing else: upstream's also
-    gives up the past, so that it cannot be followed by a second crop.
+    It differs from `DynamicSlidingWindowLayer` in `crop`, which removes tokens and nothing else. Upstream's also drops
+    the keys that left the window, so that it cannot be followed by a second crop.
 
     Args:
         sliding_window (`int`): Keys that a token sees, itself included.
@@ -29,7 +29,7 @@ class WindowLayer(DynamicSlidingWindowLayer):
         """Remove the last `-tokens_to_remove` tokens.
 
         Raises:
-            ValueError: for a positive number, or one that goes back beyond what is kept.
+            ValueError: for a positive number, or a number of tokens whose removal needs keys that are no longer kept.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"`crop` takes the number of tokens to remove as a negative number: {tokens_to_remove}.")

@@ -9,9 +9,9 @@ from .plan import ACTIVE
 
 
 def capture_hidden_state(module: nn.Module, args: tuple) -> tuple | None:
-    """Forward pre-hook of the LM head: report the hidden states to this thread's forward.
+    """Forward pre-hook of the LM head: store its input in the context of this thread's forward.
 
-    Where nobody needs the logits, the head gets no token to work on.
+    Where logits are not needed, the head gets an input without tokens.
     """
     context = ACTIVE.get()
     if context is None:

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The norms of a decode step, on a GPU, in one launch each.
+"""The norms of a decode step, on a GPU, in one kernel launch each.
 
-A step with one row launches dozens of small kernels a layer, and takes as long as they are many. While a base is
-instrumented, its root mean square norms have an instance attribute `forward` that is a [`StepNorm`]. It acts on decode
-steps and KV refreshes, and not under `backend="reference"`.
+A step with one row launches dozens of small kernels per layer, and their launches take most of its time. While a base
+is instrumented, its root mean square norms have an instance attribute `forward` that is a [`StepNorm`]. It acts in
+decode steps and KV refreshes, and not under `backend="reference"`.
 """
 
 from types import CodeType
@@ -20,12 +20,12 @@ from .step_part import StepPart
 
 
 def is_rms_norm(module: nn.Module) -> bool:
-    """Whether a module computes what `LlamaRMSNorm` does: transformers has a copy of its code in many model files."""
+    """Whether a module computes what `LlamaRMSNorm` does. Many model files of transformers have a copy of its code."""
     code = getattr(type(module).forward, "__code__", None)
-    return isinstance(code, CodeType) and _gist(code) == _gist(LlamaRMSNorm.forward.__code__)
+    return isinstance(code, CodeType) and _instructions(code) == _instructions(LlamaRMSNorm.forward.__code__)
 
 
-def _gist(code: CodeType) -> tuple:
+def _instructions(code: CodeType) -> tuple:
     return code.co_code, code.co_names, code.co_consts
 
 
@@ -38,7 +38,7 @@ class StepNorm(StepPart):
 
     @classmethod
     def all_of(cls, base: nn.Module) -> "tuple[StepNorm, ...]":
-        """For every norm of a base that a kernel can stand in for."""
+        """For every norm of a base that the kernel can compute."""
         return tuple(cls(module) for module in base.modules() if is_rms_norm(module))
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -3,5 +3,5 @@
 
 """Compiled code on raw tensors, one folder per kind of device, each kernel beside a plain reference.
 
-Nothing here knows a cache layer, a plan or a model.
+Nothing here depends on a cache layer, a plan or a model.
 """

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The two MLP axes as pure functions: keep the largest channels of a token, and fake-quantize a token.
+"""The largest channels of a token: the `mlp_keep` axis as a pure function.
 
-Both accept any number of leading dimensions after the rows, and per-row settings that live on the device.
+Tensors may have any number of dimensions between the rows and the channels. Settings are per row and on the device.
 """
 
 import numpy as np
@@ -11,15 +11,16 @@ import torch
 
 
 def kept_count(fraction: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
-    """`ceil(fraction * total)`, at least 1, immune to the rounding of `fraction` itself.
+    """`ceil(fraction * total)`, at least 1, whatever the rounding error of `fraction`.
 
     In float32 `0.6 * 50` is 30.000002, whose ceiling would be 31. The relative slack of 1e-6 is larger than that
-    error, and the result exact for every `total` up to 50,000 (beyond, one too few for some fractions).
+    error. The result is exact for every `total` up to 50,000; beyond that it is one too small for some fractions.
     """
     return torch.ceil(fraction * total * (1.0 - 1e-6)).clamp(min=1).long()
 
 
 def per_row(setting: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A setting `(rows,)` in a shape that broadcasts against `x` `(rows, ...)`."""
     return setting.view(-1, *[1] * (x.dim() - 1))
 
 
@@ -42,10 +43,10 @@ def kept_channels(x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
 
 
 def largest(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Where the `count` largest values of every line are; of equal ones, the first. NaN counts as large.
+    """Where the `count` largest values along the last dimension are; of equal ones, the first. NaN counts as large.
 
     Args:
-        values (`torch.Tensor` of shape `(rows, ..., n)`): Lines to choose from.
+        values (`torch.Tensor` of shape `(rows, ..., n)`): Values to choose from.
         count (`torch.Tensor` of shape `(rows,)`): How many per row, in 1..n.
 
     Returns:
@@ -54,7 +55,7 @@ def largest(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     count = per_row(count, values)
     place = (values.shape[-1] - count).expand(*values.shape[:-1], 1)
     least = _sort(values).gather(-1, place)
-    if values.device.type == "cpu":  # where looking is free: mostly there are no equal ones
+    if values.device.type == "cpu":  # here a look at the values is free; mostly none are equal
         keep = ~(values < least)
         if torch.equal(keep.sum(dim=-1, keepdim=True), count.expand_as(place)):
             return keep
@@ -64,7 +65,7 @@ def largest(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 
 
 def _sort(x: torch.Tensor) -> torch.Tensor:
-    """Ascending along the last dimension. On the CPU numpy sorts short rows several times faster than torch."""
+    """Ascending along the last dimension. On the CPU numpy sorts short vectors several times faster than torch."""
     if x.device.type != "cpu":
         return x.sort(dim=-1).values
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

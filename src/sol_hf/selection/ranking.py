@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the criteria share: queries by key-value head, and the highest scores of every row."""
+"""What criteria have in common: queries by key-value head, and the highest scores of every row."""
 
 import torch
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Torch's side of the CPU kernel for attention of several new tokens: what it supports, its arguments."""
+"""Attention of several new tokens on the CPU: which tensors the compiled kernel supports, and its call."""
 
 import ctypes
 
@@ -12,9 +12,9 @@ from .torch_threads import run_in_torch_threads
 
 
 TASKS_EACH = 8
-"""Tasks for a thread, above which it does not matter that some get one more."""
+"""Tasks per thread above which the keys are not split: an uneven division of tasks then costs little."""
 LEAST_BLOCKS = 4
-"""Blocks of keys that a part has at least: putting parts together has its price."""
+"""Blocks of keys that a part has at least, since merging parts takes time."""
 
 
 def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> bool:
@@ -40,7 +40,7 @@ def attend_chunk(
         query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): Queries of the new tokens.
         key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): All cached keys.
         value (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): All cached values.
-        mask (`torch.BoolTensor` of shape `(rows or 1, 1, tokens, slots)`): Who sees whom; every token sees a key.
+        mask (`torch.BoolTensor` of shape `(rows or 1, 1, tokens, slots)`): Which keys a token sees, at least one.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
 
     Returns:
@@ -82,7 +82,7 @@ def attend_chunk(
 
 
 def number_of_splits(tasks: int, blocks: int) -> int:
-    """Into how many parts to cut the keys, so that all threads are busy to the end."""
+    """Into how many parts to split the keys, so that all threads are busy to the end."""
     threads = torch.get_num_threads()
     if tasks % threads == 0 or tasks >= TASKS_EACH * threads:
         return 1

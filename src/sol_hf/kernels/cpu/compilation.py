@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 def loads(module: str) -> bool:
     """Whether a module of this folder that needs numba can be imported; where numba fails, a warning says why.
 
-    It fails beside a numpy that is too new for it, or where no folder can be written to that it could cache code in.
+    It fails with a numpy that is too new for it, or where it finds no writable folder to cache code in.
     """
     if importlib.util.find_spec("numba") is None:
         return False

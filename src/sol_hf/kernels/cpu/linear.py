@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Torch's side of the CPU kernel for linear layers that get a few lines: what it supports, its arguments."""
+"""A linear layer for a few tokens on the CPU: which tensors the compiled kernel supports, and its call."""
 
 import ctypes
 
@@ -12,7 +12,7 @@ from .torch_threads import run_in_torch_threads
 
 
 MOST_TOKENS = {torch.float32: 32, torch.bfloat16: 8}
-"""Lines up to which the kernel is meant; with more of them reading the weights is not what costs."""
+"""Most tokens that the kernel is for; with more, the time does not go into reading the weights."""
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:

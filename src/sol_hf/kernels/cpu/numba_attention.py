@@ -1,18 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decode attention on the CPU that reads selected pages where they lie, compiled by numba.
+"""Decode attention on the CPU over selected pages, without copying them, compiled by numba.
 
-The plain path gathers the selected keys and values of every query head and then attends to the copies. Here nothing is
-copied: for every row and key-value head one task brings the page index up to date, scores the pages, and marks for
-each page which heads of the group chose it; further tasks walk over the union of these pages, so that its keys and
-values are read once for the whole group, with a running softmax per head. Sums are in float32, also for bfloat16.
+The reference gathers the selected keys and values of every query head and attends to the copies. Here one task for
+every row and key-value head updates the page index, scores the pages, and marks for each page which query heads of the
+group have chosen it. Further tasks attend to all pages that any of these heads has chosen, with a running softmax per
+head: keys and values are read once for the whole group. Sums are in float32, also for bfloat16.
 
     tasks   | choose (row 0, kv 0) | choose (row 0, kv 1) | ... | attend (row, kv, split) | ... |
                                                                  waits for its `choose`; the last split of a
-                                                                 (row, kv) puts the parts together
+                                                                 (row, kv) merges the parts
 
-All arguments travel in one array of int64: addresses, sizes, and the counters by which threads take tasks.
+All arguments are in one array of int64: addresses, sizes, and the counters by which threads take tasks.
 """
 
 import numpy as np
@@ -99,7 +99,7 @@ def _accumulate(weights, tile, count, dim, total):
 
 @njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _index_pages(args, task, first, keys, upper, lower):
-    """Bring the maxima and minima of the pages of one key-value head up to date."""
+    """Update the maxima and minima of the pages of one key-value head."""
     dim, size, slots = args[DIM], args[PAGE_SIZE], args[SLOTS]
     page = max(args[INDEXED] - first, 0) // size
     while first + page * size < slots:
@@ -199,7 +199,7 @@ def _choose(args, task, query, keys, upper, lower):
             queries[g * dim + i] = widen(query[source + g * args[QUERY_HEAD] + i]) * scale
     pages = (args[SLOTS] - first + args[PAGE_SIZE] - 1) // args[PAGE_SIZE]
     everyone = np.uint32((1 << group) - 1)
-    if args[UPPER] != 0:  # also for a row that needs no scores now: the index is said to be complete for all rows
+    if args[UPPER] != 0:  # also for a row that needs no scores now: the index counts as complete for all rows
         _index_pages(args, task, first, keys, upper, lower)
     if wanted >= pages:
         number[0] = pages
@@ -257,7 +257,7 @@ def _update_softmax(logits, count, dim, state, total):
 
 @njit(cache=True)
 def _prefetch_page(args, memory, task, page, first, dim):
-    """Ask for the keys or values of a page: pages lie apart, which no processor foresees."""
+    """Prefetch the keys or values of a page: the processor does not do so by itself, as pages are not contiguous."""
     begin = first + page * args[PAGE_SIZE]
     count = min(args[PAGE_SIZE], args[SLOTS] - begin)
     address = memory + (task * args[CAPACITY] + begin) * dim * args[ITEM_SIZE]
@@ -322,7 +322,7 @@ def _attend(args, task, split, keys, values):
 
 @njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _combine(args, task, output):
-    """Put the splits of one key-value head together."""
+    """Merge the splits of one key-value head."""
     group, dim, splits = args[GROUP], args[VALUE_DIM], args[SPLITS]
     for g in range(group):
         parts = args[PARTS] + 4 * task * splits * args[PARTS_EACH] + 4 * g * (2 + dim)

@@ -3,17 +3,17 @@
 
 """Attention of a few new tokens over many cached keys on the CPU, compiled by numba: for KV refreshes.
 
-The queries of a key-value head, those of all heads of its group and all new tokens, are the columns of a matrix. What
-is computed for them is laid out `(keys or channels, columns)`, so that vectors run along the columns: products need no
-sums across a vector, and neither does the softmax.
+The queries of a key-value head, for all query heads of its group and all new tokens, are the columns of a matrix.
+Scores and outputs are laid out `(keys or channels, columns)`, and a vector register holds several columns of one key.
+Neither products nor the softmax then need a sum within a register.
 
     task    (row, key-value head, COLUMNS of its queries, part of the keys), for block after block of BLOCK keys:
 
     scores  (keys, columns)      = keys @ queries        tiles of 8 keys x 3 vectors, summed over channels
     output  (channels, columns) += values.T @ weights    tiles of 8 channels x 3 vectors, summed over keys
 
-Keys and values in bfloat16 are widened first, a block at a time. Where there are few tasks for the threads, the keys
-are cut into parts, which are put together afterwards.
+Keys and values in bfloat16 are widened first, a block at a time. Where there are too few tasks for the threads, the
+keys are split into parts, whose results are merged afterwards.
 """
 
 import numpy as np
@@ -102,7 +102,7 @@ _add_many, _add_one = _multiply_tile(TILE_LINES, adds=True), _multiply_tile(1, a
 
 @njit(cache=True)
 def _prefetch_tile(memory, stride, dim):
-    """Ask for the keys or values of a tile."""
+    """Prefetch the keys or values of a tile."""
     for n in range(TILE_LINES):
         for offset in range(0, 4 * dim, LINE):
             prefetch(memory + 4 * n * stride + offset)
@@ -110,7 +110,7 @@ def _prefetch_tile(memory, stride, dim):
 
 @njit(error_model="numpy", cache=True)
 def _widen_lines(source, stride, count, dim, target):
-    """Lines of bfloat16 as float32, one after the other."""
+    """Vectors of bfloat16 as float32, one after the other."""
     for n in range(count):
         numbers, place = uint16_at(source + 2 * n * stride), float32_at(target + 4 * n * dim)
         for i in range(dim):
@@ -119,7 +119,7 @@ def _widen_lines(source, stride, count, dim, target):
 
 @njit(error_model="numpy", cache=True)
 def _score(args, keys, stride, values, count, queries, scores):
-    """Products of `count` keys with all columns; asks for the values, which come next, and for later keys."""
+    """Products of `count` keys with all columns; prefetches their values, which are needed next, and later keys."""
     dim = args[DIM]
     key = 0
     while key + TILE_LINES <= count:
@@ -147,7 +147,7 @@ def _add_values(values, stride, count, weights, value_dim, output):
 
 @njit(error_model="numpy", cache=True)
 def _hide(args, row, part, begin, count, scores):
-    """Set the scores of keys that a column's token does not see to nothing."""
+    """Set the scores of keys that a column's token does not see to -inf."""
     tokens, memory = args[TOKENS], args[MASK] + row * args[MASK_ROW] + begin
     seen = 0
     for token in range(tokens):

@@ -1,18 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Products of a few lines with the weights of a linear layer on the CPU, compiled by numba.
+"""Product of a few tokens with the weights of a linear layer on the CPU, compiled by numba.
 
-Weights stay where they lie, one output after the other, and are read once. A tile of lines and outputs is summed in
-vector registers; meanwhile the weights of a later tile come into the second-level cache. Without asking for them
-ahead, a core waits for memory more than half of the time.
+Weights are read once, in the layout of `nn.Linear`. A *line* is the input of one token. A tile of lines and outputs is
+summed in vector registers, while the weights of a later tile are prefetched into the second-level cache. Without the
+prefetch a core waits for memory more than half of the time.
 
     weight   outputs   |  task 0: 48 outputs  |  task 1  | ...        threads take tasks by a counter
-    (outputs,           \\ block of DEPTH channels after block, so that the lines' share of it stays in the first cache
+    (outputs,           \\ blocks of DEPTH channels, one after another: their part of the lines stays in the L1 cache
      channels)             \\ tile: 3 outputs x 8, 2 or 1 lines
 
-Every product adds up in the same order, whatever other lines there are and however many threads. Lines and answers are
-float32; weights are that or bfloat16, which is widened in the registers.
+The sums of a product have the same order whatever other lines there are, and for any number of threads. Lines and
+outputs are float32. Weights are float32 or bfloat16, which is widened in the registers.
 """
 
 from llvmlite import ir
@@ -52,7 +52,7 @@ def _multiply_tile(lines: int, outputs: int):
     def multiply_tile(typing, x, x_stride, weights, first, weight_stride, channels, ahead, answer, answer_stride):
         """`answer[i, j] += x[i] @ weight[j]`, weights beginning at `first`; all but addresses counts numbers.
 
-        `ahead` is how far to ask for weights.
+        `ahead` is how far ahead to prefetch weights.
         """
 
         def generate(context, builder, signature, arguments):
@@ -100,7 +100,7 @@ _one_line, _one_product = _multiply_tile(1, TILE_OUTPUTS), _multiply_tile(1, 1)
 
 @njit(error_model="numpy", cache=True)
 def _begin_answer(args, first, last):
-    """The bias, or zero."""
+    """Set outputs to the bias, or to zero."""
     for line in range(args[LINES]):
         answer = float32_at(args[ANSWER] + 4 * line * args[OUTPUTS])
         for output in range(first, last):
@@ -109,7 +109,7 @@ def _begin_answer(args, first, last):
 
 @njit(error_model="numpy", cache=True)
 def _multiply_lines(args, x, weights, first, depth, answer):
-    """All lines with the outputs of one tile, over one block of channels. Only the first tile asks for weights."""
+    """All lines with the outputs of one tile, over one block of channels. Only the first tile prefetches weights."""
     channels, outputs = args[CHANNELS], args[OUTPUTS]
     ahead, line = TILES_AHEAD * TILE_OUTPUTS * channels, 0
     while args[LINES] - line >= TILE_LINES:

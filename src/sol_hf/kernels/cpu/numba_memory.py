@@ -3,7 +3,7 @@
 
 """What numba code needs to work on torch memory: pointers from addresses, bfloat16, atomic counters, a fast exp.
 
-bfloat16 travels as uint16: a number's upper half in float32, so that widening it is a shift.
+bfloat16 is passed as uint16. It is the upper half of a float32, so that a shift widens it.
 """
 
 import numpy as np
@@ -84,7 +84,7 @@ def store(typing, pointer, place, x):
 
 @intrinsic
 def fetch_add(typing, pointer, place, amount):
-    """Atomically add to an int64 in memory; answers with what it was."""
+    """Atomically add to an int64 in memory, and return its value before."""
 
     def generate(context, builder, signature, arguments):
         target = builder.gep(arguments[0], [arguments[1]])
@@ -103,9 +103,9 @@ def ask_for(builder: ir.IRBuilder, address: ir.Value) -> None:
 
 @intrinsic
 def prefetch(typing, address):
-    """Ask for the cache line at an address, which may be any, in the second-level cache.
+    """Load the cache line at an address ahead of its use, into the second-level cache; any address is allowed.
 
-    Many lines at once for the first-level cache would stop the processor, whose buffers for those are few.
+    The buffers for loads into the first-level cache are few: with many such prefetches the processor would wait.
     """
 
     def generate(context, builder, signature, arguments):

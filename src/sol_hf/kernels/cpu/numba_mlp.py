@@ -3,20 +3,19 @@
 
 """The MLP of a decode step on the CPU, compiled by numba: choose channels, multiply, quantize.
 
-A product with one token is bound by the weights that are read. The weights of gate and up are stored in blocks of
-outputs, and within a block input-major: a kept channel is one contiguous line, and the lines of the others are not
-touched. In lines as long as the MLP is wide, a block's part of one line would lie pages away from that of the next,
-which halves the bandwidth.
+A product with one token takes as long as it takes to read the weights. The weights of gate and up are stored in blocks
+of outputs, and within a block input-major: those of a kept channel are contiguous, and those of the others are not
+read. Without the blocks the weights of two channels would be far apart in memory, which halves the bandwidth.
 
-    block 0 (channels, block)    | kept     ------------- |    sums of the block stay in the first level of
-                                 | not read               |    cache while the kept lines, four at a time,
-                                 | kept     ------------- |    run past them
+    block 0 (channels, block)    | kept     ------------- |    the sums of a block stay in the L1 cache, while the
+                                 | not read               |    weights of kept channels are added to them, four
+                                 | kept     ------------- |    channels at a time
     block 1 (channels, block)    | kept     ------------- |
                                  ...
 
-Rows share the lines that any of them keeps; in a row that does not keep a channel its input is zero. Sums are in
-float32, also for bfloat16 weights. All arguments travel in one array of int64: addresses, sizes, and the counter by
-which threads take blocks.
+The weights of a channel are read if any token keeps it; for the other tokens its input is zero. Sums are in float32,
+also for bfloat16 weights. All arguments are in one array of int64: addresses, sizes, and the counter by which threads
+take blocks. A *line* is the input or output of one token.
 """
 
 import math

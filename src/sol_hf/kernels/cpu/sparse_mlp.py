@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Torch's side of the CPU kernels for the MLP of a decode step: what they support, and their arguments."""
+"""The MLP of a decode step on the CPU: which tensors the compiled kernels support, and their calls."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from .torch_threads import run_in_torch_threads
 
 
 BLOCK = 1536
-"""Outputs whose sums stay in the first level of cache while the kept lines run past."""
+"""Outputs whose sums stay in the L1 cache while the weights of the kept channels are read."""
 LEAST_BLOCK, ROUND_TO = 16, 16
 
 
@@ -41,7 +41,7 @@ def supports(x: torch.Tensor) -> bool:
 
 
 def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
-    """What [`activations.keep_top_channels`] computes, to the bit, and the list of kept channels.
+    """What [`channels.keep_top_channels`] computes, to the bit, and the list of kept channels.
 
     Args:
         x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of an MLP.
@@ -68,7 +68,7 @@ def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
 
 
 def fake_quantize(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """What [`activations.fake_quantize`] computes, to the bit.
+    """What [`quantizers.fake_quantize`] computes, to the bit.
 
     Args:
         x (`torch.Tensor` of shape `(rows, ..., channels)`): Output of an MLP.
@@ -100,7 +100,7 @@ def blocks_of(weight: torch.Tensor, block: int) -> list[torch.Tensor]:
 
 
 def to_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:
-    """A copy of `weight` `(width, channels)`, each `block` of outputs input-major; the shape says nothing of it."""
+    """A copy of `weight` `(width, channels)`, each `block` of outputs input-major; it has the shape of `weight`."""
     copy = torch.empty(weight.shape, dtype=weight.dtype)
     for begin, lines in zip(range(0, len(weight), block), blocks_of(copy, block), strict=True):
         lines.copy_(weight[begin : begin + block].t())

@@ -3,10 +3,10 @@
 
 """Runs a compiled function in the threads that torch computes with.
 
-numba brings thread pools of its own. Beside torch's they would fight for the cores: after a parallel region an OpenMP
-worker spins for a while, so that two pools that take turns keep each other waiting. `GOMP_parallel` of the OpenMP
-library that torch has loaded starts the function on torch's own workers. Where there is no such library the function
-runs once, in the calling thread; work is therefore handed out by a counter and not by the number of the thread.
+numba has thread pools of its own. Two pools that take turns slow each other down, since an OpenMP worker spins for a
+while after a parallel region. `GOMP_parallel` of the OpenMP library that torch has loaded runs the function on torch's
+own workers instead. Without such a library the function runs once, in the calling thread. Functions therefore take
+their work by a counter, not by the number of the thread.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ def run_in_torch_threads(address: int, data: int) -> None:
 
     Args:
         address (`int`): Of the function, a `void f(void *data)`.
-        data (`int`): What every call gets.
+        data (`int`): Address of the data, passed to every call.
     """
     threads, region = torch.get_num_threads(), _parallel_region()
     if threads > 1 and region is not None:

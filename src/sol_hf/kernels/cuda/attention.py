@@ -3,10 +3,10 @@
 
 """Triton: attention of one token per row over chosen pages, without copying them.
 
-The pages of a head are shared out over several programs, by their number on the device, so that a row with a small
-budget has short programs and not fewer of them. Each keeps a running softmax; a second kernel merges the parts (to
-let the program that finishes last do it took half as long again). Where a choice serves all query heads of a key-value
-head, they are packed into one program and every key is read once.
+The pages of a head are divided among several programs. Their number is read on the device: a row with a small budget
+has shorter programs, not fewer. Each program keeps a running softmax, and a second kernel merges the parts. (It took
+half as long again to let the program that finishes last merge them.) Where one choice serves all query heads of a
+key-value head, one program computes all of them and reads every key once.
 """
 
 import torch
@@ -18,14 +18,14 @@ from . import triton_support
 
 
 PROGRAMS = 256
-"""How many programs the work is shared out over: as many as the 132 multiprocessors of an H100 hold at a time."""
+"""Programs that the work is divided among: as many as the 132 multiprocessors of an H100 run at a time."""
 BLOCK_TOKENS = 64
 LOG2_E = 1.4426950408889634
 
 
 @triton.jit
 def absorb(q, k, x, real, top, total, merged, scale):
-    """Takes a block of keys and values into a running softmax: its maximum, its mass, and the weighted sum."""
+    """Adds a block of keys and values to a running softmax: its maximum, sum of weights, and weighted values."""
     logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     logits = tl.where(real, logits, float("-inf"))
     new_top = tl.maximum(top, tl.max(logits, axis=1))
@@ -110,7 +110,7 @@ def merge_parts(peak: torch.Tensor, mass: torch.Tensor, sums: torch.Tensor, outp
 
 
 def number_of_splits(lines: int, tokens: int) -> int:
-    """Into how many parts to cut each of `lines` choices of up to `tokens` keys, a power of two."""
+    """Into how many parts to split each of `lines` lists of up to `tokens` keys, a power of two."""
     wanted = min(PROGRAMS // lines, triton.cdiv(tokens, BLOCK_TOKENS))
     return 1 << (max(wanted, 1).bit_length() - 1)
 
@@ -122,7 +122,7 @@ def attend_pages(
     values: torch.Tensor,
     chosen: torch.Tensor,
     chosen_count: torch.Tensor,
-    first: torch.Tensor,
+    first_key: torch.Tensor,
     count: torch.Tensor,
     page_size: int,
     scaling: float,
@@ -139,7 +139,7 @@ def attend_pages(
         chosen (`torch.Tensor` of shape `(rows, H, pages)`): Pages to read, from `select_largest`. H is the number of
             query heads, or of key-value heads where one choice serves a group.
         chosen_count (`torch.Tensor` of shape `(rows, H)`): How many of them.
-        first (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
+        first_key (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
         count (`torch.Tensor` of shape `(rows,)`): Keys of a row.
         page_size (`int`): Keys in a page.
         scaling (`float`): Scale of the scores.
@@ -150,7 +150,7 @@ def attend_pages(
     rows, heads, _, dim = query.shape
     kv_heads, slots, value_dim = *keys.shape[1:3], values.shape[-1]
     lines, pages = rows * chosen.shape[1], chosen.shape[2]
-    first, count = first.contiguous(), count.contiguous()
+    first_key, count = first_key.contiguous(), count.contiguous()
     pack, splits = heads // chosen.shape[1], number_of_splits(lines, pages * page_size)
     peak = torch.empty(lines, splits, pack, dtype=torch.float32, device=query.device)
     mass, sums = torch.empty_like(peak), peak.new_empty(lines, splits, pack, value_dim)
@@ -160,7 +160,7 @@ def attend_pages(
     block_d, block_v = (max(triton.next_power_of_2(size), 16) for size in (dim, value_dim))
     with triton_support.on_device_of(query):
         _attend_pages[(lines, splits)](
-            query, keys, values, chosen, chosen_count, first, count, peak, mass, sums, scaling * LOG2_E,
+            query, keys, values, chosen, chosen_count, first_key, count, peak, mass, sums, scaling * LOG2_E,
             chosen.shape[1], kv_heads, slots, pages, query.stride(0), query.stride(1), dim, value_dim, pack,
             page_size, splits, wide, max(triton.next_power_of_2(pack), 16), BLOCK_TOKENS, block_d, block_v,
         )  # fmt: skip
@@ -169,7 +169,7 @@ def attend_pages(
 
 
 @attend_pages.register_fake
-def _(query, keys, values, chosen, chosen_count, first, count, page_size, scaling):
+def _(query, keys, values, chosen, chosen_count, first_key, count, page_size, scaling):
     return query.new_empty(query.shape[0], 1, query.shape[1], values.shape[-1])
 
 
@@ -178,7 +178,7 @@ def attend_pages_reference(
     keys: torch.Tensor,
     values: torch.Tensor,
     mask: torch.Tensor,
-    first: torch.Tensor,
+    first_key: torch.Tensor,
     count: torch.Tensor,
     page_size: int,
     scaling: float,
@@ -190,7 +190,7 @@ def attend_pages_reference(
         keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Storage of the keys.
         values (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Storage of the values.
         mask (`torch.BoolTensor` of shape `(rows, H, pages)`): Pages to read, from `select_largest_reference`.
-        first (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
+        first_key (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
         count (`torch.Tensor` of shape `(rows,)`): Keys of a row.
         page_size (`int`): Keys in a page.
         scaling (`float`): Scale of the scores.
@@ -199,7 +199,7 @@ def attend_pages_reference(
         `torch.Tensor` of shape `(rows, 1, heads, value_dim)`.
     """
     heads, kv_heads, slots = query.shape[1], keys.shape[1], keys.shape[2]
-    rank = torch.arange(slots, device=keys.device) - first[:, None]
+    rank = torch.arange(slots, device=keys.device) - first_key[:, None]
     real = (rank >= 0) & (rank < count[:, None])
     page = (rank // page_size).clamp(0, mask.shape[2] - 1)
     seen = mask.gather(2, page[:, None].expand(-1, mask.shape[1], -1)) & real[:, None]

@@ -3,10 +3,10 @@
 
 """Triton: dense attention of the few tokens of a KV refresh over all keys in the cache's storage.
 
-The tokens of all query heads of a key-value head are packed into one program, or a few, so that a key is read once,
-and the keys are shared out over many programs, whatever the number of rows: with one row and a long text, kernels that
-split the queries alone keep most of a GPU idle. How many keys there are is read on the device, so that a CUDA graph
-can hold the launch. Who sees whom is computed, not read: token `i` of the last ones sees the row's keys up to its own.
+One program, or a few, computes the tokens of all query heads of a key-value head, so that a key is read once. The keys
+are divided among many programs whatever the number of rows: with one row and a long text, kernels that divide the
+queries alone leave most of a GPU idle. The number of keys is read on the device, so that a CUDA graph can hold the
+launch. There is no mask in memory: each of the last tokens sees the row's keys up to its own.
 """
 
 import torch
@@ -69,7 +69,7 @@ def attend_chunk(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    first: torch.Tensor,
+    first_key: torch.Tensor,
     count: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
@@ -83,7 +83,7 @@ def attend_chunk(
             dense.
         keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Storage of the keys, contiguous.
         values (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Storage of the values, contiguous.
-        first (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
+        first_key (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
         count (`torch.Tensor` of shape `(rows,)`): Keys of a row, at least `tokens`.
         scaling (`float`): Scale of the scores.
 
@@ -94,7 +94,7 @@ def attend_chunk(
     kv_heads, slots, value_dim = *keys.shape[1:3], values.shape[-1]
     lines, group = rows * kv_heads, heads // kv_heads
     pack, splits = group * tokens, number_of_splits(lines, triton.cdiv(slots, LEAST_BLOCKS))
-    first, count = first.contiguous(), count.contiguous()
+    first_key, count = first_key.contiguous(), count.contiguous()
     peak = torch.empty(lines, splits, pack, dtype=torch.float32, device=query.device)
     mass, sums = torch.empty_like(peak), peak.new_empty(lines, splits, pack, value_dim)
     output = torch.empty(rows, heads, tokens, value_dim, dtype=query.dtype, device=query.device)
@@ -104,8 +104,8 @@ def attend_chunk(
     block_q = min(block_q, 16 if wide else MOST_QUERIES)
     with triton_support.on_device_of(query):
         _attend_chunk[(lines, splits, triton.cdiv(pack, block_q))](
-            query, keys, values, first, count, peak, mass, sums, scaling * LOG2_E, kv_heads, slots, query.stride(0),
-            query.stride(1), query.stride(2), dim, value_dim, group, tokens, splits, wide, block_q,
+            query, keys, values, first_key, count, peak, mass, sums, scaling * LOG2_E, kv_heads, slots,
+            *query.stride()[:3], dim, value_dim, group, tokens, splits, wide, block_q,
             BLOCK_TOKENS, block_d, block_v,
         )  # fmt: skip
         merge_parts(peak, mass, sums, output)
@@ -113,7 +113,7 @@ def attend_chunk(
 
 
 @attend_chunk.register_fake
-def _(query, keys, values, first, count, scaling):
+def _(query, keys, values, first_key, count, scaling):
     return query.new_empty(*query.shape[:3], values.shape[-1])
 
 
@@ -121,12 +121,12 @@ def attend_chunk_reference(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    first: torch.Tensor,
+    first_key: torch.Tensor,
     count: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
     """What [`attend_chunk`] computes, in plain torch, from the same arguments."""
-    rank = torch.arange(keys.shape[2], device=keys.device) - first[:, None]
+    rank = torch.arange(keys.shape[2], device=keys.device) - first_key[:, None]
     last = count[:, None] - query.shape[2] + torch.arange(query.shape[2], device=keys.device)
     seen = (rank[:, None] >= 0) & (rank[:, None] <= last[:, :, None])
     real = ((rank >= 0) & (rank < count[:, None]))[:, None, :, None]

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Triton: the page index on a GPU. One kernel writes new tokens into stores and index, one scores the pages.
+"""Triton: the page index on a GPU. One kernel writes new tokens into the cache and its index, one scores the pages.
 
-`first` `(rows,)` is the slot of a row's first real token and `count` `(rows,)` the number of its keys, both on the
-device: slot `first + rank` holds the key of that rank, and page `rank // page_size` describes it.
+`first_key` `(rows,)` is the slot of a row's first real token, and `count` `(rows,)` the number of its keys. Both are
+on the device. Slot `first_key + rank` holds the key of that rank, which belongs to page `rank // page_size`.
 """
 
 import torch
@@ -59,7 +59,7 @@ def append_tokens(
     value_store: torch.Tensor,
     upper: torch.Tensor,
     lower: torch.Tensor,
-    first: torch.Tensor,
+    first_key: torch.Tensor,
     count: torch.Tensor,
     page_size: int,
 ) -> None:
@@ -73,29 +73,29 @@ def append_tokens(
         value_store (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Where values go, contiguous.
         upper (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Maxima of the pages, contiguous.
         lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Minima of the pages, contiguous.
-        first (`torch.Tensor` of shape `(rows,)`): Slot of the row's first real token.
+        first_key (`torch.Tensor` of shape `(rows,)`): Slot of the row's first real token.
         count (`torch.Tensor` of shape `(rows,)`): Keys of the row, the new ones included.
         page_size (`int`): Keys in a page.
     """
     rows, kv_heads, slots, dim = key_store.shape
     value_dim, tokens = value_store.shape[-1], key.shape[2]
-    first, count = first.contiguous(), count.contiguous()
+    first_key, count = first_key.contiguous(), count.contiguous()
     with triton_support.on_device_of(key):
         _append_tokens[(rows * kv_heads, 1 + triton.cdiv(tokens - 1, page_size))](
-            key, value, key_store, value_store, upper, lower, first, count, kv_heads, slots, upper.shape[2],
+            key, value, key_store, value_store, upper, lower, first_key, count, kv_heads, slots, upper.shape[2],
             *key.stride()[:3], *value.stride()[:3], dim, value_dim, tokens, page_size,
             triton.next_power_of_2(page_size), triton.next_power_of_2(dim), triton.next_power_of_2(value_dim),
         )  # fmt: skip
 
 
 @append_tokens.register_fake
-def _(key, value, key_store, value_store, upper, lower, first, count, page_size):
+def _(key, value, key_store, value_store, upper, lower, first_key, count, page_size):
     return None
 
 
-def append_tokens_reference(key, value, key_store, value_store, upper, lower, first, count, page_size) -> None:
+def append_tokens_reference(key, value, key_store, value_store, upper, lower, first_key, count, page_size) -> None:
     """What [`append_tokens`] does, in plain torch."""
-    for row, (begin, held) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
+    for row, (begin, held) in enumerate(zip(first_key.tolist(), count.tolist(), strict=True)):
         new = held - key.shape[2]
         key_store[row, :, begin + new : begin + held] = key[row]
         value_store[row, :, begin + new : begin + held] = value[row]

@@ -1,15 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Triton: the largest entries of every line, as many as a setting on the device says.
+"""Triton: the largest entries of every list of numbers, as many as a setting on the device says.
 
-It serves both axes: the pages of highest score (`token_keep`) and the channels of largest magnitude (`mlp_keep`). How
-many are wanted is computed within the kernel from the row's fraction, so no value comes back to the host.
+It serves two axes: the pages with the highest scores (`token_keep`) and the channels of largest magnitude
+(`mlp_keep`). How many are wanted is computed in the kernel from the row's fraction, so that no value comes back to the
+host.
 
-One program holds a whole line. It finds the smallest wanted value two bits at a time: rounds in each of which the
-entries at or above three trial values are counted, on an unsigned image of the floats that keeps their order: 16 for
-float32, 8 for bfloat16. Sorting the line, as `topk` with an unknown count would have to, moves it several times.
-Chosen entries come out in ascending order, so that what reads them walks through memory in one direction.
+One program holds a whole list. It finds the smallest wanted value two bits at a time. Floats are compared as unsigned
+integers in the same order. Each round counts the entries at or above three trial values; there are 16 rounds for
+float32, 8 for bfloat16. To sort the list, as `topk` with an unknown count would have to, moves it several times.
+Chosen entries come out in ascending order, so that they are then read from memory in one direction.
 """
 
 import torch
@@ -22,7 +23,7 @@ from . import triton_support
 
 @triton.jit
 def wanted_units(fraction, count, UNIT: tl.constexpr):
-    """`ceil(ceil(fraction * count) / UNIT)`, at least 1, as in `criteria.choose_pages`; `count` is an int32."""
+    """`ceil(ceil(fraction * count) / UNIT)`, at least 1, as in [`pages_for`]; `count` is an int32."""
     tokens = tl.maximum(tl.ceil(fraction * count.to(tl.float32) * 0.999999), 1.0).to(tl.int32)
     return (tl.minimum(tokens, count) + UNIT - 1) // UNIT
 
@@ -51,11 +52,11 @@ def _select_largest(
         x = tl.load(values + line_begin + place, mask=live, other=0.0).to(tl.float32)
         if ABSOLUTE:
             x = tl.abs(x)
-        order = _ordered(x) >> (32 - 2 * ROUNDS)  # a number of few digits has nothing below
+        order = _ordered(x) >> (32 - 2 * ROUNDS)  # a short dtype has no digits below these
         least = tl.full((), 0, tl.uint32)
         bit = tl.full((), 1, tl.uint32) << (2 * ROUNDS - 2)
         for _ in range(ROUNDS):
-            # Three counts of at most 2^16 in one sum.
+            # Three counts of at most 2^16 each are added up in one int64.
             one = (live & (order >= least + bit)).to(tl.int64)
             two = (live & (order >= least + 2 * bit)).to(tl.int64)
             three = (live & (order >= least + 3 * bit)).to(tl.int64)
@@ -86,11 +87,11 @@ ROUNDS = {torch.float32: 16, torch.float16: 10, torch.bfloat16: 8}
 def select_largest(
     values: torch.Tensor, fraction: torch.Tensor, count: torch.Tensor, unit: int, absolute: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the largest entries of every line, ascending; of equal ones, the first.
+    """Indices of the largest entries of every list, ascending; of equal ones, the first.
 
     Args:
-        values (`torch.Tensor` of shape `(rows, lines, length)`): Lines to choose from. Entry `i` stands
-            for the keys `i * unit` to `i * unit + unit - 1`; entries without keys are not looked at.
+        values (`torch.Tensor` of shape `(rows, lists, length)`): Numbers to choose from. Entry `i` stands
+            for the keys `i * unit` to `i * unit + unit - 1`; entries without keys are left out.
         fraction (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to keep.
         count (`torch.Tensor` of shape `(rows,)`): Keys of a row.
         unit (`int`): Keys in an entry: the page size, or 1.
@@ -98,14 +99,14 @@ def select_largest(
 
     Returns:
         Two `torch.Tensor` of int32: the indices, of the shape of `values`, of which only the first so many are set,
-        and how many, of shape `(rows, lines)`.
+        and how many, of shape `(rows, lists)`.
     """
     rows, lines, length = values.shape
     values, fraction, count = values.contiguous(), fraction.contiguous(), count.contiguous()
     chosen = torch.empty(values.shape, dtype=torch.int32, device=values.device)
     chosen_count = torch.empty(rows, lines, dtype=torch.int32, device=values.device)
     if length > MOST_ENTRIES:
-        raise ValueError(f"Lines of at most {MOST_ENTRIES} entries can be chosen from, got {length}.")
+        raise ValueError(f"At most {MOST_ENTRIES} entries can be chosen from, got {length}.")
     block = triton.next_power_of_2(length)
     warps = min(max(block // 512, 1), 16)
     with triton_support.on_device_of(values):

@@ -3,12 +3,12 @@
 
 """Triton: the first half of an MLP over the kept input channels only.
 
-A product with a vector is bound by the weights that are read. With weights stored input-major, `(channels, width)`,
-a kept channel is one contiguous line of them, and the others are never touched. The list of kept channels and its
-length stay on the device. The channels are shared out over several programs; a second kernel adds the parts up and
-applies `activation(gate) * up`.
+A product with a vector takes as long as it takes to read the weights. With weights stored input-major,
+`(channels, width)`, those of a kept channel are contiguous, and those of the others are not read. The list of kept
+channels and its length stay on the device. The channels are divided among several programs; a second kernel adds up
+the parts and applies `activation(gate) * up`.
 
-Every row reads the lines of its own channels, so this pays for a few rows only.
+Every row reads the weights of its own channels, so that this is faster for a few rows only.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "relu": functional.relu,
 }
-"""What the kernel can apply, and its plain reference."""
+"""Activations that the kernel can apply, in plain torch."""
 
 
 @triton.jit

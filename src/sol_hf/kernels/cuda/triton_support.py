@@ -11,7 +11,7 @@ import torch
 
 
 DEVICES: tuple[str, ...] = ("cuda",)
-"""Kernels could also run on CPU tensors in Triton's interpreter: tests do, by adding `"cpu"`."""
+"""Device types that the kernels run on. Tests add `"cpu"`, where Triton's interpreter runs them."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -22,10 +22,10 @@ def has_triton() -> bool:
 
 
 def supports(x: torch.Tensor) -> bool:
-    """Whether device and dtype of a tensor are ones that the kernels know, and no gradient is asked for."""
+    """Whether the kernels support device and dtype of a tensor, and it needs no gradient."""
     return x.device.type in DEVICES and x.dtype in DTYPES and not x.requires_grad and has_triton()
 
 
 def on_device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
-    """Makes the GPU of a tensor the current one, which kernels are launched on; nothing where there is none."""
+    """A context in which the GPU of a tensor is the current one, on which kernels are launched; empty on a CPU."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

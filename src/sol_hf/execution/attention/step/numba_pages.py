@@ -33,7 +33,7 @@ class NumbaPages(Implementation[StepAttention]):
 
     def prepare(self, call: StepAttention) -> Prepared | None:
         layer = call.layer
-        if not (isinstance(layer, PagedLayer) and call.reads_pages and call.is_stored and supports(call.query, layer)):
+        if not (isinstance(layer, PagedLayer) and supports(call.query, layer) and call.reads_pages and call.is_stored):
             return None
         return functools.partial(self._kernel(call, layer), call.query, layer)
 
@@ -142,7 +142,7 @@ class PagedAttention:
         )
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
-        """Attention of one new token per row, `(rows, 1, heads, value_dim)`; brings the page index up to date."""
+        """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the page index."""
         kernel, a = self.kernel, self.arguments
         keys, values, capacity = layer.flat_store()
         output = query.new_empty(self.shape)

@@ -29,17 +29,12 @@ class TritonPages(Implementation[StepAttention]):
     is_measured: ClassVar[bool] = False
 
     def prepare(self, call: StepAttention) -> Prepared | None:
-        plan, layer = call.plan, call.layer
+        plan, layer, query = call.plan, call.layer, call.query
         is_wanted = plan.backend == "fast" or plan.token_keep is not None
-        if (
-            is_wanted
-            and isinstance(layer, PagedLayer)
-            and call.reads_pages
-            and triton_supports(call.query, layer)
-            and call.is_stored
-        ):
-            return functools.partial(self._kernel(call, layer), call.query, layer)
-        refuse_capture(plan, call.query)
+        usable = is_wanted and isinstance(layer, PagedLayer) and triton_supports(query, layer)
+        if usable and call.reads_pages and call.is_stored:
+            return functools.partial(self._kernel(call, layer), query, layer)
+        refuse_capture(plan, query)
         return None
 
     def _kernel(self, call: StepAttention, layer: PagedLayer) -> AttentionKernel:
@@ -89,7 +84,7 @@ class TritonPagedAttention:
         return scaling == self.scaling and len(query) == len(self.first_key) and query.device == self.first_key.device
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
-        """Attention of one new token per row, `(rows, 1, heads, value_dim)`; brings the page index up to date."""
+        """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the page index."""
         from ....kernels.cuda import attention as triton_attention
         from ....kernels.cuda import pages as triton_pages
         from ....kernels.cuda import select_pages as triton_select
