@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What an MLP is made of: projections and activation, found from the names and checked by what they compute.
+"""The parts of an MLP: its projections and its activation, found by name and checked by their output.
 
 Only `down(activation(gate(x)) * up(x))` and `down(activation(gate(x)))` are recognised, from plain linear layers
-without hooks. Names promise little, so [`find_parts`] also compares the parts' output with the module's own.
+without hooks. Since names do not define a computation, [`find_parts`] also compares the output computed from the parts
+with the output of the module.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "relu": functional.relu,
 }
-"""What the fast paths can apply between the projections."""
+"""Activations that the fast paths support."""
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Largest difference from the module's own output, relative to its largest element."""
 
@@ -32,11 +33,11 @@ class MLPNames:
     """Names of the children of an MLP.
 
     Args:
-        gate (`str`): The projection before the activation; with `stacked`, gate above up in one.
+        gate (`str`): The projection before the activation; with `stacked`, the one with the weights of gate and up.
         up (`str`, *optional*): The projection that the activation is multiplied by.
         down (`str`): The last projection.
         activation (`str`): The activation function.
-        stacked (`bool`): Whether `gate` has the weights of both.
+        stacked (`bool`): Whether `gate` has the weights of gate and up, in this order.
     """
 
     gate: str
@@ -63,7 +64,7 @@ class MLPParts:
         gate (`torch.Tensor` of shape `(width, channels)`): Before the activation.
         up (`torch.Tensor` of shape `(width, channels)`, *optional*): What the activation is multiplied by.
         down (`torch.Tensor` of shape `(outputs, width)`): The last projection.
-        biases (`tuple`): Of the three, `None` where there is none.
+        biases (`tuple`): Biases of gate, up and down; `None` for a projection without bias.
         activation (`str`): A key of `ACTIVATIONS`.
         sources (`dict[str, nn.Linear]`): The projections that the weights belong to, by their names in the MLP.
         function (`tuple[str, Callable]`, *optional*): The activation itself, and its name in the MLP.
@@ -86,7 +87,7 @@ class MLPParts:
 
 
 def find_parts(module: nn.Module) -> MLPParts | None:
-    """The parts of an MLP, `None` if it is of another kind than those described above."""
+    """The parts of an MLP, `None` if it is not of a known kind."""
     children = dict(module.named_children())
     for names in KNOWN_NAMES:
         needed = {names.gate, names.down, names.activation} | ({names.up} if names.up else set())
@@ -123,30 +124,30 @@ def tensors_of(sources: dict[str, nn.Linear]) -> list[torch.Tensor]:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a projection is a product and a sum of plain numbers in memory, and nothing looks on.
+    """Whether a projection is an unchanged `nn.Linear` without hooks, whose weight and bias are ordinary tensors.
 
-    A tensor of a class of its own, a quantized one say, may have no memory at its address.
+    A tensor subclass, for example a quantized one, may not have its values in memory at its address.
     """
-    if type(module) is not nn.Linear or _is_watched(module):
+    if type(module) is not nn.Linear or _has_hooks(module):
         return False
     return all(type(x) in (nn.Parameter, torch.Tensor) and x.is_contiguous() for x in tensors_of({"": module}))
 
 
 def is_plain_activation(function: Callable) -> bool:
-    """Whether an activation has no weights, and nothing looks on."""
+    """Whether an activation has no weights and no hooks."""
     if not isinstance(function, nn.Module):
         return True
-    return not any(_is_watched(module) for module in function.modules()) and not function.state_dict()
+    return not any(_has_hooks(module) for module in function.modules()) and not function.state_dict()
 
 
-def _is_watched(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     forward = vars(module).get("forward")
     replaced = forward is not None and not getattr(forward, "is_plain_product", False)
     return bool(module._forward_hooks or module._forward_pre_hooks or replaced)
 
 
 def _name_activation(activation: Callable) -> str | None:
-    """The known activation that gives the same values, for large inputs too, where some are cut off."""
+    """The known activation that gives the same values, also for large inputs, where some activations are clipped."""
     fine, coarse = (torch.linspace(-end, end, 97, dtype=torch.float32) for end in (6, 100))
     x = torch.cat([fine, coarse])
     values = activation(x)
