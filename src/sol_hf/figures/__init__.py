@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures and pages made from tables and texts.
+"""Figures and HTML pages of tables and texts.
 
-Nothing here measures or decides.
+Measurements are made in `evaluation`.
 """

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An action map: a text whose tokens are coloured by their compute, as a self-contained page.
+"""An action map: a text whose tokens are coloured by their compute, as a self-contained HTML page.
 
 `plot_action_map` draws the same as a figure, and `examples/demo_render.py` shows continuations in these colours.
 """
@@ -24,10 +24,10 @@ from .axis_labels import level_text, ratio_terms
 Action = tuple[float, ...]
 """One number per axis, in axis units."""
 PUBLISHED_NAMES = tuple(axis.name for axis in PUBLISHED_AXES)
-CHEAPEST = 0.25  # net keep at the cold end of the scale that texts share; the dense 1.0 is at its hot end
+CHEAPEST = 0.25  # net keep at the cold end of the common colour scale; 1.0 (dense) is at its hot end
 COLD, WARM, HOT = (255, 246, 205), (255, 199, 112), (240, 122, 82)
 HEAT = (COLD, WARM, HOT)
-"""Colours of the scale from cold to hot: dark ink is readable on all, and their lightness falls steadily."""
+"""Colours of the scale from cold to hot, of decreasing lightness; dark text is readable on all of them."""
 
 INK = "#1c1410"
 END_MARK = "∎"
@@ -45,12 +45,12 @@ def compute_of(action: Sequence[float], axes: Sequence[str] = PUBLISHED_NAMES) -
 
 
 def heat_of(compute: float, low: float = CHEAPEST, high: float = 1.0) -> float:
-    """Where on a colour scale from `low` to `high` a compute lies, from 0 (cold) to 1 (hot)."""
+    """Position of a compute on a colour scale from `low` to `high`, from 0 (cold) to 1 (hot)."""
     return min(max((compute - low) / (high - low), 0.0), 1.0)
 
 
 def heat_colour(heat: float) -> str:
-    """The colour at a place on the scale, as `#rrggbb`."""
+    """The colour at a position on the scale, as `#rrggbb`."""
     (low, high), share = ((COLD, WARM), heat * 2) if heat < 0.5 else ((WARM, HOT), heat * 2 - 1)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))
 
@@ -58,15 +58,15 @@ def heat_colour(heat: float) -> str:
 def visible(text: str) -> str:
     """`text` with invisible characters made visible, and without control characters."""
     if not text:
-        return "▫"  # part of a character that a later token completes
+        return "▫"  # a part of a character, which a later token completes
     text = text.replace("\t", "    ")
     return "".join("↵\n" if c == "\n" else c if c.isprintable() else "·" for c in text)
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token, the action of the step that predicted it, its log-probability (nats) there, if known, and the names of
-    the axes of the action."""
+    """A token, the action of the step that predicted it, its log-probability in nats, if known, and the names of the
+    axes of the action."""
 
     text: str
     action: Action
@@ -80,7 +80,7 @@ class Token:
 
     @property
     def heat(self) -> float:
-        """The place on the colour scale."""
+        """The position on the colour scale, 0..1."""
         return heat_of(self.compute)
 
     @property
@@ -98,15 +98,15 @@ class Token:
 
 @dataclass(frozen=True)
 class ActionMap:
-    """A text and what computing it cost. Tuples have one number per axis, in axis units.
+    """A text with the compute of every token. Tuples have one number per axis, in axis units.
 
     Args:
         model (`str`): Name of the base.
-        controller (`str`): Name of what chose the actions.
+        controller (`str`): Name of the controller.
         requested (`tuple` of `float`): The budget.
         realised (`tuple` of `float`): Means over the controllable steps.
         context (`str`): The text before the first step, processed densely.
-        tokens (`tuple` of [`Token`]): The text after it.
+        tokens (`tuple` of [`Token`]): The text after the context.
         axes (`tuple` of `str`, *optional*, defaults to the published axes): Names of the axes.
     """
 
@@ -127,27 +127,27 @@ class ActionMap:
 
     @property
     def heats(self) -> list[float]:
-        """Where on that scale every token lies, from 0 (cold) to 1 (hot)."""
+        """The position of every token on that scale, from 0 (cold) to 1 (hot)."""
         return [heat_of(token.compute, *self.scale) for token in self.tokens]
 
     @property
     def title(self) -> str:
-        """Model, controller, and net keep of the budget and of what was spent, in one line."""
+        """Model, controller, net keep of the budget and net keep spent, in one line."""
         spent = f"net keep {compute_of(self.realised, self.axes):.2f} of {compute_of(self.requested, self.axes):.2f}"
         return f"{self.model}, {self.controller}, spent {spent}"
 
     @property
     def spending(self) -> str:
-        """What was spent of what was asked for on every axis, in one line."""
+        """The realised mean and the budget of every axis, in one line."""
         axes = zip(self.axes, self.realised, self.requested, strict=True)
         return ", ".join(f"{name} {spent:.3g} of {asked:g}" for name, spent, asked in axes)
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: Set[int] = frozenset()) -> list[str]:
-    """What each token adds to the text; empty where only a later token completes a character.
+    """The text that each token adds; empty for a part of a character that a later token completes.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Decodes them.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the tokens.
         ids (`list[int]`): The tokens.
         end_ids (`Set[int]`, *optional*): Tokens that end a text, shown as `END_MARK`.
     """
@@ -175,21 +175,21 @@ def map_actions(
     name: str = "policy",
     budget_mode: str = "hard",
 ) -> ActionMap:
-    """Score a given text under a budget, and record the action that every token was predicted under.
+    """Score a given text under a budget, and record the action of the step that predicted each token.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
-        tokenizer (`PreTrainedTokenizerBase`): Of the base.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base.
         text (`str`): The text.
         budget (`tuple` of `float`): Targets, one number per axis of the action
             space, in axis units.
         context_length (`int`, *optional*, defaults to 16): Tokens at the start that are processed densely.
-        controller ([`Controller`], *optional*): What chooses; the policy by default.
-        name (`str`, *optional*, defaults to `"policy"`): What to call it.
+        controller ([`Controller`], *optional*): Chooses the actions; the policy by default.
+        name (`str`, *optional*, defaults to `"policy"`): Name of the controller in the map.
         budget_mode (`str`, *optional*, defaults to `"hard"`): As in `generate`.
 
     Returns:
-        [`ActionMap`]: The token that the first step processes still belongs to the context.
+        [`ActionMap`]: The map. Its context includes the token that the first step processes.
 
     Raises:
         ValueError: if the text has less than `context_length + 2` tokens, or the budget cannot be met.
@@ -223,13 +223,13 @@ def map_actions(
 
 
 def page_environment(*folders: Path) -> Environment:
-    """Where templates of pages come from: the given folders, then those of the package."""
+    """The environment for page templates, which are searched in the given folders and then in the package."""
     loader = FileSystemLoader([*folders, TEMPLATES])
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def render_action_map(action_map: ActionMap) -> str:
-    """The map as one HTML file that loads nothing from elsewhere.
+    """The map as one HTML file without external resources.
 
     Args:
         action_map ([`ActionMap`]): From [`map_actions`].

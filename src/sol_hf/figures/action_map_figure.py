@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An action map as a figure: text on a grid of equal cells, each token on the colour of its net keep."""
+"""An action map as a figure: text on a grid of equal cells; the background of a token shows its net keep."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from .style import styled
 
 FONT = FontProperties(family="DejaVu Sans Mono", size=8)
 CELL_WIDTH, CELL_HEIGHT = 0.602 * 8 / 72, 1.7 * 8 / 72
-"""Inches that a character of the font takes, and a line."""
+"""Width of a character of the font and height of a line, in inches."""
 
 MARGIN, HEAD = 0.15, 0.6
-"""Inches around the text, and above it for title and scale."""
+"""Margin around the text, and space above it for title and scale, in inches."""
 
 SOFT = "#6d635c"
 HEAT_MAP = LinearSegmentedColormap.from_list("heat", [tuple(part / 255 for part in colour) for colour in HEAT])
@@ -29,7 +29,7 @@ HEAT_MAP = LinearSegmentedColormap.from_list("heat", [tuple(part / 255 for part 
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a text on one line: where it stands, in cells, and its colour; `None` for the context."""
+    """Part of a text on one line: its position in cells and its colour, which is `None` for the context."""
 
     text: str
     line: int
@@ -38,9 +38,10 @@ class Piece:
 
 
 def lay_out(action_map: ActionMap, columns: int) -> Iterator[Piece]:
-    """Break context and tokens into pieces on lines of `columns` cells; a token moves to the next line as a whole.
+    """Break context and tokens into pieces on lines of `columns` cells.
 
-    A token that is longer than a line, or has line breaks in it, gives several pieces.
+    A token that does not fit on a line moves to the next one. A token that is longer than a line, or contains line
+    breaks, is split into several pieces.
     """
     line = column = 0
     parts: list[tuple[str, str | None]] = [
@@ -61,9 +62,9 @@ def lay_out(action_map: ActionMap, columns: int) -> Iterator[Piece]:
 
 @styled
 def plot_action_map(action_map: ActionMap, columns: int = 100) -> Figure:
-    """A text whose tokens stand on the colour of what computing them cost; its context has none.
+    """Draw a text whose tokens have the colour of their compute as background; the context has no colour.
 
-    Characters that the font lacks are shown as `·`; [`render_action_map`] has them all.
+    Characters that the font lacks are shown as `·`; in [`render_action_map`] all characters are shown.
 
     Args:
         action_map ([`ActionMap`]): From [`map_actions`].
@@ -103,7 +104,7 @@ def plot_action_map(action_map: ActionMap, columns: int = 100) -> Figure:
 
 
 def _corners(piece: Piece) -> list[tuple[float, float]]:
-    """Corners of a piece's ground, a little apart from the next one."""
+    """Corners of a piece's background, with a small gap to the next one."""
     left, right = piece.column, piece.column + len(piece.text) - 0.12
     top, bottom = piece.line + 0.06, piece.line + 0.94
     return [(left, top), (right, top), (right, bottom), (left, bottom)]

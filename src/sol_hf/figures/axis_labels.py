@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How axes and their values are written in figures and pages."""
+"""Labels of axes and of their values in figures and pages."""
 
 from collections.abc import Iterable
 
@@ -11,19 +11,19 @@ from ..budget.axes import AXES
 def ratio_term(axis: str) -> str:
     """The term of an axis in the net keep rate, such as `token_keep` or `bits / 16`.
 
-    An axis of a saved table that is not registered here is written without a scale.
+    An axis of a saved table that is not registered is written without a scale.
     """
     scale = AXES[axis].scale if axis in AXES else 1
     return axis if scale == 1 else f"{axis} / {scale:g}"
 
 
 def ratio_terms(axes: Iterable[str]) -> str:
-    """The terms of the net keep rate, with commas between them."""
+    """The terms of the net keep rate, separated by commas."""
     return ", ".join(map(ratio_term, axes))
 
 
 def is_integral(axis: str) -> bool:
-    """Whether values of an axis are whole numbers; those of an axis that is not registered here are not."""
+    """Whether values of an axis are whole numbers; false for an axis that is not registered."""
     return axis in AXES and AXES[axis].is_integral
 
 

@@ -21,9 +21,9 @@ WITHOUT_REFRESH, WITH_REFRESH = "-", (0, (4, 1.5))
 
 @styled
 def plot_impulse_responses(responses: Sequence[ImpulseResponse]) -> Figure:
-    """KL and log-probability damage at every step around a few disturbed ones, with and without KV refresh.
+    """Plot KL and log-probability damage at every step around a few disturbed ones, with and without KV refresh.
 
-    Bands are standard errors over blocks, the shaded steps are the disturbed ones.
+    Bands are standard errors over blocks. The disturbed steps are shaded.
 
     Args:
         responses (`Sequence[ImpulseResponse]`): From [`impulse_responses`], disturbed at the same steps.
@@ -32,7 +32,7 @@ def plot_impulse_responses(responses: Sequence[ImpulseResponse]) -> Figure:
         `matplotlib.figure.Figure`
 
     Raises:
-        ValueError: if there are none, or they differ in their steps.
+        ValueError: if there are no responses, or they differ in their steps.
     """
     if not responses:
         raise ValueError("There is no impulse response to draw: give what `impulse_responses` returned.")
@@ -71,7 +71,7 @@ def _label(names: Sequence[str], action: Sequence[float]) -> str:
 
 
 def _draw_steps(axes: Axes, response: ImpulseResponse, values: torch.Tensor, positive: bool, **style) -> None:
-    """Mean and band of `values` `(blocks, steps)`, from the first disturbed step; with `positive`, no zeros."""
+    """Draw mean and band of `values` `(blocks, steps)`, from the first disturbed step; no zeros if `positive`."""
     mean, error = (x[response.begin :] for x in mean_and_error(values))
     if positive:
         mean = mean.where(mean > 0, torch.nan)

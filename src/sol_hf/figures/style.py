@@ -3,8 +3,8 @@
 
 """The style of figures: one colour and marker per controller; figures are written as PNG and SVG.
 
-Settings hold while a figure is made or written, and are restored afterwards: the settings of matplotlib do not change.
-Colours are those of Okabe and Ito, which the colour-blind can tell apart; markers differ too.
+matplotlib's settings are changed only while a figure is made or written, and restored afterwards. The colours are
+those of Okabe and Ito, which colour-blind readers can distinguish; markers differ, too.
 """
 
 import functools
@@ -64,11 +64,11 @@ def family(controller: str) -> str:
 def looks_of(controllers: Iterable[str]) -> dict[str, Look]:
     """A colour and a marker for every controller, the families in `LOOKS` first, in that order.
 
-    The first controller of such a family has the look of the family. All others, such as controllers that were
-    registered elsewhere, have those of `OTHER_LOOKS` in turn.
+    The first controller of such a family has the look of the family. All others, such as controllers of other
+    packages, get those of `OTHER_LOOKS` in turn.
 
     Args:
-        controllers (`Iterable[str]`): Names, with repetitions.
+        controllers (`Iterable[str]`): Names; repetitions are allowed.
     """
     kinds, names = list(LOOKS), dict.fromkeys(controllers)
     order = sorted(names, key=lambda name: kinds.index(family(name)) if family(name) in LOOKS else len(kinds))
@@ -81,7 +81,7 @@ def looks_of(controllers: Iterable[str]) -> dict[str, Look]:
 
 
 def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
-    """Decorator of a function that makes a figure: it then has the common style."""
+    """Decorator for functions that make a figure, which applies the common style."""
 
     @functools.wraps(draw)
     def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
@@ -92,12 +92,12 @@ def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
 
 
 def checked_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], what: str) -> list[Mapping[str, Any]]:
-    """Rows of a table as a list, or a ValueError that says what they lack.
+    """Rows of a table as a list; a ValueError if there are none or a column is missing.
 
     Args:
         rows (`Iterable[Mapping[str, Any]]`): A list of dictionaries, or a `Dataset`.
-        columns (`Iterable[str]`): What every row must have.
-        what (`str`): What the table is called in the message.
+        columns (`Iterable[str]`): Columns that every row must have.
+        what (`str`): Name of the table in the message.
     """
     found = list(rows)
     if not found:
@@ -114,8 +114,8 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> list[Path]:
     """Write a figure as PNG and as SVG; the same figure gives the same files.
 
     Args:
-        figure (`matplotlib.figure.Figure`): What to write.
-        path (`str` or `os.PathLike`): Where to, without suffix; folders are made.
+        figure (`matplotlib.figure.Figure`): The figure.
+        path (`str` or `os.PathLike`): Path of the files without suffix; folders are created.
 
     Returns:
         `list[Path]`: The two files.

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Figures of a sweep. They take tables as `read_table` gives them, or lists of dictionaries.
+"""Figures of a sweep, from tables that `read_table` returns, or from lists of dictionaries.
 
-`save_figure` writes what they return. Nothing here opens a window or touches the state of `matplotlib.pyplot`.
+`save_figure` writes the figures. No window is opened, and the state of `matplotlib.pyplot` is not changed.
 """
 
 import math
@@ -32,7 +32,7 @@ from .sweep_points import (
 
 
 NUMBERED_LABELS = {"random": "random, best of {}", "oracle": "oracle, {} later steps"}
-"""Labels of controllers of a sweep whose number means something special."""
+"""Labels of controllers of a sweep whose number has a special meaning."""
 POINT_COLUMNS = ("controller", "net_keep", "log_perplexity", "log_perplexity_error")
 
 
@@ -50,10 +50,10 @@ def net_keep_label(axes: Sequence[str]) -> str:
 
 @styled
 def plot_pareto(rows: Rows, blocks: Rows = ()) -> Figure:
-    """Perplexity against net keep with a front per controller; below, the gain over `fixed` at the same budget.
+    """Plot perplexity against net keep with a front per controller; below, the gain over `fixed` at the same budget.
 
-    Points on the front of their controller are filled and joined. Bars are standard errors over blocks; below they are
-    of the paired differences and need `blocks`.
+    Points on the front of their controller are filled and connected. Bars are standard errors over blocks. In the
+    lower panel they are those of the paired differences and need `blocks`.
 
     Args:
         rows: The table `sweep`: `controller`, `seed`, the axes, `net_keep`, `log_perplexity`, `log_perplexity_error`.
@@ -117,7 +117,7 @@ def _draw_gains(
 
 
 def _label_log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers on it."""
+    """Give a logarithmic y axis plain numbers as labels."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -126,7 +126,7 @@ def _label_log_axis(axes: Axes) -> None:
 
 @styled
 def plot_realised(rows: Rows) -> Figure:
-    """Target and realised mean of every controller: a panel per axis, with the diagonal.
+    """Plot target and realised mean of every controller, in a panel per axis with the diagonal.
 
     Args:
         rows: The table `sweep`: `controller`, `target_*` and `realised_*` of the axes.
@@ -160,13 +160,13 @@ def plot_realised(rows: Rows) -> Figure:
 
 @styled
 def plot_random_search(rows: Rows, trials: Rows) -> Figure:
-    """Violins of the losses of all random schedules at every budget, with the other controllers beside them.
+    """Plot violins of the losses of all random schedules at every budget, and the other controllers next to them.
 
-    Log-perplexities are relative to the mean of the trials, so that budgets can share an axis.
+    Log-perplexities are relative to the mean of the trials, so that all budgets fit on one axis.
 
     Args:
         rows: The table `sweep`: `controller`, the axes, `net_keep`, `log_perplexity`, `log_perplexity_error`.
-        trials: The table `trials`: the axes and `log_perplexity` of every schedule that was tried.
+        trials: The table `trials`: the axes and `log_perplexity` of every random schedule.
 
     Returns:
         `matplotlib.figure.Figure`

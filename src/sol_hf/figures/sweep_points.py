@@ -24,7 +24,7 @@ BudgetValues = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Point:
-    """A controller at a budget, averaged over seeds: what it spent, its log-perplexity and the standard error."""
+    """A controller at a budget, averaged over seeds: net keep spent, log-perplexity and its standard error."""
 
     budget: BudgetValues
     net_keep: float
@@ -40,13 +40,13 @@ def budget_of(row: Mapping[str, Any], axes: Sequence[str]) -> BudgetValues:
 def checked_sweep(
     rows: Rows, columns: Sequence[str], prefixes: Sequence[str] = ("",)
 ) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:
-    """Rows of the table `sweep` and the names of its axes, or a ValueError that says what they lack.
+    """Rows of the table `sweep` and the names of its axes; a ValueError if there are no rows or a column is missing.
 
     Args:
         rows: The table `sweep`.
-        columns (`Sequence[str]`): What every row must have, beside the columns of the axes.
-        prefixes (`Sequence[str]`, *optional*, defaults to `("",)`): Of the columns of the axes that every row must
-            have, such as `target_`.
+        columns (`Sequence[str]`): Columns that every row must have, apart from those of the axes.
+        prefixes (`Sequence[str]`, *optional*, defaults to `("",)`): Prefixes of the columns of the axes that every row
+            must have, such as `target_`.
     """
     what = "table `sweep`"
     found = checked_rows(rows, columns, what)
@@ -74,12 +74,12 @@ def _by_net_keep(point: Point) -> tuple[float, float]:
 
 
 def front_of(points: Sequence[Point]) -> list[Point]:
-    """The points that no other of the same controller beats at the same or a smaller net keep, by net keep."""
+    """The points of a controller that no other one dominates in net keep and log-perplexity, by net keep."""
     return [points[index] for index in pareto_front([_by_net_keep(point) for point in points])]
 
 
 def paired_gains(blocks: Rows, axes: Sequence[str]) -> dict[tuple[str, BudgetValues], tuple[float, float]]:
-    """Mean loss of `fixed` less that of a controller, per controller and budget, and its standard error over blocks.
+    """Mean loss of `fixed` minus that of a controller, per controller and budget, and its standard error over blocks.
 
     Args:
         blocks: The table `blocks`: `controller`, `seed`, the axes, `losses`; averaged over seeds first.

@@ -20,18 +20,18 @@ INPUTS = """
 Args:
     predictions (`list[str]`): Texts.
     model ([`SOLForCausalLM`]): Base and policy.
-    tokenizer (`PreTrainedTokenizerBase`): Of the base.
-    context_length (`int`, *optional*, defaults to 0): First tokens of a text that are given, not scored. The last of
-        them is the first decode step; those before it are processed densely.
+    tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base.
+    context_length (`int`, *optional*, defaults to 0): Number of first tokens of a text that are not scored. The last
+        of them is processed by the first decode step; those before it are processed densely.
     batch_size (`int`, *optional*, defaults to 16): Texts that run at the same time.
     add_start_token (`bool`, *optional*, defaults to `True`): Put the tokenizer's start token before every text, so
         that its first token can be scored too.
-    max_length (`int`, *optional*): Tokens of a text, start token included, after which it is cut off.
+    max_length (`int`, *optional*): Largest number of tokens of a text, start token included; longer texts are cut.
     options: The budget options of [`SOLForCausalLM.generate`]; `controller` may be a name for [`make_controller`].
 
 Returns:
     `dict`: `perplexities` of the texts and `mean_perplexity`; `realised`, per text the mean level of every axis over
-    its controllable steps, in axis units, and `mean_realised`, the mean of those by axis.
+    its controllable steps, in axis units, and `mean_realised`, the mean over the texts by axis.
 
 Raises:
     ValueError: for a text without a token to score, or a missing start token.
@@ -39,7 +39,7 @@ Raises:
 
 
 class BudgetedPerplexity(evaluate.Metric):
-    """Perplexity under a budget. The only change w.r.t. evaluate's `perplexity` is how a text is scored: step by step.
+    """Perplexity under a budget. Unlike evaluate's `perplexity`, it scores texts step by step.
 
     Examples:
 
@@ -107,7 +107,7 @@ def _tokenize(
     add_start_token: bool,
     max_length: int | None,
 ) -> list[list[int]]:
-    """Token ids of every text that has something to score."""
+    """Token ids of every text; each must have a token to score."""
     start = [tokenizer.bos_token_id] if add_start_token else []
     if start == [None]:
         raise ValueError("The tokenizer has no start token: pass `add_start_token=False` and a `context_length`.")

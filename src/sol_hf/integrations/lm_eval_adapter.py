@@ -6,13 +6,14 @@
     python -m sol_hf.integrations.lm_eval_adapter --model sol \
         --model_args pretrained=FOLDER,token_keep=0.5,mlp_keep=0.7,bits=8 --tasks hellaswag --batch_size 16
 
-is lm-eval's own command line with one more model. A request is computed as it would be generated:
+is lm-eval's own command line with one more model. A request is computed in the same way as during generation:
 
     context        c c c c | x | . . .        c: one dense forward, shared by the requests that begin with it
     continuation               | a a a l      x, a: a decode step each, scored on the token after it;  l: label only
 
-All else is `HFLM`'s, whose model is the base: with a budget of (1, 1, 16) this is `--model hf`. `HFLM` scores in one
-parallel forward, which knows no budget. Under one, that forward raises, so that nothing is scored densely by mistake.
+Everything else is inherited from `HFLM`, whose model is the base: with a budget of (1, 1, 16) the results are those of
+`--model hf`. `HFLM` scores in one parallel forward, which cannot run under a budget. Under a budget that forward
+raises, so that nothing is scored densely by mistake.
 """
 
 import difflib
@@ -53,17 +54,17 @@ except ModuleNotFoundError as error:
 
 SMOLLM2 = "smollm2-135m"
 OWN_ARGUMENTS = ("base", "policy_revision", "controller", "seed")
-"""Model arguments of the adapter beside the budget options of [`stored_names`]."""
+"""Model arguments of the adapter other than the budget options of [`stored_names`]."""
 FINGERPRINT = "sol_hf settings"
-"""Key of a response cache; its value has the settings that the responses were computed with."""
+"""Key in a response cache, whose value is the settings under which the responses were computed."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-"""The strings, or `None` for a part of a longer text; token ids of the context; of the continuation."""
+"""The strings, or `None` for a part of a longer text; token ids of the context; token ids of the continuation."""
 
 
 @register_model("sol")
 class SOLLM(HFLM):
-    """The only changes w.r.t. `HFLM`: requests run step by step under a budget, and what they spent is reported.
+    """`HFLM` with requests that run step by step under a budget, and a report of the levels that they realised.
 
     Args:
         pretrained (`str` or [`SOLForCausalLM`]): Folder or Hub id of a policy, or a loaded model.
@@ -71,13 +72,13 @@ class SOLLM(HFLM):
             one that the policy's config names.
         controller (`str`, *optional*, defaults to `"policy"`): The name of a registered controller, see
             [`make_controller`].
-        seed (`int`, *optional*, defaults to 0): Of a controller whose number is a seed, such as `random`.
-        policy_revision (`str`, *optional*, defaults to `"main"`): Of the policy's repository.
+        seed (`int`, *optional*, defaults to 0): Seed of a controller whose number is a seed, such as `random`.
+        policy_revision (`str`, *optional*, defaults to `"main"`): Revision of the policy's repository.
         kwargs: The budget options of [`SOLForCausalLM.generate`] that are numbers or words (`token_keep`, `mlp_keep`,
-            `bits`, `budget_mode`, `kv_refresh`, ...), and `HFLM`'s arguments, which concern the base.
+            `bits`, `budget_mode`, `kv_refresh`, ...), and `HFLM`'s arguments, which apply to the base.
 
     Raises:
-        ValueError: for an unknown controller, no budget, one that cannot be met, or a misspelt argument.
+        ValueError: for an unknown controller, a missing budget, one that cannot be met, or a misspelt argument.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class SOLLM(HFLM):
         loaded = None if isinstance(pretrained, str) else pretrained
         if loaded is None:
             config = SOLConfig.from_pretrained(pretrained, revision=policy_revision)
-            resolve_options(self.given, None, GenerationConfig())  # a wrong option is found before anything is loaded
+            resolve_options(self.given, None, GenerationConfig())  # report wrong options before anything is loaded
             source, kwargs = _find_base(config, base, kwargs)
             super().__init__(pretrained=source, **kwargs)
             self.sol = SOLForCausalLM.from_pretrained(pretrained, revision=policy_revision, base=self.model)
@@ -115,13 +116,13 @@ class SOLLM(HFLM):
         self.task = ""
 
     def _share_out(self) -> None:
-        """Let processes on CPUs divide the documents, as `HFLM` does only on several GPUs."""
+        """Divide the documents among processes on CPUs, too; `HFLM` does so only for several GPUs."""
         accelerator: Accelerator | None = getattr(self, "accelerator", None)
         if accelerator is not None and self.world_size == 1 and accelerator.num_processes > 1:
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def _check_options(self) -> dict[str, Any]:
-        """The options of every `generate` and `score` call; empty if the base itself was asked for."""
+        """The options of every `generate` and `score` call; empty if all steps are dense."""
         given = self.given | {"controller": self._make_controller()}
         resolved = resolve_options(given, None, self.sol.generation_config)
         if self.controller_name == DENSE or (resolved.budget is not None and resolved.is_dense):
@@ -141,12 +142,12 @@ class SOLLM(HFLM):
 
     @property
     def is_dense(self) -> bool:
-        """Whether the base itself was asked for."""
+        """Whether all steps are dense, so that the base itself is evaluated."""
         return not self.options
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the responses depend on, for the results and for response caches."""
+        """The settings on which the responses depend, for the results and for response caches."""
         resolved = resolve_options(self.given, None, self.sol.generation_config)
         names = self.sol.action_space.axis_names
         budget = None if self.is_dense else {axis: getattr(resolved.budget, axis) for axis in names}
@@ -162,12 +163,12 @@ class SOLLM(HFLM):
         }
 
     def get_model_info(self) -> dict:
-        """`HFLM`'s, and under `sol` the settings with what every task realised on average over controllable steps."""
+        """`HFLM`'s info, and under `sol` the settings and the means over controllable steps of every task."""
         realised = self.spending.report(self.all_spending)
         return super().get_model_info() | {"sol": {**self.settings, "realised": realised}}
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Refuse a response cache that was filled under other settings: its keys are the requests alone."""
+        """Refuse a response cache that was filled under other settings, since its keys contain the requests only."""
         super().set_cache_hook(cache_hook)
         if cache_hook.dbdict is None:
             return
@@ -181,7 +182,7 @@ class SOLLM(HFLM):
         cache_hook.dbdict[FINGERPRINT] = mine
 
     def barrier(self) -> None:
-        """`HFLM`'s; the processes also exchange what they have spent so far."""
+        """`HFLM`'s barrier, at which the processes also exchange their sums of spent compute."""
         super().barrier()
         if self.world_size > 1:
             self.all_spending = self.gather_object(self.spending.sums)
@@ -211,7 +212,7 @@ class SOLLM(HFLM):
         return self._by_task(self._score_texts, requests, disable_tqdm)
 
     def _by_task(self, method, requests: list[Instance], disable_tqdm: bool) -> list:
-        """Run a method on the requests of one task after the other, so that spending is counted per task."""
+        """Run a method on the requests of one task after the other, so that compute is counted per task."""
         if self.is_dense:
             return method(requests, disable_tqdm=disable_tqdm)
         answers: list = [None] * len(requests)
@@ -293,7 +294,7 @@ class SOLLM(HFLM):
         )
 
     def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
-        """The largest batch that fits, tried with the longest row; on a CPU `max_batch_size`."""
+        """The largest batch size that fits into memory, found with the longest row; on a CPU `max_batch_size`."""
         if self.is_dense:
             return super()._detect_batch_size(requests, pos)
         if self.device.type == "cpu":
@@ -329,7 +330,7 @@ class SOLLM(HFLM):
 
 
 def _by_cost(row: tuple) -> tuple:
-    """Longest contexts first, those that are equal together, and among them the longest continuations first."""
+    """Sort key: longest contexts first, equal contexts together, and for each the longest continuations first."""
     tokens, length = row
     context = tokens[: len(tokens) - length]
     return -len(context), context, -length, tokens
@@ -343,7 +344,7 @@ def _refuse_misspelt(arguments: dict[str, Any]) -> None:
 
 
 def _find_base(config: SOLConfig, base: str | None, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Where the base is, and `HFLM`'s arguments with its revision."""
+    """Id or folder of the base, and `HFLM`'s arguments with its revision."""
     if base == SMOLLM2:
         return str(fetch_smollm2()), arguments
     if base is not None:
@@ -357,10 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """lm-eval's command line; a task that cannot be downloaded gives an error that names the reason.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): Instead of those of the process.
+        arguments (`Sequence[str]`, *optional*): Arguments to use instead of `sys.argv[1:]`.
     """
     given = sys.argv
-    if arguments is not None:  # lm-eval reads those of the process only
+    if arguments is not None:  # lm-eval only reads `sys.argv`
         sys.argv = ["sol-hf lm-eval", *arguments]
     try:
         cli_evaluate()

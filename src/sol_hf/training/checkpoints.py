@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Checkpoints that are complete or absent, and that continue a run exactly.
+"""Atomic checkpoints, from which a run can be resumed exactly.
 
-A checkpoint is written to a folder of its own name inside `.unfinished`, and moved to its place in one step when it is
-complete; a process that dies while it writes leaves nothing that looks like a checkpoint. The policy is stored as on
-the Hub. A run that is stopped between the updates of one batch of rollouts stores those rollouts too.
+A checkpoint is written to a folder inside `.unfinished`, and moved to its final path when it is complete. If a process
+is killed while it writes, there is no incomplete checkpoint. The policy is stored in the format of the Hub. A
+checkpoint between the updates on one batch of rollouts contains those rollouts, too.
 """
 
 import json
@@ -53,7 +53,7 @@ class AtomicCheckpoints(Trainer):
             self._is_writing = False
         self._save_rollouts(staged)
         best = self.state.best_model_checkpoint
-        if best is not None and Path(best).parent.name == UNFINISHED:  # in every process: each loads the best one
+        if best is not None and Path(best).parent.name == UNFINISHED:  # in every process: all load the best one
             self.state.best_model_checkpoint = str(run / Path(best).name)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -68,19 +68,19 @@ class AtomicCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _publish(self, staged: Path, final: Path) -> None:
-        """Move a complete checkpoint to its place."""
+        """Move a complete checkpoint to its final path."""
         self.state.save_to_json(str(staged / TRAINER_STATE))
         for path in staged.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        if final.exists():  # from an earlier run that was resumed before it
+        if final.exists():  # from an earlier run that was resumed from a step before it
             final.rename(staged.parent / f"replaced-{final.name}")
         staged.rename(final)
         shutil.rmtree(staged.parent)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As in `Trainer`, but once the checkpoint is in its place, and without a pickle of the arguments."""
+        """As in `Trainer`, but after the checkpoint was moved to its final path, and without pickled arguments."""
         args, current = self.args, self.push_in_progress if self.args.push_to_hub else None
         is_busy = current is not None and not current.is_done() and not args.hub_always_push
         if self._is_writing or not args.push_to_hub or is_busy or args.hub_strategy == HubStrategy.END:
@@ -102,21 +102,21 @@ class AtomicCheckpoints(Trainer):
         self.push_in_progress = PushInProgress(jobs + (current.jobs if current is not None else []))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the policy as it stands on the Hub, or its adapter, and the arguments as JSON."""
+        """Write the policy in the format of the Hub, or its adapter, and the arguments as JSON."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         hub.save_policy(self.sol, folder, self.hub_model_id)
         (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
-        """The card of a policy repository; one that is there stays."""
+        """Write the card of a policy repository; an existing card is kept."""
         card = Path(self.args.output_dir, hub.CARD_NAME)
         if self.is_world_process_zero() and not card.exists():
             card.parent.mkdir(parents=True, exist_ok=True)
             hub.build_card(self.sol.config, self.hub_model_id).save(card)
 
     def _save_rollouts(self, folder: Path) -> None:
-        """Store the batch of rollouts of this process, if updates on it are still to come."""
+        """Store the batch of rollouts of this process, if there are more updates on it."""
         if self._buffered_inputs is None or self._step % self._steps_per_batch() == 0:
             return
         tensors = {

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Arguments of [`SOLGRPOTrainer`]: TRL's, plus what concerns episodes, rewards and budgets."""
+"""Arguments of [`SOLGRPOTrainer`]: those of TRL, and further ones for episodes, rewards and budgets."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -29,9 +29,9 @@ class SOLGRPOConfig(GRPOConfig):
     r"""
     Configuration of [`SOLGRPOTrainer`]. The defaults are the published recipe.
 
-    The parameters of [`~trl.GRPOConfig`] keep their meaning, with rollouts of actions in the place of completions:
+    The parameters of [`~trl.GRPOConfig`] keep their meaning, with rollouts of actions instead of completions:
     `num_generations` are the rollouts of a block, `temperature` is that of the policy, `beta` weighs the KL divergence
-    to the initial policy. Those that concern text generation are refused.
+    to the initial policy. Parameters of text generation cannot be changed.
 
     Args:
         context_length (`int`, *optional*, defaults to 512): Tokens of a block that are processed densely.
@@ -46,20 +46,20 @@ class SOLGRPOConfig(GRPOConfig):
         penalty_weights (`list[float]`, *optional*, defaults to 100, 100, 200): Weight of the squared budget error of
             `token_keep`, `mlp_keep` and `bits` (in ratio units). Further axes have the `penalty_weight` of their
             [`Axis`].
-        penalty_tolerance (`float`, *optional*, defaults to 0.02): Budget error that is free.
+        penalty_tolerance (`float`, *optional*, defaults to 0.02): Budget error without penalty.
         kl_reward_weight (`float`, *optional*, defaults to 0.0): Share of -KL(dense ‖ sparse) in the reward; above 0,
             every block also runs densely.
-        token_keep_budgets (`list[float]`, *optional*, defaults to 0.1, 1.0): Range from which budgets are drawn; a
-            list of more or fewer than two values is a choice among them.
+        token_keep_budgets (`list[float]`, *optional*, defaults to 0.1, 1.0): Range from which budgets are drawn.
+            From a list of more or fewer than two values, one of them is drawn.
         mlp_keep_budgets (`list[float]`, *optional*, defaults to 0.4, 1.0): As above.
         bits_budgets (`list[float]`, *optional*, defaults to 5, 16): As above, in bits.
         axis_budgets (`dict[str, list[float]]`, *optional*): The same for further axes, by name, in axis units. An axis
             that is not named has the `budget_range` of its [`Axis`].
-        draw_from_list (`bool`, *optional*, defaults to `False`): Draw from the values of these lists, whatever their
-            length, not from their range.
+        draw_from_list (`bool`, *optional*, defaults to `False`): Draw from the values of these lists instead of their
+            range, for lists of any length.
         eval_budgets (`list[list[float]]`, *optional*): Budgets to evaluate at, one number per axis; by default nine
-            over the published grid, brought into the action space.
-        eval_blocks (`int`, *optional*, defaults to 64): Number of blocks that an evaluation runs, from the beginning
+            over the published grid, clipped to the levels of the action space.
+        eval_blocks (`int`, *optional*, defaults to 64): Number of blocks of an evaluation, taken from the beginning
             of the evaluation dataset; at least 2.
         shard_base (`bool`, *optional*, defaults to `False`): Shard the base over the processes (FSDP2).
     """
@@ -73,7 +73,7 @@ class SOLGRPOConfig(GRPOConfig):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Rollouts per device and minibatch."})
     gradient_accumulation_steps: int = field(default=4, metadata={"help": "Minibatches of an update."})
     entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the entropy bonus."})
-    activation_checkpointing: bool | None = field(default=False, metadata={"help": "The policy is too small for it."})
+    activation_checkpointing: bool | None = field(default=False, metadata={"help": "Not needed: the policy is small."})
     bf16: bool | None = field(default=False, metadata={"help": "Autocast the policy to bfloat16."})
     context_length: int = field(default=512, metadata={"help": "Tokens of a block that are processed densely."})
     rollout_batch_size: int = field(default=32, metadata={"help": "Rollouts that run at the same time."})
@@ -85,7 +85,7 @@ class SOLGRPOConfig(GRPOConfig):
     penalty_weights: list[float] = field(
         default_factory=lambda: [100.0, 100.0, 200.0], metadata={"help": "Weights of the squared budget errors."}
     )
-    penalty_tolerance: float = field(default=0.02, metadata={"help": "Budget error that is free."})
+    penalty_tolerance: float = field(default=0.02, metadata={"help": "Budget error without penalty."})
     kl_reward_weight: float = field(default=0.0, metadata={"help": "Share of -KL(dense, sparse) in the reward."})
     token_keep_budgets: list[float] = field(
         default_factory=lambda: [0.1, 1.0], metadata={"help": "Range of the budgets of token_keep."}
@@ -102,14 +102,14 @@ class SOLGRPOConfig(GRPOConfig):
     draw_from_list: bool = field(default=False, metadata={"help": "Draw budgets from the lists, not their range."})
     eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Budgets to evaluate at."})
     eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation runs."})
-    num_generations_eval: int | None = field(default=1, metadata={"help": "Without meaning: evaluation is greedy."})
+    num_generations_eval: int | None = field(default=1, metadata={"help": "Not used: evaluation is greedy."})
     shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
 
     def __post_init__(self):
         self._refuse_what_has_no_meaning()
         if self.activation_checkpointing is not None:
             self.gradient_checkpointing = self.activation_checkpointing  # its name before transformers 5.23
-        # accelerate joins processes on CPUs only if it is told that CPUs are meant
+        # without `use_cpu` accelerate does not connect processes on CPUs
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         choices = {

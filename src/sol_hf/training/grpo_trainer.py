@@ -3,9 +3,9 @@
 
 """Trains a policy with TRL's GRPO: blocks of text are the prompts, schedules of actions the completions.
 
-What changes w.r.t. [`~trl.GRPOTrainer`]: rollouts of a frozen base replace text generation, rewards and advantages
-are those of [`rewards`], one per step, and log-probabilities come from one forward of the policy over a whole episode.
-Loss, clipping, entropy bonus, KL divergence, iterations, accumulation and logging are TRL's.
+Differences from [`~trl.GRPOTrainer`]: rollouts of a frozen base replace text generation; rewards and advantages are
+those of [`rewards`], one per step; log-probabilities are computed by one forward of the policy over a whole episode.
+Loss, clipping, entropy bonus, KL divergence, iterations, accumulation and logging are those of TRL.
 """
 
 import copy
@@ -50,14 +50,14 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
     """GRPO on teacher-forced episodes.
 
     Args:
-        model ([`SOLForCausalLM`]): Its policy is trained; its base is frozen and stays outside of the trained module.
+        model ([`SOLForCausalLM`]): Its policy is trained; its base is frozen and not part of the trained module.
         args ([`SOLGRPOConfig`], *optional*): Defaults to the published recipe.
         train_dataset (`Dataset` or `IterableDataset`): Texts, or blocks of `context_length + episode_length + 1`
             token ids in a column `input_ids`.
-        eval_dataset (`Dataset`, `IterableDataset` or a `dict` of them, *optional*): The same, for evaluation.
+        eval_dataset (`Dataset`, `IterableDataset` or a `dict` of them, *optional*): Texts or blocks for evaluation.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the base, for datasets of texts.
-        reward_terms (`list` of functions, *optional*): Each takes the [`Rollouts`] and returns further rewards
-            `(rows, steps)`, which are added.
+        reward_terms (`list` of functions, *optional*): Each takes the [`Rollouts`] and returns rewards
+            `(rows, steps)`, which are added to the others.
         callbacks (`list[TrainerCallback]`, *optional*): As in `Trainer`.
         optimizers (`tuple`, *optional*): As in `Trainer`.
         peft_config (`PeftConfig`, *optional*): Train an adapter on the policy instead of the policy.
@@ -88,7 +88,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
         self._check_batches(args)
         args.max_completion_length = self.episode_length
         model.base.requires_grad_(False)
-        model.policy.value_head.requires_grad_(False)  # it has no part in the loss, and DDP waits for every gradient
+        model.policy.value_head.requires_grad_(False)  # not part of the loss, and DDP waits for all gradients
         self.args, self._text_tokenizer = args, processing_class
         self.evaluation_budgets()
         beta, args.beta = args.beta, 0.0
@@ -107,7 +107,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
                 )
         finally:
             args.beta = beta
-        self.processing_class = None  # actions need no tokenizer on disk
+        self.processing_class = None  # the tokenizer of actions is not saved
         self.sol.policy = self.model
         place_base(self.sol.base, self.accelerator, shard=args.shard_base)
         self._set_reference(beta)
@@ -139,7 +139,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
             )
 
     def _packed(self, dataset):
-        """Texts as blocks, blocks as they are; of each dataset in a dictionary, and `None` of `None`."""
+        """Cut texts into blocks; blocks are returned unchanged. Accepts a dictionary of datasets and `None`, too."""
         if dataset is None or isinstance(dataset, dict):
             return dataset and {name: self._packed(part) for name, part in dataset.items()}
         return pack_blocks(
@@ -153,7 +153,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
         self._signature_columns = ["input_ids"]
 
     def _generator(self, *place: int) -> torch.Generator:
-        """A generator that depends on the seed and on a place in the run, not on the number of processes."""
+        """A generator seeded by the seed and a position in the run, independent of the number of processes."""
         seed = self.args.seed
         for number in place:
             seed = (seed * 1_000_003 + number + 1) % (2**62)
@@ -260,5 +260,5 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
             del self._scored_inputs
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        """The policy scores whole episodes from its observations; TRL's ids and masks are those of the actions."""
+        """Score the actions of whole episodes from observations. TRL's ids and masks belong to actions."""
         return *self._score_actions(model, self._scored_inputs), None

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Metrics of [`SOLGRPOTrainer`]: figures of its rollouts, evaluation at budgets, a progress bar.
+"""Metrics of [`SOLGRPOTrainer`]: metrics of its rollouts, evaluation at budgets, a progress bar.
 
 sol/token_keep          mean of the levels of the rollouts          sol/requested_token_keep    mean of the budgets
-sol/token_keep/0.2      share of the steps that took this level     sol/budget_error            |taken - budget|
+sol/token_keep/0.2      share of the steps at this level            sol/budget_error            |spent - budget|
 eval_gain               nats per token over the fixed schedule      eval_gain/0.5-0.7-8         at one budget
 
-Means are in ratio units; the names of axes whose own unit differs say so, as in `sol/bits_ratio`.
+Means are in ratio units. For axes with another unit the name has a suffix, as in `sol/bits_ratio`.
 """
 
 import math
@@ -35,11 +35,11 @@ from ..evaluation.policy_evaluation import (
 
 BlockDataset: TypeAlias = Dataset | IterableDataset
 DETAIL = re.compile(r"^(sol/\w+|eval_\w+)/[\d.-]+$")
-"""Figures of a single level or budget."""
+"""Metrics of a single level or budget."""
 
 
 def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpace) -> dict[str, torch.Tensor]:
-    """Figures of a batch of rollouts, as scalars.
+    """Metrics of a batch of rollouts, as scalars.
 
     Args:
         rollouts ([`Rollouts`]): The batch.
@@ -48,7 +48,7 @@ def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpac
 
     Returns:
         `dict[str, torch.Tensor]`: Reward, penalty, budgets and means in ratio units, and for every level of every axis
-        the share of the controllable steps that took it.
+        the share of the controllable steps that chose it.
     """
     counted = rollouts.controllable[..., None].float()
     ratios = space.ratios_on(rollouts.actions.device)[rollouts.actions]
@@ -72,13 +72,13 @@ def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpac
 
 
 def evaluation_figures(evaluations: Sequence[BudgetEvaluation], prefix: str = "eval") -> dict[str, float]:
-    """Means over the budgets, and the figures of every budget.
+    """Means over the budgets, and the metrics of every budget.
 
     Perplexities are averaged geometrically, so that the gain is the log of their ratio.
 
     Args:
         evaluations (`Sequence[BudgetEvaluation]`): From [`evaluate_budgets`].
-        prefix (`str`, *optional*, defaults to `"eval"`): What the names begin with.
+        prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the names.
     """
 
     def mean(values: Sequence[float]) -> float:
@@ -104,9 +104,10 @@ def evaluation_figures(evaluations: Sequence[BudgetEvaluation], prefix: str = "e
 
 
 class BudgetProgress(ProgressCallback):
-    """A progress bar with the latest reward, net keep and budget error behind it.
+    """A progress bar with the latest reward, net keep and budget error.
 
-    The only changes w.r.t. `ProgressCallback`: those three figures, and no figures of single levels and budgets above.
+    Differences from `ProgressCallback`: these three metrics are shown, and metrics of single levels and budgets are
+    not printed.
     """
 
     SHOWN = {"reward": "sol/task_reward", "net_keep": "sol/net_keep", "budget_error": "sol/budget_error"}
@@ -138,9 +139,9 @@ class BudgetMetrics(Trainer):
 
         Args:
             eval_dataset (`Dataset`, `IterableDataset`, a `dict` of them or a name, *optional*): Texts or blocks, as
-                the trainer takes them; its own by default. Of several, every one is evaluated under its name.
-            ignore_keys (`list[str]`, *optional*): Without meaning here.
-            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): What the names of the metrics begin with.
+                for the trainer; its own by default. Each of several datasets is evaluated under its name.
+            ignore_keys (`list[str]`, *optional*): Not used.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the names of the metrics.
 
         Returns:
             `dict[str, float]`: `eval_loss`, `eval_perplexity`, `eval_fixed_perplexity`, `eval_gain` with its standard
@@ -163,7 +164,7 @@ class BudgetMetrics(Trainer):
             return found
         self._memory_tracker.start()
         begin, was_training = time.time(), self.model.training
-        self.model.eval()  # under which TRL logs apart from training
+        self.model.eval()  # in evaluation mode TRL logs separately from training
         try:
             evaluations = self._evaluate_blocks(dataset)
             metrics = evaluation_figures(evaluations, metric_key_prefix)
@@ -194,7 +195,7 @@ class BudgetMetrics(Trainer):
         return budgets
 
     def _show_progress(self) -> None:
-        """Put [`BudgetProgress`] in the place of transformers' own bar, if there is one."""
+        """Replace transformers' own progress bar, if there is one, by [`BudgetProgress`]."""
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
             self.remove_callback(ProgressCallback)
             self.add_callback(BudgetProgress)

@@ -10,8 +10,9 @@ row 1   block 0, rollout 1   r r r r          advantage = whiten(group_advantage
 row 2   block 1, rollout 0   r r r r        one number a rollout ("outcome" level):
 row 3   block 1, rollout 1   r r r r          advantage = whiten(group_advantages(outcome_returns(rewards, penalty)))
 
-Differences are taken from one of the compared values first, so equal rewards give an advantage of exactly zero: the
-rounding of a mean would otherwise be blown up when dividing by a standard deviation.
+Before a mean is computed, one of the compared values is subtracted from all of them. Equal rewards then give an
+advantage of exactly zero. Otherwise the rounding error of the mean would be amplified by the division by a standard
+deviation.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,12 @@ EPSILON = 1e-8
 
 
 def task_reward(label_logprobs: torch.Tensor, divergence: torch.Tensor | None, kl_weight: float) -> torch.Tensor:
-    """Reward of a step: the log-probability of the true token, less the divergence from the dense model.
+    """Reward of a step: the log-probability of the true token, minus the divergence from the dense model.
 
     Args:
         label_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probability of the label of every step.
         divergence (`torch.Tensor` of shape `(rows, steps)`, *optional*): KL(dense || sparse) of every step; not
-            looked at if `kl_weight` is 0.
+            used if `kl_weight` is 0.
         kl_weight (`float`): Share of the divergence in the reward, in 0..1.
 
     Returns:
@@ -77,7 +78,7 @@ def discounted_returns(rewards: torch.Tensor, gamma: float, kind: str = "sum") -
 
 
 def outcome_returns(rewards: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """One return for the whole rollout, at every step of it: the undiscounted sum of its rewards less its penalty.
+    """One return per rollout, the same at every step: the undiscounted sum of its rewards minus its penalty.
 
     Args:
         rewards (`torch.Tensor` of shape `(rows, steps)`): Reward of every step.
@@ -100,13 +101,13 @@ def budget_penalty(
     """Penalty for a missed budget: sum over the axes of `alpha * max(|mean - target| - tolerance, 0) ** 2`.
 
     Args:
-        ratios (`torch.Tensor` of shape `(rows, steps, axes)`): Levels taken, in ratio units.
-        counted (`torch.BoolTensor` of shape `(rows, steps)`): Steps that enter the means.
+        ratios (`torch.Tensor` of shape `(rows, steps, axes)`): Levels of the actions, in ratio units.
+        counted (`torch.BoolTensor` of shape `(rows, steps)`): Steps to average over.
         targets (`torch.Tensor` of shape `(rows, axes)`): Targets in ratio units.
         alphas (`Sequence[float]`): Weight of every axis.
-        tolerance (`float`): Distance from the target, in ratio units, that costs nothing.
-        free (`Sequence[bool]`, *optional*, defaults to all): For every axis, whether there is a choice of levels; an
-            axis with a single level cannot be steered and costs nothing.
+        tolerance (`float`): Distance from the target without penalty, in ratio units.
+        free (`Sequence[bool]`, *optional*, defaults to all): For every axis, whether there is a choice of levels. An
+            axis with a single level has no penalty.
 
     Returns:
         `torch.Tensor` of shape `(rows,)`: The penalty, 0 for a row without a counted step.
@@ -159,7 +160,7 @@ def whiten(advantages: torch.Tensor, mask: torch.Tensor | None = None) -> torch.
 
     Args:
         advantages (`torch.Tensor` of shape `(rows, steps)`): Advantages.
-        mask (`torch.BoolTensor` of shape `(rows, steps)`, *optional*): Entries that take part; the others become 0.
+        mask (`torch.BoolTensor` of shape `(rows, steps)`, *optional*): Entries to use; the others become 0.
 
     Returns:
         `torch.Tensor` of shape `(rows, steps)`: The whitened advantages, all 0 if they do not differ.

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Placement of a frozen base while its policy is trained: whole on every device, or its layers sharded over all.
+"""Placement of a frozen base while its policy is trained: a copy on every device, or its layers sharded over all.
 
-Sharding (FSDP2) is for a base that does not fit on one device. A layer is gathered when it runs and let go after it;
-embeddings, LM head and final norm stay whole, because they are also read outside of the base's forward. The policy is
-small and stays whole too: its gradients are averaged as ever. All processes have to run the base the same number of
-times, as they do when they run equal parts of a batch of rollouts.
+Sharding (FSDP2) is for a base that does not fit on one device. A layer is gathered when it runs and freed afterwards.
+Embeddings, LM head and final norm are not sharded, because they are also used outside of the base's forward. The
+policy is small and not sharded either: its gradients are averaged as usual. All processes have to run the base the
+same number of times, which holds if they run equal parts of a batch of rollouts.
 """
 
 import torch
@@ -20,15 +20,15 @@ from ..execution.decoder_layers import decoder_layers
 
 
 def place_base(base: PreTrainedModel, accelerator: Accelerator, shard: bool) -> None:
-    """Move a frozen base to the accelerator's device, whole or as this process's shard.
+    """Move a frozen base to the accelerator's device, as a whole or as the shard of this process.
 
     Args:
-        base (`PreTrainedModel`): The base, on any device. Sharded, it is changed in place, for good.
-        accelerator (`Accelerator`): Of the run.
+        base (`PreTrainedModel`): The base, on any device. Sharding changes it in place and cannot be undone.
+        accelerator (`Accelerator`): Accelerator of the run.
         shard (`bool`): Shard the layers over the processes.
 
     Raises:
-        ValueError: if the run would shard the policy, there is nothing to shard over, or no layers are found.
+        ValueError: if the run would shard the policy, there is only one process, or no layers are found.
     """
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
@@ -53,5 +53,5 @@ def shard_layers(base: PreTrainedModel, device: torch.device) -> None:
         raise ValueError(f"{type(base).__name__} has no list of decoder layers, so it cannot be sharded.")
     for layer in layers:
         sharded = fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-        sharded.unshard()  # once here, or buffers that rollouts made in inference mode could serve nothing else
+        sharded.unshard()  # else rollouts would allocate the buffers, as inference tensors
         sharded.reshard()

@@ -3,11 +3,11 @@
 
 """A supervised start for a policy: the allocation that follows from measured costs, at every budget.
 
-The costs of each level at each step are measured once and serve every budget: [`CostModel`] estimates the mean cost of
-a level given what a policy sees, [`Allocation`] gives the levels of least cost at a given mean, and the policy is
-trained to choose the same from its observations and the budget. The targets do not compensate what earlier steps of an
-episode overspent: a budget is kept on average over many steps, which is where the gain comes from.
-`budget_mode="hard"` keeps it in every episode.
+The costs of each level at each step are measured once and used for all budgets. [`CostModel`] estimates the mean cost
+of a level given the inputs of a policy. [`Allocation`] computes the levels of least cost at a given mean. The policy
+is trained to choose these levels from its observations and the budget. The targets do not compensate for earlier steps
+of an episode that spent more than the budget: the budget is kept on average over many episodes, which allows for a
+larger gain. With `budget_mode="hard"` it is kept in every episode.
 """
 
 import json
@@ -38,10 +38,10 @@ logger = logging.get_logger(__name__)
 @dataclass
 class CounterfactualWarmupConfig:
     """
-    What is measured, and how the policy is fitted to the measurements.
+    Settings of the measurements, and of the fit of the policy to them.
 
     Args:
-        warmup_dir (`str`, *optional*): Folder of the measurements; no warmup without one.
+        warmup_dir (`str`, *optional*): Folder of the measurements. `None` for no warmup.
         warmup_blocks (`int`, *optional*, defaults to 1000): Blocks of text to measure.
         warmup_context_length (`int`, *optional*, defaults to 192): Tokens of a block before the first step.
         warmup_steps_per_block (`int`, *optional*, defaults to 128): Steps of a block.
@@ -51,17 +51,17 @@ class CounterfactualWarmupConfig:
         warmup_axis_levels (`dict[str, list[float]]`, *optional*): Levels of further axes to measure, by name; by
             default up to four of each.
         warmup_batch_size (`int`, *optional*, defaults to 4): Blocks that are measured at the same time.
-        warmup_cost_models (`int`, *optional*, defaults to 4): Cost models, at least 2. Each estimates the costs of an
-            equal share of the blocks, and is fitted to all others.
+        warmup_cost_models (`int`, *optional*, defaults to 4): Number of cost models, at least 2. Each estimates the
+            costs of an equal share of the blocks, and is fitted to all others.
         warmup_updates (`int`, *optional*, defaults to 1500): Updates of the policy.
         warmup_episodes (`int`, *optional*, defaults to 64): Episodes of an update.
         warmup_learning_rate (`float`, *optional*, defaults to 7e-4): Largest learning rate.
         warmup_repayment_spread (`float`, *optional*, defaults to 3.0): Initial spread of the budget prior.
         warmup_practice_rounds (`int`, *optional*, defaults to 4): Rounds of on-policy episodes, whose observations and
-            spending enter the fit.
+            spent compute are used in the fit.
         warmup_practice_episodes (`int`, *optional*, defaults to 512): Episodes of a round.
-        warmup_save_every (`int`, *optional*, defaults to 0): Updates between two copies of the policy that are saved
-            in the folder, as `update-00100` and so on; 0 saves none.
+        warmup_save_every (`int`, *optional*, defaults to 0): Updates between saved copies of the policy in the
+            folder, named `update-00100` and so on; 0 for none.
         warmup_seed (`int`, *optional*, defaults to 0): Seed of measurements and fit.
     """
 
@@ -103,8 +103,8 @@ class CounterfactualWarmupConfig:
         """Levels of an axis to measure.
 
         Args:
-            axis (`str`): Its name.
-            levels (`Sequence[float]`): All its levels.
+            axis (`str`): Name of the axis.
+            levels (`Sequence[float]`): All levels of the axis.
         """
         if axis in PUBLISHED_NAMES:
             return getattr(self, f"warmup_{axis}")
@@ -118,7 +118,7 @@ class CounterfactualWarmup:
 
     Args:
         model ([`SOLForCausalLM`]): Its policy, with `action_head="factored"` or `"joint"`, is fitted in place.
-        config ([`CounterfactualWarmupConfig`]): What to do; `warmup_dir` is required.
+        config ([`CounterfactualWarmupConfig`]): The settings; `warmup_dir` is required.
 
     Raises:
         ValueError: without a folder, or if an episode is longer than the steps of a block.
@@ -141,14 +141,14 @@ class CounterfactualWarmup:
         return self.config.warmup_context_length + self.config.warmup_steps_per_block + 1
 
     def run(self, blocks: torch.Tensor) -> None:
-        """Fit the policy, or load it from the folder if the same was fitted there before.
+        """Fit the policy, or load it from the folder if it was fitted there with the same settings.
 
         Args:
             blocks (`torch.LongTensor` of shape `(blocks, block_length)`): Token ids.
         """
         state, settings = PartialState(), asdict(self.config) | {"policy": self._network()}
         settings.pop("warmup_dir")
-        if settings["warmup_axis_levels"] is None:  # as in folders from before further axes
+        if settings["warmup_axis_levels"] is None:  # folders of earlier versions lack this setting
             settings.pop("warmup_axis_levels")
         store = Measurements(
             self.folder, self.config.warmup_context_length, self.probes, 10, self.config.warmup_batch_size
@@ -210,7 +210,7 @@ class CounterfactualWarmup:
         return losses
 
     def _on_policy_rounds(self) -> set[int]:
-        """The updates before which the policy runs episodes: spread over the middle of the fit."""
+        """The updates before which the policy runs episodes, distributed over the middle of the fit."""
         rounds, updates = self.config.warmup_practice_rounds, self.config.warmup_updates
         return {int(updates * (0.3 + 0.5 * number / rounds)) for number in range(rounds)}
 
@@ -236,11 +236,11 @@ def warmup_blocks(packed, config: CounterfactualWarmupConfig, seed: int = 42) ->
 
     Args:
         packed (`Dataset`): Blocks in a column `input_ids`.
-        config ([`CounterfactualWarmupConfig`]): How many.
+        config ([`CounterfactualWarmupConfig`]): The number of blocks.
         seed (`int`, *optional*, defaults to 42): Seed of the draw.
 
     Raises:
-        ValueError: if there are fewer.
+        ValueError: if the dataset has fewer blocks.
     """
     if len(packed) < config.warmup_blocks:
         raise ValueError(f"`warmup_blocks` is {config.warmup_blocks}, but the texts make {len(packed)} blocks only.")

@@ -3,10 +3,11 @@
 
 """Inputs and targets of the supervised start: observations of a policy, and the levels that it should take there.
 
-At first, observations are synthetic: measured hidden states, and a history of the target levels. Later some also come
-from the policy's own episodes ([`run_on_policy`]), which show what it spends. The policy predicts the cost of a step
-less well than the allocation that sets its targets, and sees states that the measurements do not have. It would
-therefore miss its budgets. [`BudgetCorrection`] estimates by how much, and lets the allocation aim at another mean.
+At first, observations are synthetic: measured hidden states, with a history of the target levels. Later, some are
+taken from the policy's own episodes ([`run_on_policy`]). The policy predicts the cost of a step less well than the
+allocation that sets its targets, and gets states that do not occur in the measurements. It would therefore miss its
+budgets. [`BudgetCorrection`] estimates the error from the policy's own episodes, and corrects the mean of the
+allocation.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from ..modeling_sol_policy import SOLPolicyModel
 
 
 JITTER = 2
-"""Number of levels by which a disturbed action of a synthetic history differs at most."""
+"""Largest number of levels by which a disturbed action of a synthetic history differs."""
 UNLIMITED_SHARE = 0.15
 """Share of budgets that have the largest level as the target of an axis."""
 RIDGE = 1.0
@@ -62,7 +63,7 @@ class OnPolicyEpisodes:
 
 
 class BudgetCorrection:
-    """The mean to aim at so that a budget is spent: the budget less a second-degree polynomial of all its axes.
+    """The mean to request so that a budget is spent: the budget minus a polynomial of degree 2 in all axes.
 
     The polynomial of an axis is multiplied by a factor that is 0 at both ends of that axis, where there is no choice.
 
@@ -85,11 +86,11 @@ class BudgetCorrection:
         return inside[:, :, None] * polynomial[:, None, :]
 
     def __call__(self, budgets: torch.Tensor) -> torch.Tensor:
-        """Means to aim at, of shape `(episodes, axes)`, for budgets of the same shape, in ratio units."""
+        """Means to request, of shape `(episodes, axes)`, for budgets of the same shape, in ratio units."""
         return budgets - (self._features(budgets) * self.weights).sum(dim=-1).to(budgets)
 
     def update(self, budgets: torch.Tensor, spent: torch.Tensor) -> torch.Tensor:
-        """Fit the error that is left under the present correction, and add it to the correction.
+        """Fit the error that remains with the current correction, and add it to the correction.
 
         Args:
             budgets (`torch.Tensor` of shape `(episodes, axes)`): In ratio units.
@@ -107,15 +108,15 @@ class BudgetCorrection:
 
 
 class WarmupTargets:
-    """Draws episodes on measured blocks, and gives the levels of the allocation as targets.
+    """Draws episodes on measured blocks, with the levels of the allocation as targets.
 
     Args:
-        model ([`SOLForCausalLM`]): Gives embeddings, action space and length of an episode.
+        model ([`SOLForCausalLM`]): Its embeddings, action space and episode length are used.
         measured ([`Counterfactuals`]): Steps of many blocks.
-        probes ([`Probes`]): What was measured.
+        probes ([`Probes`]): The measured probes.
         context_length (`int`): Tokens of a block before the first measured step.
         episodes (`int`): Episodes of an update.
-        cost_models (`int`): Cost models, at least 2; each estimates the blocks that it was not fitted to.
+        cost_models (`int`): Number of cost models, at least 2. Each estimates the blocks that it was not fitted to.
     """
 
     def __init__(
@@ -170,10 +171,10 @@ class WarmupTargets:
         return torch.where(torch.rand(shape) < UNLIMITED_SHARE, self.highest, even)
 
     def add_on_policy(self, episodes: OnPolicyEpisodes) -> torch.Tensor:
-        """Draw from these episodes from now on, and correct for what they spent.
+        """Also draw from these episodes from now on, and update the correction from the means that they spent.
 
         Returns:
-            `torch.Tensor` of shape `(axes,)`: Mean of what was spent less the budget, in ratio units.
+            `torch.Tensor` of shape `(axes,)`: Mean of spent level minus budget, in ratio units.
         """
         self.on_policy = episodes
         return self.correction.update(episodes.rollouts.targets, episodes.spent(self.space))
@@ -212,7 +213,7 @@ class WarmupTargets:
         return PolicyInputs(hidden, self.embeddings[where], scalars, previous), wanted
 
     def _wanted(self, where: tuple, budgets: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Per axis the probabilities `(episodes, steps, levels)`, and the indices of the best levels `(episodes,
+        """Target probabilities of every axis `(episodes, steps, levels)`, and indices of the best levels `(episodes,
         steps, axes)`."""
         prices, wanted, best = self.allocation.prices_for(self.correction(budgets)), [], []
         for axis, (costs, levels) in enumerate(zip(self.costs, self.allocation.levels, strict=True)):
@@ -224,7 +225,7 @@ class WarmupTargets:
         return wanted, torch.stack(best, dim=-1)
 
     def _history(self, levels: torch.Tensor, budgets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scalars and previous actions of episodes that took these levels, one in ten of them disturbed."""
+        """Scalars and previous actions of episodes with these levels, of which one in ten is disturbed."""
         drawn = levels + torch.randint(-JITTER, JITTER + 1, levels.shape)
         drawn = drawn.clamp(min=0).minimum(torch.tensor(self.space.level_counts) - 1)
         actions = self.space.ids_of(torch.where(torch.rand(levels.shape) < 0.1, drawn, levels))
@@ -258,11 +259,13 @@ def run_on_policy(
     """Run an episode of the policy of `model` per budget, on measured blocks that are drawn at random.
 
     Args:
-        model ([`SOLForCausalLM`]): Its policy takes the action of the highest score, as it does in `generate`.
+        model ([`SOLForCausalLM`]): Its policy chooses the action of the highest score, as in `generate`.
         blocks (`torch.LongTensor` of shape `(blocks, context + measured steps + 1)`): Token ids.
         context_length (`int`): Tokens before the first measured step.
-        budgets (`torch.Tensor` of shape `(episodes, axes)`): In ratio units; up to four share a block.
-        batch_size (`int`, *optional*, defaults to 64): Episodes that run at the same time, from the same step on.
+        budgets (`torch.Tensor` of shape `(episodes, axes)`): In ratio units. Up to four budgets use the same
+            block.
+        batch_size (`int`, *optional*, defaults to 64): Episodes that run at the same time; they begin at the same
+            step.
     """
     steps, device = model.config.episode_length, model.base.device
     measured = blocks.shape[1] - context_length - 1
