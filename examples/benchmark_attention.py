@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Times the attention of one layer in a decode step, alone, every way it can be computed.
+"""Times the attention of one layer in a decode step, for all of its implementations.
 
     python examples/benchmark_attention.py --model smollm2-135m --contexts 512 4096 --token-keep .2 .5 --dtype float32
 
-The ways: `dense sdpa` over all keys (grouped, as transformers calls it), and over the selected pages `gather` (the
-reference), `masked` and `numba`. `bound` is the share of the time that the measured copy bandwidth needs for the bytes
-that have to be read: dense keys and values, or `token_keep` of them and the page index. Every call takes another of
-several layers, more than fit a processor's cache, as in a real step.
+The implementations: `dense sdpa` over all keys (grouped, as transformers calls it), and over the selected pages
+`gather` (the reference), `masked` and `numba`. `bound` is the share of the time that the measured copy bandwidth needs
+for the bytes that have to be read: dense keys and values, or `token_keep` of them and the page index. As in a real
+step, consecutive calls use different layers, which together do not fit into the processor's cache.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Result:
     bound: float
 
     def cells(self) -> tuple[str, ...]:
-        """What the table shows, in the order of `COLUMNS`."""
+        """The values of a table row, in the order of `COLUMNS`."""
         case = (str(self.context), str(self.rows), f"{self.token_keep:g}", self.selection, self.way)
         return *case, f"{self.us:.0f}", f"{self.speed_up:.2f}", f"{self.bound:.0%}"
 
@@ -85,7 +85,7 @@ def filled_cache(heads: tuple[int, int, int], rows: int, context: int, options: 
 
 
 def ways_to_attend(cache: SOLCache, query: torch.Tensor, keep: float, rule: SelectionRule) -> dict[str, Callable]:
-    """The computations to compare, by name; each call takes the next layer."""
+    """The computations to compare, by name; each call uses the next layer."""
     token_keep = torch.full((len(query),), keep)
     plan = StepPlan(cache, rule, {"token_keep": token_keep}, backend="fast")
     turns: Iterator[int] = itertools.cycle(range(len(cache.layers)))
@@ -108,7 +108,7 @@ def ways_to_attend(cache: SOLCache, query: torch.Tensor, keep: float, rule: Sele
 
 
 def benchmark(options: argparse.Namespace) -> list[Result]:
-    """All ways at all contexts, rows and shares of the keys."""
+    """Time all implementations at all contexts, rows and shares of the keys."""
     heads, results = heads_of(options.model), []
     for context, rows in itertools.product(options.contexts, options.batch_sizes):
         cache = filled_cache(heads, rows, context, options)

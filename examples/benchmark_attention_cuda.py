@@ -6,9 +6,9 @@
     python examples/benchmark_attention_cuda.py --json attention.json
 
 Times, for one layer of an 8B-shaped model, dense scaled dot product attention and three stages over selected pages:
-scoring the page index, choosing, attending. The bound is what must be read at all (page index, chosen keys and values)
-over the copy bandwidth, which is measured first. Without a GPU, `--interpret` runs the same at tiny sizes, to see that
-it works; its times mean nothing.
+scoring the page index, choosing, attending. The bound is the number of bytes that must be read (page index, chosen
+keys and values) divided by the copy bandwidth, which is measured first. Without a GPU, `--interpret` runs the same at
+tiny sizes to check that it works; its times have no meaning.
 """
 
 import argparse
@@ -30,13 +30,13 @@ COLUMNS = (
     "context rows choice token_keep dense_us score_us choose_us attend_us total_us bound_us share attend_share speedup"
 ).split()
 COLD_BYTES = 1 << 29
-"""Keys and values that are worked on in turn: several times what a GPU's cache holds."""
+"""Bytes of keys and values that are used in turn: several times the cache of a GPU."""
 
 
 def microseconds(calls: Sequence[Callable], device: str, repeats: int) -> float:
-    """Median time of a call, over rounds of several that work on different data, so that none finds its data cached.
+    """Median time of a call over several rounds. The calls of a round use different data, which is not cached.
 
-    On a GPU they run from one CUDA graph, as in a captured step: the time to launch them is not theirs.
+    On a GPU the calls run from one CUDA graph, as in a captured step, so that launch overhead is not measured.
     """
     if device != "cuda":
         return statistics.median(1e6 * seconds(call) for call in calls for _ in range(repeats))
@@ -66,7 +66,7 @@ def seconds(call: Callable) -> float:
 
 
 def copy_bandwidth(device: str, size: int, repeats: int) -> float:
-    """Bytes a second, read and written, of a copy of `size` bytes."""
+    """Bytes per second, read and written, of a copy of `size` bytes."""
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / (1e-6 * microseconds([lambda: target.copy_(source)] * 4, device, repeats))
@@ -74,7 +74,7 @@ def copy_bandwidth(device: str, size: int, repeats: int) -> float:
 
 @dataclass
 class Layer:
-    """What the attention of one layer works on: a step's queries, cached keys and values, and their page index."""
+    """The inputs of the attention of one layer: a step's queries, cached keys and values, and their page index."""
 
     query: torch.Tensor
     keys: torch.Tensor
@@ -86,7 +86,7 @@ class Layer:
 
 
 def make_layer(context: int, rows: int, shared: bool, fraction: torch.Tensor, options: argparse.Namespace) -> Layer:
-    """Random contents, and what the kernels choose of them."""
+    """Random inputs, and the pages that the kernels choose."""
     from sol_hf.kernels.cuda.pages import score_pages
     from sol_hf.kernels.cuda.select_pages import select_largest
     from sol_hf.selection.pages import page_bounds

@@ -6,29 +6,30 @@
         --budgets 1,1,16 .5,.5,16 .2,.4,16 --dtype float32 --json benchmark_decode.json
 
 `--model` is `smollm2-135m` (downloaded once), a shape with random weights (`llama-3.2-1b`, `qwen3-4b`, `qwen3-8b`),
-or a folder or hub id. `--policy FOLDER` takes a trained policy; a fresh one costs the same. The variants:
+or a folder or hub id. `--policy FOLDER` uses a trained policy; the time is the same as with a fresh one. The variants:
 
     base                 the base's own `generate`, sdpa and DynamicCache
-    own cache, dense     SOLCache, hooks and ledger under a schedule of dense actions: what the cache alone gains
+    own cache, dense     SOLCache, hooks and ledger under a schedule of dense actions: the gain of the cache alone
     (.5, .5, 16) ...     a hard budget (token_keep, mlp_keep, bits), chosen by the policy, KV refresh included
 
 The context is processed once per case; every run decodes from a copy of that cache. With `--fill random` only its
-first 64 tokens are processed, and the keys and values after them are drawn, each channel with the mean and deviation
-that it has in those 64. That takes seconds where a prompt takes minutes. The time of a step depends on keys only
-through the pages that are chosen; random ones are chosen by chance, so that heads of a group agree less than on text.
-Contexts may then be longer than a base with rotary positions was made for.
+first 64 tokens are processed. The keys and values after them are random, where each channel has the mean and standard
+deviation of those 64. That takes seconds instead of minutes. The time of a step depends on keys only through the
+chosen pages. With random keys the heads of a group choose different pages more often than on text. Contexts may then
+be longer than a base with rotary positions supports.
 
-A case that needs more memory than there is, as benchmark_memory.py estimates it, is skipped; `--memory` says how much
-there is. The lines of a case are printed, and the JSON is written, when the case is done.
+A case that needs more memory than is available, as estimated by benchmark_memory.py, is skipped; `--memory` sets the
+available memory. After every case its lines are printed and the JSON is written.
 
-A streamer notes when new tokens arrive, and the time from the first to the last is divided by the steps between them.
-All rows get a token in a step, so `ms` is the time of one step. `speed-up` is the base's time over a variant's, `own
-cache` that of the dense variant: medians over the rounds of the quotients within a round. The variants take turns, so
-that a machine that gets slower does so for all. `policy` and `refresh` are shares of the time. `MB` is what a step
-has to read at least: weights, keys, values and page index as the budget asks, KV refresh included; `bound` the share
-of the time that the measured copy bandwidth needs for that. `cache MB` is the memory of keys, values and page index.
+A streamer records when new tokens arrive. The time from the first to the last is divided by the steps between them.
+All rows get a token in a step, so `ms` is the time of one step. `speed-up` is the base's time divided by a variant's,
+`own cache` that of the dense variant; both are medians over the rounds of the quotients within a round. The variants
+run in turn, so that a slowdown of the machine affects all of them. `policy` and `refresh` are shares of the time. `MB`
+is the minimum that a step has to read: weights, keys, values and page index under the budget, KV refresh included;
+`bound` is the share of the time that the measured copy bandwidth needs for that. `cache MB` is the memory of keys,
+values and page index.
 
-`--clock cpu` with `--threads 1` counts processor time, for machines that do other things as well.
+`--clock cpu` with `--threads 1` measures processor time, for machines with other load.
 """
 
 import argparse
@@ -82,7 +83,7 @@ class Result:
     rounds: list[float]
 
     def cells(self) -> tuple[str, ...]:
-        """What the table shows, in the order of `COLUMNS`."""
+        """The values of a table row, in the order of `COLUMNS`."""
         case = (str(self.context), str(self.rows), self.variant, f"{self.ms:.1f}")
         shares = (f"{100 * share:.1f}%" for share in (self.policy, self.refresh))
         ratios = (f"{self.speed_up:.2f}", f"{self.own_cache:.2f}")
@@ -175,7 +176,7 @@ def summarise(
 
 @dataclass(frozen=True)
 class Skipped:
-    """A case that needs more memory than there is."""
+    """A case that needs more memory than is available."""
 
     context: int
     rows: int
@@ -255,7 +256,7 @@ def format_line(cells: Sequence[str]) -> str:
 def write_report(
     options: argparse.Namespace, results: Sequence[Result], skipped: Sequence[Skipped], complete: bool
 ) -> None:
-    """The numbers so far as a file, which is whole at any time."""
+    """Write the numbers so far to a file, atomically."""
     if not options.json:
         return
     report = {"machine": options.machine, **{name: getattr(options, name) for name in SETTINGS}, "note": NOTE}
@@ -305,10 +306,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def allow_positions(base: PreTrainedModel, options: argparse.Namespace) -> PreTrainedModel:
-    """The base, allowed as many positions as the cases need.
+    """Give the base as many positions as the cases need.
 
     Raises:
-        UnfitBaseError: where it was not made for them, and that matters.
+        UnfitBaseError: if it does not support so many positions.
     """
     config = base.config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None)

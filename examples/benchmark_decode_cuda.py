@@ -6,12 +6,12 @@
     python examples/benchmark_decode_cuda.py --json decode.json
     python examples/benchmark_decode_cuda.py --contexts 16384 --rows 16 --budget 0.1 1 16
 
-The cache is filled with random keys and values instead of a prompt. A step under a budget is a whole one: policy, hard
+The cache is filled with random keys and values instead of a prompt. A step under a budget is complete: policy, hard
 budget, base, and a KV refresh after every episode. The variants:
 
     budget, captured         the base's part of a step from one CUDA graph, with the Triton kernels
     no refresh, captured     the same with `kv_refresh=False`
-    (1, 1, 16), captured     the same graph and kernels without a budget: what the budget alone gains
+    (1, 1, 16), captured     the same graph and kernels without a budget: shows the gain of the budget
     budget                   the same kernels, launched one by one
     budget, reference        plain torch: gathers all pages and masks most of them
     dense, SOLCache          the base's own code on our cache, which grows in place
@@ -19,7 +19,7 @@ budget, base, and a KV refresh after every episode. The variants:
     dense, StaticCache       the base's own code on a static cache from one CUDA graph (only with a GPU)
     dense, compiled          the same by `torch.compile(mode="reduce-overhead")` (with --compile: takes minutes)
 
-Without a GPU, `--tiny` runs a tiny model in Triton's interpreter, to see that it works; its times mean nothing.
+Without a GPU, `--tiny` runs a tiny model in Triton's interpreter, to check that it works; its times have no meaning.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def make_variants(model, options: argparse.Namespace, total: int) -> dict[str, Callable[[int, int], Callable]]:
-    """What is timed, by name: functions of rows and context that prepare a step and return it."""
+    """The variants to time, by name: functions of rows and context that prepare a step and return it."""
     base, budget, static = model.base, options.budget, dict(config=model.base.config, max_cache_len=total)
     variants: dict[str, Callable[[int, int], Callable]] = {
         "budget, captured": lambda rows, n: budget_steps(model, rows, n, budget, total),
@@ -185,7 +185,7 @@ def time_variant(
 
 
 def profile(step: Callable, steps: int, file: Path) -> None:
-    """Write how long each kind of kernel runs in an episode, and how often."""
+    """Write the time and the number of calls of every kind of kernel in an episode."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(steps):

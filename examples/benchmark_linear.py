@@ -4,10 +4,10 @@
 
     python examples/benchmark_linear.py --model smollm2-135m --rows 1 8 16 32 128 --json benchmark_linear.json
 
-Every line is one shape of weight, `outputs x channels`, with as many weights in turn as no cache holds. `blas` is the
-median in milliseconds of one product by torch's BLAS; `onednn` and `compiled` are how many times faster oneDNN and our
-kernel are (empty beyond the rows that it is for); `GB/s` the weights that the fastest reads per second. `--model` is
-`smollm2-135m`, `llama-3.2-1b`, `qwen3-4b` or `qwen3-8b`; only their shapes matter.
+Every line is one shape of weight, `outputs x channels`; the products use several weights in turn, which do not fit
+into the caches. `blas` is the median in milliseconds of one product by torch's BLAS; `onednn` and `compiled` are the
+speed-ups of oneDNN and of our kernel (empty for more rows than it supports); `GB/s` is the rate at which the fastest
+reads weights. `--model` is `smollm2-135m`, `llama-3.2-1b`, `qwen3-4b` or `qwen3-8b`; only their shapes matter.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SMOLLM2 = dict(
 )
 COLUMNS = ("weight", "role", "rows", "blas", "onednn", "compiled", "GB/s")
 BYTES_OF_WEIGHTS = 1 << 27
-"""More than caches hold."""
+"""Bytes of all weights of a shape: more than the caches hold."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Result:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The line of the table."""
+        """The values of a table row."""
         blas, rate = self.times["blas"], 4 * self.outputs * self.channels / min(self.times.values()) / 1e6
         gains = [f"{blas / self.times[name]:.2f}" if name in self.times else "" for name in ("onednn", "compiled")]
         return f"{self.outputs} x {self.channels}", self.role, str(self.rows), f"{blas:.3f}", *gains, f"{rate:.1f}"
@@ -71,7 +71,7 @@ def weights_of(name: str) -> dict[str, tuple[int, int]]:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Duration of a call."""
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
@@ -79,7 +79,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def time_products(outputs: int, channels: int, rows: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of a product by every implementation, which take turns."""
+    """Median milliseconds of a product by every implementation; they run in turn."""
     count = max(1, BYTES_OF_WEIGHTS // (4 * outputs * channels))
     x = torch.randn(rows, 1, channels)
     products = [LINEAR.usable(LinearCall(x, torch.randn(outputs, channels), None)) for _ in range(count)]

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by the benchmarks: shapes of models by name, the machine and its bandwidth, clocks, and a table.
+"""Helpers of the benchmarks: shapes of models by name, the machine and its bandwidth, clocks, and a table.
 
-Random weights are one block of normal numbers, repeated from another place in every weight: drawing eight billion of
-them takes minutes. The block is as long as a prime, so that no two lines of a matrix are equal, and no number in it is
-so small that arithmetic with it is slow.
+Random weights are repetitions of one block of normal numbers, with another offset in every weight, since drawing eight
+billion numbers takes minutes. The length of the block is a prime, so that no two rows of a matrix are equal. No number
+in it is so small that arithmetic with it is slow.
 """
 
 import os
@@ -68,7 +68,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def load_base(name: str, dtype: str, device: str) -> PreTrainedModel:
-    """A model by name: SmolLM2 itself, a shape with random weights, or what a folder or hub id holds."""
+    """A model by name: SmolLM2 itself, a shape with random weights, or the model of a folder or hub id."""
     if name in SHAPES:
         settings = {"max_position_embeddings": 131072, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": None}
         config = AutoConfig.for_model(**{**SHAPES[name], **settings})
@@ -120,7 +120,7 @@ def synchronize(device: str) -> None:
 
 
 def describe_machine(device: str) -> dict[str, str | int]:
-    """What the times depend on."""
+    """Properties of the machine on which the times depend."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return {"device": name, "cores": os.cpu_count() or 1, "torch threads": threads, "torch": torch.__version__}
@@ -140,7 +140,7 @@ def median_seconds(function: Callable[[], object], clock: str, device: str, repe
 
 
 def show(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Print a table, with rich if it is there."""
+    """Print a table, with rich if it is installed."""
     try:
         from rich.console import Console
         from rich.table import Table

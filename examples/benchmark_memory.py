@@ -4,9 +4,9 @@
 
 process      torch, transformers, the policy
 weights      of the base
-copies       of gate and up, where a budget drops channels of so few rows that the fast path is tried
-caches       one to decode in; beside it one to copy, or the drawn tokens of a random context
-page index   two keys a page, for ours
+copies       of gate and up, if a budget drops channels of few rows, so that the fast path is used
+caches       one to decode in, and one to copy from, or the drawn tokens of a random context
+page index   two keys per page, for our cache
 transients   keys and values of a layer, when `DynamicCache` appends to them or the reference of a sparse step
              gathers them for every query head; or activations of a processed prompt
 """
@@ -28,7 +28,7 @@ from sol_hf.execution.mlp.kept_channels.operation import MOST_TOKENS
 
 PROCESS = 0.9e9
 SPARE_ROOM = 1.25
-"""Room in a cache layer that has grown, over the tokens in it."""
+"""Capacity of a cache layer that has grown, divided by the number of its tokens."""
 HOLES = 0.25
 """Share of a cache that is lost between tensors of the heap, where glibc puts those of less than `OF_HEAP` bytes."""
 OF_HEAP = 32 * 2**20
@@ -53,7 +53,7 @@ def token_bytes(base: PreTrainedModel) -> tuple[int, int]:
 
 
 def needed_bytes(base: PreTrainedModel, options: argparse.Namespace, context: int, rows: int) -> float:
-    """Bytes that a case needs at its peak, about.
+    """Estimate of the bytes that a case needs at its peak.
 
     Args:
         base (`PreTrainedModel`): The base, on the meta device too.
@@ -80,9 +80,9 @@ def needed_bytes(base: PreTrainedModel, options: argparse.Namespace, context: in
 
 
 def give_back() -> None:
-    """Let the system have what the allocator of the C library holds on to, if it is glibc's.
+    """Return unused memory of the C library's allocator to the system, if it is glibc's.
 
-    A freed cache leaves holes between what is still in use, in which the next one does not fit.
+    A freed cache leaves gaps between memory that is in use, and the next cache does not fit into them.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

@@ -5,7 +5,8 @@
     python examples/benchmark_mlp.py --repeats 12 --json benchmark_mlp.json
 
 The MLPs are Llama's, with random weights, in the shapes of SmolLM2-135M (576 to 1,536) and of a 1B model (2,048 to
-8,192). As many of them take turns as no cache holds, as the layers of a model do. The variants:
+8,192). As with the layers of a model, several of them run in turn, which together do not fit into the caches. The
+variants:
 
     dense           the base's own MLP
     reference       `backend="reference"`: zeroes channels, multiplies by all weights
@@ -15,8 +16,8 @@ The MLPs are Llama's, with random weights, in the shapes of SmolLM2-135M (576 to
 
 `ratio` is the time of `dense` over that of the variant: more is better. `GB/s` counts the weights that have to be
 read, those of the last projection and of the channels that any row keeps. Compare it with the copy bandwidth of the
-machine, which is measured first. The variants take turns, so that a machine that gets slower does so for all; times
-are the 15th percentile of all calls, which on a shared machine is what an undisturbed call takes.
+machine, which is measured first. The variants run in turn, so that a slowdown of the machine affects all of them.
+Times are the 15th percentile of all calls, which on a shared machine is the time of an undisturbed call.
 """
 
 import argparse
@@ -61,7 +62,7 @@ class Result:
     gigabytes_per_second: float
 
     def cells(self) -> tuple[str, ...]:
-        """The line of the table."""
+        """The values of a table row."""
         numbers = f"{self.ms:.3f}", f"{self.ratio:.2f}", f"{self.gigabytes_per_second:.1f}"
         return self.shape, self.dtype, str(self.rows), self.variant, f"{self.keep:.1f}", *numbers
 
@@ -84,7 +85,7 @@ def copy_bandwidth(size: int = 1 << 28, repeats: int = 8) -> float:
 
 
 def seconds(function: Callable) -> float:
-    """How long a call takes."""
+    """Duration of a call."""
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
@@ -96,7 +97,7 @@ def undisturbed(times: list[float]) -> float:
 
 
 def make_variants(mlps: list[LlamaMLP], x: torch.Tensor, keeps: tuple[float, ...]) -> list[Variant]:
-    """All variants for an input `(rows, 1, channels)`; their `run` takes the place of an MLP in the list."""
+    """All variants for an input `(rows, 1, channels)`; their `run` takes the index of an MLP in the list."""
     sparse, int8 = [InputMajorMLP.of(mlp) for mlp in mlps], [Int8MLP.of(mlp) for mlp in mlps]
     weights = sum(weight.nbytes for weight in mlps[0].parameters())
     down, rows = mlps[0].down_proj.weight.nbytes, len(x)

@@ -1,14 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Contexts to decode from: prompts that a model has processed, and caches filled at random in place of that.
+"""Contexts to decode from: prompts that a model has processed, or caches filled with random keys and values.
 
-What is kept of a context is one cache or less; every run gets keys and values of its own, for the base or for ours.
+A context keeps at most one cache. Every run gets its own copy of the keys and values, in a cache of the base's kind or
+of ours.
 
 A random context begins with `REAL_TOKENS` tokens that the model has processed. The keys and values after them are
-drawn: every channel of every head keeps the mean and the deviation that it has over those tokens. `PERIOD` tokens are
-drawn and repeated, for each row from another one on; as that is a prime, pages are equal only every `PERIOD` pages.
-The hidden state before the next token is that of the last processed one. The page index is made at the first sparse
-step, as after any prompt.
+random: every channel of every head has the mean and standard deviation that it has over those tokens. `PERIOD` tokens
+are drawn and repeated, with another offset for each row. Since `PERIOD` is a prime, pages are equal only every
+`PERIOD` pages. The hidden state before the next token is that of the last processed token. The page index is made at
+the first sparse step, as after any prompt.
 """
 
 import copy
@@ -26,11 +27,11 @@ REAL_TOKENS = 64
 PERIOD = 1021
 """Tokens of a random context that are drawn, a prime."""
 SPARE_TOKENS = 8
-"""Room for tokens in a random context beyond those that a run decodes."""
+"""Additional capacity of a random context, beyond the tokens that a run decodes."""
 
 
 class UnfitBaseError(ValueError):
-    """A base cannot be measured at what was asked for; the message says why."""
+    """A base cannot be measured with these options; the message gives the reason."""
 
 
 class Prompt:
@@ -83,7 +84,7 @@ class Prompt:
 
 
 class RandomPrompt(Prompt):
-    """A context whose keys and values are random after the first `REAL_TOKENS` tokens; made anew for every run.
+    """A context whose keys and values are random after the first `REAL_TOKENS` tokens; they are drawn for every run.
 
     Args:
         model (`SOLForCausalLM`): Processes the first tokens.

@@ -13,7 +13,7 @@ from sol_hf import Controller
 
 
 class Stopwatch(BaseStreamer):
-    """Notes when tokens arrive, and from when to when parts of the work run."""
+    """Records when tokens arrive, and when parts of the work begin and end."""
 
     def __init__(self, clock: str = "wall"):
         self.read = CLOCKS[clock]
@@ -25,10 +25,10 @@ class Stopwatch(BaseStreamer):
         self.times.append(self.read())
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Required by the streamer interface; does nothing."""
 
     def timed(self, part: str, function: Callable) -> Callable:
-        """`function`, whose calls are booked as a part of the work."""
+        """Wrap `function` so that its calls are recorded as a part of the work."""
 
         @functools.wraps(function)
         def wrapper(*args, **kwargs):
@@ -52,7 +52,7 @@ class Stopwatch(BaseStreamer):
 
 
 class TimedController(Controller):
-    """Another controller, whose calls are booked on a stopwatch as the part `policy`."""
+    """Wraps a controller, and records its calls on a stopwatch as the part `policy`."""
 
     def __init__(self, inner: Controller, watch: Stopwatch):
         self.needs_budget = inner.needs_budget

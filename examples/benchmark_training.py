@@ -1,25 +1,25 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Times batches of training beside dense decoding of the same tokens, all in one run on the CPU, and prints one table.
+"""Times batches of training and dense decoding of the same tokens, in one run on the CPU, and prints one table.
 
     python examples/benchmark_training.py --contexts 256 1024 --blocks 2 --rollouts 16 --steps 16 --repeats 5 \
         --dtype float32 --json benchmark_training.json
 
-Without `--model` it takes SmolLM2-135M-Instruct, downloaded once. Tokens and policy are random: they do not change the
-time. A run of `SOLGRPOTrainer` makes one update a batch; before every batch the yardstick runs on the same blocks:
+Without `--model` it uses SmolLM2-135M-Instruct, downloaded once. Tokens and policy are random, which does not change
+the time. A run of `SOLGRPOTrainer` makes one update per batch. Before every batch dense decoding runs on the same
+blocks:
 
-    dense       the yardstick: the base's own forward with sdpa, one token a row and step, over transformers' cache
-                with the context repeated for every rollout; prefill and repetition are done before and not counted
+    dense       for comparison: the base's own forward with sdpa, one token per row and step, over transformers' cache
+                with the context repeated for every rollout; prefill and repetition are not counted
     prefill     the context of every block, once
-    rollouts    the same steps under sampled schedules, over one copy of the context a block
+    rollouts    the same steps under sampled schedules, over one copy of the context per block
     rest        rewards, advantages, and the update of the policy
     no prefill  rollouts and rest
     batch       a whole training batch: no prefill, and prefill
 
-`seconds` are medians over the batches after the first, `ratio` is the median of the quotients with the dense run
-beside it, `actions/s` counts the rollouts' actions. `peak` is the most memory that a process of its own held, with
-everything in it (`ru_maxrss`: Python, libraries, weights, data): one that trains on two batches, one that runs the
-yardstick alone.
+`seconds` are medians over the batches after the first, `ratio` is the median of the quotients with the dense run of
+the same batch, `actions/s` counts the rollouts' actions. `peak` is the peak memory (`ru_maxrss`: Python, libraries,
+weights and data) of a separate process, which trains on two batches, or only runs dense decoding.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class Result:
     rounds: list[float]
 
     def cells(self) -> tuple[str, ...]:
-        """What the table shows, in the order of `COLUMNS`."""
+        """The values of a table row, in the order of `COLUMNS`."""
         speed = f"{self.actions_per_second:.0f}" if self.part not in ("prefill", "rest") else ""
         peak = "" if self.peak_mb is None else f"{self.peak_mb:.0f}"
         return str(self.context), self.part, f"{self.seconds:.3f}", f"{self.ratio:.3f}", speed, peak
@@ -96,7 +96,7 @@ def dense_seconds(base: PreTrainedModel, blocks: torch.Tensor, options: argparse
 
 
 class Watch(TrainerCallback):
-    """Times the parts of every training batch, and what is given to run before it.
+    """Times the parts of every training batch, and runs a function before it.
 
     Args:
         before (`Callable[[], float]`, *optional*): Returns the seconds of a dense run.
@@ -108,7 +108,7 @@ class Watch(TrainerCallback):
         self._spent: dict[str, float] = defaultdict(float)
 
     def timed(self, part: str, function: Callable) -> Callable:
-        """`function`, whose calls are booked as a part of the batch."""
+        """Wrap `function` so that its calls are recorded as a part of the batch."""
 
         def wrapper(*args, **kwargs):
             begin = time.perf_counter()
@@ -188,9 +188,9 @@ def load(options: argparse.Namespace) -> PreTrainedModel:
 
 
 def peak_of(part: str, context: int, options: argparse.Namespace) -> float:
-    """Peak memory in MB of a process that does one thing: this script, called with `--measure-peak`.
+    """Peak memory in MB of a separate process: this script, called with `--measure-peak`.
 
-    To be called while this process is small: a new process inherits the high-water mark of the one that starts it.
+    Call it while this process is small, since a new process inherits the peak memory of the process that starts it.
     """
     sizes = f"--contexts {context} --blocks {options.blocks} --rollouts {options.rollouts} --steps {options.steps}"
     command = [sys.executable, __file__, *sizes.split(), "--dtype", options.dtype, "--measure-peak", part]
@@ -200,7 +200,7 @@ def peak_of(part: str, context: int, options: argparse.Namespace) -> float:
 
 
 def measure_peak(options: argparse.Namespace) -> float:
-    """What `--measure-peak` does: the work, then this process's peak in MB."""
+    """The command `--measure-peak`: run the work and print the peak memory of this process in MB."""
     base = load(options)
     blocks = random_blocks(base, options.contexts[0], options)
     if options.measure_peak == "dense":
@@ -211,7 +211,7 @@ def measure_peak(options: argparse.Namespace) -> float:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """What the times depend on, next to the dtype."""
+    """Properties of the machine on which the times depend."""
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     return {"processor": platform.machine(), "cores": cores, "torch threads": threads, "torch": torch.__version__}
 

@@ -1,21 +1,21 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the same policy by four recipes for the same time, and draws what each is worth by then.
+"""Trains the same policy by four recipes for the same time, and draws the gain of each against time.
 
-Time is that of the processor, so that it does not matter what else the machine does; with one thread
-(`OMP_NUM_THREADS=1`) on a quiet machine it is that of the clock.
+Time is processor time, so that other load on the machine does not matter. With one thread (`OMP_NUM_THREADS=1`) on an
+idle machine it equals elapsed time.
 
     python examples/compare_recipes.py train.jsonl.gz valid.jsonl.gz --minutes 12 --seeds 0 1 --out recipes
 
 published   the published network and GRPO, from random weights
 factored    + a head that is factored over the axes
 prior       + a budget prior: the untrained policy is the fixed schedule
-warmup      + the fill of the page among what the policy sees, and `CounterfactualWarmup` first: measuring, fitting
-            and GRPO share the time
+warmup      + the fill of the page as an input of the policy, and `CounterfactualWarmup` first: the time is divided
+            among measuring, fitting and GRPO
 
-Runs and evaluations that are in the folder are not repeated. `recipes.json` has the figures, `recipes.png` and
-`recipes.svg` the curves. Further options go to `train_grpo.py`, for all recipes. To run them side by side, give each
-process its own `--recipes`, and then all of them with `--draw`.
+Runs and evaluations that are in the folder are not repeated. `recipes.json` has the numbers, `recipes.png` and
+`recipes.svg` the curves. Further options are passed to `train_grpo.py`, for all recipes. To run recipes in parallel,
+start a process with its own `--recipes` for each, and then one with all of them and `--draw`.
 """
 
 import argparse
@@ -50,11 +50,11 @@ SNAPSHOTS = 3
 
 
 class Snapshots(TrainerCallback):
-    """Saves the policy at equal distances of time, and ends the training when time is up.
+    """Saves the policy at equal intervals of time, and ends the training when the time is over.
 
     Args:
         folder (`Path`): Gets one folder per snapshot, named by the milliseconds since the start.
-        seconds (`float`): Time from now on, for everything.
+        seconds (`float`): Total time from now on.
     """
 
     def __init__(self, folder: Path, seconds: float):
@@ -66,7 +66,7 @@ class Snapshots(TrainerCallback):
         model.save_pretrained(self.folder / f"{1000 * (time.process_time() - self.start):09.0f}")
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """What a start is worth before GRPO."""
+        """Save the policy before GRPO."""
         self.save(model)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -99,7 +99,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
-    """One run, unless it is there."""
+    """One run, unless its results are in the folder."""
     folder = options.out / f"{recipe}-{seed}"
     done = folder / "done.json"
     if done.exists():
@@ -123,9 +123,9 @@ def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
 
 
 def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
-    """Gains of a snapshot over the fixed schedule, per budget and block; from its file if they are there.
+    """Gains of a snapshot over the fixed schedule, per budget and block; read from its file if it exists.
 
-    Files of earlier versions do not name their axes: they have the published ones.
+    Files of earlier versions do not name their axes; these are the published ones.
     """
     path = snapshot / "evaluation.json"
     if not path.exists():

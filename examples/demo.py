@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Continues one prompt dense and at three compute budgets, and shows what every token cost.
+"""Continues one prompt densely and at three compute budgets, and shows the compute of every token.
 
     python examples/demo.py --prompt "Tell me about the Roman Empire." --out demo.html
 
-Without `--model` it takes SmolLM2-135M-Instruct, downloaded once, and the policy that was trained for it. For another
-model give a `--policy`, or let the fixed schedule spend the budget, the baseline that a trained policy has to beat.
+Without `--model` it uses SmolLM2-135M-Instruct, downloaded once, and the policy that was trained for it. For another
+model pass a `--policy`; without one the fixed schedule is used, the baseline that a trained policy has to beat.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from sol_hf.integrations.smollm2 import ModelUnavailableError, fetch_smollm2
 SHIPPED_POLICY = Path(__file__).parents[1] / "model_cards" / "sol-smollm2-135m"
 BUDGETS: tuple[Action, ...] = ((0.8, 0.9, 12), (0.5, 0.7, 8), (0.3, 0.6, 7))
 WARM_UP = 20
-"""Tokens, more than an episode, so that a KV refresh is warmed up, too."""
+"""Tokens of the warm-up: more than an episode, so that it includes a KV refresh."""
 PROMPT = "Write a short story about a lighthouse keeper who finds a letter in a bottle."
 
 
 class TickingStreamer(BaseStreamer):
-    """Advances a progress bar and notes the time at every new token."""
+    """Advances a progress bar and records the time at every new token."""
 
     def __init__(self, progress: Progress, title: str, max_new_tokens: int):
         self.progress = progress
@@ -48,11 +48,11 @@ class TickingStreamer(BaseStreamer):
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Fills the bar, as a text may end early."""
+        """Fills the bar, since a text may end early."""
         self.progress.update(self.task, total=len(self.times) - 1)
 
     def tokens_per_second(self) -> float | None:
-        """Speed of decoding: the prompt, and the first token that comes with it, do not count."""
+        """Speed of decoding, without the prompt and the first new token."""
         steps = len(self.times) - 2
         return steps / (self.times[-1] - self.times[1]) if steps > 0 else None
 

@@ -34,12 +34,12 @@ DENSE = tuple(AXES[axis].dense for axis in PUBLISHED_NAMES)
 
 
 def number(value: float | None, form: str) -> str:
-    """A number in the given format, a dash where there is none."""
+    """A number in the given format, a dash for `None`."""
     return "–" if value is None else format(value, form)
 
 
 class Spending(NamedTuple):
-    """What was asked for and spent on one axis."""
+    """Target and realised mean of one axis."""
 
     name: str
     asked: float
@@ -68,12 +68,12 @@ class Continuation:
 
     @property
     def title(self) -> str:
-        """The net keep rate asked for, as a heading."""
+        """The requested net keep rate, as a heading."""
         return "dense" if self.requested is None else f"budget {compute_of(self.requested, self.axes):.2f}"
 
     @property
     def counted_speedup(self) -> float:
-        """The speed that the net keep rate implies: the dense model's rate over the one that was spent."""
+        """The speed-up that the net keep rate implies: the dense net keep divided by the realised one."""
         return 1 / compute_of(self.realised, self.axes)
 
     def spending(self) -> list[Spending]:
@@ -86,7 +86,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that the demo shows; the first continuation is the dense one."""
+    """The data of the demo; the first continuation is the dense one."""
 
     model: str
     controller: str
@@ -95,13 +95,13 @@ class Comparison:
     footnotes: tuple[str, ...] = ()
 
     def speedup(self, continuation: Continuation) -> float | None:
-        """Tokens per second over those of the dense model in the same run."""
+        """Tokens per second divided by those of the dense model in the same run."""
         own, dense = continuation.tokens_per_second, self.continuations[0].tokens_per_second
         return own / dense if own and dense else None
 
 
 def terminal_style(heat: float) -> str:
-    """Dark text on a light background: readable with any colours of the terminal."""
+    """Dark text on a light background, readable in terminals of any colours."""
     return f"{INK} on {heat_colour(heat)}"
 
 
@@ -115,7 +115,7 @@ def legend(axes: tuple[str, ...]) -> Text:
 
 
 def texts_table(continuations: tuple[Continuation, ...]) -> Table:
-    """Continuations side by side, each token on the colour of its compute."""
+    """Continuations side by side; the background of a token shows its compute."""
     table = Table(box=box.ROUNDED, expand=True, border_style="dim", header_style="bold", padding=(0, 1))
     cells = []
     for continuation in continuations:
@@ -129,7 +129,7 @@ def texts_table(continuations: tuple[Continuation, ...]) -> Table:
 
 
 def numbers_table(comparison: Comparison) -> Table:
-    """What was spent of the budget, and the quality and speed that came out."""
+    """Budget, realised means, quality and speed."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("spent of asked", no_wrap=True)
     for continuation in comparison.continuations:
@@ -163,7 +163,7 @@ def show(comparison: Comparison, console: Console) -> None:
 
 
 def render_page(comparison: Comparison) -> str:
-    """The comparison as one HTML file that loads nothing from elsewhere."""
+    """The comparison as one HTML file without external resources."""
     template = page_environment(Path(__file__).parent).get_template("demo_page.html.jinja")
     terms = ratio_terms(comparison.continuations[0].axes)
     return template.render(comparison=comparison, cheapest=CHEAPEST, number=number, terms=terms)

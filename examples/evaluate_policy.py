@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the perplexity of a policy at several budgets, beside that of the fixed schedule at the same cost.
+"""Prints the perplexity of a policy at several budgets, and that of the fixed schedule at the same cost.
 
     python examples/evaluate_policy.py policy texts.jsonl.gz --base smollm2-135m --blocks 256 --context-length 256 \
         --budgets 0.5,0.7,8 0.3,0.9,8 --hard --dense --json evaluation.json
 
-Without `--base` it takes the base that the policy's config names, without `--budgets` nine over the published grid,
-brought into the policy's action space. Processes of an `accelerate launch` share the work. Texts are read as far as
-they are needed: `--blocks` blocks of context, episode and one token. `docs/training.md` explains the columns.
+Without `--base` it uses the base that the policy's config names, without `--budgets` nine over the published grid,
+clipped to the policy's action space. The blocks are divided among the processes of an `accelerate launch`. Only the
+text for `--blocks` blocks of context, episode and one token is read. `docs/training.md` explains the columns.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> list[BudgetEvaluation]:
-    """Prints the table and returns what is in it."""
+    """Prints the table and returns its data."""
     options, state = parse(arguments), PartialState(cpu=not torch.accelerator.is_available())
     model, blocks = load_policy_and_blocks(options)
     evaluations = evaluate_budgets(

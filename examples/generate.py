@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Continues a prompt, dense and under a budget, and prints the action of every new token.
+"""Continues a prompt, densely and under a budget, and prints the action of every new token.
 
     python examples/generate.py --model HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Water boils at" \
         --token-keep 0.8 --mlp-keep 0.9 --bits 12 --budget-mode hard --max-new-tokens 32 --device cpu
 
-Without `--model` it takes SmolLM2-135M-Instruct, downloaded once. `--policy` names a trained policy; without one the
-fixed schedule spends the budget. In seconds and without any download, with a random base whose text means nothing:
+Without `--model` it uses SmolLM2-135M-Instruct, downloaded once. `--policy` names a trained policy; without one the
+fixed schedule is used. With a random base, whose text has no meaning, it needs no download and takes seconds:
 
     python examples/generate.py --tiny
 """
@@ -30,7 +30,7 @@ from sol_hf.integrations.smollm2 import fetch_smollm2
 
 
 AXES = ("token_keep", "mlp_keep", "bits")
-"""The axes whose targets the command line takes; further ones stay dense."""
+"""The axes whose targets are command line options; further ones stay dense."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

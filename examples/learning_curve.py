@@ -4,8 +4,9 @@
 
     python examples/learning_curve.py valid.jsonl.gz policies/smollm2-135m-measured/update-* --out learning_curve
 
-Copies are kept by `warmup_save_every`, and as checkpoints by the trainer; the last number in the name of a folder says
-after how many updates. `learning_curve.json` has the figures. What was evaluated once is not evaluated again.
+Copies are saved with `warmup_save_every`, and as checkpoints of the trainer; the last number in the name of a folder
+is the number of updates. `learning_curve.json` has the numbers. Copies that were evaluated before are not evaluated
+again.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draws figures as PNG and SVG: those of a sweep, a text coloured by what its tokens cost, the decay of KV pollution.
+"""Draws figures as PNG and SVG: those of a sweep, a text coloured by compute, the decay of KV pollution.
 
     python examples/make_figures.py runs/pareto --out docs/pictures
     python examples/make_figures.py --action-map examples/texts/tide.txt --out docs/pictures
@@ -10,8 +10,8 @@ sweep folder   pareto, realised and random_search, from its tables; needs no mod
 --action-map   action_map, also as .html with the action of every token
 --pollution    kv_pollution, and its numbers as .json
 
-All can be asked for at once. The last two take the policy that is shipped for SmolLM2-135M-Instruct and that base,
-unless `--policy` and `--base` say otherwise.
+All of them can be drawn in one call. The last two use SmolLM2-135M-Instruct and the policy that is shipped for it,
+unless `--policy` and `--base` are given.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def draw_sweep(folder: Path, out: Path) -> list[Path]:
-    """Figures of a sweep; that of the random schedules only if some were tried."""
+    """Figures of a sweep; that of the random schedules only if the sweep has some."""
     rows, blocks, trials = (list(read_table(folder, name)) for name in ("sweep", "blocks", "trials"))
     files = save_figure(plot_pareto(rows, blocks), out / "pareto")
     files += save_figure(plot_realised(rows), out / "realised")
@@ -117,7 +117,7 @@ def draw_pollution(options: argparse.Namespace, model, tokenizer) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> list[Path]:
-    """Draws what was asked for; returns the files."""
+    """Draws the requested figures; returns the files."""
     options = parse(arguments)
     files = draw_sweep(options.sweep, options.out) if options.sweep else []
     if options.action_map or options.texts:

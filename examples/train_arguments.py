@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `train_grpo.py` takes besides the arguments of the trainer: base, texts, policy, adapter.
+"""Arguments of `train_grpo.py` other than those of the trainer: base, texts, policy, adapter.
 
-Every argument is an entry of the YAML file and an option of the command line, which wins.
+Every argument is an entry of the YAML file and an option of the command line, which has precedence.
 """
 
 from dataclasses import dataclass, field, fields
@@ -31,13 +31,13 @@ def share(text: str) -> tuple[str, float]:
 def mix_sources(
     texts: Dataset | IterableDataset, column: str, shares: dict[str, float], seed: int = 42
 ) -> Dataset | IterableDataset:
-    """Draw texts so that sources have these shares of them, until one part of the mixture is used up.
+    """Draw texts such that sources have these shares, until one part of the mixture is exhausted.
 
     Args:
-        texts (`Dataset` or `IterableDataset`): With `column`, which names the source of each text.
-        column (`str`): That column.
-        shares (`dict[str, float]`): Share of each source that is named; the others are drawn from together.
-        seed (`int`, *optional*, defaults to 42): Of the draws.
+        texts (`Dataset` or `IterableDataset`): Texts with the column `column`.
+        column (`str`): Column with the name of the source of each text.
+        shares (`dict[str, float]`): Share of each named source; all others together have the rest.
+        seed (`int`, *optional*, defaults to 42): Seed of the draws.
 
     Raises:
         ValueError: if shares are not positive, or leave nothing for the others.
@@ -52,7 +52,7 @@ def mix_sources(
 
 @dataclass
 class ScriptArguments:
-    """The base, the texts, and whether to go on from a checkpoint."""
+    """The base, the texts, and whether to resume from a checkpoint."""
 
     base: str = field(
         default=SMOLLM2, metadata={"help": f"Hub id or folder of the base; {SMOLLM2!r} needs no Hub, see smollm2.py."}
@@ -150,7 +150,7 @@ class PolicyArguments:
         """A policy on `base`: a fresh one, or the released one.
 
         Raises:
-            ValueError: if a released policy has another config than the arguments ask for.
+            ValueError: if the config of a released policy differs from the arguments.
         """
         if self.policy is None:
             return SOLForCausalLM.from_base(base, SOLConfig(**self._settings(changed_only=False)))
@@ -162,7 +162,7 @@ class PolicyArguments:
         return model
 
     def peft_config(self) -> LoraConfig | None:
-        """The adapter to train, if one is asked for."""
+        """The adapter to train, if one is requested."""
         if not self.use_peft:
             return None
         return LoraConfig(

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a policy with GRPO, as a YAML file says; options on the command line win over the file.
+"""Trains a policy with GRPO from a YAML file; options on the command line have precedence over the file.
 
     accelerate launch --config_file examples/accelerate/cpu.yaml examples/train_grpo.py \
         --config examples/configs/smollm2-135m-published.yaml --train_file texts.jsonl.gz --output_dir policy
 
-A run that was stopped goes on from its last checkpoint when the same command is given again with `--resume`.
-`max_steps: 0` trains nothing and saves the policy as it is. The arguments are those of `train_arguments.py` and of
+To resume an interrupted run from its last checkpoint, give the same command again with `--resume`. With `max_steps: 0`
+nothing is trained, and the policy is saved as it is. The arguments are those of `train_arguments.py` and of
 `SOLGRPOConfig`, which has those of TRL's `GRPOConfig` and of transformers' `TrainingArguments`.
 """
 

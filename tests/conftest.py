@@ -37,13 +37,13 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def nothing_by_the_clock(monkeypatch):
-    """`backend="auto"` takes the first implementation, the reference's numbers: equal calls are equal to the bit."""
+    """`backend="auto"` uses the reference implementation, so that equal calls have equal results to the bit."""
     monkeypatch.setattr(dispatch, "run_fastest", lambda situation, usable: next(iter(usable.values()))())
 
 
 @pytest.fixture
 def by_the_clock(monkeypatch, nothing_by_the_clock):
-    """`backend="auto"` chooses as it does for users, with nothing measured yet."""
+    """`backend="auto"` chooses by measured times, as it does for users; no times are measured yet."""
     monkeypatch.setattr(autotune, "_FASTEST", {})
     monkeypatch.setattr(autotune, "_TRIALS", {})
     monkeypatch.setattr(dispatch, "run_fastest", autotune.run_fastest)

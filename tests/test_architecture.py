@@ -3,8 +3,8 @@
 
 """The shape of the package: which wing may import from which, sizes of modules and functions, no host round trips.
 
-A wing is a folder of `src/sol_hf`, or a module at its top. What a module imports is read from its source, imports
-within functions and those for type checkers included: an arrow that only a type checker sees is an arrow.
+A wing is a folder of `src/sol_hf`, or a module at its top. An arrow is an import from another wing. Imports are read
+from the source, including those within functions and those for type checkers only.
 """
 
 import ast
@@ -42,14 +42,14 @@ ALLOWED = {
     "figures": "budget controllers modeling_sol evaluation",
     "cli": "modeling_sol episodes evaluation integrations",
 }
-"""For every wing, those that it may import from, which all stand above it in this list."""
+"""For every wing, those that it may import from; all of them are above it in this list."""
 FACE = "__init__"
 MOST_FILES_AT_THE_TOP = 8
 
 STEP_WINGS = ("selection", "cache", "policy", "controllers", "execution", "decoding/step", "kernels/cuda")
-"""Where nothing may bring a value to the host: files and folders that a decode step runs."""
+"""Files and folders that a decode step runs, in which no value may be copied to the host."""
 FOR_EXTRAS = {"datasets", "evaluate", "lm_eval", "matplotlib", "peft", "tqdm", "trl"}
-"""Packages that decoding does without, though transformers may load some of them."""
+"""Packages that decoding does not import; transformers may load some of them."""
 
 LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 HEADER = ["# SPDX-FileCopyrightText: 2026 The sol_hf authors", "# SPDX-License-Identifier: Apache-2.0"]
@@ -94,7 +94,7 @@ def imported_packages(module: str) -> set[str]:
 
 
 def loaded_with(module: str) -> set[str]:
-    """A module, and those of the package that it imports, directly or not, unless for a lazy export."""
+    """A module, and all modules of the package that it imports, directly or not, except for lazy exports."""
     seen, ahead = set(), [module]
     while ahead:
         name = ahead.pop()
@@ -136,7 +136,7 @@ def test_the_ground_imports_nothing(module):
 
 @pytest.mark.parametrize("wing", ALLOWED)
 def test_an_allowed_arrow_is_used(wing):
-    """An arrow that nobody needs is taken out of the list."""
+    """Unused arrows have to be removed from the list."""
     used = {wing_of(name) for module in MODULES if wing_of(module) == wing for name in imported_modules(module)}
     assert set(ALLOWED[wing].split()) - used == set()
 

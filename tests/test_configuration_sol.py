@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The configuration: published defaults, refusals that name the fix, files that outlive the code."""
+"""The configuration: published defaults, error messages, and files of other versions."""
 
 import json
 import logging

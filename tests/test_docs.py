@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The pages run, are complete, and link to what exists.
+"""The code of the pages runs, the pages are complete, and their links exist.
 
 Every Python block of a page is executed, all blocks of a page in one namespace, in an empty folder. Where a page loads
 a real model or the shipped policy, the text that names it is replaced by the path of a tiny one: see `SUBSTITUTES`.

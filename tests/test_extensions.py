@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An axis, a criterion and a controller, added from outside of the package, work everywhere without a change to it.
+"""An axis, a criterion and a controller of another package work everywhere without a change to this package.
 
 The axis `mlp_noise` is a toy: at its level .5, half of the MLP output is multiplied by a fixed pattern.
 """
@@ -80,7 +80,7 @@ class Latest(Criterion):
 
 
 class Alternating(Controller):
-    """Takes the cheapest and the dearest action in turn."""
+    """Chooses the cheapest and the most expensive action in turn."""
 
     needs_budget = False
     rows_are_independent = True
@@ -92,7 +92,7 @@ class Alternating(Controller):
 
 @pytest.fixture(autouse=True)
 def extended():
-    """The package with the additions, which are taken out again."""
+    """The package with the additions, which are removed afterwards."""
     with registered():
         register_executor("mlp_noise")(NoiseExecutor)
         register_criterion("latest", Latest())
@@ -148,7 +148,7 @@ def test_coverage_names_the_axis(model):
 
 
 def test_the_criterion_decides_what_is_read(model):
-    """Of 20 keys the latest 4: what came before could be anything."""
+    """Of 20 keys the latest 4 are read: changes of earlier keys have no effect."""
     ids, other = prompts(1, 21), prompts(1, 21)
     other[:, :12] = prompts(1, 12, seed=6)
     options = dict(context_length=19, token_keep=0.2, return_logits=True, backend="reference")

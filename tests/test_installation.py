@@ -66,7 +66,7 @@ def python(tmp_path_factory) -> Path:
 
 
 def run(command: list[str], succeeds: bool = True) -> subprocess.CompletedProcess:
-    """Run a command outside of the repository and without what the surroundings say about Python."""
+    """Run a command outside of the repository, without Python settings of the environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COVERAGE"))}
     done = subprocess.run(command, cwd=Path(sys.prefix), env=environment, capture_output=True, text=True)
     assert (done.returncode == 0) == succeeds, done.stdout + done.stderr

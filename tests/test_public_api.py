@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the package exports, and what a bare import leaves alone."""
+"""The exports of the package, and the modules that a plain import does not load."""
 
 import ast
 import inspect

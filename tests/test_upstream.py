@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What this package relies on in transformers, one fact a test, so that an upgrade fails by name.
+"""Behaviour of transformers on which this package relies, one fact per test, so that upgrades fail in a named test.
 
-Deprecations are errors here: what transformers is about to drop should be noticed before it is gone.
+Deprecation warnings are errors here, so that functions are replaced before transformers removes them.
 """
 
 import dataclasses

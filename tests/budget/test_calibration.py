@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The one dial: from a net keep rate to a budget, through a table in the config."""
+"""`compute`: from a net keep rate to a budget, by the calibration table in the config."""
 
 import json
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sums and means of what was spent, and the eight scalars that the policy sees."""
+"""Sums and means of the ledger, and the eight scalar inputs of the policy."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The growing cache layer: transformers' `DynamicLayer` to the bit, and a page index that is never stale."""
+"""The paged cache layer: equal to transformers' `DynamicLayer` to the bit, with a page index that is up to date."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Controllers that follow a signal: their arithmetic, what they see, and how it travels with the rows."""
+"""Controllers that follow a signal: their arithmetic, their inputs, and their state when rows are reordered."""
 
 import math
 from dataclasses import replace
@@ -173,7 +173,7 @@ class TestDriftSignal:
 
 
 class TestRows:
-    """What is remembered follows its row through generate, score and rollouts."""
+    """The state of a controller is reordered with its rows in generate, score and rollouts."""
 
     LENGTHS = (20, 14, 9)
 

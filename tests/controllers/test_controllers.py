@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a controller makes of an observation: schedules, random mixtures, the levels around a target."""
+"""Actions of controllers for given observations: schedules, random mixtures, the levels around a target."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What processors leave of the action scores."""
+"""Action scores after the processors."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Mistakes are named before any compute; odd but legal input works."""
+"""Wrong input raises before any compute, with a message that names it; unusual but valid input works."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ NAN = float("nan")
 
 
 class Watched:
-    """A model whose base notes every forward."""
+    """A model whose base records every forward."""
 
     def __init__(self, model: SOLForCausalLM):
         self.model, self.forwards = model, 0

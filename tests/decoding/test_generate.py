@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`generate` is transformers' own: every mode with the base's tokens when dense, and under a budget that is kept."""
+"""`generate` in all modes of transformers: the base's tokens if dense, and budgets that are kept."""
 
 import copy
 import pickle
@@ -299,7 +299,7 @@ options_ = pytest.mark.parametrize("options", OPTIONS)
 
 
 class TestSurroundings:
-    """Streamers, criteria, processors, pipelines: dense with the base's result, and alike under a budget."""
+    """Streamers, criteria, processors, pipelines: the base's result if dense, and the same use under a budget."""
 
     def reference(self, model, options, *args, **kwargs) -> torch.Tensor:
         owner = model if options == "half" else model.base

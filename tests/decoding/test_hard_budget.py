@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Budgets are kept in hard mode: at every step, at the end of every episode, whatever the controller wants.
+"""Budgets are kept in hard mode: at every step and at the end of every episode, for any controller.
 
 The property runs over the package's own step loop on a base without weights, which only fills the cache. Every example
 is a batch of rows with budgets of their own, so a few hundred examples are thousands of cases.
@@ -43,7 +43,7 @@ CONFIG = LlamaConfig(num_hidden_layers=1, hidden_size=HIDDEN, num_attention_head
 
 
 class EmptyBase(nn.Module):
-    """A base that computes nothing: it fills the cache and hands out noise as hidden state."""
+    """A base that computes nothing: it fills the cache and returns noise as hidden state."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class EmptyBase(nn.Module):
 
 
 class Adversary(Controller):
-    """Wants what its name says, by ratio units summed over the axes (`one_axis`: over the first axis only)."""
+    """Scores actions by the rule of its name, on ratios summed over the axes (`one_axis`: the first axis only)."""
 
     def __init__(self, wish: str):
         self.wish = wish
@@ -126,7 +126,7 @@ def budgets(draw, space: ActionSpace) -> Budget:
 
 
 def assert_kept(ratios, counted, episodes, budget, space, complete) -> None:
-    """The promise, for actions `(steps, rows, axes)` in ratio units of all steps of a generation.
+    """Check the budget, for actions `(steps, rows, axes)` in ratio units of all steps of a generation.
 
     `counted` `(steps, rows)` says which steps were controllable, `episodes` the episode of every step, and `complete`
     which episodes ran to their end.

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""When an episode is replayed densely, which of its tokens are, and what the replay computes."""
+"""KV refresh: when an episode is refreshed, which of its tokens are processed, and what is computed."""
 
 from types import SimpleNamespace
 

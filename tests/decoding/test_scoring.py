@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Scoring runs rows that begin alike as one, and leaves out rows that have ended, without changing a value."""
+"""Scoring computes equal beginnings of rows once, and leaves out rows that have ended, without changing a value."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ CONTEXTS = [12, 12, 12, 9, 12, 9]
 
 
 def family_tree() -> dict[str, torch.Tensor]:
-    """Six rows of 9 or 12 context tokens, several of which go on alike for a while, of different lengths."""
+    """Six rows of different lengths with 9 or 12 context tokens, of which several have the same beginning."""
     long, short = prompts(1, 24, seed=3)[0], prompts(1, 20, seed=4)[0]
     fork = long.clone()
     fork[16:] = short[:8]
@@ -46,7 +46,7 @@ def runs(monkeypatch) -> list[int]:
 
 
 def one_by_one(model, **options) -> list:
-    """Every row scored alone; the controller is made anew."""
+    """Every row scored separately, with a new controller."""
     inputs, outputs = family_tree(), []
     for ids, mask, context in zip(inputs["input_ids"], inputs["attention_mask"], CONTEXTS, strict=True):
         made = {name: value() if name == "controller" else value for name, value in options.items()}

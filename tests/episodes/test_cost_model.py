@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a level is expected to cost, and the allocation that follows."""
+"""Expected costs of levels, and the allocation that follows from them."""
 
 import pytest
 import torch

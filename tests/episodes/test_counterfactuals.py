@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Measured costs of single steps: what a probe gives is what a row of its own would give."""
+"""Measured costs of single steps: a probe has the same result as a separate row."""
 
 import pytest
 import torch

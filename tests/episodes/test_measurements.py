@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A folder of measurements: it grows part by part, and nothing in it is mistaken for something else."""
+"""A folder of measurements: it is filled part by part, and measurements with other settings are refused."""
 
 from dataclasses import replace
 

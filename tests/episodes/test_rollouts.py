@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rollouts over a shared prefix: they compute what rows of their own would."""
+"""Rollouts over a shared prefix have the same results as separate rows."""
 
 import pytest
 import torch
 
 from sol_hf import Budget, PolicyController, ScheduleController
 from sol_hf.episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
-from sol_hf.execution import autotune as crossover
+from sol_hf.execution import autotune
 from sol_hf.selection.criterion import CRITERIA
 from support.bases import FAMILIES, tiny_base
 from support.cases import HALF, SETTINGS, control
@@ -65,9 +65,9 @@ def test_rollouts_compute_nothing_by_the_clock(by_the_clock):
     model, context = control(tiny_base("llama")), 20
     blocks, schedule = blocks_of(model, context), ScheduleController(random_schedule(model, BLOCKS))
     roll_out(model, prefill(model, blocks, context), blocks, targets(BLOCKS), schedule)
-    assert not crossover._TRIALS and not crossover._FASTEST
+    assert not autotune._TRIALS and not autotune._FASTEST
     model.score(blocks, context_length=context, controller=schedule, **HALF, budget_mode="soft")
-    assert crossover._TRIALS or crossover._FASTEST, "these rows, on their own, are of those that are timed"
+    assert autotune._TRIALS or autotune._FASTEST, "these rows, on their own, are of those that are timed"
 
 
 def test_replaying_a_generation_gives_its_log_probabilities():

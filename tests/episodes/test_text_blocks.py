@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Text to token blocks: files of every kind, the blocks themselves, and what is said when something is wrong."""
+"""Text to token blocks: files of every kind, the blocks themselves, and error messages."""
 
 import gzip
 import json
@@ -78,7 +78,7 @@ def rows(dataset) -> list[list[int]]:
 
 
 def stream(dataset: Dataset) -> IterableDataset:
-    """A stream that does not know its columns."""
+    """A stream without information on its columns."""
     return IterableDataset.from_generator(lambda: iter(dataset))
 
 
@@ -246,7 +246,7 @@ def test_entries_that_are_not_text_are_named_from_several_processes(tokenizer):
 
 
 def write(path, texts: list[str]) -> str:
-    """Write documents in the way that the suffix asks for."""
+    """Write documents in the format of the suffix."""
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[1]
     if kind == "parquet":
         Dataset.from_dict({"text": texts}).to_parquet(path)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The oracle: what it measures, how it spends a budget, and that it stays closer to the dense model than `fixed`."""
+"""The oracle: its measurements, its schedules, and that it is closer to the dense model than `fixed`."""
 
 import itertools
 

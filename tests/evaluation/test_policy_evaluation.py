@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A policy beside the fixed schedule: the losses are those of `score`, however they are computed."""
+"""Evaluation of a policy and the fixed schedule: the losses are those of `score`, for any batch size and processes."""
 
 import json
 import math
@@ -220,7 +220,7 @@ def test_wrong_arguments_are_refused(change, message):
 
 
 def evaluated(folder: Path, processes: int, *options: str) -> list[dict]:
-    """What the script finds in `processes` processes."""
+    """Results of the script in `processes` processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, str(SCRIPT), str(folder), *options], check=True, env=environment, timeout=240)

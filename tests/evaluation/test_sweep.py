@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sweeps: what is in their tables, that they go on where they were, and what they refuse."""
+"""Sweeps: their tables, how they are resumed, and which arguments they refuse."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def blocks_of(number=BLOCKS, length=CONTEXT + STEPS + 1) -> torch.Tensor:
 
 
 def timeless(table) -> list[dict]:
-    """Rows without what a clock says."""
+    """Rows without measured times."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in table]
 
 
@@ -74,7 +74,7 @@ def swept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Table of a small sweep that ran through."""
+    """Table of a small finished sweep."""
     return Sweep(model_of(), blocks_of(), SMALL, tmp_path_factory.mktemp("small")).run()
 
 

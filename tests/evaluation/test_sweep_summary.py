@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Summaries of sweeps, against a table whose figures are worked out by hand."""
+"""Summaries of sweeps, against a table whose numbers are computed by hand."""
 
 import json
 import math

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The benchmarks on tiny models: what they print and write, and that they leave nothing behind."""
+"""The benchmarks on tiny models: their output, and that they clean up."""
 
 import importlib
 import json

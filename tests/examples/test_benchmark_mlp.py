@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The benchmark of the MLP alone, on a tiny one: what it prints and writes, and that its variants agree."""
+"""The MLP benchmark on a tiny MLP: its output, and that its variants agree."""
 
 import importlib.util
 import json

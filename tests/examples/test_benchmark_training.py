@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The training benchmark on a tiny random model: what it prints and writes, and that it leaves nothing behind."""
+"""The training benchmark on a tiny random model: its output, and that it cleans up."""
 
 import importlib.util
 import json

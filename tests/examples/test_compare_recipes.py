@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The comparison of recipes, on a tiny base: what it trains, what it does not repeat, what it draws."""
+"""The comparison of recipes on a tiny base: its runs, its figure, and that finished runs are not repeated."""
 
 import importlib
 import json

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The learning curve: what it draws is what was evaluated, in the order of the updates."""
+"""The learning curve shows the results of the evaluations in the order of the updates."""
 
 import importlib
 import json

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The training script: its YAML files, and what a run leaves behind."""
+"""The training script: its YAML files, and the files that a run writes."""
 
 import importlib
 import json

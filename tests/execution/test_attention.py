@@ -49,7 +49,7 @@ def filled_cache(prefill: int, steps: int, padding: list[int], window: int | Non
 
 
 def attend(cache, rule, keep, query, key, value, scaling=None, backend="auto") -> torch.Tensor:
-    """What the registered attention function answers under a plan."""
+    """Output of the registered attention function under a plan."""
     plan = StepPlan(
         cache=cache, rule=rule, levels={"token_keep": torch.tensor([float(k) for k in keep])}, backend=backend
     )
@@ -201,7 +201,7 @@ def test_arguments_that_selection_cannot_serve_are_refused(argument):
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "fast"])
 def test_dense_steps_of_a_base_with_a_mask_of_its_own_keep_it(backend):
-    """Doge computes a mask from the values: it is no matter of padding, and no kernel may drop it."""
+    """Doge computes a mask from the values. It is not a padding mask, so no kernel may ignore it."""
     model, ids = control(tiny_base("doge", keep_window_size=16)), prompts(1, 150)
     schedule = ScheduleController(constant_schedule(model, "mlp_keep", 6))
     output = model.score(
@@ -229,7 +229,7 @@ def test_a_mask_that_hides_and_one_that_does_more():
 
 
 def test_keys_that_a_base_has_changed_are_read_as_they_are():
-    """The layer has them as they were before: neither its storage nor its page index will do."""
+    """The layer has the keys before the change, so neither its storage nor its page index can be used."""
     rule = SelectionRule(page_size=4)
     cache, key, value = filled_cache(30, 7, [0, 0, 0])
     query, changed = torch.randn(3, 4, 1, DIM), -3 * key

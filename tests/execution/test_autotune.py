@@ -1,26 +1,26 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The choice among several ways: every call computes one of them, once, and the shortest time wins."""
+"""Autotuning: every call runs one implementation once, and the one with the shortest time is chosen."""
 
 import pytest
 
-from sol_hf.execution import autotune as crossover
+from sol_hf.execution import autotune
 
 
-CALLS = 2 * (1 + crossover.REPEATS)
-"""Until two ways are timed."""
+CALLS = 2 * (1 + autotune.REPEATS)
+"""Number of calls until two implementations are timed."""
 
 
 class Ways:
-    """Named ways that take given seconds of a clock of their own, and note that they were called."""
+    """Named implementations that take given times of a fake clock, and record their calls."""
 
     def __init__(self, monkeypatch, **seconds):
         self.now, self.calls = 0.0, []
         self.functions = {name: self.way(name, iter(times)) for name, times in seconds.items()}
-        monkeypatch.setattr(crossover, "_FASTEST", {})
-        monkeypatch.setattr(crossover, "_TRIALS", {})
-        monkeypatch.setattr(crossover.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(autotune, "_FASTEST", {})
+        monkeypatch.setattr(autotune, "_TRIALS", {})
+        monkeypatch.setattr(autotune.time, "perf_counter", lambda: self.now)
 
     def way(self, name, times):
         def run():
@@ -31,32 +31,32 @@ class Ways:
         return run
 
     def run(self, times, situation="here"):
-        return [crossover.run_fastest(situation, self.functions) for _ in range(times)]
+        return [autotune.run_fastest(situation, self.functions) for _ in range(times)]
 
 
 def test_ways_take_turns_until_the_fastest_is_known(monkeypatch):
     ways = Ways(monkeypatch, slow=[2.0] * 9, quick=[1.0] * 9)
     assert ways.run(CALLS) == ["slow", "quick"] * (CALLS // 2) == ways.calls
-    assert crossover.measured_choices() == {"here": "quick"}
+    assert autotune.measured_choices() == {"here": "quick"}
     assert ways.run(2) == ["quick", "quick"]
 
 
 def test_the_first_call_of_a_way_only_warms_it_up(monkeypatch):
     ways = Ways(monkeypatch, slow=[0.1, 2, 2, 2, 2], quick=[9, 1, 1, 1, 1])
     ways.run(CALLS)
-    assert crossover.measured_choices() == {"here": "quick"}
+    assert autotune.measured_choices() == {"here": "quick"}
 
 
 def test_the_best_time_counts(monkeypatch):
     ways = Ways(monkeypatch, steady=[2.0] * 9, disturbed=[3, 50, 1, 50, 1])
     ways.run(CALLS)
-    assert crossover.measured_choices() == {"here": "disturbed"}
+    assert autotune.measured_choices() == {"here": "disturbed"}
 
 
 def test_situations_are_apart(monkeypatch):
     ways = Ways(monkeypatch, slow=[2.0] * 20, quick=[1.0] * 20)
     ways.run(CALLS)
-    assert ways.run(1, situation="there") == ["slow"] and list(crossover.measured_choices()) == ["here"]
+    assert ways.run(1, situation="there") == ["slow"] and list(autotune.measured_choices()) == ["here"]
 
 
 @pytest.mark.parametrize("calls", [0, 3, CALLS])
@@ -74,6 +74,6 @@ def test_an_error_is_no_time(monkeypatch):
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        crossover.run_fastest("here", {"slow": broken, "quick": ways.functions["quick"]})
+        autotune.run_fastest("here", {"slow": broken, "quick": ways.functions["quick"]})
     ways.run(CALLS)
-    assert crossover.measured_choices() == {"here": "quick"}
+    assert autotune.measured_choices() == {"here": "quick"}

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every supported family: dense-exact, controllable, rows independent, nothing left behind, saved and loaded.
+"""Every supported family: exact if dense, controllable, independent rows, clean-up, saving and loading.
 
 Comparisons of independent computations run in float64, where rounding cannot flip a choice.
 """
@@ -274,7 +274,7 @@ def assert_untouched(base: PreTrainedModel, before: dict) -> None:
 
 
 class Failing(Controller):
-    """Takes the cheapest action for a while, then raises."""
+    """Chooses the cheapest action for some steps, then raises."""
 
     needs_budget = False
 
@@ -285,7 +285,7 @@ class Failing(Controller):
 
 
 class InStep(Controller):
-    """Plays a schedule in step with another thread, as long as both are running."""
+    """Follows a schedule in lockstep with another thread, as long as both are running."""
 
     needs_budget = False
 

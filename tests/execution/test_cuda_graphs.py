@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Steps from one captured graph are the steps themselves, launch the same work whatever they do, and never wait.
+"""Steps from one captured graph have the results of other steps, always launch the same operations, and never wait.
 
-On a CPU nothing is captured: every step runs, from the same buffers, what would be. The kernels run in Triton's
-interpreter.
+On a CPU nothing is captured: every step runs the function that would be captured, on the same buffers. The kernels run
+in Triton's interpreter.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def small_model(**settings) -> SOLForCausalLM:
 
 
 class Launches(TorchDispatchMode):
-    """Notes every operation with the shapes of its tensors; refuses those that bring a value to the host."""
+    """Records every operation with the shapes of its tensors; raises for those that copy a value to the host."""
 
     WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "equal", "unique")
 
@@ -165,7 +165,7 @@ def captured_generation(model, cache, tokens=None, steps=3, **options):
 
 @pytest.fixture
 def captured():
-    """A model, a cache with a captured step, and a text that goes on where it ends."""
+    """A model, a cache with a captured step, and a text that continues it."""
     model = small_model()
     cache = model.new_cache()
     output = captured_generation(model, cache, cuda_graphs=CAPACITY)
@@ -227,7 +227,7 @@ def test_a_text_that_outgrows_the_capture_goes_on_without():
 
 
 def test_graphs_grow_with_the_text(monkeypatch):
-    """`cuda_graphs=True` makes room as it is needed, and captures anew."""
+    """`cuda_graphs=True` allocates more storage when it is needed, and captures again."""
     monkeypatch.setattr(decoding, "GROWTH_TOKENS", 4)
     model = small_model()
     plain, mine = model.new_cache(), model.new_cache()

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Axes that are dense at every step are known before the first one, whatever a controller scores."""
+"""Axes that are dense at every step, for any scores of a controller, are known before the first step."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ NEVER_DENSE = ActionSpace([0.5, 1.0], [0.5, 1.0], [8])  # its dense action has `
 
 
 class Perverse(Controller):
-    """Scores what costs least above all, and needs no budget."""
+    """Gives the cheapest action the highest score, and needs no budget."""
 
     needs_budget = False
 

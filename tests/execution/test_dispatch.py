@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which implementation of an operation computes a call."""
+"""The choice of the implementation that computes a call."""
 
 from dataclasses import dataclass, field
 

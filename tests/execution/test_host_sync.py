@@ -3,9 +3,9 @@
 
 """A decode step on an accelerator never waits for a value.
 
-Without a GPU the step runs on torch's meta device: its tensors take the branches that CUDA tensors take, know shapes
-but no values, and cannot answer when the host wants to look. Copies between host and device, which wait as well, are
-refused besides. With a GPU, torch's own sync debug mode watches a real step.
+Without a GPU the step runs on torch's meta device. Its tensors take the same branches as CUDA tensors and have shapes
+but no values, so that reading a value on the host raises. Copies between host and device, which also wait, are
+refused, too. With a GPU, a real step is checked by torch's own sync debug mode.
 """
 
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ BACKENDS = ["reference", "fast"]
 
 
 class NoTransfers(TorchFunctionMode):
-    """Refuses to make a tensor from values of the host on another device: the dispatcher does not see that."""
+    """Refuses to make a tensor from values of the host on another device, which the dispatcher does not see."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         device = torch.device((kwargs or {}).get("device") or "cpu")
@@ -40,7 +40,7 @@ class NoTransfers(TorchFunctionMode):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Notes operations; refuses to look at a value, and to move a tensor between host and device."""
+    """Records operations; raises if a value is read, or if a tensor is copied between host and device."""
 
     LOOKS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "equal", "unique")
 
@@ -62,7 +62,7 @@ class NoWaiting(TorchDispatchMode):
 
 @contextmanager
 def watched_step():
-    """Refuses all that waits; gives the [`NoWaiting`] that has the names of the operations."""
+    """Raises for everything that waits; yields the [`NoWaiting`] with the names of the operations."""
     with NoTransfers(), NoWaiting() as watch:
         yield watch
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Linear layers of decode steps by oneDNN and compiled code: the same products, on steps only, nothing left behind."""
+"""Linear layers of decode steps by oneDNN and compiled code: equal products, in steps only, with clean-up."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sol_hf import ScheduleController
-from sol_hf.execution import autotune as crossover
+from sol_hf.execution import autotune
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.linear import onednn, step_linear
 from sol_hf.execution.linear.onednn import has_onednn, multiply
@@ -126,7 +126,7 @@ def test_bfloat16_is_compiled_for_compiled_linear_only():
 
 
 class Subclass(torch.Tensor):
-    """Stands for weights that are stored in another way."""
+    """A tensor class for weights with another storage format."""
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_refresh_under_fast_measures_nothing(products, by_the_clock):
     arguments = {"backend": "fast", "max_new_tokens": steps + 2, "min_new_tokens": steps + 2}
     model.generate(prompts(2), **arguments, **HALF)
     assert steps in {shape[1] for shape in products}
-    assert not crossover.measured_choices() and not crossover._TRIALS
+    assert not autotune.measured_choices() and not autotune._TRIALS
 
 
 def test_many_tokens_are_left_to_torch(products, by_the_clock):

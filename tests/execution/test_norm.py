@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Norms in one launch: they compute what transformers' do, and only for norms that are of this kind."""
+"""Norms in one kernel: the results of transformers' norms, and only for RMS norms."""
 
 import pytest
 import torch

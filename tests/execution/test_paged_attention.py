@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every way to compute the attention of a decode step gives the numbers of the reference."""
+"""Every implementation of the attention of a decode step has the results of the reference."""
 
 import threading
 from types import SimpleNamespace
@@ -408,7 +408,7 @@ def test_what_the_packed_kernel_leaves_to_torch(other, monkeypatch):
 
 
 def test_chunk_attention_takes_any_layout_of_the_output(monkeypatch):
-    """Memory-efficient attention on CUDA answers with heads and tokens swapped in memory."""
+    """Memory-efficient attention on CUDA returns heads and tokens swapped in memory."""
 
     def swapped(*args, **kwargs):
         return scaled_dot_product_attention(*args, **kwargs).transpose(1, 2).contiguous().transpose(1, 2)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A step that was not computed as planned is an error that names what was left out; coverage says what is reached."""
+"""A step that was not computed as planned raises and names the missing parts; coverage lists the reached layers."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ GREEDY = {"max_new_tokens": 4, "do_sample": False}
 
 
 class InAnotherThread(torch.nn.Module):
-    """Runs a layer in a thread of its own, where no plan is seen."""
+    """Runs a layer in another thread, which has no plan."""
 
     def __init__(self, layer):
         super().__init__()
@@ -71,7 +71,7 @@ def test_a_layer_with_a_config_of_its_own_is_named():
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "gpt2", "phi3"])
 def test_every_part_carries_out_its_share(family):
-    """No step raises, and one that leaves a part out would."""
+    """No step raises, but a step without one of the parts does."""
     model, seen = sol_model(family), []
     original = StepPlan.check_done
 

@@ -17,7 +17,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from sol_hf import ScheduleController, SOLConfig, UnsupportedAxisError
 from sol_hf.cache.sol_cache import SOLCache
-from sol_hf.execution import autotune as crossover
+from sol_hf.execution import autotune
 from sol_hf.execution.attention.step import numba_pages
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.discovery import find_mlps
@@ -330,11 +330,11 @@ class TestInstalled:
     def test_auto_measures_once(self, mlp, by_the_clock):
         x = drawn((1, 1, 32), torch.float32, 5)
         with torch.no_grad(), active_forward(plan_of("auto", [0.5])):
-            for _ in range(2 * (1 + crossover.REPEATS)):
+            for _ in range(2 * (1 + autotune.REPEATS)):
                 mlp.module(x)
-            choices = crossover.measured_choices()
+            choices = autotune.measured_choices()
             mlp.module(2 * x)
-        assert list(choices.values()) in (["all_weights"], ["input_major"]) and crossover.measured_choices() == choices
+        assert list(choices.values()) in (["all_weights"], ["input_major"]) and autotune.measured_choices() == choices
 
 
 @pytest.mark.parametrize("bits_backend", ["fake", "int8"])

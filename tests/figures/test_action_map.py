@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Action maps: what they hold, and that page and figure show it."""
+"""Action maps: their contents, and that page and figure show them."""
 
 import html
 import re

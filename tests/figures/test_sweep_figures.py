@@ -26,7 +26,7 @@ LOSSES = {
     "drift": [3.3, 3.0, 2.65],
 }
 MOVES = [-0.2, 0.0, 0.1, 0.1]
-"""What is added to a loss in every block: the mean stays."""
+"""Added to the loss of every block, without changing the mean."""
 
 
 def key(controller: str, number: int, seed: int = 0) -> dict:
@@ -34,7 +34,7 @@ def key(controller: str, number: int, seed: int = 0) -> dict:
 
 
 def sweep_row(controller: str, number: int, loss: float, seed: int = 0) -> dict:
-    """A row whose controller spent a twentieth less than it was asked for on every axis."""
+    """A row whose controller spent a twentieth less than its target on every axis."""
     target = BUDGETS[number]
     row = key(controller, number, seed) | {"log_perplexity": loss, "log_perplexity_error": 0.1}
     row |= {f"target_{axis}": value for axis, value in zip(AXES, target, strict=True)}
@@ -44,9 +44,9 @@ def sweep_row(controller: str, number: int, loss: float, seed: int = 0) -> dict:
 
 @pytest.fixture
 def rows():
-    played = [sweep_row(name, n, loss) for name, losses in LOSSES.items() for n, loss in enumerate(losses)]
+    rows = [sweep_row(name, n, loss) for name, losses in LOSSES.items() for n, loss in enumerate(losses)]
     dense = sweep_row("dense", 0, 2.3) | dict(token_keep=1.0, mlp_keep=1.0, bits=16.0, net_keep=1.0)
-    return [dense, *played]
+    return [dense, *rows]
 
 
 @pytest.fixture

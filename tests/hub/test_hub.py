@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Traffic with the Hub: what is pushed, what loads from it, and what the client is asked for.
+"""Pushing to the Hub, loading from it, and the requests of the client.
 
 The functions before the fixtures run in processes of their own, through [`HubClient.call`]; they import what they need
 there, and take and return JSON.

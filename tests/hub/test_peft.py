@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""PEFT on either side: an adapter on a released policy, and a base that carries one."""
+"""PEFT: an adapter on a released policy, and a base with an adapter."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""lm-eval under a budget: equal to `hf` where dense, different where not, and the same whatever the batch is."""
+"""lm-eval under a budget: equal to `hf` if dense, different if not, and independent of the batch."""
 
 import json
 import os
@@ -112,7 +112,7 @@ class TestDense:
         assert own["config"]["sol"]["controller"] == "dense"
 
     def test_steps_at_the_dense_levels_give_the_values_of_hf(self, base, sol):
-        """Soft mode with an explicit controller really goes step by step."""
+        """Soft mode with an explicit controller runs step by step, also if all steps are dense."""
         stepwise = sol(controller="entropy", budget_mode="soft", **FULL)
         assert not stepwise.is_dense
         hf = HFLM(stepwise.sol.base, tokenizer=stepwise.tokenizer)
@@ -331,7 +331,7 @@ class TestCommandLine:
 
 
 class Tilted(Controller):
-    """Takes the action whose mean ratio is nearest to a number of percent."""
+    """Chooses the action whose mean ratio is nearest to a given percentage."""
 
     def __init__(self, percent: int):
         self.percent = percent

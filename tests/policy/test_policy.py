@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The policy network: sequence and step by step agree, published weights load or say why not, files round-trip."""
+"""The policy network: whole episodes and single steps agree, loading of published weights, saving and loading."""
 
 import pytest
 import torch

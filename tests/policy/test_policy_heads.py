@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Variants of the policy: heads that factor over the axes, and a prior that makes an untrained one the schedule."""
+"""Variants of the policy: factored heads, and a prior with which an untrained policy is the fixed schedule."""
 
 import json
 from itertools import pairwise

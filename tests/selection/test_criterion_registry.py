@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Criteria as objects: what they say of themselves, and that nobody else compares their names."""
+"""Criteria as objects: their attributes, and that no other module compares their names."""
 
 import ast
 from pathlib import Path

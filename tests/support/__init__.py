@@ -1,4 +1,4 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What several tests share: tiny bases, cases, a server that stands for the Hub."""
+"""Helpers of several tests: tiny bases, cases, a local server with the interface of the Hub."""

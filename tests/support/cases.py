@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the tests run over: actions, budgets, controllers, and the model that they control."""
+"""Cases of several tests: actions, budgets, controllers, and the model that they control."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Golden schedules and how they are played."""
+"""Golden schedules, and controllers that follow them."""
 
 import torch
 

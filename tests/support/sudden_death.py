@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Ending a launched run as a machine that goes down does."""
+"""Kills a launched run, as when a machine goes down."""
 
 import subprocess
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Small trainers, and what they changed."""
+"""Small trainers, and checks of the parameters that they changed."""
 
 import torch
 from datasets import Dataset

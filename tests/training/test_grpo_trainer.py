@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Training a policy on tiny bases: what changes, what does not, and how a run is taken up again."""
+"""Training a policy on tiny bases: which parameters change, and how a run is resumed."""
 
 import json
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A trainer that pushes to the Hub: what it leaves there, and that others can load it."""
+"""A trainer that pushes to the Hub: the files there, and that they can be loaded."""
 
 import json
 from typing import Any

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A run of the training script in two processes that is killed, and taken up again."""
+"""A run of the training script in two processes that is killed and resumed."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def finish(run: subprocess.Popen) -> None:
 
 
 def history(folder: Path) -> list[dict]:
-    """What was logged of every step, without what a clock says."""
+    """The logs of every step, without measured times."""
     state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     steps = [entry for entry in state["log_history"] if "loss" in entry]
     return [{name: value for name, value in entry.items() if name != "step_time"} for entry in steps]

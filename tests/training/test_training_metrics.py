@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a training run tells: figures of rollouts, evaluations, the best checkpoint, a progress bar, TensorBoard."""
+"""Metrics of a training run: rollouts, evaluations, the best checkpoint, a progress bar, TensorBoard."""
 
 import math
 import re

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The supervised start: it learns, it is fitted once, and what it is asked for is checked."""
+"""The supervised start: it learns, it is fitted once, and its settings are checked."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a policy is taught: corrections of budgets, and episodes that it plays itself."""
+"""Targets of the supervised start: corrections of budgets, and episodes of the policy itself."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_a_correction_makes_up_for_what_is_overspent():
     correction, asked = BudgetCorrection(LOWEST, HIGHEST), budgets(400)
 
     def spend(wanted):
-        """A policy that spends too much in the middle of an axis, and the more the larger its last budget is."""
+        """A policy that spends too much in the middle of an axis, more so for a larger budget on the last axis."""
         share = (wanted - LOWEST) / (HIGHEST - LOWEST)
         return wanted + 0.3 * share * (1 - share) * (0.5 + share[:, 2:])
 
