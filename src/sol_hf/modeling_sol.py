@@ -254,7 +254,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         return new_cache(self.base, self.config)
 
     def coverage(self) -> Coverage:
-        """Which decoder layers of the base each axis reaches; printed, it is a table."""
+        """The decoder layers of the base that each axis reaches; printed, they are a table."""
         return Coverage.of(self.base, self.new_cache())
 
     def generate(

@@ -22,7 +22,7 @@ class Registry(Generic[T]):
     """Members of one kind by name, in the order in which they were registered.
 
     Args:
-        kind (`str`): What a member is, for messages: `"criterion"`.
+        kind (`str`): Kind of the members, for messages, such as `"criterion"`.
         package (`str`, *optional*): Dotted name of the package whose modules register the members.
 
     Examples:

@@ -104,7 +104,7 @@ class AxisBiasProcessor(ActionProcessor):
         self.biases = {"token_keep": token_keep, "mlp_keep": mlp_keep, "bits": bits, **further}
 
     def penalties(self, space: ActionSpace, device: torch.device | str = "cpu") -> torch.Tensor:
-        """What is subtracted from the score of every action, of shape `(n_actions,)`."""
+        """The penalty to subtract from the score of every action, of shape `(n_actions,)`."""
         lacking = self.biases.keys() - set(space.axis_names)
         if lacking:
             raise ValueError(

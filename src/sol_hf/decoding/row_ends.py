@@ -31,7 +31,7 @@ class RowEnds(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     def running(self) -> torch.Tensor:
-        """Which new tokens were generated before their row ended, that token included.
+        """A mask of the new tokens up to the end of their row, the last token included.
 
         The criteria are called once per forward, which adds one token, or several in assisted decoding.
 

@@ -62,7 +62,8 @@ class MLPParts:
 
     Args:
         gate (`torch.Tensor` of shape `(width, channels)`): Before the activation.
-        up (`torch.Tensor` of shape `(width, channels)`, *optional*): What the activation is multiplied by.
+        up (`torch.Tensor` of shape `(width, channels)`, *optional*): The projection that is multiplied by the
+            activation.
         down (`torch.Tensor` of shape `(outputs, width)`): The last projection.
         biases (`tuple`): Biases of gate, up and down; `None` for a projection without bias.
         activation (`str`): A key of `ACTIVATIONS`.
