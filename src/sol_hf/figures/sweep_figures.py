@@ -150,7 +150,7 @@ def plot_realised(rows: Rows) -> Figure:
             own = [row for row in table if row["controller"] == name]
             x, y = ([row[f"{kind}{axis}"] for row in own] for kind in (TARGET, REALISED))
             axes.plot(x, y, marker, color=color, markerfacecolor="none", label=label_of(name))
-        axes.set(xlim=limits, ylim=limits, aspect="equal", title=axis, xlabel="target")
+        axes.set(xlim=limits, ylim=limits, aspect="equal", title=axis, xlabel="asked for")
         for side in (axes.xaxis, axes.yaxis):
             side.set_major_locator(MaxNLocator(5, integer=is_integral(axis)))
     figure.axes[0].set_ylabel("spent")
