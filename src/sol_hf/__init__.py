@@ -3,7 +3,8 @@
 
 """Self-optimizing language models for Hugging Face: a frozen causal LM, a small policy, a compute budget.
 
-Decoding is imported with the package; training, evaluation and what they need when one of their names is first used.
+The modules for decoding are imported with the package. Those for training and evaluation, and their dependencies, are
+imported when one of their names is first used.
 """
 
 from importlib import import_module
@@ -102,10 +103,10 @@ _LAZY = {
     "to_rows": "evaluation.policy_evaluation",
     "warmup_blocks": "training.warmup",
 }
-"""Module of every export that is imported on first use: those of the block above."""
+"""Module of every export that is imported on first use; the same names as in the block above."""
 
 _TRAINING = ("SOLGRPOConfig", "SOLGRPOTrainer", "load_text", "pack_blocks")
-"""Exports whose packages come with the extra `train`; those of the others come with `eval`."""
+"""Lazy exports that need the extra `train`; the others need `eval`."""
 
 AutoConfig.register("sol", SOLConfig)
 AutoModel.register(SOLConfig, SOLPolicyModel)
@@ -182,7 +183,7 @@ __all__ = [
     "warmup_blocks",
 ]
 
-if not TYPE_CHECKING:  # with a `__getattr__` in sight, a type checker would take any name for an export
+if not TYPE_CHECKING:  # if a type checker saw `__getattr__`, it would accept any name as an export
 
     def __getattr__(name: str) -> Any:
         if name not in _LAZY:

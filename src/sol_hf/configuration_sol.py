@@ -60,13 +60,15 @@ class SOLConfig(PreTrainedConfig):
         action_embedding_size (`int`, *optional*, defaults to 32): Size of the previous action's embedding.
         action_head (`str`, *optional*, defaults to `"joint"`): `"joint"` learns a logit for every action, as
             published, `"factored"` one for every level of an axis, whose sum over the axes is the action's logit.
-        budget_prior (`bool`, *optional*, defaults to `False`): Learn the difference to a prior that prefers the levels
-            which the budget asks for next, so that an untrained policy already keeps the budget.
-        observe_page_fill (`bool`, *optional*, defaults to `False`): Also tell the policy how full the page of the
-            token to process will be (`quest`). A page that has just begun is often left out, and the token with it.
-        calibration (`list[dict]`, *optional*): The policy's front, which `generate(compute=...)` reads its budget off:
-            `net_keep`, `token_keep`, `mlp_keep`, `bits` and `log_perplexity` of every point, by ascending net keep
-            rate. Written by `sol-hf pareto --save`.
+        budget_prior (`bool`, *optional*, defaults to `False`): Add a prior to the action logits that prefers the
+            levels which keep the budget, and learn the difference to it. An untrained policy then already keeps the
+            budget.
+        observe_page_fill (`bool`, *optional*, defaults to `False`): Give the policy one more input: how full the page
+            of the token to process will be (`quest`). A page with few keys is often not selected, and then its tokens
+            are not read.
+        calibration (`list[dict]`, *optional*): The policy's front, from which `generate(compute=...)` takes its
+            budget: `net_keep`, `token_keep`, `mlp_keep`, `bits` and `log_perplexity` of every point, by ascending net
+            keep rate. Written by `sol-hf pareto --save`.
         base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
         base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
         base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
@@ -192,7 +194,7 @@ class SOLConfig(PreTrainedConfig):
         """Nothing to register: a saved folder names its classes in its own `sol_remote.py`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All values as plain types; without `axes` for the published three, which files of earlier versions lack."""
+        """All values as plain types. `axes` is left out for the published three, as in files of earlier versions."""
         output = super().to_dict()
         if output.get("axes") is None:
             output.pop("axes", None)
@@ -211,7 +213,7 @@ class SOLConfig(PreTrainedConfig):
 
 
 def _find_axes(names: Iterable[str] | None, given: Mapping[str, Any]) -> tuple[Axis, ...]:
-    """The axes of an action space: those named, else the published ones and all further ones that have levels."""
+    """The axes of an action space: `names` if given, else the published axes and all others that have levels."""
     published = [axis.name for axis in PUBLISHED_AXES]
     further = [name for name, levels in given.items() if levels is not None and name not in published]
     names = [*published, *further] if names is None else list(names)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Errors that a user can act on; each is also one of Python's own. And what to install where a package is missing."""
+"""Errors that a user can act on, each a subclass of a built-in one, and the message for a missing package."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "fast": ("numba",),
     "cuda": ("triton",),
 }
-"""Packages by the name that they are imported under; datasets brings pyarrow."""
+"""Packages of every extra, by the name under which they are imported; pyarrow comes with datasets."""
 
 
 class BudgetError(ValueError):
@@ -50,15 +50,15 @@ def _shorten(names: Sequence[str], most: int = 4) -> str:
 
 
 def missing_extra(user: str, error: ModuleNotFoundError, preferred: str | None = None) -> ModuleNotFoundError:
-    """The error to raise instead of one that only says that a module was not found.
+    """The error for a missing package, which names the extra to install.
 
     Args:
-        user (`str`): What needs the package, as its user calls it.
-        error (`ModuleNotFoundError`): What the import raised.
-        preferred (`str`, *optional*): The extra to name if several bring the package.
+        user (`str`): The name or function that needs the package, for the message.
+        error (`ModuleNotFoundError`): The error of the import.
+        preferred (`str`, *optional*): The extra to name if several install the package.
 
     Returns:
-        `ModuleNotFoundError`: Names the extra; `error` itself if no extra brings the package.
+        `ModuleNotFoundError`: Names the extra; `error` itself if no extra installs the package.
     """
     package = (error.name or "").partition(".")[0]
     names = [extra for extra, packages in EXTRAS.items() if package in packages]

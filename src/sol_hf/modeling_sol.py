@@ -48,7 +48,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "pr
 
 
 class SOLForCausalLM(PreTrainedModel, GenerationMixin):
-    """A frozen causal LM and the policy that decides how much of it every decode step uses.
+    """A frozen causal LM, and the policy that chooses how much of it every decode step uses.
 
     Make one with [`SOLForCausalLM.from_base`] (fresh policy) or [`SOLForCausalLM.from_pretrained`] (trained policy).
 
@@ -74,7 +74,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         self.policy = policy
         self.action_space: ActionSpace = config.action_space
         self.generation_config = copy.deepcopy(base.generation_config)
-        self.generation_config._from_model_config = False  # else the options stored in it are not loaded again
+        self.generation_config._from_model_config = False  # without this the options stored in it are not loaded again
         self.all_tied_weights_keys = {f"base.{k}": f"base.{v}" for k, v in base.all_tied_weights_keys.items()}
 
     @classmethod
@@ -83,7 +83,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             base (`PreTrainedModel`): A causal LM.
-            config ([`SOLConfig`], *optional*): Sizes and settings; what depends on the base is filled in on a copy.
+            config ([`SOLConfig`], *optional*): Sizes and settings. Values that depend on the base are filled
+                in on a copy.
         """
         config = copy.deepcopy(config) if config is not None else SOLConfig()
         for name, value in (base_sizes(base) | base_facts(base)).items():
@@ -288,22 +289,23 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             compute (`float` or one per row, *optional*): Net keep rate instead of targets; needs `config.calibration`.
             budget ([`Budget`], *optional*): The targets of all axes as one object, instead of the numbers.
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
-            controller ([`Controller`], *optional*): What chooses; the policy by default.
+            controller ([`Controller`], *optional*): Chooses the actions; the policy by default.
             action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
-            kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Recompute every episode densely once it is
-                over; with `"auto"` where it was measured to matter.
+            kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Recompute the keys and values of every
+                finished episode densely; with `"auto"` only of episodes with low keep rates.
             action_temperature (`float`, *optional*, defaults to 1.0): Divides the action scores before drawing.
             do_sample_actions (`bool`, *optional*, defaults to `False`): Draw actions instead of taking the best.
-            backend (`str`, *optional*, defaults to `"auto"`): `"reference"` is plain torch, `"fast"` wherever there is
-                a fast path, `"auto"` where it is measured to be faster.
+            backend (`str`, *optional*, defaults to `"auto"`): `"reference"` is plain torch, `"fast"` uses
+                every fast path, `"auto"` those that are measured to be faster.
             bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
                 in int8.
             cuda_graphs (`bool` or `int`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast
-                paths. A number of tokens makes room for so many at once; longer texts go on without graphs.
-            kwargs: What transformers' generate takes, and targets of added axes by their names.
+                paths. A number reserves storage for that many tokens at once; longer texts continue without graphs.
+            kwargs: Arguments of transformers' generate, and targets of added axes by their names.
 
         Returns:
-            As in transformers; a dict output under a budget is a [`SOLGenerateDecoderOnlyOutput`] or its beam twin.
+            As in transformers; a dict output under a budget is a [`SOLGenerateDecoderOnlyOutput`], or a
+            [`SOLGenerateBeamDecoderOnlyOutput`] for beam search.
 
         Raises:
             ValueError: for a budget that cannot be met, before any compute.

@@ -99,7 +99,7 @@ class SOLPolicyModel(PreTrainedModel):
     """The policy network: by default as published.
 
     `action_head="factored"` in the config scores the levels of every axis instead of all actions, and `budget_prior`
-    adds a [`BudgetPrior`] to what is learned, which then starts at zero: an untrained policy follows the budget.
+    adds a [`BudgetPrior`] to the learned logits, which then start at zero: an untrained policy follows the budget.
 
     Args:
         config ([`SOLConfig`]): With `base_hidden_size` and `base_embedding_size` set.

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Things that are found by name: axes, criteria, controllers, fast paths.
+"""Objects that are found by name: axes, criteria, controllers, fast paths.
 
-A kind of thing has a [`Registry`], and every member a file of its own that registers it. A registry that is told where
-those files are imports all of them at the first lookup, so that a new file touches no list. Members from other
-packages register themselves when they are imported.
+There is one [`Registry`] per kind of object. Every member has a file of its own, which registers it. A registry with a
+`package` imports all modules of that package at the first lookup, so no list has to be changed for a new file. Members
+from other packages register themselves when they are imported.
 """
 
 import difflib
@@ -53,7 +53,7 @@ class Registry(Generic[T]):
         return member
 
     def registered(self, name: str) -> Callable[[type], type]:
-        """A decorator for classes of which the registry keeps the class itself."""
+        """Decorator that registers a class under `name`."""
 
         def decorate(member: type) -> type:
             self.register(name, member)  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ class Registry(Generic[T]):
         return decorate
 
     def unregister(self, name: str) -> None:
-        """Take a member out again, as tests do."""
+        """Remove a member, as tests do."""
         del self._members[name]
 
     def __getitem__(self, name: str) -> T:
@@ -76,7 +76,7 @@ class Registry(Generic[T]):
         return self._members[name]
 
     def unknown(self, name: object, also: tuple[str, ...] = ()) -> ValueError:
-        """The error for a name that is not known; `also` has names that the caller knows beside the members'."""
+        """The error for an unknown name. `also` lists names that are valid for the caller but are not members."""
         known = [*self, *also]
         near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""

@@ -1,14 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The finite table of actions: what a decode step may cost.
+"""The action space: a finite table of the actions that a decode step can take.
 
 An *action* is one point of a Cartesian grid over the axes of its space, in their order, the last varying fastest:
 
     token_keep [.2, 1] x mlp_keep [.6, 1] x bits [8, 16]      id 0 = (.2, .6, 8), 1 = (.2, .6, 16), 2 = (.2, 1, 8) ...
 
-Everything that counts compute does so in ratio units, everything that people read or write is in axis units: see
-[`Axis`].
+Compute is counted in ratio units. Values that people read or write are in axis units: see [`Axis`].
 """
 
 import math
@@ -81,7 +80,7 @@ class ActionSpace:
 
     @property
     def mean_divisors(self) -> tuple[float, ...]:
-        """What a policy's means are divided by: the largest level, in ratio units, if `mean_over_largest`, else 1."""
+        """Per axis the divisor of the mean that the policy sees: its largest ratio if `mean_over_largest`, else 1."""
         return tuple(max(self.levels[axis.name]) / axis.scale if axis.mean_over_largest else 1.0 for axis in self.axes)
 
     @property
@@ -91,7 +90,7 @@ class ActionSpace:
 
     @property
     def dense_id(self) -> int:
-        """Id of the action that is dense on all axes, else of the first that is on the first axis, else 0."""
+        """Id of the action that is dense on all axes; else of the first that is dense on the first axis; else 0."""
         dense = self.dense
         first = next((index for index, action in enumerate(self.table) if action[0] == dense[0]), 0)
         return next((index for index, action in enumerate(self.table) if action == dense), first)
@@ -118,11 +117,11 @@ class ActionSpace:
         return "-".join(axis.tag(value) for axis, value in zip(self.axes, self.table[action_id], strict=True))
 
     def column(self, axis: str) -> int:
-        """Place of an axis among the columns of `values` and `ratios`."""
+        """Index of an axis among the columns of `values` and `ratios`."""
         return self.axis_names.index(axis)
 
     def by_axis(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The columns of values `(..., axes)` by the names of the axes, each of shape `(...)`."""
+        """The columns of `values` `(..., axes)` by axis name, each of shape `(...)`."""
         return dict(zip(self.levels, values.unbind(dim=-1), strict=True))
 
     def level_indices(self, action_ids: torch.Tensor) -> torch.Tensor:
@@ -162,5 +161,5 @@ class ActionSpace:
 
     @classmethod
     def of(cls, levels: Mapping[str, Sequence[float]]) -> "ActionSpace":
-        """The space of levels by axis, the published axes among them."""
+        """The action space of levels by axis name; the published axes must be among them."""
         return cls(**levels)  # type: ignore[arg-type]

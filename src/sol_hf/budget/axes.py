@@ -3,12 +3,12 @@
 
 """The axes: along which quantities a decode step can be made cheaper.
 
-An [`Axis`] says everything that can be said of an axis without a model: its name, its values, how they count. What it
-does to a base in a step is its executor's business, see `execution/executors.py`. Levels are in *axis units* (`bits`
+An [`Axis`] describes an axis without reference to a model: its name, its values and how they count. How an axis is
+applied to a base is defined by its executor, see `execution/executors.py`. Levels are in *axis units* (`bits`
 is a number of bits) where people read or write them, and in *ratio units* (value / scale, in (0, 1]) where compute is
 counted.
 
-`AXES` is the one place that knows which axes there are. The config of a policy names those of its action space.
+All axes are in the registry `AXES`. The config of a policy names those of its action space.
 """
 
 import math
@@ -27,16 +27,16 @@ class Axis:
         name (`str`): Keyword of `SOLConfig`, `Budget` and `generate`.
         dense (`float`): The value at which nothing is left out; also the largest.
         lowest (`float`): Lower end of the values.
-        meaning (`str`): What a value says, for people.
+        meaning (`str`): Description of a value, for help texts and labels.
         default_levels (`tuple` of `float`): Levels of an action space that does not name its own.
-        letter (`str`): What stands before the value in the short name of an action, such as `k` in `k050`.
+        letter (`str`): Letter before the value in the short name of an action, such as `k` in `k050`.
         budget_range (`tuple` of 2 `float`): Range from which training draws its budgets.
         scale (`float`, *optional*, defaults to 1.0): value / scale is in ratio units.
         includes_lowest (`bool`, *optional*, defaults to `False`): Whether `lowest` itself is a value.
         is_integral (`bool`, *optional*, defaults to `False`): Whether levels are whole numbers.
         penalty_weight (`float`, *optional*, defaults to 100.0): Weight of the squared budget error in training.
-        mean_over_largest (`bool`, *optional*, defaults to `False`): Whether the policy is told the mean so far
-            relative to the largest level, as published for `mlp_keep`.
+        mean_over_largest (`bool`, *optional*, defaults to `False`): Whether the policy gets the mean so far divided by
+            the largest level, as published for `mlp_keep`.
     """
 
     name: str
@@ -60,18 +60,18 @@ class Axis:
 
     @property
     def interval(self) -> str:
-        """The values, as people write them: `(0, 1]`, `2..16`."""
+        """The range of values as text: `(0, 1]`, `2..16`."""
         if self.is_integral:
             return f"{self.lowest:g}..{self.dense:g}"
         return f"{'[' if self.includes_lowest else '('}{self.lowest:g}, {self.dense:g}]"
 
     def contains(self, value: float) -> bool:
-        """Whether a number is a value of this axis; averages of whole numbers are."""
+        """Whether a number is in the range of this axis; it need not be whole, since targets are averages."""
         above = value >= self.lowest if self.includes_lowest else value > self.lowest
         return math.isfinite(value) and above and value <= self.dense
 
     def check_values(self, values: Iterable[float]) -> None:
-        """Raise [`BudgetError`] for a number that is no value of this axis."""
+        """Raise [`BudgetError`] for a number outside of the range of this axis."""
         for value in values:
             if not self.contains(value):
                 raise BudgetError(f"`{self.name}` must lie in {self.interval}, got {value}.")
@@ -96,7 +96,7 @@ AXES: Registry[Axis] = Registry("axis")
 
 
 def register_axis(axis: Axis) -> Axis:
-    """Make an axis known: from then on it is a keyword of `SOLConfig`, `Budget` and `generate`.
+    """Register an axis. Its name is then a keyword of `SOLConfig`, `Budget` and `generate`.
 
     Args:
         axis ([`Axis`]): The axis.
@@ -108,7 +108,7 @@ def register_axis(axis: Axis) -> Axis:
 
 
 def axes_named(names: Iterable[str]) -> tuple[Axis, ...]:
-    """The axes of some names, in that order.
+    """The axes with the given names, in the same order.
 
     Raises:
         ValueError: for an unknown name.

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A budget: what a user is willing to spend on average, per axis and row."""
+"""A budget: the average that each axis may reach, per row."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ AxisTarget = float | int | Sequence[float] | torch.Tensor | None
 class Budget:
     """Targets for the average of every axis over an episode. A budget does not change once it is made.
 
-    An axis that is left at `None` is not under control: it stays dense.
+    An axis at `None` is not controlled: it stays dense.
 
     Args:
         token_keep (`float` or one per row, *optional*): Target in (0, 1].
@@ -28,7 +28,7 @@ class Budget:
         further: Targets of axes that were added with [`register_axis`], by name.
 
     Raises:
-        BudgetError: for a target that is no value of its axis, or axes with different numbers of rows.
+        BudgetError: for a target outside of the range of its axis, or axes with different numbers of rows.
 
     Examples:
 
@@ -138,7 +138,7 @@ class Budget:
 
         Args:
             rows (`int`): Number of rows.
-            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where to.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Device of the result.
             space ([`ActionSpace`], *optional*): Its axes are the columns; the published three by default.
         """
         columns = []
@@ -152,7 +152,7 @@ class Budget:
 
 
 def _as_tuple(name: str, value: Any) -> tuple[float, ...]:
-    if hasattr(value, "tolist"):  # tensors, and NumPy's arrays and scalars
+    if hasattr(value, "tolist"):  # tensors, NumPy arrays and NumPy scalars
         value = value.tolist()
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if not values or any(isinstance(x, bool) or not isinstance(x, int | float) for x in values):

@@ -3,7 +3,7 @@
 
 """One number instead of one per axis: the best budget for a net keep rate, from a table that a sweep has measured.
 
-The table holds the front of a policy, by ascending net keep rate; `compute` is read off between two of its points:
+The table holds the front of a policy, by ascending net keep rate; `compute` is interpolated between two of its points:
 
     net_keep     .36        .54         .71          1 (dense, always there)
                   ├──────────┼───────────┼───────────┤
@@ -33,8 +33,8 @@ def check_calibration(points: Sequence[Any], space: ActionSpace) -> None:
     """Raise a ValueError if a calibration table is not a front over an action space.
 
     Args:
-        points (`Sequence[dict]`): With the keys [`point_keys`]: the net keep rate that was realised, the budget that
-            was asked for (in units of the axes), and the log-perplexity there.
+        points (`Sequence[dict]`): With the keys [`point_keys`]: the realised net keep rate, the requested budget (in
+            axis units), and the log-perplexity.
         space ([`ActionSpace`]): The levels.
     """
     if not points:
@@ -60,7 +60,7 @@ def check_calibration(points: Sequence[Any], space: ActionSpace) -> None:
 def budget_for(compute: AxisTarget, points: Sequence[dict[str, float]] | None) -> Budget:
     """The budget for a net keep rate, interpolated linearly between the two nearest points of a front.
 
-    Above the last point it is interpolated towards the dense budget, which is that of `compute=1`.
+    Above the last point it is interpolated towards the dense budget, which belongs to `compute=1`.
 
     Args:
         compute (`float` or one per row): Net keep rate, at least that of the first point, at most 1.
@@ -68,14 +68,14 @@ def budget_for(compute: AxisTarget, points: Sequence[dict[str, float]] | None) -
 
     Raises:
         ValueError: if there is no table.
-        BudgetError: for a rate out of the table's range.
+        BudgetError: for a rate outside of the table's range.
     """
     if points is None:
         raise ValueError(
             "`compute` needs a calibration table, which this policy's config lacks: make one with `sol-hf pareto "
             "POLICY --data FILE --out DIR --save`, or pass targets such as `token_keep`, `mlp_keep` and `bits`."
         )
-    plain: Any = getattr(compute, "tolist", lambda: compute)()  # of tensors, and NumPy's arrays and scalars
+    plain: Any = getattr(compute, "tolist", lambda: compute)()  # for tensors, NumPy arrays and NumPy scalars
     rates = list(plain) if isinstance(plain, list | tuple) else [plain]
     if not rates or any(isinstance(x, bool) or not isinstance(x, int | float) for x in rates):
         raise BudgetError(f"`compute` must be a number, or one number per row, got {compute!r}.")

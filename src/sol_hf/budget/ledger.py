@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What has been spent: per-row sums and means of an episode and of the whole generation, in ratio units."""
+"""Compute spent: per-row sums and means of an episode and of the whole generation, in ratio units."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,10 @@ class BudgetLedger:
         self._add(ratios, counted.to(ratios.dtype), in_this_call=True)
 
     def take_back(self, ratios: torch.Tensor, counted: torch.Tensor, in_this_call: bool = True) -> None:
-        """Undo a recorded step; without `in_this_call` one of an earlier call, which only the episode's sums hold."""
+        """Undo a recorded step.
+
+        Without `in_this_call` it is a step of an earlier call, which is part of the episode's sums only.
+        """
         self._add(ratios, -counted.to(ratios.dtype), in_this_call)
 
     def _add(self, ratios: torch.Tensor, weight: torch.Tensor, in_this_call: bool) -> None:
@@ -67,7 +70,7 @@ class BudgetLedger:
     def scalars(
         self, step: int, episode_length: int, controllable: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
-        """What the policy is told of time and budget, of shape `(rows, 2 + 2 * axes)`; see [`ScalarColumns`].
+        """The policy's inputs on progress and budget, of shape `(rows, 2 + 2 * axes)`; see [`ScalarColumns`].
 
         In order: progress through the episode, controllability, the target of every axis, and for every axis the mean
         so far minus the target (0 before the first counted step). On an axis with `mean_over_largest` the mean is

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The numbers that a policy is told before a step, and where each of them stands.
+"""The scalar inputs of a policy before a step, and their columns.
 
 With the published three axes:
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScalarColumns:
-    """Places among the scalars of [`Observation.scalars`], for an action space with a number of axes.
+    """Columns of [`Observation.scalars`], for an action space with a given number of axes.
 
     Args:
         axes (`int`): Number of axes.
@@ -24,7 +24,7 @@ class ScalarColumns:
 
     @property
     def progress(self) -> slice:
-        """The share of the episode that is over after this step; one column."""
+        """The share of the episode that is finished after this step; one column."""
         return slice(0, 1)
 
     @property

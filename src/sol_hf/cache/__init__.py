@@ -3,5 +3,5 @@
 
 """The state of a generation: keys, values, page index, the running episode and the ledger.
 
-State only: no controller, no options, no graphs. What is here can be copied and pickled.
+State only, without controller, options or CUDA graphs. It can be copied and pickled.
 """

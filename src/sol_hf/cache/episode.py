@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The running episode: its steps, and what is remembered between them."""
+"""The running episode: its steps, and the state between them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ RowFunction = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class StepRecord:
-    """One executed decode step: the token (or its embedding), the action, what it counts, and the state before it."""
+    """One executed decode step: token (or its embedding), action, in which rows it counts, and the state before it."""
 
     token: torch.Tensor
     action: torch.Tensor
@@ -34,17 +34,17 @@ class Episode:
     """The steps since the last dense forward.
 
     Args:
-        hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): What the LM head received for the
-            last processed token; `None` before the first forward.
+        hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): The LM head's input for the last
+            processed token; `None` before the first forward.
         steps (`list[StepRecord]`): The steps of this episode.
-        controller_state (`dict[str, Any]`): What the controller remembers within an episode: tensors with one entry
-            per row, or transformers caches.
-        first_sparse (`int`, *optional*): The first step that wrote keys and values which a dense forward would not
-            have written; those after it saw them. `None` if there is no such step.
+        controller_state (`dict[str, Any]`): The controller's state within an episode: tensors with one entry per row,
+            or transformers caches.
+        first_sparse (`int`, *optional*): The first step that wrote keys and values which differ from those of a dense
+            forward. All later steps depend on them. `None` if there is no such step.
         token_before (`torch.Tensor` of shape `(rows, 1)` or `(rows, 1, embedding_size)`, *optional*): The token before
             the first step.
-        logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of the logits that
-            the last processed token led to.
+        logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of the logits
+            after the last processed token.
     """
 
     hidden_state: torch.Tensor | None = None
@@ -56,7 +56,7 @@ class Episode:
 
     @property
     def polluted(self) -> bool:
-        """Whether the episode left anything in the cache that a dense forward would not have."""
+        """Whether the episode wrote keys and values that differ from those of a dense forward."""
         return self.first_sparse is not None
 
     @property

@@ -4,9 +4,9 @@
 """A key-value cache layer that grows in place and has an index of its pages.
 
 transformers' `DynamicLayer` copies all keys and values at every token (`torch.cat`). [`PagedLayer`] writes into
-storage that is allocated ahead, so that a decode step moves one token. The page index holds the maximum and the
-minimum of every channel over each page. It is updated when a step asks for it: one page per new token, all pages after
-a prefill.
+storage that is allocated ahead, so that a decode step writes one token. The page index holds the maximum and the
+minimum of every channel over each page. It is updated when a step needs it: one page per new token, all pages after a
+prefill.
 """
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ class PagedLayer(DynamicLayer):
         return self._key_store.flatten(0, 2), self._value_store.flatten(0, 2), self._key_store.shape[2]
 
     def page_store(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        """Storage of the page index as it is, which may be out of date.
+        """Storage of the page index, which may be out of date.
 
         A caller that updates it for all tokens must then call [`PagedLayer.mark_indexed`].
 
@@ -110,9 +110,10 @@ class PagedLayer(DynamicLayer):
         return self._key_store, self._value_store
 
     def page_stores(self, first_key: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Storage of maxima and minima, up to date, and how many of their pages may hold keys.
+        """Storage of maxima and minima, up to date, and the number of pages that may hold keys.
 
-        While tokens are appended on the device, the host does not know their number: all pages may then hold keys.
+        While tokens are appended on the device, the host does not know how many there are. The number of pages is then
+        the capacity.
 
         Args:
             first_key (`torch.Tensor` of shape `(rows,)`): As of [`PagedLayer.page_index`].

@@ -3,8 +3,8 @@
 
 """Many rollouts of one text over a single copy of its keys and values.
 
-The rollouts of a block share its prefix, up to the last page boundary. What follows is stored per rollout, so that
-pages are the same as in a repeated cache:
+The rollouts of a block share its prefix, up to the last page boundary. The tokens after it are stored per rollout, so
+that pages are the same as in a repeated cache:
 
     prefix, one copy per block     | page | page | page |
     suffix, one per rollout                             | rest of the prefix, own tokens ...
@@ -29,8 +29,8 @@ class Prefix:
         values (`torch.Tensor` of shape `(blocks, kv_heads, tokens, head_dim)`): Values; a view.
         bounds (`torch.Tensor` of shape `(blocks, kv_heads, pages, 2 * head_dim)`): Channel-wise maxima and minima of
             the pages, side by side.
-        visible_pages (`torch.Tensor` of shape `(repeats,)`, *optional*): Pages that each rollout of a block sees,
-            where they differ.
+        visible_pages (`torch.Tensor` of shape `(repeats,)`, *optional*): Number of pages that each rollout of a block
+            sees; `None` if it is the same for all.
     """
 
     keys: torch.Tensor

@@ -3,9 +3,9 @@
 
 """All state of a generation under a budget, on top of the cache layers that the base asks for.
 
-transformers' generation loop knows one stateful object, the cache. [`SOLCache`] therefore holds, beside keys and
-values, everything that a decode step remembers: the running episode, the policy's own cache and the budget ledger.
-Whatever the loop does to the cache (reorder beams, repeat rows, crop) happens to all of it.
+The only stateful object of transformers' generation loop is the cache. [`SOLCache`] therefore holds, beside keys and
+values, all state of decode steps: the running episode, the policy's own cache and the budget ledger. When the loop
+changes the cache (reorders beams, repeats rows, crops), all of this state is changed with it.
 """
 
 import copy
@@ -27,8 +27,8 @@ from .window_layer import WindowLayer
 class SOLCache(DynamicCache):
     """Keys, values and all decode state of a generation under a budget.
 
-    Full-attention layers become [`PagedLayer`], sliding layers [`WindowLayer`]; any other kind is left as the base's
-    config asks for it.
+    Full-attention layers become [`PagedLayer`], sliding-window layers [`WindowLayer`]. Layers of other kinds are those
+    that transformers makes for the base's config.
 
     Args:
         config (`PreTrainedConfig`): Config of the base model.
@@ -70,7 +70,7 @@ class SOLCache(DynamicCache):
         return any(isinstance(layer, SharedPrefixLayer) for layer in self.layers)
 
     def start_call(self) -> None:
-        """Begin the trace and the sums of a new call, which brings its own targets; a running episode goes on."""
+        """Begin the trace and the sums of a new call, which has its own targets. A running episode continues."""
         self.trace, self.targets = [], None
         self.ledger.start_call()
 
@@ -134,7 +134,7 @@ class SOLCache(DynamicCache):
         hidden: torch.Tensor,
         digest: torch.Tensor | None = None,
     ) -> None:
-        """Store an executed step, the hidden state that it led to, and what the controller keeps of its logits."""
+        """Store an executed step, the hidden state after it, and what the controller keeps of its logits."""
         episode = self.episode
         episode.steps.append(StepRecord(token, action, counted, episode.hidden_state, episode.logits_digest))
         episode.hidden_state, episode.logits_digest = hidden, digest
@@ -144,16 +144,16 @@ class SOLCache(DynamicCache):
     def fan_out(
         self, repeats: int, hidden_state: torch.Tensor, length: int | Sequence[int] | None = None
     ) -> "SOLCache":
-        """A cache in which every row stands `repeats` times, adjacent, over this one's keys and values.
+        """A cache with `repeats` adjacent copies of every row, over the keys and values of this cache.
 
-        Full-attention layers share them ([`SharedPrefixLayer`]): nothing is copied but what follows the last whole
-        page. Layers of any other kind, which are bounded in size, are copied. This cache must stay as it is.
+        Full-attention layers share them ([`SharedPrefixLayer`]): only the tokens after the last whole page are copied.
+        Layers of any other kind, which are bounded in size, are copied. This cache must not change afterwards.
 
         Args:
-            repeats (`int`): Rows made of each row, from each length.
+            repeats (`int`): Rows to make of each row, for each length.
             hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`): State before the next token.
-            length (`int` or `Sequence[int]`, *optional*): Tokens to start from; all by default. Several lengths, whole
-                pages apart, make `repeats` rows each; see [`SOLCache.can_stagger`].
+            length (`int` or `Sequence[int]`, *optional*): Tokens of this cache to use; all by default. Several
+                lengths, whole pages apart, make `repeats` rows each; see [`SOLCache.can_stagger`].
 
         Raises:
             ValueError: if the rows are left-padded, or lengths are not whole pages apart.
@@ -185,7 +185,7 @@ class SOLCache(DynamicCache):
 
     @property
     def can_stagger(self) -> bool:
-        """Whether [`SOLCache.fan_out`] takes several lengths: every layer is a full-attention one."""
+        """Whether [`SOLCache.fan_out`] accepts several lengths: all layers must be full-attention layers."""
         return all(isinstance(layer, PagedLayer) for layer in self.layers)
 
     def end_episode(
@@ -194,10 +194,12 @@ class SOLCache(DynamicCache):
         token: torch.Tensor | None = None,
         digest: torch.Tensor | None = None,
     ) -> None:
-        """Start the next episode after `token`; window layers forget what no rollback can need any more.
+        """Start the next episode after `token`.
+
+        Sliding-window layers drop the keys that only a rollback of the finished episode would have needed.
 
         Args:
-            hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): What `token` led to.
+            hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): The state after `token`.
             token (`torch.Tensor` of shape `(rows, 1)`, *optional*): The last processed token, or its embedding.
             digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of its logits.
         """
@@ -212,10 +214,10 @@ class SOLCache(DynamicCache):
         super().crop(-number)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last `-tokens_to_remove` tokens, and rewind episode, controller and ledger with them.
+        """Remove the last `-tokens_to_remove` tokens, and set episode, controller and ledger back accordingly.
 
-        Going back beyond the running episode drops it: the next forward then needs at least two tokens, since the
-        hidden state before the crop point is not kept.
+        A crop of more tokens than the running episode has ends that episode. The next forward then needs at least two
+        tokens, since the hidden state before the crop point is not kept.
         """
         super().crop(tokens_to_remove)
         if tokens_to_remove == 0:
@@ -244,7 +246,7 @@ class SOLCache(DynamicCache):
         self.padding, self.padding_range, self.position_offset = None, (0, 0), None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Reorder all state for beam search. The trace stays as executed: `beam_indices` lead through it."""
+        """Reorder all state for beam search. The trace keeps the executed order, to be read by `beam_indices`."""
         super().reorder_cache(beam_idx)
         self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)), "reorder_cache", beam_idx)
 

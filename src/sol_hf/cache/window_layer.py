@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A sliding-window cache layer that can be rolled back to where its episode began."""
+"""A sliding-window cache layer that can be rolled back to the beginning of its episode."""
 
 import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer
@@ -10,8 +10,8 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 class WindowLayer(DynamicSlidingWindowLayer):
     """A sliding-window layer that keeps the keys which left the window since the last [`WindowLayer.forget`].
 
-    It differs from `DynamicSlidingWindowLayer` in `crop`, which removes tokens and nothing else. Upstream's also drops
-    the keys that left the window, so that it cannot be followed by a second crop.
+    It differs from `DynamicSlidingWindowLayer` in `crop`, which here removes the given tokens only. The original also
+    drops the keys that left the window, so that a second crop is not possible.
 
     Args:
         sliding_window (`int`): Keys that a token sees, itself included.

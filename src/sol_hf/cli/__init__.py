@@ -3,5 +3,5 @@
 
 """The command `sol-hf`.
 
-Arguments, messages and exit codes only. The work of a command is in other wings.
+Arguments, messages and exit codes only. The commands themselves are implemented in other wings.
 """

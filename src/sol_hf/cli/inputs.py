@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command line arguments that every evaluation on text shares, and the model and blocks that they name."""
+"""Command line arguments that all evaluations on text have in common, and the model and blocks that they name."""
 
 import argparse
 from itertools import islice
@@ -29,10 +29,10 @@ def budget_values(text: str) -> tuple[float, ...]:
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
-    """Add the arguments that [`load_policy_and_blocks`] reads, but `policy` and `texts`.
+    """Add the arguments that [`load_policy_and_blocks`] reads, except `policy` and `texts`.
 
     Args:
-        parser (`argparse.ArgumentParser`): Gains `--base`, `--dtype`, `--text-column`, `--blocks`,
+        parser (`argparse.ArgumentParser`): Gets `--base`, `--dtype`, `--text-column`, `--blocks`,
             `--skip-blocks`, `--context-length`, `--budgets`, `--hard` and `--batch-size`.
         blocks (`int`): Default number of blocks.
     """
@@ -48,7 +48,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
         nargs="+",
         help="one number per axis of the policy each: token_keep,mlp_keep,bits",
     )
-    parser.add_argument("--hard", action="store_true", help="hold the policy to its budgets, as generate does")
+    parser.add_argument("--hard", action="store_true", help="enforce the budgets, as generate does")
     parser.add_argument("--batch-size", type=int, default=8, help="blocks that run at the same time, once per budget")
 
 
@@ -68,7 +68,7 @@ def load_policy(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrained
 
 
 def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM, torch.Tensor]:
-    """The model, and blocks `(blocks, context + steps + 1)` of the texts, which are read as far as needed.
+    """The model, and blocks `(blocks, context + steps + 1)` of the texts; only as much text is read as needed.
 
     Args:
         options (`argparse.Namespace`): `policy`, `texts`, and the arguments of [`add_input_arguments`].
@@ -83,11 +83,11 @@ def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM,
 def read_blocks(
     options: argparse.Namespace, model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, skip: int = 0
 ) -> torch.Tensor:
-    """Blocks `(blocks, context + steps + 1)` of the texts, which are read as far as needed.
+    """Blocks `(blocks, context + steps + 1)` of the texts; only as much text is read as needed.
 
     Args:
         options (`argparse.Namespace`): `texts`, `text_column`, `blocks` and `context_length`.
-        model ([`SOLForCausalLM`]): Its base says how long a block may be.
+        model ([`SOLForCausalLM`]): Its base limits the length of a block.
         tokenizer (`PreTrainedTokenizerBase`): Of the base.
         steps (`int`): Decode steps of a block.
         skip (`int`, *optional*, defaults to 0): Blocks to leave out before them.

@@ -23,14 +23,14 @@ from ..errors import missing_extra
 
 
 USER_ERRORS = (ValueError, OSError)
-"""What wrong input raises; its message says what to do, so the command shows no traceback."""
+"""Errors that wrong input raises. Their messages say what to do, so the command shows no traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): Instead of those of the process.
+        arguments (`Sequence[str]`, *optional*): Arguments to use instead of `sys.argv[1:]`.
 
     Returns:
         `int`: Exit status.
@@ -52,12 +52,10 @@ def _run(given: list[str]) -> int:
     except USER_ERRORS as error:
         print(f"sol-hf: {error}", file=sys.stderr)
         return 1
-    if given[:1] == ["lm-eval"]:  # has a command line of its own
+    if given[:1] == ["lm-eval"]:  # this command has a parser of its own
         return importlib.import_module("sol_hf.integrations.lm_eval_adapter").main(given[1:]) or 0
     parser = argparse.ArgumentParser(prog="sol-hf", description="Decode with a compute budget: measure policies.")
-    parser.add_argument(
-        "--import", metavar="MODULE", help="import a module first, which registers controllers or axes"
-    )
+    parser.add_argument("--import", metavar="MODULE", help="first import a module that registers controllers or axes")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pareto(commands)
     commands.add_parser("lm-eval", help="run tasks of lm-evaluation-harness under a budget", add_help=False)
@@ -70,9 +68,10 @@ def _run(given: list[str]) -> int:
 
 
 def _import_modules(given: list[str]) -> list[str]:
-    """Import what leading `--import MODULE` options name, also from the current folder; returns the other arguments.
+    """Import the modules of leading `--import MODULE` options and return the other arguments.
 
-    They stand before the command, which may have a command line of its own, so they are read before it.
+    Modules of the current folder are found, too. The options come before the command and are read first, since a
+    command may have a parser of its own.
     """
     while given[:1] == ["--import"] and len(given) > 1:
         if (here := os.getcwd()) not in sys.path:

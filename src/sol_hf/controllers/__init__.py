@@ -3,5 +3,5 @@
 
 """Controllers, which score the actions of a step, and processors, which edit these scores.
 
-Every controller has a file of its own. None of them runs the base.
+There is one file per controller. No controller runs the base.
 """

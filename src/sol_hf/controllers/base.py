@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Controllers score the actions of a decode step; the learned policy is one of them, every baseline another.
+"""Controllers score the actions of a decode step. The learned policy is a controller, and so is every baseline.
 
-A controller has one method to write, [`Controller.__call__`]. What it remembers within an episode goes into
-`observation.state`, which lives in the cache and follows its rows wherever the generation loop moves them.
+A controller implements [`Controller.__call__`]. Its state within an episode is stored in `observation.state`, which is
+part of the cache: when the generation loop reorders or repeats rows, the state is reordered and repeated, too.
 """
 
 from dataclasses import dataclass
@@ -18,28 +18,29 @@ from ..budget.ledger import BudgetLedger
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known before a decode step.
+    """The input of a controller before a decode step.
 
     Args:
         hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`): The LM's last hidden state, after the final norm.
         token_embedding (`torch.Tensor` of shape `(rows, embedding_size)`): Input embedding of the token to process.
         previous_action (`torch.LongTensor` of shape `(rows,)`): `n_actions` at the start of an episode.
-        controllable (`torch.BoolTensor` of shape `(rows,)`): Whether the row's choice will be obeyed and counted.
+        controllable (`torch.BoolTensor` of shape `(rows,)`): Whether the row's action will be used and counted.
         remaining (`torch.Tensor` of shape `(rows,)`): Controllable steps left in the episode, this one included.
         step (`int`): Index of the step within its episode.
         total_step (`int`): Index of the step within the generation.
         episode_length (`int`): Steps in an episode.
         targets (`torch.Tensor` of shape `(rows, axes)`, *optional*): The budget in ratio units.
-        ledger ([`BudgetLedger`]): What has been spent.
+        ledger ([`BudgetLedger`]): The compute spent so far.
         action_space ([`ActionSpace`]): Meaning of the action ids.
-        state (`dict[str, Any]`): What the controller remembers within the episode.
-        page_fill (`torch.Tensor` of shape `(rows,)`): Share of its page that the token to process is going to fill.
+        state (`dict[str, Any]`): The controller's state within the episode.
+        page_fill (`torch.Tensor` of shape `(rows,)`): Filled share of the page of the token to process, this token
+            included.
         previous_hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): The hidden state of one step
             before; `None` at the first step of an episode.
         previous_embedding (`torch.Tensor` of shape `(rows, embedding_size)`, *optional*): Input embedding of the token
             before the one to process; at the first step of an episode only, and `None` if there is no such token.
-        logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What [`Controller.digest_logits`] made of
-            the logits that the last processed token led to; `None` for a controller without `needs_logits`.
+        logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What [`Controller.digest_logits`] returned
+            for the logits after the last processed token; `None` for a controller without `needs_logits`.
     """
 
     hidden_state: torch.Tensor
@@ -66,7 +67,7 @@ class Observation:
 
     @property
     def scalars(self) -> torch.Tensor:
-        """[`BudgetLedger.scalars`] and the page's fill, of shape `(rows, 2 + 2 * axes + 1)`; see [`ScalarColumns`]."""
+        """[`BudgetLedger.scalars`] and `page_fill`, of shape `(rows, 2 + 2 * axes + 1)`; see [`ScalarColumns`]."""
         spent = self.ledger.scalars(self.step, self.episode_length, self.controllable, self.require_targets())
         return torch.cat([spent, self.page_fill[:, None]], dim=-1)
 
@@ -83,14 +84,13 @@ class Observation:
 
 
 class Controller:
-    """Base class of everything that chooses actions.
+    """Base class of controllers, which choose actions.
 
     Class attributes:
         needs_budget (`bool`): Whether it needs targets.
-        needs_logits (`bool`): Whether it wants to see the logits of the token before, see
-            [`Controller.digest_logits`].
+        needs_logits (`bool`): Whether it needs the logits of the token before, see [`Controller.digest_logits`].
         rows_are_independent (`bool`): Whether the scores of a row depend on that row's part of the observation only.
-            Scoring then computes rows that begin alike only once.
+            Scoring then computes a beginning that several rows have in common only once.
 
     Examples:
 
@@ -113,9 +113,9 @@ class Controller:
         raise NotImplementedError
 
     def digest_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What to keep of next-token logits `(rows, vocab)` for the next observation; called with `needs_logits` only.
+        """The part of next-token logits `(rows, vocab)` that the next observation needs; only with `needs_logits`.
 
-        By default all of them. They are kept for every step of an episode, so return only what is needed, in any
+        By default all logits. They are kept for every step of an episode, so return only what is needed, in any
         shape whose first dimension is the rows.
         """
         return logits

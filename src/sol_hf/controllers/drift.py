@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Spends more where the hidden state has just moved."""
+"""Spends more after a large change of the hidden state."""
 
 import torch
 from torch.nn.functional import cosine_similarity
@@ -12,7 +12,7 @@ from .signal import SignalController
 
 
 class DriftController(SignalController):
-    """Spends more where the base's hidden state has just moved (the published DAC).
+    """Spends more after a large change of the base's hidden state (the published DAC).
 
     The signal is half of `1 - cosine`, cut off at 0.5, between the two latest hidden states; at the first step of an
     episode, between the embeddings of the token to process and of the one before it.

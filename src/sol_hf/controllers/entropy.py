@@ -16,10 +16,10 @@ class EntropyController(SignalController):
     """Spends more after an uncertain prediction (the published EMC).
 
     The signal is `mix * H / log V + (1 - mix) * (1 - (p1 - p2))`, with the entropy `H` of the next-token distribution
-    that the token before led to, the size `V` of the vocabulary, and the two largest probabilities.
+    after the token before, the size `V` of the vocabulary, and the two largest probabilities `p1` and `p2`.
 
     Args:
-        mix (`float`, *optional*, defaults to 1.0): Weight of the entropy in 0..1; the rest is that of the margin.
+        mix (`float`, *optional*, defaults to 1.0): Weight of the entropy in 0..1; the margin has the rest.
         gain (`float`, *optional*, defaults to 0.35): Weight of the signal.
     """
 
@@ -32,7 +32,7 @@ class EntropyController(SignalController):
         self.mix = mix
 
     def digest_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """The signal, `(rows,)`: nothing else of the logits is needed."""
+        """The signal, `(rows,)`, which is all that is needed of the logits."""
         logprobs = logits.float().log_softmax(dim=-1)
         probability = logprobs.exp()
         entropy = -(probability * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)

@@ -23,18 +23,18 @@ NOT_CARRIED = "token_keep"
 class FixedController(Controller):
     """The static schedule: the two levels next to each target, assigned round-robin over the rows.
 
-    At every step an axis gives its upper level to as many rows as its share of upper levels asks for. The first of
-    these rows moves with the steps. On an axis in `carry` the remainder of the rounding is carried to the next step,
-    so that the mean over rows and steps meets the target. The published baseline carries it on `mlp_keep` and `bits`,
-    but rounds `token_keep` anew at every step.
+    At every step the upper level of an axis goes to as many rows as its share of upper levels requires. The first of
+    these rows changes from step to step. On an axis in `carry` the remainder of the rounding is carried to the next
+    step, so that the mean over rows and steps meets the target. The published baseline carries it on `mlp_keep` and
+    `bits`, but rounds `token_keep` anew at every step.
 
-    A single row, or rows with different targets, get a schedule over time each, and every axis carries.
+    A single row, or each of several rows with different targets, gets a schedule over time, and every axis carries.
 
     Args:
         carry (`Sequence[str]`, *optional*): Axes that carry the remainder; by default all but `token_keep`, as
-            published. With the names of all axes every axis meets its target.
+            published. If all axes are named, every axis meets its target.
         across_rows (`bool`, *optional*, defaults to `True`): Assign levels over the rows of a batch. Otherwise every
-            row has a schedule of its own, whatever else is in the batch.
+            row has a schedule of its own, which does not depend on the other rows.
 
     Raises:
         ValueError: for an unknown axis in `carry`, and at the first step for one that the action space lacks.
@@ -48,16 +48,16 @@ class FixedController(Controller):
         targets, space = observation.require_targets(), observation.action_space
         low, high, share = neighbouring_levels(targets, space)
         rows, step = observation.rows, observation.total_step
-        half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)  # ties go to the lower level, as in a `BudgetPrior`
+        half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)  # ties are rounded down, as in a `BudgetPrior`
         own_turn = torch.ceil(share * (step + 1) - half) > torch.ceil(share * step - half)
 
         total = share.sum(dim=0)
         carried = torch.tensor(self._carried(space), device=targets.device)
-        dealt = torch.where(carried, torch.round(total * step), 0)
-        hands = torch.where(carried, torch.round(total * (step + 1)) - dealt, torch.round(total))
-        begin = _first_rows(space, step, dealt, hands)
+        earlier = torch.where(carried, torch.round(total * step), 0)
+        now = torch.where(carried, torch.round(total * (step + 1)) - earlier, torch.round(total))
+        begin = _first_rows(space, step, earlier, now)
         place = (torch.arange(rows, device=targets.device)[:, None] - begin) % rows
-        shared_turn = place < hands
+        shared_turn = place < now
 
         shared = (targets == targets[0]).all() & (rows > 1 and self.across_rows)
         is_high = torch.where(shared, shared_turn, own_turn)
@@ -76,32 +76,32 @@ class FixedController(Controller):
         return [name in self.carry for name in space.axis_names]
 
 
-def _first_rows(space: ActionSpace, step: int, dealt: torch.Tensor, hands: torch.Tensor) -> torch.Tensor:
-    """For every axis the first of the rows that get the upper level at a step, `(axes,)`, not yet modulo the rows.
+def _first_rows(space: ActionSpace, step: int, earlier: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """Per axis the index of the first row that gets the upper level at a step, `(axes,)`, not yet modulo the rows.
 
-    An axis begins after the rows of the axes before it, and after as many rows as it has given the upper level so
-    far. The published baseline has other rules for `token_keep` and `bits`.
+    It is the number of upper levels of the axes before it in this step, plus that of the axis itself in earlier steps.
+    The published baseline has other rules for `token_keep` and `bits`.
 
     Args:
         space ([`ActionSpace`]): The axes.
         step (`int`): Index of the step within the generation.
-        dealt (`torch.Tensor` of shape `(axes,)`): Upper levels given by the axis in earlier steps, if it carries.
-        hands (`torch.Tensor` of shape `(axes,)`): Upper levels that the axis gives in this step.
+        earlier (`torch.Tensor` of shape `(axes,)`): Upper levels of the axis in earlier steps, if it carries.
+        now (`torch.Tensor` of shape `(axes,)`): Upper levels of the axis in this step.
     """
-    published = {"token_keep": torch.zeros_like(hands[0]) + step, "bits": hands[0] + step}
-    begins, before = [], torch.zeros_like(hands[0])
-    for name, earlier, own in zip(space.axis_names, dealt.unbind(), hands.unbind(), strict=True):
-        begins.append(published.get(name, before + earlier))
-        before = before + own
-    return torch.stack(begins)
+    published = {"token_keep": torch.zeros_like(now[0]) + step, "bits": now[0] + step}
+    first, before = [], torch.zeros_like(now[0])
+    for name, own_earlier, own_now in zip(space.axis_names, earlier.unbind(), now.unbind(), strict=True):
+        first.append(published.get(name, before + own_earlier))
+        before = before + own_now
+    return torch.stack(first)
 
 
 def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """The static schedule of `blocks` episodes: that of a single row in which they follow one another.
+    """The static schedule of `blocks` episodes, as for a single row in which they follow one another.
 
     Every axis alternates between the two levels next to its mean and carries the remainder from step to step and from
-    block to block. The sum of an episode thus differs from what the means ask for by less than one difference between
-    levels, and that of all episodes by half of one at most.
+    block to block. The sum of an episode thus differs from that of the means by less than the distance between the two
+    levels, and the sum of all episodes by at most half of that distance.
 
     Args:
         means (`torch.Tensor` of shape `(axes,)`): Means to meet, in ratio units.

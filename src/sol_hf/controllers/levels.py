@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Levels of the axes near wanted values, and scores that rank actions by them."""
+"""The levels next to wanted values, and scores that rank actions by their distance to wanted levels."""
 
 import torch
 
@@ -11,7 +11,7 @@ from ..budget.action_space import ActionSpace
 def closeness(wanted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
     """Scores that rank actions by their distance to the wanted levels, 0 for an exact match.
 
-    An action that a budget rules out thus falls back to its nearest neighbour.
+    If the budget rules out the wanted action, the nearest allowed one is chosen.
 
     Args:
         wanted (`torch.Tensor` of shape `(rows, axes)`): Levels in ratio units.

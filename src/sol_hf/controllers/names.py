@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From the name of a controller, as command lines have it, to the controller."""
+"""Makes controllers from their names, as given on a command line."""
 
 from .base import Controller
 from .registry import CONTROLLERS, HasPolicy
@@ -12,15 +12,15 @@ DENSE = "dense"
 
 
 def controller_names() -> tuple[str, ...]:
-    """Names that [`make_controller`] knows."""
+    """Names that [`make_controller`] accepts."""
     return (*CONTROLLERS, DENSE)
 
 
 def parse_controller(spec: str) -> tuple[str, int]:
-    """Name and number of a controller's name; see [`make_controller`].
+    """Split `name:number` into name and number, 0 without a number; see [`make_controller`].
 
     Raises:
-        ValueError: for an unknown name, or a number where there is none or that is not one.
+        ValueError: for an unknown name, a number that is not a whole one, or a number where none is allowed.
     """
     name, colon, number = spec.strip().partition(":")
     if name == DENSE and not colon:
@@ -40,13 +40,13 @@ def make_controller(spec: str, model: HasPolicy) -> Controller | None:
 
     Args:
         spec (`str`): The name, of those registered with [`register_controller`], or `dense`.
-        model ([`SOLForCausalLM`]): Whose policy `policy` is.
+        model ([`SOLForCausalLM`]): Its policy is the controller `policy`.
 
     Returns:
         [`Controller`], or `None` for `dense`, which is the base itself.
 
     Raises:
-        ValueError: for another name, or a number that is not one.
+        ValueError: for an unknown name, or a number that is not allowed.
     """
     name, number = parse_controller(spec)
     return None if name == DENSE else CONTROLLERS[name].make(model, number)

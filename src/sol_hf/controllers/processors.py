@@ -30,7 +30,7 @@ class ActionProcessor(LogitsProcessor):
 def restrict(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     """Rule out all actions that are not `allowed` `(rows, n_actions)`.
 
-    If earlier processors have ruled out every allowed action of a row, all allowed actions of it get the same score.
+    If earlier processors have ruled out every allowed action of a row, all its allowed actions get the same score.
     """
     restricted = scores.masked_fill(~allowed, float("-inf"))
     stranded = restricted.amax(dim=-1, keepdim=True) == float("-inf")

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Controllers by name, for command lines, sweeps and tables: every controller registers itself in its own file."""
+"""The registry of controllers, for command lines, sweeps and tables. Every controller registers itself in its file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from .base import Controller
 
 
 class HasPolicy(Protocol):
-    """What a controller may be made from: a [`SOLForCausalLM`]."""
+    """An object with a policy from which controllers are made: a [`SOLForCausalLM`]."""
 
     policy: SOLPolicyModel
 
 
 @dataclass(frozen=True)
 class ControllerKind:
-    """How a controller of a name is made.
+    """A registered controller: how to make it from its name.
 
     Args:
-        make (`Callable`): `make(model, number)` gives a fresh [`Controller`]; `number` is what stood after the colon
-            of the name, 0 if nothing did.
-        number (`str`, *optional*): What a number after the colon means, such as `"seed"`; without it none is allowed.
+        make (`Callable`): `make(model, number)` returns a new [`Controller`]; `number` is the one after the colon in
+            `name:number`, 0 without one.
+        number (`str`, *optional*): Meaning of the number after the colon, such as `"seed"`. `None` if a number is not
+            allowed.
     """
 
     make: Callable[[HasPolicy, int], Controller]
@@ -39,7 +40,7 @@ CONTROLLERS: Registry[ControllerKind] = Registry("controller", package=__package
 def register_controller(
     name: str, make: Callable[[HasPolicy, int], Controller], number: str | None = None
 ) -> ControllerKind:
-    """Make a controller known by name to `make_controller`, the command line, sweeps, lm-eval and plots.
+    """Register a controller, so that `make_controller`, the command line, sweeps, lm-eval and plots accept its name.
 
     Args:
         name (`str`): The name.

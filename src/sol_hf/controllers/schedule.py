@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Controllers that play a given schedule."""
+"""Controllers that follow a given schedule."""
 
 import torch
 
@@ -10,13 +10,13 @@ from .levels import closeness
 
 
 class ScheduleController(Controller):
-    """Follows a given schedule, whatever the model computes.
+    """Follows a given schedule, independent of the model's outputs.
 
     Args:
-        actions (`torch.LongTensor` of shape `(steps, rows)`): Action ids. One column serves any number of rows.
+        actions (`torch.LongTensor` of shape `(steps, rows)`): Action ids. A single column is used for all rows.
 
     Raises:
-        ValueError: when a generation has more steps or other rows than the schedule.
+        ValueError: if a generation has more steps than the schedule, or another number of rows.
     """
 
     needs_budget = False

@@ -3,14 +3,14 @@
 
 """Baselines that follow a budget step by step: each spends more where a signal of the base is high.
 
-At every step an axis still has a level `c` that would spend its budget exactly if it were taken to the episode's end.
-The step takes one of the two levels around `c`, the upper one if `c` is near it or the signal is high:
+For every axis and step, `c` is the level that would spend the rest of the budget exactly if all remaining steps took
+it. The step takes one of the two levels around `c`: the upper one if `c` is near it or the signal is high.
 
     lo ------------ c ------- hi        p = (c - lo) / (hi - lo) + gain * (signal - 0.5);   hi if p >= 0.5
 
-What is chosen then stays within the levels from which the target can still be met; where no level is, the episode ends
-below it. All axes get the same signal. The sums are those of the ledger, in float32, without a tolerance:
-a target that is itself a level can thus end one level below it, as in the published baseline.
+The choice is then limited to levels after which the target can still be met exactly. If there is none, the episode
+ends below the target. All axes get the same signal. The sums are those of the ledger, in float32, without a
+tolerance: an episode whose target is itself a level can thus end one level below it, as in the published baseline.
 """
 
 import torch
@@ -20,7 +20,7 @@ from .levels import closeness
 
 
 class SignalController(Controller):
-    """Base class: write [`SignalController.signal`].
+    """Base class of controllers with a signal. Subclasses implement [`SignalController.signal`].
 
     Args:
         gain (`float`, *optional*, defaults to 0.35): Weight of the signal.
@@ -32,7 +32,7 @@ class SignalController(Controller):
         self.gain = gain
 
     def signal(self, observation: Observation) -> torch.Tensor:
-        """How much this step is worth, `(rows,)` in 0..1; 0.5 changes nothing."""
+        """The signal of this step, `(rows,)` in 0..1: above 0.5 it favours the upper level, below it the lower."""
         raise NotImplementedError
 
     def __call__(self, observation: Observation) -> torch.Tensor:
@@ -52,8 +52,8 @@ def spend(levels: torch.Tensor, unspent: torch.Tensor, left: torch.Tensor, urge:
 
     Args:
         levels (`torch.Tensor` of shape `(levels,)`): Ascending, in ratio units.
-        unspent (`torch.Tensor` of shape `(rows,)`): What the steps left may sum up to.
-        left (`torch.Tensor` of shape `(rows,)`): Steps left, this one included; at least 1.
+        unspent (`torch.Tensor` of shape `(rows,)`): Sum that the remaining steps may reach.
+        left (`torch.Tensor` of shape `(rows,)`): Remaining steps, this one included; at least 1.
         urge (`torch.Tensor` of shape `(rows,)`): Added to the share of the upper level.
 
     Returns:

@@ -3,5 +3,5 @@
 
 """Policies as files: loading, saving, model cards.
 
-Nothing here imports the model class; what is saved comes in as an argument.
+No module here imports the model class: the model to save is an argument.
 """

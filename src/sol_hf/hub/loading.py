@@ -22,11 +22,11 @@ def load_policy(name_or_path: str | os.PathLike, config: SOLConfig | None, locat
         location (`dict[str, Any]`): `revision`, `subfolder` and Hub arguments.
 
     Raises:
-        ValueError: if the weights are damaged, or are not those that the config describes.
+        ValueError: if the weights are damaged, or do not fit the config.
     """
-    if config is None:  # read here, because before transformers 5.22 a model class forgets the token for it
+    if config is None:  # read here, because before transformers 5.22 model classes do not pass on the token
         stored, _ = SOLConfig.get_config_dict(name_or_path, **location)
-        config = SOLConfig.from_dict(stored) if stored else None  # the folder of an adapter has none
+        config = SOLConfig.from_dict(stored) if stored else None  # the folder of an adapter has no config
     try:
         policy, info = SOLPolicyModel.from_pretrained(
             name_or_path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **location
@@ -50,7 +50,7 @@ def without_wrapper(base: PreTrainedModel) -> PreTrainedModel:
     """The model inside a `PeftModel`, with its adapters active; any other model unchanged.
 
     Raises:
-        ValueError: for an adapter that does not live in the model's layers (prompt learning).
+        ValueError: for an adapter that is not part of the model's layers (prompt learning).
     """
     if not hasattr(base, "get_base_model"):
         return base
@@ -73,8 +73,8 @@ def base_sizes(base: PreTrainedModel) -> dict[str, int]:
 
 
 def base_facts(base: PreTrainedModel) -> dict[str, str | int | None]:
-    """What a config also stores of a base, but does not have to fit: its name and its longest text."""
-    adapted = hasattr(base, "peft_config")  # then the name is that of the base without its adapter
+    """Further config fields about the base, which a policy does not have to fit: its name and its longest text."""
+    adapted = hasattr(base, "peft_config")  # then the stored name would be that of the base without its adapter
     return {
         "base_model_name_or_path": None if adapted else base.config.name_or_path or None,
         "base_max_position_embeddings": getattr(base.config, "max_position_embeddings", None),
@@ -82,7 +82,7 @@ def base_facts(base: PreTrainedModel) -> dict[str, str | int | None]:
 
 
 def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel) -> None:
-    """Raise a ValueError if policy and base do not belong together."""
+    """Raise a ValueError if the policy does not fit the config or the base."""
     for name, size in base_sizes(base).items():
         expected = getattr(config, name)
         if expected is not None and expected != size:

@@ -29,7 +29,7 @@ def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | 
 
     Args:
         config ([`SOLConfig`]): The policy's config.
-        repo_id (`str`, *optional*): Where the policy will live; used in the snippet.
+        repo_id (`str`, *optional*): Repository of the policy, for the code example.
         tags (`list[str]`, *optional*): Further tags.
     """
     base = config.base_model_name_or_path

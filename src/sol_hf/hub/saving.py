@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Model cards and uploads: a policy repository as it stands on the Hub."""
+"""Saving and uploading of a policy repository."""
 
 import os
 import tempfile
@@ -33,12 +33,12 @@ AUTO_MAP = {
 def save_policy(model: PreTrainedModel, folder: str | os.PathLike, repo_id: str | None, **kwargs) -> None:
     """Write the files of a policy repository; a model card that is already in the folder is kept.
 
-    Of a policy with an adapter (PEFT), only the adapter is written: it names the policy that it belongs to.
+    Of a policy with an adapter (PEFT), only the adapter is written, which names its policy.
 
     Args:
         model (`PreTrainedModel`): A [`SOLForCausalLM`]; its policy, configs and card are written, its base is not.
-        folder (`str` or `os.PathLike`): Where to.
-        repo_id (`str`, *optional*): Where the policy will live, for the card's snippet.
+        folder (`str` or `os.PathLike`): Folder to write to.
+        repo_id (`str`, *optional*): Repository of the policy, for the code example in the card.
         kwargs: For `PreTrainedModel.save_pretrained`.
     """
     if hasattr(model.policy, "peft_config"):

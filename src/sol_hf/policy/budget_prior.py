@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A prior over levels that the budget alone gives."""
+"""A prior over levels that depends on the budget only."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from ..budget.scalars import ScalarColumns
 
 
 TIE_MARGIN = 1e-5
-"""How much nearer to the upper one of two levels, in ratio units, a wanted level must lie to be rounded up."""
+"""A value is rounded up only if it is nearer to the upper level than to the lower by this much, in ratio units."""
 
 
 class BudgetPrior(nn.Module):
-    r"""Logits per level that the budget alone gives: \\(-((level - centre) / width)^2\\) on every axis.
+    r"""Logits per level that depend on the budget only: \\(-((level - centre) / width)^2\\) on every axis.
 
     The centre is `target - overspent / (1 + repayment_spread * steps left)`, in ratio units. With a spread of 0, the
     initial value, the next step compensates everything that was overspent: the best level is then that of error
@@ -52,7 +52,7 @@ class BudgetPrior(nn.Module):
         init.zeros_(self.repayment_spread)
 
     def forward(self, scalars: torch.Tensor) -> torch.Tensor:
-        """Logits per level from what the budget allows.
+        """Logits per level from the remaining budget.
 
         Args:
             scalars (`torch.Tensor` of shape `(..., 2 + 2 * axes)` or wider): From [`BudgetLedger.scalars`].
@@ -78,10 +78,10 @@ class BudgetPrior(nn.Module):
         return targets - overspent * share - TIE_MARGIN
 
     def _levels_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Levels in ratio units and the axis of each, both `(sum(level_counts),)`; made once per device.
+        """Levels in ratio units and the axis of each, both `(sum(level_counts),)`; created once per device.
 
-        They are not buffers: buffers would be rounded together with the weights, and `from_pretrained` would not
-        fill them.
+        They are not buffers: buffers would be rounded together with the weights, and `from_pretrained` would leave
+        them uninitialized.
         """
         if device not in self._on_device:
             axes = [axis for axis, levels in enumerate(self.levels) for _ in levels]

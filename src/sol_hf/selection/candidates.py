@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a criterion sees: the queries of a step and the cached keys that they may read."""
+"""The input of a criterion: the queries of a step and the cached keys that they may read."""
 
 import torch
 
@@ -57,14 +57,14 @@ class Candidates:
         return page_bounds(self.keys, self.page_size, self.page_origin, self.first_key, pages)
 
     def slots_of(self, selection: Selection) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slots of a selection `(rows, H, m)`, and a mask of that shape of those to read."""
+        """Slots of a selection `(rows, H, m)`, and a mask of the same shape, true for the slots to read."""
         slot = selection.ranks + self.page_origin[:, None, None]
         return slot, selection.in_use & (slot >= self.first_key[:, None, None]) & (slot < self.slots)
 
     def mask_of(self, selection: Selection) -> torch.Tensor:
         """A selection as a mask `(rows, H, slots)`."""
         slot, in_use = self.slots_of(selection)
-        # Entries that are not in use may repeat a slot that is: they go to one column more, which is cut off.
+        # Unused entries may name a slot that is in use. They are written to one extra column, which is cut off.
         index = torch.where(in_use, slot, self.slots)
         mask = torch.zeros(*index.shape[:2], self.slots + 1, dtype=torch.bool, device=index.device)
         return mask.scatter_(2, index, True)[..., : self.slots]

@@ -11,7 +11,7 @@ import torch
 
 
 def kept_count(fraction: torch.Tensor, total: torch.Tensor | int) -> torch.Tensor:
-    """`ceil(fraction * total)`, at least 1, whatever the rounding error of `fraction`.
+    """`ceil(fraction * total)`, at least 1, corrected for the rounding error of `fraction`.
 
     In float32 `0.6 * 50` is 30.000002, whose ceiling would be 31. The relative slack of 1e-6 is larger than that
     error. The result is exact for every `total` up to 50,000; beyond that it is one too small for some fractions.
@@ -43,7 +43,7 @@ def kept_channels(x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
 
 
 def largest(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Where the `count` largest values along the last dimension are; of equal ones, the first. NaN counts as large.
+    """A mask of the `count` largest values along the last dimension; of equal ones, the first. NaN counts as large.
 
     Args:
         values (`torch.Tensor` of shape `(rows, ..., n)`): Values to choose from.
@@ -55,7 +55,7 @@ def largest(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     count = per_row(count, values)
     place = (values.shape[-1] - count).expand(*values.shape[:-1], 1)
     least = _sort(values).gather(-1, place)
-    if values.device.type == "cpu":  # here a look at the values is free; mostly none are equal
+    if values.device.type == "cpu":  # reading values costs no synchronization here; ties are rare
         keep = ~(values < least)
         if torch.equal(keep.sum(dim=-1, keepdim=True), count.expand_as(place)):
             return keep

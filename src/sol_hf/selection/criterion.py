@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a criterion is, and all criteria by name.
+"""The base class of criteria, and the registry of all criteria by name.
 
-A [`Criterion`] says everything that other modules need to know of it: how it selects keys, what that costs, and which
-fast paths compute the same selection. Its name is the value of `SOLConfig(criterion=...)`.
+A [`Criterion`] defines how keys are selected, what that costs, and whether the fast paths compute the same selection.
+Its name is the value of `SOLConfig(criterion=...)`.
 """
 
 import math
@@ -19,19 +19,19 @@ from .rule import Selection, SelectionRule
 
 
 ROUNDING = 1e-6
-"""Slack in `ceil(token_keep * keys)`, so that a `token_keep` which is rounded up does not add a key."""
+"""Tolerance in `ceil(token_keep * keys)`, so that a rounding error of `token_keep` does not add a key."""
 
 
 @dataclass(frozen=True)
 class SelectionCost:
-    """What one layer reads of its cache for one token, and computes with it.
+    """How much one layer reads of its cache for one token, and how much it computes.
 
     Args:
         attended (`int`): Keys that a query head attends to.
-        moved (`float`): Keys together with their values that a key-value head reads, those that only the selection
-            reads included. A key without its value counts one half.
-        scored (`float`): Vectors of the size of a key that a query head is multiplied with to select, beside those
-            of attention itself.
+        moved (`float`): Pairs of key and value that a key-value head reads, for the selection and for attention. A
+            key without its value counts one half.
+        scored (`float`): Vectors of the size of a key with which a query head is multiplied in order to select. The
+            products of attention itself are not included.
     """
 
     attended: int
@@ -42,13 +42,14 @@ class SelectionCost:
 class Criterion:
     """How a step selects the cached keys that it reads.
 
-    A subclass has [`Criterion.select`], and what follows where the defaults do not hold.
+    A subclass defines [`Criterion.select`], and overrides the other attributes and methods where it differs from the
+    defaults.
 
     Class attributes:
         chooses_pages (`bool`): Whether whole pages are read, chosen by the bounds in the cache's page index. Set by
             [`PageCriterion`].
         has_kernels (`bool`): Whether the compiled CPU kernel and the Triton kernels select the same keys. They score
-            pages by their bounds as `quest` does. Without them, `cuda_graphs` is refused.
+            pages by their bounds as `quest` does. A criterion without kernels cannot be used with `cuda_graphs`.
         heads_may_differ (`bool`): Whether query heads that share a key-value head may select different keys, under
             `page_selection="head"`.
     """
@@ -60,7 +61,7 @@ class Criterion:
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
         """The keys that a step reads: a pure function of its arguments.
 
-        Nothing of it may depend on other rows. On an accelerator it must not bring values to the host.
+        The selection of a row must not depend on other rows. On an accelerator no values may be copied to the host.
 
         Args:
             candidates ([`Candidates`]): Queries and cached keys.
@@ -70,17 +71,18 @@ class Criterion:
         raise NotImplementedError
 
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
-        """How many of `keys` keys, its own included, a query head reads; by default `ceil(token_keep * keys)`."""
+        """How many of `keys` keys (its own included) a query head reads; by default `ceil(token_keep * keys)`."""
         return min(keys, max(1, math.ceil(token_keep * keys - ROUNDING)))
 
     def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
-        """What a layer reads and computes for one token; by default the selection itself is free.
+        """How much a layer reads and computes for one token; by default the selection itself costs nothing.
 
         Args:
             rule ([`SelectionRule`]): Settings.
             token_keep (`float`): Fraction of the keys to read, in (0, 1].
             keys (`int`): Keys that the step sees, its own included.
-            group (`int`): Query heads that share a key-value head. Where they may differ, they are taken to.
+            group (`int`): Query heads that share a key-value head. If they may select different keys, the cost
+                assumes that all of them do.
         """
         attended = self.keys_read(rule, token_keep, keys)
         choices = group if self.heads_may_differ and rule.page_selection == "head" else 1
@@ -92,7 +94,7 @@ CRITERIA: Registry[Criterion] = Registry("criterion", package=f"{__package__}.cr
 
 
 def register_criterion(name: str, criterion: Criterion) -> Criterion:
-    """Make a criterion known by name, as `SOLConfig(criterion=name)`, to decoding, rollouts, sweeps and costs.
+    """Register a criterion, so that decoding, rollouts, sweeps and costs can use `SOLConfig(criterion=name)`.
 
     Args:
         name (`str`): The name.

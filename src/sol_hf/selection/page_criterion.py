@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Criteria that read whole pages, chosen by the page index that the cache keeps."""
+"""Criteria that read whole pages, chosen by the page index of the cache."""
 
 import dataclasses
 import math
@@ -20,14 +20,14 @@ from .rule import Selection, SelectionRule
 class PageCriterion(Criterion):
     """Reads the pages with the highest scores, `ceil(token_keep * keys)` keys rounded up to whole pages.
 
-    The score of a page is linear in its bounds: `a . maximum + b . minimum`, with vectors `a` and `b` that are made
-    from the query. A subclass says which.
+    The score of a page is linear in its bounds: `a . maximum + b . minimum`. A subclass computes the vectors `a` and
+    `b` from the query.
     """
 
     chooses_pages: ClassVar[bool] = True
 
     def page_queries(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vectors that are multiplied with the maxima and the minima of pages, of the shape of `query`.
+        """The vectors to multiply with the maxima and the minima of pages, each of the shape of `query`.
 
         Args:
             query (`torch.Tensor` of shape `(..., head_dim)`): Queries.
@@ -49,7 +49,7 @@ class PageCriterion(Criterion):
     ) -> torch.Tensor:
         """The selection of [`PageCriterion.select`] as a mask `(rows, H, pages)`.
 
-        It serves rows that share the prefix of a cache, whose first key begins a page.
+        For rows that share the prefix of a cache, where the first key begins a page.
 
         Args:
             scores (`torch.Tensor` of shape `(rows, kv_heads, group, pages)`): Scores of pages, -inf for those that a
@@ -67,7 +67,7 @@ class PageCriterion(Criterion):
         return min(keys, max(1, pages) * rule.page_size)
 
     def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
-        """As of [`Criterion`]; the maximum and minimum of a page are as large as a key and a value."""
+        """See [`Criterion`]. The maximum and minimum of a page are as large as a key and a value."""
         cost = super().cost(rule, token_keep, keys, group)
         if token_keep >= 1:
             return cost

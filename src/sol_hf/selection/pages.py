@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pages of keys: their bounds, how those score for a query, and which pages are chosen.
+"""Pages of keys: their bounds, their scores for a query, and the choice of pages.
 
-A page is `page_size` keys in a row, counted from a row's first key. Its *bounds* are the maximum and the minimum of
-every channel over its keys.
+A page is `page_size` consecutive keys, counted from the first key of a batch row. Its *bounds* are the maximum and the
+minimum of every channel over its keys.
 """
 
 import torch
@@ -42,7 +42,7 @@ def page_bounds(
 
 
 def split_by_sign(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positive and the negative part of queries, which add up to them."""
+    """The positive and the negative part of queries; their sum is the query."""
     return query.clamp(min=0), query.clamp(max=0)
 
 
@@ -53,7 +53,7 @@ def page_scores(query: torch.Tensor, upper: torch.Tensor, lower: torch.Tensor) -
     query, page and channel.
 
     Args:
-        query (`torch.Tensor` of shape `(..., queries, head_dim)`): Queries that look at the same pages.
+        query (`torch.Tensor` of shape `(..., queries, head_dim)`): Queries that use the same pages.
         upper (`torch.Tensor` of shape `(..., pages, head_dim)`): Maxima, from [`page_bounds`].
         lower (`torch.Tensor` of shape `(..., pages, head_dim)`): Minima.
 
@@ -72,7 +72,7 @@ def choose_pages(
     slots: int,
     rule: SelectionRule,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pages with the highest scores, and which of them are wanted.
+    """The pages with the highest scores, and a mask of those to read.
 
     Args:
         scores (`torch.Tensor` of shape `(rows, kv_heads, group, pages)`): From [`page_scores`].
@@ -83,7 +83,7 @@ def choose_pages(
         rule ([`SelectionRule`]): Page size, and per query head or per group.
 
     Returns:
-        Numbers of pages `(rows, H, m)`, by descending score, and a mask of that shape of those to read.
+        Numbers of pages `(rows, H, m)`, by descending score, and a mask of the same shape, true for those to read.
     """
     pages = scores.shape[-1]
     has_keys = torch.arange(pages, device=scores.device) * rule.page_size < (slots - page_origin)[:, None]
@@ -94,7 +94,7 @@ def choose_pages(
 
 
 def pages_to_read(token_keep: torch.Tensor | None, count: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
-    """How many pages [`choose_pages`] reads of rows whose first key begins a page, `(rows,)`.
+    """Number of pages that [`choose_pages`] reads in rows whose first key begins a page, `(rows,)`.
 
     Args:
         token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the keys to read; all by default.
@@ -105,5 +105,5 @@ def pages_to_read(token_keep: torch.Tensor | None, count: torch.Tensor, rule: Se
 
 
 def pages_for(tokens: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
-    """How many pages `tokens` keys fill, `(rows,)`; the last one may not be full."""
+    """Number of pages that `tokens` keys occupy, `(rows,)`; the last one may not be full."""
     return torch.div(tokens + (rule.page_size - 1), rule.page_size, rounding_mode="floor")

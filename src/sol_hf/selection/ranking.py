@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What criteria have in common: queries by key-value head, and the highest scores of every row."""
+"""Helpers of criteria: queries by key-value head, and the highest scores of every row."""
 
 import torch
 
@@ -15,15 +15,15 @@ def group_queries(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 
 def share_scores(scores: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
-    """`(rows, kv_heads, group, n)` to `(rows, H, n)`, summed over the group where one choice serves it."""
+    """`(rows, kv_heads, group, n)` to `(rows, H, n)`, summed over the group with `page_selection="group"`."""
     return scores.sum(dim=2) if rule.page_selection == "group" else scores.flatten(1, 2)
 
 
 def top_ranked(scores: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the `wanted` `(rows,)` highest of `scores` `(rows, H, n)`, and which of the indices are wanted.
+    """Indices of the `wanted` `(rows,)` highest of `scores` `(rows, H, n)`, and a mask of the indices that are wanted.
 
-    On the CPU there are as many as the row that wants most has. Elsewhere there are all `n`: to find out how many are
-    needed would stall the device.
+    On the CPU there are as many indices as the largest of `wanted`. On other devices there are all `n`: to read the
+    largest of `wanted` would stall the device.
     """
     total = scores.shape[-1]
     most = min(int(wanted.max()), total) if scores.device.type == "cpu" else total

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The settings of a selection, and what a selection is."""
+"""The settings of a selection, and its result."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class SelectionRule:
     """The settings of a selection that do not change from step to step.
 
     Args:
-        criterion (`str`): Name of a registered [`Criterion`]: `"quest"`, `"relevancy"`, `"recency"`, or one of your
-            own.
+        criterion (`str`): Name of a registered [`Criterion`]: `"quest"`, `"relevancy"`, `"recency"`, or one that you
+            have registered.
         page_size (`int`): Keys in a page, for criteria that choose whole pages.
         page_selection (`str`): `"head"` chooses per query head; `"group"` once per key-value head, by the sum of the
             scores of its query heads, so that the bytes read are really `token_keep` of the cache.
@@ -32,14 +32,13 @@ class SelectionRule:
     window_tokens: int = 2
 
     def is_controllable(self, count: torch.Tensor) -> torch.Tensor:
-        """Whether a step that sees `count` keys (itself included) is under control, of the shape of `count`."""
+        """Whether a step that sees `count` keys (its own included) is controllable, of the shape of `count`."""
         return count > self.sink_tokens + self.window_tokens + 1
 
     def page_fill(self, count: torch.Tensor) -> torch.Tensor:
         """Filled share of the page that a step's own token is in, that token included, of the shape of `count`.
 
-        The bound that ranks a page is the lower the fewer keys the page has. A page that has just begun is therefore
-        more likely to be left out, and its first tokens with it.
+        The fewer keys a page has, the lower is its bound. A page with few keys is therefore less likely to be read.
         """
         return ((count - 1) % self.page_size + 1) / self.page_size
 
@@ -48,13 +47,13 @@ class SelectionRule:
 class Selection:
     """The keys that a step reads.
 
-    A key is named by its *rank*: its slot minus the row's `page_origin`, see [`Candidates`].
+    A key is given by its *rank*: its slot minus the row's `page_origin`, see [`Candidates`].
 
     Args:
         ranks (`torch.LongTensor` of shape `(rows, H, m)`): Ranks of the selected keys. `H` is the number of query
             heads, of key-value heads, or 1 where all heads read the same keys.
-        in_use (`torch.BoolTensor` of shape `(rows, H, m)`): Which of the `m` entries count. A rank that names no key
-            of the row is ignored, even where `in_use` is set.
+        in_use (`torch.BoolTensor` of shape `(rows, H, m)`): Which of the `m` entries count. A rank without a key in
+            the row is ignored, even where `in_use` is set.
     """
 
     ranks: torch.Tensor

@@ -3,5 +3,5 @@
 
 """One criterion per file, each registered under its name with `register_criterion`.
 
-A file in this folder is found by itself. No other module compares the names of criteria.
+Files in this folder are imported automatically. No other module compares the names of criteria.
 """

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The criterion `recency`: the first and the latest keys."""
+"""The criterion `recency`: the first and the most recent keys."""
 
 import math
 from typing import ClassVar

@@ -40,7 +40,7 @@ class Relevancy(Criterion):
         return min(keys, always + math.ceil(token_keep * max(keys - always, 0) - ROUNDING))
 
     def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
-        """As of [`Criterion`]; all keys are read and scored, and the values of the selected ones."""
+        """See [`Criterion`]. All keys are read and scored; of the values, only the selected ones are read."""
         cost = super().cost(rule, token_keep, keys, group)
         if token_keep >= 1:
             return cost
