@@ -144,9 +144,9 @@ class StepPlan:
 
     @cached_property
     def is_timed(self) -> bool:
-        """Whether each part may choose by the clock among its ways to compute the same.
+        """Whether implementations of an operation may be measured against each other, to use the fastest.
 
-        Rollouts are compared and resumed to the bit, which a choice by the clock would spoil.
+        Not in rollouts, which are compared and resumed to the bit: what is measured may differ between two runs.
         """
         return self.backend == "auto" and not self.is_fanned_out
 
@@ -200,7 +200,7 @@ class RefreshPlan:
 
     @property
     def is_timed(self) -> bool:
-        """Whether each part may choose by the clock among its ways to compute the same."""
+        """Whether implementations of an operation may be measured against each other, to use the fastest."""
         return self.backend == "auto"
 
 
@@ -227,7 +227,7 @@ class ForwardContext:
 
     @property
     def is_timed(self) -> bool:
-        """Whether each part may choose by the clock among its ways to compute the same."""
+        """Whether implementations of an operation may be measured against each other, to use the fastest."""
         return self.told is not None and self.told.is_timed
 
     @property

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What an MLP is made of: projections and activation, found from the names and checked by what they compute.
+"""What an MLP is made of: projections and activation, found by their names and checked by their output.
 
-Only `down(activation(gate(x)) * up(x))` and `down(activation(gate(x)))` are recognised, from plain linear layers
-without hooks. Names promise little, so [`find_parts`] also compares the parts' output with the module's own.
+Only `down(activation(gate(x)) * up(x))` and `down(activation(gate(x)))` are recognised, of plain linear layers without
+hooks. As names alone prove nothing, [`find_parts`] also compares the output of the parts with that of the module.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "relu": functional.relu,
 }
-"""What the fast paths can apply between the projections."""
+"""Activations that the fast paths can apply between the projections."""
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Largest difference from the module's own output, relative to its largest element."""
 
@@ -123,23 +123,23 @@ def tensors_of(sources: dict[str, nn.Linear]) -> list[torch.Tensor]:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a projection is a product and a sum of plain numbers in memory, and nothing looks on.
+    """Whether a projection is a plain linear layer on plain tensors, without hooks or a replaced forward.
 
-    A tensor of a class of its own, a quantized one say, may have no memory at its address.
+    A tensor subclass, such as that of a quantized weight, may have no memory at its address.
     """
-    if type(module) is not nn.Linear or _is_watched(module):
+    if type(module) is not nn.Linear or _is_changed(module):
         return False
     return all(type(x) in (nn.Parameter, torch.Tensor) and x.is_contiguous() for x in tensors_of({"": module}))
 
 
 def is_plain_activation(function: Callable) -> bool:
-    """Whether an activation has no weights, and nothing looks on."""
+    """Whether an activation has no weights, no hooks and no replaced forward."""
     if not isinstance(function, nn.Module):
         return True
-    return not any(_is_watched(module) for module in function.modules()) and not function.state_dict()
+    return not any(_is_changed(module) for module in function.modules()) and not function.state_dict()
 
 
-def _is_watched(module: nn.Module) -> bool:
+def _is_changed(module: nn.Module) -> bool:
     forward = vars(module).get("forward")
     replaced = forward is not None and not getattr(forward, "is_plain_product", False)
     return bool(module._forward_hooks or module._forward_pre_hooks or replaced)
