@@ -184,5 +184,5 @@ def test_blocks_without_a_step_are_refused(context):
 def test_budgets_that_do_not_fit_the_blocks_are_refused():
     model = control(tiny_base("llama"))
     blocks = blocks_of(model, 20)
-    with pytest.raises(ValueError, match="3 budgets cannot be dealt out to 2 blocks"):
+    with pytest.raises(ValueError, match="3 budgets cannot be divided among 2 blocks"):
         roll_out(model, prefill(model, blocks, 20), blocks, targets(3), PolicyController(model.policy))

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rows of any length, laid out so that all decode steps begin together."""
+"""Rows of any length, padded so that their decode steps begin in the same column."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ import torch
 
 @dataclass(frozen=True)
 class AlignedRows:
-    """Rows laid out for scoring.
+    """Rows for scoring, padded so that their contexts end in the same column.
 
     Args:
-        tokens (`torch.LongTensor` of shape `(rows, context + steps + 1)`): Contexts end in the same column.
-        padding (`torch.LongTensor` of shape `(rows,)`): Left padding of every row.
+        tokens (`torch.LongTensor` of shape `(rows, context + steps + 1)`): Token ids.
+        padding (`torch.LongTensor` of shape `(rows,)`): Number of padding tokens on the left of every row.
         context (`int`): Columns before the first decode step.
         steps (`torch.LongTensor` of shape `(rows,)`): Decode steps of every row.
     """
@@ -27,7 +27,7 @@ class AlignedRows:
 
     @property
     def step_mask(self) -> torch.Tensor:
-        """Which steps a row has, `(rows, steps)`."""
+        """A mask of the steps that each row has, `(rows, steps)`."""
         width = self.tokens.shape[1] - self.context - 1
         return torch.arange(width, device=self.tokens.device) < self.steps[:, None]
 
@@ -39,14 +39,15 @@ class AlignedRows:
         return (torch.arange(self.tokens.shape[1], device=self.tokens.device) >= self.padding[:, None]).long()
 
     def merge(self, end: int, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first row of every group that is the same before column `end`.
+        """Group rows that are the same before column `end`, and return the first row of every group.
 
         Args:
-            end (`int`): Columns that are compared.
+            end (`int`): Number of columns to compare.
             among (`torch.LongTensor` of shape `(some,)`): Rows to consider, ascending.
 
         Returns:
-            `torch.LongTensor` of shape `(groups,)`, those rows, ascending; and of shape `(some,)`, the group of each.
+            Two `torch.LongTensor`: the first rows, ascending, of shape `(groups,)`, and the group of every row in
+            `among`, of shape `(some,)`.
         """
         begins = torch.cat([self.padding[:, None], self.tokens[:, :end]], dim=1)[among]
         _, group = begins.unique(dim=0, return_inverse=True)
@@ -58,7 +59,7 @@ class AlignedRows:
 def align_rows(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, context_length: int | Sequence[int] | torch.Tensor
 ) -> AlignedRows:
-    """Lay out rows so that their contexts end in the same column.
+    """Pad rows so that their contexts end in the same column.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(rows, length)`): Tokens, padded on either side.

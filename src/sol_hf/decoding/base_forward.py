@@ -20,7 +20,7 @@ from .session import DecodingSession
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """The arguments of a forward that concern its tokens; slices of it are what the base gets.
+    """The arguments of a forward that belong to its tokens. The base gets slices of them.
 
     Args:
         tokens (`torch.Tensor`): Ids `(rows, length)`, or embeddings `(rows, length, embedding_size)`.
@@ -35,7 +35,7 @@ class ForwardInputs:
 
 @functools.lru_cache
 def accepted_arguments(model_class: type[nn.Module]) -> frozenset[str]:
-    """Names of the arguments that the forward of a model class spells out."""
+    """Names of the arguments in the signature of a model class's forward."""
     return frozenset(inspect.signature(model_class.forward).parameters)
 
 
@@ -46,7 +46,7 @@ def base_forward(
     inputs: ForwardInputs,
     logits_to_keep: int = 1,
 ) -> CausalLMOutputWithPast:
-    """Run the base on `tokens`, which follow what the cache holds."""
+    """Run the base on `tokens`, which follow those in the cache."""
     begin, length = cache.get_seq_length(), tokens.shape[1]
     arguments: dict[str, Any] = dict(inputs.extra)
     arguments["inputs_embeds" if tokens.is_floating_point() else "input_ids"] = tokens
@@ -71,7 +71,7 @@ def dense_forward(
     logits_to_keep: int = 1,
     refresh: RefreshPlan | None = None,
 ) -> CausalLMOutputWithPast:
-    """Process `tokens` densely, as a KV refresh if there is a plan of one, and begin a new episode after them."""
+    """Process `tokens` densely, as a KV refresh if `refresh` is given, and begin a new episode after them."""
     with active_forward(refresh=refresh) as context:
         output = base_forward(session.base, tokens, session.cache, inputs, logits_to_keep)
     session.cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(session, output))
@@ -79,12 +79,12 @@ def dense_forward(
 
 
 def logits_digest(session: DecodingSession, output: CausalLMOutputWithPast) -> torch.Tensor | None:
-    """What the controller keeps of the logits of the last token, `None` if it does not look at them."""
+    """What the controller keeps of the logits of the last token, `None` if it does not use them."""
     if not session.needs_logits:
         return None
     return session.require_controls().controller.digest_logits(output.logits[:, -1])
 
 
 def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
-    """Input embedding of ids; embeddings pass through."""
+    """Input embeddings of ids; embeddings are returned unchanged."""
     return token if token.is_floating_point() else base.get_input_embeddings()(token)

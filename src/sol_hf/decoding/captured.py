@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""When a forward runs from a CUDA graph."""
+"""Decides whether a forward runs from a CUDA graph, and finds or makes the graph."""
 
 import torch
 
@@ -11,17 +11,17 @@ from .session import DecodingSession
 
 
 NOT_CAPTURED = ("use_cache", "cache_position", "logits_to_keep")
-"""Arguments of a forward that make no difference to a captured one."""
+"""Arguments of a forward that a captured forward may ignore."""
 
 
 GROWTH_TOKENS = 256
-"""Room for so many tokens at least, or a quarter more, is made with a CUDA graph."""
+"""A CUDA graph is captured with storage for at least this many additional tokens, or a quarter of the text if more."""
 
 
 def is_captured(session: DecodingSession, tokens: torch.Tensor, inputs: ForwardInputs) -> bool:
     """Whether the forward that processes `tokens` `(rows, number)` is to run from a [`CapturedForward`].
 
-    One that is asked for more than logits, such as all hidden states, is not.
+    A forward that has to return more than logits, such as all hidden states, is not.
     """
     controls, length = session.require_controls(), session.cache.get_seq_length()
     extra = (value for name, value in inputs.extra.items() if name not in NOT_CAPTURED)
@@ -32,9 +32,9 @@ def is_captured(session: DecodingSession, tokens: torch.Tensor, inputs: ForwardI
 
 
 def current_capture(session: DecodingSession, refreshed: int = 0) -> CapturedForward:
-    """The session's [`CapturedForward`] for steps, or for KV refreshes of so many tokens a row.
+    """The session's [`CapturedForward`] for steps, or for KV refreshes of `refreshed` tokens per row.
 
-    It is made anew if what it would compute has changed, or if there is no room for the tokens.
+    It is captured again if its computation has changed, or if there is not enough storage for the tokens.
     """
     base, cache, controls, graphs = session.base, session.cache, session.require_controls(), session.graphs
     length = cache.get_seq_length() + (refreshed or 1)

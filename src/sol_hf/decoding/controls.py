@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the decode steps of a call run under."""
+"""The settings of the decode steps of a call."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from ..selection.rule import SelectionRule
 
 @dataclass(frozen=True)
 class DecodeControls:
-    """What a generation runs under; one object per `generate` or `score` call.
+    """Controller, budget and options of decode steps; one object per `generate` or `score` call.
 
     Args:
         controller ([`Controller`]): Scores the actions.
@@ -26,11 +26,11 @@ class DecodeControls:
             [`needs_refresh`].
         do_sample (`bool`): Draw the action instead of taking the best.
         temperature (`float`): Divides the scores before drawing.
-        backend (`str`): For the [`StepPlan`]s: which implementation of a step's parts to use.
-        bits_backend (`str`): For the [`StepPlan`]s: how `bits` is put into effect.
+        backend (`str`): The implementations to use, see [`StepPlan`].
+        bits_backend (`str`): How `bits` is computed, see [`StepPlan`].
         cuda_graphs (`bool` or `int`): Run the base's part of steps and KV refreshes from CUDA graphs; a number is the
-            length of the text from which on they run without.
-        dense_axes (`frozenset[str]`): Axes that stay dense whatever the controller scores.
+            length of the text above which no graphs are used.
+        dense_axes (`frozenset[str]`): Axes that are dense at every step, for any scores of the controller.
     """
 
     controller: Controller

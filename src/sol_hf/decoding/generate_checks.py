@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What `generate` refuses under a budget, before any compute."""
+"""Checks of the arguments of `generate` under a budget, before any compute."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +33,7 @@ def check_generate_arguments(
     stored: GenerationConfig,
     device: torch.device,
 ) -> None:
-    """Raise a ValueError for what cannot run under a budget.
+    """Raise a ValueError for arguments that cannot be used under a budget.
 
     Args:
         prompt (`torch.Tensor`, *optional*): From [`find_prompt`].
@@ -73,7 +73,7 @@ def check_generate_arguments(
 
 
 def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: GenerationConfig | None) -> None:
-    """Raise a ValueError if `generate` is asked for the paged cache of continuous batching, budget or not."""
+    """Raise a ValueError for the paged cache of continuous batching, with or without a budget."""
     stored = getattr(generation_config, "cache_implementation", None)
     if "paged" in (arguments.get("cache_implementation"), stored):
         raise ValueError(

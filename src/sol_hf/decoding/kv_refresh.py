@@ -13,9 +13,10 @@ from .session import DecodingSession
 
 
 def take_back_sparse(session: DecodingSession) -> torch.Tensor:
-    """Drop what the running episode wrote since its first sparse step, and return those tokens `(rows, steps)`.
+    """Drop all keys and values since the first sparse step of the running episode, and return those tokens.
 
-    They are embeddings if any of them came as one.
+    Returns:
+        `torch.Tensor`: Ids `(rows, steps)`, or embeddings `(rows, steps, embedding_size)` if any of them was one.
     """
     episode = session.cache.episode
     tokens = [step.token for step in episode.steps[episode.first_sparse :]]
@@ -26,9 +27,9 @@ def take_back_sparse(session: DecodingSession) -> torch.Tensor:
 
 
 def refresh(session: DecodingSession, inputs: ForwardInputs) -> None:
-    """KV refresh: replace what the episode's steps wrote since the first sparse one, by one dense forward.
+    """KV refresh: recompute all keys and values since the episode's first sparse step by one dense forward.
 
-    Its logits are not computed, unless the controller looks at them: the token after the episode is known already.
+    The token after the episode is known already. Logits are therefore computed only if the controller needs them.
     """
     tokens, controls, skips_head = take_back_sparse(session), session.require_controls(), not session.needs_logits
     if skips_head and tokens.shape[1] == controls.episode_length and is_captured(session, tokens, inputs):
@@ -40,10 +41,11 @@ def refresh(session: DecodingSession, inputs: ForwardInputs) -> None:
 
 
 def needs_refresh(session: DecodingSession) -> bool:
-    """Whether the running episode left anything in the cache that a dense forward would not have, and that matters.
+    """Whether the running episode has to be refreshed.
 
-    With `kv_refresh="auto"` it matters if an axis was below the level that its executor names, on average over the
-    steps of any row, or if only an accelerator knows the actions.
+    An episode without sparse steps is never refreshed. With `kv_refresh="auto"` an episode is refreshed if the mean of
+    an axis over the steps of any row is below `auto_refresh_below` of its executor, or if the actions are known on an
+    accelerator only.
     """
     cache = session.cache
     wanted = True if session.controls is None else session.controls.kv_refresh

@@ -38,11 +38,11 @@ STORED_DEFAULTS: dict[str, Any] = {
 }
 
 
-"""Options beside the budget that a generation config may hold, and their defaults."""
+"""Options other than the budget that a generation config may hold, and their defaults."""
 
 
 UNSTORED = ("budget", "controller", "action_processors", "cuda_graphs")
-"""Options that only a call can give."""
+"""Options that can only be passed to a call."""
 
 
 def stored_names() -> tuple[str, ...]:
@@ -89,15 +89,15 @@ class DecodeOptions:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was asked for."""
+        """Whether neither a budget nor a controller was given."""
         return self.budget is None and self.controller is None
 
     @property
     def is_dense(self) -> bool:
-        """Whether the base itself is what was asked for.
+        """Whether all steps would be dense, so that the base itself can run.
 
-        In hard mode a dense target leaves nothing to choose. In soft mode a controller that was passed explicitly may
-        still choose less.
+        In hard mode this holds if all targets are dense. In soft mode a controller that was passed explicitly may
+        still choose other levels.
         """
         if self.budget is None:
             return self.controller is None
@@ -114,11 +114,10 @@ class DecodeOptions:
         return [axis for axis in space.axis_names if self.controls_axis(axis, space)]
 
     def dense_axes(self, space: ActionSpace) -> frozenset[str]:
-        """The axes on which every step is dense whatever the controller scores, known without looking at an action.
+        """The axes on which every step is dense for any scores of the controller.
 
         These are the axes without another level, those that a budget does not set, and in hard mode those whose
-        target is the dense value. An axis on which the space's dense action is less than dense is not among them: see
-        [`ActionSpace.dense_id`].
+        target is the dense value. An axis without a dense level is not included: see [`ActionSpace.dense_id`].
         """
         levels = zip(space.axes, space.table[space.dense_id], strict=True)
         dense = {axis.name for axis, level in levels if level == axis.dense}
@@ -175,13 +174,13 @@ def resolve_options(
     stored: GenerationConfig,
     config: SOLConfig | None = None,
 ) -> DecodeOptions:
-    """Combine what a call was given with stored generation configs; the first that sets an option wins.
+    """Combine the options of a call with those of generation configs; the first that sets an option has precedence.
 
     Args:
         given (`Mapping[str, Any]`): Options of the call.
         generation_config (`GenerationConfig`, *optional*): Of the call.
         stored (`GenerationConfig`): The model's own.
-        config ([`SOLConfig`], *optional*): Has the table that `compute` is looked up in, see [`budget_for`].
+        config ([`SOLConfig`], *optional*): Config with the calibration table for `compute`, see [`budget_for`].
 
     Raises:
         ValueError: for an unknown option, a budget given twice, or `compute` without a table.
@@ -209,7 +208,7 @@ def resolve_options(
 def _resolve_budget(
     given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], calibration: Sequence[dict[str, float]] | None
 ) -> Budget | None:
-    """The budget that a call asks for by `budget`, `compute` or targets; that of stored configs if it has none."""
+    """The budget of a call, from `budget`, `compute` or targets; if it has none, that of the stored configs."""
     budget, compute = given.get("budget"), given.get("compute")
     if budget is not None and any(axis in given for axis in AXES):
         *most, last = (f"`{axis}`" for axis in AXES)
@@ -237,7 +236,7 @@ def _resolve_budget(
 
 
 def explain_unknown(names: Mapping[str, Any]) -> str:
-    """Near matches of misspelt option names, as the tail of an error message."""
+    """Near matches of misspelt option names, as the end of an error message."""
     known, hints = option_names(), []
     for name in names:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)

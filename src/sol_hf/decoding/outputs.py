@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What `generate` and `score` return, and how the executed steps are read off a cache."""
+"""The outputs of `generate` and `score`, and how executed steps are added to them."""
 
 from dataclasses import dataclass, fields
 
@@ -50,7 +50,7 @@ class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
 
 @dataclass
 class SOLScoreOutput(ModelOutput):
-    """Teacher-forced scores of a continuation; `steps` is that of the longest row.
+    """Teacher-forced scores of a continuation; `steps` is the number of steps of the longest row.
 
     Args:
         logprobs (`torch.FloatTensor` of shape `(rows, steps)`): Log-probability (nats) of every scored token, 0
@@ -58,7 +58,7 @@ class SOLScoreOutput(ModelOutput):
         actions (`torch.LongTensor` of shape `(rows, steps)`): Action of every step, -1 where a row has none.
         realised (`torch.FloatTensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further
             axes of the action space over the row's controllable steps; (1, 1, 16) for a row that had none.
-        step_mask (`torch.BoolTensor` of shape `(rows, steps)`): Which steps a row has.
+        step_mask (`torch.BoolTensor` of shape `(rows, steps)`): True for the steps that a row has.
         logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
         greedy (`torch.BoolTensor` of shape `(rows, steps)`): Whether the scored token was the most likely one.
     """
@@ -85,12 +85,12 @@ def attach_steps(
     trace: list[tuple[torch.Tensor, torch.Tensor]] | None,
     space: ActionSpace,
 ) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
-    """Add `actions` and `realised` to what transformers' generate returned.
+    """Add `actions` and `realised` to the output of transformers' generate.
 
     Args:
         output: From `generate`.
         row_ends ([`RowEnds`]): When every row ended.
-        trace (`list`, *optional*): Per step, actions and counted flags `(flat rows,)` as executed; `None` where all
+        trace (`list`, *optional*): Per step, actions and counted flags `(flat rows,)` as executed; `None` if all
             steps were dense.
         space ([`ActionSpace`]): Meaning of the ids.
     """

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""When each row of a generation ended, whatever ended it: an end token, a stop string, a criterion of the user's.
+"""Records when each row of a generation ended, by an end token, a stop string or a criterion of the user.
 
-transformers' loop goes on until all rows have ended, and the steps of a row after its end must not count. The stopping
-criteria know; [`RowEnds`] travels among them and is told what they said.
+transformers' loop continues until all rows have ended, and the steps of a row after its end must not count.
+[`RowEnds`] is one of the stopping criteria, and records the result of all of them.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 
 class RowEnds(StoppingCriteria):
-    """A criterion that never stops a row, and remembers when the others did.
+    """A criterion that never stops a row, and records when the other criteria stopped it.
 
     Args:
         prompt_length (`int`): Tokens of a row before the first new one.
@@ -23,7 +23,7 @@ class RowEnds(StoppingCriteria):
         self.ended: list[torch.Tensor] = []
 
     def record(self, length: int, ended: torch.Tensor) -> None:
-        """Note which rows `(rows,)` have ended now that they are `length` tokens long."""
+        """Record which rows `(rows,)` have ended at a length of `length` tokens."""
         self.lengths.append(length)
         self.ended.append(ended)
 
@@ -33,7 +33,7 @@ class RowEnds(StoppingCriteria):
     def running(self) -> torch.Tensor:
         """Which new tokens were generated before their row ended, that token included.
 
-        The criteria are asked once per forward, which adds a token, or several in assisted decoding.
+        The criteria are called once per forward, which adds one token, or several in assisted decoding.
 
         Returns:
             `torch.BoolTensor` of shape `(rows, new tokens)`.
@@ -45,7 +45,7 @@ class RowEnds(StoppingCriteria):
 
 
 class ObservedStoppingCriteriaList(StoppingCriteriaList):
-    """The only change w.r.t. `StoppingCriteriaList`: a [`RowEnds`] among the criteria is told the joint decision."""
+    """A `StoppingCriteriaList` that passes the combined result of all criteria to every [`RowEnds`] in the list."""
 
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
         ended = super().__call__(input_ids, scores, **kwargs)

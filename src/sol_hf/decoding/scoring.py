@@ -7,8 +7,9 @@ row 0   pad pad c c | s s s l            c: context, processed densely
 row 1   c   c   c c | s l . .            s: a decode step each, scored on the token after it
                     ^ context ends       l: label of the last step only;  .: filler, not counted
 
-Rows that are the same up to a step would do the same there, so one of them runs for all, and a row that has ended is
-left out. That takes a controller that looks at every row by itself; otherwise rows share their dense contexts only.
+Rows that are the same up to a step have the same result at this step, so it is computed once for all of them. Rows
+that have ended are left out. Both require a controller whose rows are independent; otherwise rows share their dense
+contexts only.
 """
 
 import torch
@@ -26,7 +27,7 @@ from .step import decode_forward
 
 
 OWN_PROCESSORS = (AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor)
-"""Processors that treat every row by itself."""
+"""Processors whose result for a row does not depend on other rows."""
 
 
 def label_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -38,8 +39,8 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
     """Score every row through the decode step.
 
     Args:
-        session ([`DecodingSession`]): With an empty cache, and the controls to score under.
-        rows ([`AlignedRows`]): What to score.
+        session ([`DecodingSession`]): Session with an empty cache and with controls.
+        rows ([`AlignedRows`]): The rows to score.
         return_logits (`bool`): Keep the logits of all steps.
     """
     cache, controls = session.cache, session.require_controls()
@@ -74,7 +75,7 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
 
 
 def can_merge(controls: DecodeControls) -> bool:
-    """Whether rows that begin alike would do the same, so that one can stand for all, and ended rows can go."""
+    """Whether equal rows have equal results, so that they can be computed once and ended rows can be left out."""
     known = all(isinstance(processor, OWN_PROCESSORS) for processor in controls.processors)
     return controls.controller.rows_are_independent and known and not controls.do_sample and can_share(controls)
 
@@ -85,7 +86,7 @@ def can_share(controls: DecodeControls) -> bool:
 
 
 def prefill_rows(session: DecodingSession, rows: AlignedRows) -> torch.Tensor | None:
-    """Process the contexts densely, each that several rows have in common once.
+    """Process the contexts densely; a context that several rows have in common is processed once.
 
     Returns:
         `torch.LongTensor` of shape `(rows,)`: Row of the cache that holds each row's context; `None` without contexts.
@@ -103,7 +104,7 @@ def prefill_rows(session: DecodingSession, rows: AlignedRows) -> torch.Tensor | 
 
 
 def select_rows(session: DecodingSession, source: torch.Tensor | None, number: int, padding: torch.Tensor) -> None:
-    """Make the cache one of `number` rows: those at `source` `(number,)`, or new ones if it is empty."""
+    """Give the cache `number` rows: copies of those at `source` `(number,)`, or new ones if it is empty."""
     cache = session.cache
     if cache.rows == 0:
         session.set_up_rows(number, padding.device)
@@ -117,7 +118,7 @@ def select_rows(session: DecodingSession, source: torch.Tensor | None, number: i
 def score_rows_densely(
     base: PreTrainedModel, rows: AlignedRows, space: ActionSpace, return_logits: bool
 ) -> SOLScoreOutput:
-    """Score every row in one parallel forward of the base: what a budget of (1, 1, 16) amounts to."""
+    """Score every row in one parallel forward of the base, which is equivalent to a budget of (1, 1, 16)."""
     mask, step_mask = rows.attention_mask, rows.step_mask
     tokens, steps = rows.tokens[:, :-1], step_mask.shape[1]
     arguments: dict = {"input_ids": tokens}

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The running call: what its steps run under, and the CUDA graphs that it uses.
+"""The running call: the settings of its steps, and the CUDA graphs that it uses.
 
-transformers' generation loop hands nothing but the cache to a forward. The cache holds state that outlives the call,
-and can be copied and pickled; what belongs to the call itself is here, and the loop's forwards find it in a context
-variable:
+The only object that transformers' generation loop passes on to a forward is the cache. The cache holds state that
+outlives the call, and can be copied and pickled. The settings of the call itself are here. The loop's forwards find
+them in a context variable:
 
     generate  ->  with session.running():  transformers' loop  ->  forward  ->  DecodingSession.of(base, cache)
 """
@@ -32,8 +32,8 @@ class Graphs:
     """CUDA graphs over one cache.
 
     Args:
-        forwards (`dict[str, CapturedForward]`): Those of `"step"` and `"refresh"`, if they are captured.
-        room (`int`): Tokens that they are captured for; it grows with the text.
+        forwards (`dict[str, CapturedForward]`): The captured forwards, by `"step"` and `"refresh"`.
+        room (`int`): Tokens for which the cache has storage when they are captured; it grows with the text.
     """
 
     forwards: dict[str, CapturedForward] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class DecodingSession:
 
     Args:
         base (`PreTrainedModel`): The frozen base.
-        cache ([`SOLCache`]): The state that the call continues from and leaves behind.
+        cache ([`SOLCache`]): The state from which the call continues, and which it updates.
         controls ([`DecodeControls`], *optional*): Budget, controller and options; without them the call is a dense
             continuation.
         decode_from (`int`, *optional*): Length of the cache at which decode steps begin. Tokens before it are
@@ -75,7 +75,7 @@ class DecodingSession:
     ) -> "DecodingSession | None":
         """The session of a `generate` call: the prompt's last token is the first decode step.
 
-        `None` if the call does not decode over a [`SOLCache`], or has no prompt to begin with.
+        `None` if the call does not decode over a [`SOLCache`], or has no prompt.
         """
         if not isinstance(cache, SOLCache) or prompt is None:
             return None
@@ -89,7 +89,7 @@ class DecodingSession:
 
     @contextmanager
     def running(self) -> Iterator["DecodingSession"]:
-        """Begin the call: forwards of this thread over the cache belong to it within the block."""
+        """Begin the call. Within the block, forwards of this thread over the cache belong to it."""
         self.begin()
         token = _RUNNING.set(self)
         try:
@@ -98,18 +98,18 @@ class DecodingSession:
             _RUNNING.reset(token)
 
     def begin(self) -> "DecodingSession":
-        """Begin the sums and the trace of the call; those of a running episode go on."""
+        """Begin the sums and the trace of the call. Those of a running episode continue."""
         self.cache.start_call()
         return self
 
     def require_controls(self) -> DecodeControls:
-        """The controls; only steps ask for them, which a dense continuation does not have."""
+        """The controls, for decode steps; a dense continuation has neither steps nor controls."""
         assert self.controls is not None, "a dense continuation has no decode steps"
         return self.controls
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the controller looks at the logits of the token before."""
+        """Whether the controller needs the logits of the token before."""
         return self.controls is not None and self.controls.controller.needs_logits
 
     @property
@@ -130,5 +130,5 @@ class DecodingSession:
 
 
 _GRAPHS: "weakref.WeakKeyDictionary[SOLCache, Graphs]" = weakref.WeakKeyDictionary()
-"""By cache, as long as somebody has it: the next turn of a chat uses them again. A copy of a cache has none."""
+"""CUDA graphs by cache, as long as the cache exists: the next turn of a chat uses them again. They are not copied."""
 _RUNNING: ContextVar[DecodingSession | None] = ContextVar("sol_hf_running_session", default=None)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From the options of a call to what its steps run under, with every check that can be made before any compute."""
+"""Turns the options of a call into the settings of its steps, with all checks that need no compute."""
 
 from transformers import PreTrainedModel
 
@@ -22,19 +22,19 @@ def new_cache(base: PreTrainedModel, config: SOLConfig) -> SOLCache:
 def controls_for(
     options: DecodeOptions, base: PreTrainedModel, policy: SOLPolicyModel, config: SOLConfig, rows: int
 ) -> DecodeControls | None:
-    """What the decode steps of a call run under, `None` where the options ask for the dense base.
+    """The settings of the decode steps of a call; `None` if all steps would be dense.
 
     Args:
-        options ([`DecodeOptions`]): Of the call.
+        options ([`DecodeOptions`]): Options of the call.
         base (`PreTrainedModel`): The frozen base.
-        policy ([`SOLPolicyModel`]): The controller, unless the options name another.
+        policy ([`SOLPolicyModel`]): The controller, unless the options contain another.
         config ([`SOLConfig`]): Action space, selection rule and episodes.
         rows (`int`): Rows of the input.
 
     Raises:
         BudgetError: for a budget that no schedule can meet.
         UnsupportedAxisError: if the base cannot be controlled on an axis that the budget sets.
-        ValueError: for options that exclude each other or this base.
+        ValueError: for options that contradict each other or do not fit this base.
     """
     budget, space = options.budget, config.action_space
     if budget is not None:

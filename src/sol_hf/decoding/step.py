@@ -3,8 +3,8 @@
 
 """One forward of the base under a budget: dense prefix, decode steps, KV refresh.
 
-`generate`, `score` and everything built on them come through [`decode_forward`]. It is stateless: what has to be
-remembered is in the [`SOLCache`], what the call runs under in the [`DecodingSession`].
+`generate` and `score` process all tokens by [`decode_forward`]. It is stateless: all state is in the [`SOLCache`], and
+the settings of the call are in the [`DecodingSession`].
 
     tokens of a call     | d d d d d d d d | s |        d: one dense forward of the base
     session.decode_from                      ^          s: a decode step each
@@ -25,7 +25,7 @@ from .session import DecodingSession
 
 
 def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
-    """What the controller gets to see before processing `token` `(rows, 1)`."""
+    """The input of the controller before `token` `(rows, 1)` is processed."""
     base, cache, controls = session.base, session.cache, session.require_controls()
     episode = cache.episode
     rows, device = cache.rows, token.device
@@ -64,7 +64,7 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
 
 
 def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
-    """Action ids `(rows,)`: the best by the controller's processed scores, or a draw; dense where not controllable."""
+    """Action ids `(rows,)`: the best by the processed scores, or a sample; dense for rows not under control."""
     cache, controls, space = session.cache, session.require_controls(), observation.action_space
     scores = controls.controller(observation)
     if scores.shape != (observation.rows, len(space)):
@@ -84,9 +84,9 @@ def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
 def decode_step(
     session: DecodingSession, token: torch.Tensor, inputs: ForwardInputs, active: torch.Tensor | None = None
 ) -> CausalLMOutputWithPast:
-    """Process one token per row, `(rows, 1)` or `(rows, 1, embedding_size)`, under an action chosen for it.
+    """Choose an action for one token per row, `(rows, 1)` or `(rows, 1, embedding_size)`, and process it.
 
-    `active` `(rows,)` names the rows that are still running; the others do not count in the averages.
+    `active` `(rows,)` is true for rows that are still running; the others do not count in the averages.
     """
     base, cache, controls = session.base, session.cache, session.require_controls()
     if cache.episode.length == controls.episode_length:
@@ -115,7 +115,7 @@ def decode_step(
 
 
 def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInputs:
-    """The inputs of a step without a mask that masks nothing, which transformers would bring to the host to see."""
+    """The inputs of a step, without the attention mask if no row is padded: transformers would copy it to the host."""
     if cache.padding is not None or inputs.tokens.device.type == "cpu":
         return inputs
     return replace(inputs, attention_mask=None)
@@ -126,8 +126,8 @@ def decode_forward(
 ) -> CausalLMOutputWithPast:
     """Process `inputs`: densely up to `session.decode_from`, one decode step for each token from there on.
 
-    Without `decode_from`, all tokens but the last are dense. A dense part that follows an unfinished episode takes
-    that episode's tokens along, which refreshes them.
+    Without `decode_from`, all tokens but the last are dense. If a dense part follows an unfinished episode, that
+    episode's tokens are processed again with it, which refreshes their keys and values.
 
     Returns:
         `CausalLMOutputWithPast`: the last step's output; its logits are of the last token, `(rows, 1, vocab)`, or of

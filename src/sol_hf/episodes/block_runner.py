@@ -5,9 +5,9 @@
 
     block    | context: dense, once | x x x x ... x | y        x: a decode step, scored on the next token
 
-A [`Run`] says which controller decides, and at which budgets. All runs share the prefill of a block, and all budgets
-of a run are rows of the same decode steps. Processes of an `accelerate launch` share the batches. A batch consists of
-the same blocks in any number of processes, so that the results are those of one process.
+A [`Run`] has a controller and budgets. All runs share the prefill of a block, and all budgets of a run are rows of the
+same decode steps. The batches are divided among the processes of an `accelerate launch`. A batch consists of the same
+blocks for any number of processes, so that the results are the same.
 """
 
 import math
@@ -32,9 +32,9 @@ class Run:
 
     Args:
         targets (`torch.Tensor` of shape `(budgets, axes)`): In ratio units.
-        controller_of (`Callable`): `controller_of(begin, end)` gives the [`Controller`] for the blocks
-            `begin..end - 1`. It has one row per block and budget; the rows of a block are adjacent.
-        processors ([`ActionProcessorList`], *optional*): Applied to its scores.
+        controller_of (`Callable`): `controller_of(begin, end)` returns the [`Controller`] for the blocks
+            `begin..end - 1`. It gets one row per block and budget; the rows of a block are adjacent.
+        processors ([`ActionProcessorList`], *optional*): Applied to the controller's scores.
     """
 
     targets: torch.Tensor
@@ -44,11 +44,11 @@ class Run:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a [`Run`] gave, in nats per token.
+    """The result of a [`Run`], in nats per token.
 
     Args:
         losses (`torch.Tensor` of shape `(blocks, budgets)`): Mean loss of an episode.
-        divergence (`torch.Tensor` of shape `(blocks, budgets)`): Mean KL(dense ‖ sparse); 0 unless it was asked for.
+        divergence (`torch.Tensor` of shape `(blocks, budgets)`): Mean KL(dense ‖ sparse); 0 if it was not computed.
         actions (`torch.LongTensor` of shape `(blocks, budgets, steps)`): Action ids.
     """
 
@@ -61,12 +61,13 @@ class RunResult:
 class BlockRunner:
     """Runs episodes on blocks, batch by batch; every process runs its share.
 
-    A process that has no batch left repeats the last one and drops the result, since the processes of a sharded base
-    have to run the base equally often.
+    The processes of a sharded base have to run the base the same number of times. A process without further batches
+    therefore repeats the last one and drops the result.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
-        tokens (`torch.LongTensor` of shape `(blocks, context_length + steps + 1)`): The same in every process.
+        tokens (`torch.LongTensor` of shape `(blocks, context_length + steps + 1)`): Token ids, the same in every
+            process.
         context_length (`int`): Tokens before the first step of a block.
         batch_size (`int`): Blocks that run at the same time.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar per call.
@@ -87,7 +88,7 @@ class BlockRunner:
         return self.tokens.shape[1] - self.context_length - 1
 
     def batches(self, name: str = "") -> Iterator[tuple[slice, torch.Tensor, slice]]:
-        """The batches of this process: their place among the blocks, their tokens `(blocks, tokens)`, and the place of
+        """The batches of this process: their slice of the blocks, their tokens `(blocks, tokens)`, and the slice of
         their results, which is empty for a repeated batch."""
         state, total = PartialState(), len(self.tokens)
         count = math.ceil(total / self.batch_size)
@@ -100,14 +101,14 @@ class BlockRunner:
             yield slice(begin, end), tokens, slice(begin, end if batch < count else begin)
 
     def gather(self, found: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, each of which has filled in its own blocks."""
+        """The sum over all processes, each of which has set the values of its own blocks."""
         return reduce(found.to(PartialState().device), "sum").cpu()
 
     def run(self, runs: Sequence[Run], name: str = "", divergence: bool = False) -> list[RunResult]:
         """Run all blocks.
 
         Args:
-            runs (`Sequence[Run]`): What to run.
+            runs (`Sequence[Run]`): The runs.
             name (`str`, *optional*): Title of the progress bar.
             divergence (`bool`, *optional*, defaults to `False`): Also run the continuations densely, for KL(dense ‖
                 sparse).
@@ -151,7 +152,7 @@ class BlockRunner:
         losses = torch.zeros(len(self.tokens))
         for _, tokens, some in self.batches(name):
             logprobs = prefill(self.model, tokens, self.context_length, dense=True).logprobs
-            assert logprobs is not None, "asked for by `dense`"
+            assert logprobs is not None, "computed with `dense`"
             found = -logprobs.gather(2, tokens[:, self.context_length + 1 :, None]).mean(dim=(1, 2)).cpu()
             losses[some] = found[: some.stop - some.start]
         return self.gather(losses).double()
@@ -170,10 +171,10 @@ def without_dropout(module: torch.nn.Module) -> Iterator[None]:
 
 
 def check_blocks(model: SOLForCausalLM, blocks: torch.Tensor, context_length: int, batch_size: int) -> torch.Tensor:
-    """Which steps of an episode are controllable, `(steps,)`.
+    """Check blocks, and return a mask of the controllable steps of an episode, `(steps,)`.
 
     Args:
-        model ([`SOLForCausalLM`]): Gives the length of an episode and the selection rule.
+        model ([`SOLForCausalLM`]): Its config has the length of an episode and the selection rule.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + episode_length + 1)`): Token ids.
         context_length (`int`): Tokens before the first step.
         batch_size (`int`): Blocks that run at the same time.

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a level is expected to cost at a step, from what a policy can see there; and the allocation that follows.
+"""The expected cost of every level at a step, given the inputs of a policy, and the allocation that follows from it.
 
 Measured costs are noisy: of two steps with similar inputs, one may cost ten times as much as the other. A policy can
-only learn the mean cost given its inputs, which [`CostModel`] estimates from [`Counterfactuals`].
+only learn the mean cost given its inputs. [`CostModel`] estimates this mean from [`Counterfactuals`].
 
 If steps were independent, the schedule of least cost at a given mean would take at every step the level that minimizes
 `cost + price * level`, with one price per axis for all steps. [`Allocation`] finds the price that meets a budget.
@@ -22,7 +22,7 @@ from .counterfactuals import Probes
 
 
 LOWEST_COST = 1e-4
-"""Measured costs below this many nats are rounding."""
+"""Measured costs below this value, in nats, are rounding errors."""
 FALL_PER_UNIT = math.log(4)
 """Fall of the log-cost per unit of an axis of whole numbers: one more bit halves the step of a quantizer, and divides
 the variance of its error by 4."""
@@ -32,19 +32,19 @@ PRICES = 96
 
 
 class CostModel(nn.Module):
-    """Mean cost of every probe, from the LM's hidden state, the embedding of the token to process and its place in a
-    page.
+    """Mean cost of every probe, from the LM's hidden state, the embedding of the token to process and its position in
+    its page.
 
-    The loss is the negative log-likelihood of an exponential distribution. Its minimum is the conditional mean,
-    whatever the distribution of the costs is. It weighs relative errors, so that probes of high and of low cost count
-    alike.
+    The loss is the negative log-likelihood of an exponential distribution. Its minimum is the conditional mean, for
+    any distribution of the costs. It depends on relative errors, so that probes of high and of low cost have the same
+    weight.
 
     Args:
-        inputs (`torch.Tensor` of shape `(steps, features)`): Give the mean and spread for normalization.
-        costs (`torch.Tensor` of shape `(steps, probes)`): Give the initial prediction, their mean.
-        places (`int`): Places in a page; 1 if there are none.
+        inputs (`torch.Tensor` of shape `(steps, features)`): Inputs, whose mean and spread are used for normalization.
+        costs (`torch.Tensor` of shape `(steps, probes)`): Costs, whose mean is the initial prediction.
+        places (`int`): Positions in a page; 1 without pages.
         width (`int`, *optional*, defaults to 384): Hidden units.
-        dropout (`float`, *optional*, defaults to 0.4): Share of inputs and of hidden units that is left out.
+        dropout (`float`, *optional*, defaults to 0.4): Dropout rate of inputs and of hidden units.
     """
 
     mean: torch.Tensor
@@ -69,7 +69,7 @@ class CostModel(nn.Module):
 
         Args:
             inputs (`torch.Tensor` of shape `(..., features)`): State and embedding.
-            places (`torch.LongTensor` of shape `(...)`): Place of the token in its page.
+            places (`torch.LongTensor` of shape `(...)`): Position of the token in its page.
 
         Returns:
             `torch.Tensor` of shape `(..., probes)`.
@@ -78,7 +78,7 @@ class CostModel(nn.Module):
         return self.network(seen) + self.place_cost(places)
 
     def loss(self, inputs: torch.Tensor, places: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood; 1 for a model that predicts the mean of all steps."""
+        """Mean negative log-likelihood. It is 1 for a model that predicts the mean over all steps."""
         predicted = self(inputs, places)
         return (costs.clamp(min=LOWEST_COST) / self.mean_cost * (-predicted).exp() + predicted).mean()
 
@@ -96,14 +96,14 @@ def fit_cost_model(
 
     Args:
         inputs (`torch.Tensor` of shape `(steps, features)`): Hidden states and embeddings.
-        places (`torch.LongTensor` of shape `(steps,)`): Place of the token in its page.
+        places (`torch.LongTensor` of shape `(steps,)`): Position of the token in its page.
         costs (`torch.Tensor` of shape `(steps, probes)`): Measured costs in nats.
         held_out (`torch.BoolTensor` of shape `(steps,)`): Steps that the model is not fitted to.
-        seed (`int`, *optional*, defaults to 0): Of weights and batches.
+        seed (`int`, *optional*, defaults to 0): Seed of weights and batches.
         fit: `steps` (600), `batch_size` (1024), `learning_rate` (1e-3), `weight_decay` (0.1).
 
     Returns:
-        The model, and its loss on the held-out steps: below 1 if the inputs say anything about the costs.
+        The model, and its loss on the held-out steps: below 1 if the costs can be predicted from the inputs.
     """
     steps, batch_size = fit.get("steps", 600), fit.get("batch_size", 1024)
     peak, decay = fit.get("learning_rate", 1e-3), fit.get("weight_decay", 0.1)
@@ -131,7 +131,7 @@ def fit_cost_model(
 
 
 def _optimizer(model: CostModel, weight_decay: float) -> torch.optim.Optimizer:
-    """The costs per place in a page have a larger learning rate: their input has no noise."""
+    """The parameters per position in a page have a larger learning rate, since their input has no noise."""
     of_places = list(model.place_cost.parameters())
     others = [p for name, p in model.named_parameters() if not name.startswith("place_cost")]
     return torch.optim.AdamW(
@@ -145,12 +145,12 @@ def _optimizer(model: CostModel, weight_decay: float) -> torch.optim.Optimizer:
 def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list[torch.Tensor]:
     """Costs of all levels of every axis, from those of the probed ones.
 
-    Logarithms of costs are interpolated linearly between probes. Above the largest probe they fall as [`fall_above`]
-    says. The largest level costs nothing.
+    Logarithms of costs are interpolated linearly between probes. Above the largest probe they decrease linearly, by
+    [`fall_above`]. The cost of the largest level is 0.
 
     Args:
-        costs (`torch.Tensor` of shape `(..., probes)`): In nats.
-        probes ([`Probes`]): Which levels they are of.
+        costs (`torch.Tensor` of shape `(..., probes)`): Costs of the probes, in nats.
+        probes ([`Probes`]): The probes.
         space ([`ActionSpace`]): The levels.
 
     Returns:
@@ -183,14 +183,14 @@ def fall_above(axis: Axis, distance: float) -> float:
     """By how much the logarithm of the cost falls from the largest probe to the largest level of an axis.
 
     Args:
-        axis ([`Axis`]): Levels that are whole numbers count quantization steps, whose error falls with every one.
-        distance (`float`): Between the two levels, in ratio units.
+        axis ([`Axis`]): The axis. If its levels are whole numbers they are bits, each of which reduces the error.
+        distance (`float`): Distance between the two levels, in ratio units.
     """
     return FALL_PER_UNIT * (distance * axis.scale) if axis.is_integral else FALL_TO_DENSE
 
 
 class Allocation:
-    """Levels that minimize `cost + price * level`, at the price that makes their mean over all steps a given one.
+    """Levels that minimize `cost + price * level`, at the price for which their mean over all steps has a given value.
 
     Args:
         tables (`Sequence[torch.Tensor]`): Per axis the costs `(steps, levels)` of many steps.
@@ -218,11 +218,11 @@ class Allocation:
         )
 
     def prices_for(self, wanted: torch.Tensor) -> torch.Tensor:
-        """Prices `(rows, axes)` in nats per unit of ratio, at which the mean levels are `wanted` `(rows, axes)`."""
+        """Prices `(rows, axes)` in nats per unit of ratio, for which the mean levels are `wanted` `(rows, axes)`."""
         return torch.stack([self._price(axis, wanted[:, axis]) for axis in range(len(self.levels))], dim=-1)
 
     def _price(self, axis: int, wanted: torch.Tensor) -> torch.Tensor:
-        """The price at which the mean level is `wanted`, interpolated; none for at least the largest mean."""
+        """The price for which the mean level is `wanted`, interpolated; 0 if that is at least the largest level."""
         means, prices = self.means[axis], self.prices[axis]
         upper = torch.searchsorted(means, wanted.contiguous()).clamp(1, len(means) - 1)
         low, high = means[upper - 1], means[upper]

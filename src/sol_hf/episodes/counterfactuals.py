@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What each level of each axis costs at a step: measured one step at a time, after a dense history.
+"""The cost of each level of each axis at a step, measured for one step at a time after a dense history.
 
-Every step along the continuation of a block is run under a few *probes*. A probe sets one axis to one level; the other
-axes and all steps before are dense. Its cost is KL(dense ‖ probe), which is the expected additional loss if the dense
-model is right. The loss on the actual label has the same mean and a far larger variance.
+Every step of the continuation of a block is run under a few *probes*. A probe sets one axis to one level; the other
+axes and all earlier steps are dense. Its cost is KL(dense ‖ probe), which is the expected additional loss if the dense
+model is right. The additional loss on the actual label has the same mean and a far larger variance.
 
-A policy under a budget does not see the hidden states of the dense model, but those after cheap steps. Every step is
-therefore also run under one random action, and the hidden state after it is kept for the step that follows.
+The hidden states that a policy under a budget observes are not those of the dense model, but those after cheap steps.
+Every step is therefore also run under one random action, and the hidden state after it is kept for the next step.
 
-One dense forward gives the history of all steps. Probes of steps that are whole pages apart are rows of one decode
-step over that history. Each row sees the part of it that belongs to its step:
+One dense forward computes the history of all steps. Probes of steps that are whole pages apart are rows of one decode
+step over that history. Each row sees the history up to its own step:
 
     block    | context | 0 1 2 3 4 5 6 7 | 0 1 2 3 4 5 6 7 |        steps with the same number run together
 """
@@ -51,7 +51,7 @@ class Probes:
         """Probes at given levels.
 
         Args:
-            space ([`ActionSpace`]): Where the levels are from.
+            space ([`ActionSpace`]): The action space of the levels.
             levels (`Mapping[str, Sequence[float]]`): Levels per axis, in axis units; an axis may be left out.
 
         Raises:
@@ -72,12 +72,12 @@ class Probes:
 
     @classmethod
     def of(cls, space: ActionSpace, per_axis: int = 4) -> "Probes":
-        """Up to `per_axis` levels of every axis below its largest, denser at the cheap end, where the costs are."""
+        """Up to `per_axis` levels of every axis below its largest, most of them low levels, which have high costs."""
         return cls.at(space, {axis: levels_to_probe(levels, per_axis) for axis, levels in space.levels.items()})
 
 
 def levels_to_probe(levels: Sequence[float], count: int) -> list[float]:
-    """Up to `count` levels of an axis below its largest, denser at the cheap end, where the costs are."""
+    """Up to `count` levels of an axis below its largest, most of them low levels, which have high costs."""
     below = sorted(levels)[:-1]
     count = min(count, len(below))
     places = {round((len(below) - 1) * (i / max(count - 1, 1)) ** 1.5) for i in range(count)}
@@ -94,7 +94,7 @@ class Counterfactuals:
         divergence (`torch.Tensor` of shape `(blocks, steps, probes)`): KL(dense ‖ probe) in nats.
         losses (`torch.Tensor` of shape `(blocks, steps, 1 + probes)`): Loss on the label in nats, dense and probed.
         next_actions (`torch.LongTensor` of shape `(blocks, steps)`): A random action at every step.
-        next_states (`torch.Tensor` of shape `(blocks, steps, hidden_size)`): The state that it led to.
+        next_states (`torch.Tensor` of shape `(blocks, steps, hidden_size)`): The state after this action.
     """
 
     hidden_states: torch.Tensor
@@ -106,7 +106,7 @@ class Counterfactuals:
 
     @staticmethod
     def concatenate(parts: "list[Counterfactuals]") -> "Counterfactuals":
-        """Several measurements as one. Tensors of inference mode become ordinary ones."""
+        """Several measurements as one. Inference tensors become ordinary ones."""
         names = [field.name for field in fields(Counterfactuals)]
         return Counterfactuals(**{name: torch.cat([getattr(part, name) for part in parts]).clone() for name in names})
 
@@ -120,9 +120,9 @@ def measure(
         model ([`SOLForCausalLM`]): Its base is measured; its policy is not used.
         blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
         context_length (`int`): Tokens before the first step.
-        probes ([`Probes`]): What to measure.
-        next_actions (`torch.LongTensor` of shape `(blocks, steps)`): One further action per
-            step, of which the hidden state after it is kept.
+        probes ([`Probes`]): The probes to measure.
+        next_actions (`torch.LongTensor` of shape `(blocks, steps)`): One further action per step. Only the hidden
+            state after it is kept.
 
     Raises:
         ValueError: if the first steps would not be controllable after so short a context.
@@ -132,7 +132,7 @@ def measure(
         raise ValueError(f"After a context of {context_length} tokens the first steps are always dense.")
     steps = blocks.shape[1] - context_length - 1
     prefix = prefill(model, blocks, context_length, dense=True)
-    assert prefix.logprobs is not None, "asked for by `dense`"
+    assert prefix.logprobs is not None, "computed with `dense`"
     with Instrumentation.of(model.base), torch.inference_mode():
         labels = blocks[:, context_length + 1 :, None]
         losses = -prefix.logprobs.gather(2, labels).expand(-1, -1, 1 + len(probes.actions)).clone()
@@ -166,7 +166,7 @@ def divergence_of(logprobs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
 
 
 def steps_run_together(steps: int, cache: SOLCache, rule: SelectionRule) -> list[list[int]]:
-    """Steps that can be rows of one decode step: whole pages apart, where cache and criterion allow that."""
+    """Groups of steps that can be rows of one decode step: whole pages apart, if cache and criterion allow it."""
     stride = rule.page_size if CRITERIA[rule.criterion].chooses_pages and cache.can_stagger else steps
     return [list(range(first, steps, stride)) for first in range(min(stride, steps))]
 
@@ -176,11 +176,12 @@ def _try(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and hidden states of the tokens at `places` under `actions` `(blocks, places, tried)`.
 
-    Of shape `(blocks, places, tried, vocab)` and `(blocks, places, tried, hidden_size)`.
+    Returns:
+        Two `torch.Tensor` of shape `(blocks, places, tried, vocab)` and `(blocks, places, tried, hidden_size)`.
     """
     count, space = actions.shape[2], cache.action_space
     token = blocks[:, places].repeat_interleave(count, dim=1).view(-1, 1)
-    hidden = torch.empty(len(blocks), 0, device=token.device)  # no controller looks at it
+    hidden = torch.empty(len(blocks), 0, device=token.device)  # no controller uses it
     fanned = cache.fan_out(count, hidden, places)
     values = space.values_on(token.device)[actions.flatten()]
     parts = Instrumentation.of(model.base).parts(fanned)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A folder of [`Counterfactuals`], measured part by part, so that a stopped run continues with the next part.
+"""A folder of [`Counterfactuals`], measured part by part, so that an interrupted run continues with the next part.
 
-folder/settings.json                what was measured
+folder/settings.json                the settings of the measurements
        measured-00000.safetensors   the first blocks
        measured-00001.safetensors   ...
 """
@@ -36,9 +36,9 @@ class Measurements:
     """Measured costs of single steps, on disk.
 
     Args:
-        folder (`Path`): Where they are.
+        folder (`Path`): The folder.
         context_length (`int`): Tokens before the first step of a block.
-        probes ([`Probes`]): What is measured at every step.
+        probes ([`Probes`]): The probes to measure at every step.
         blocks_per_part (`int`, *optional*, defaults to 20): Blocks in a file.
         batch_size (`int`, *optional*, defaults to 4): Blocks that run at the same time.
         seed (`int`, *optional*, defaults to 0): Seed of the random actions.
@@ -61,7 +61,7 @@ class Measurements:
             blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
 
         Raises:
-            ValueError: if the folder holds measurements of something else.
+            ValueError: if the folder holds measurements with other settings or of other text.
         """
         state = PartialState()
         self._claim(model)
@@ -87,7 +87,7 @@ class Measurements:
         )
 
     def _claim(self, model: SOLForCausalLM) -> None:
-        """Write the settings of the measurements, or compare them with those that are there."""
+        """Write the settings of the measurements, or compare them with those in the folder."""
         rule = model.config.selection_rule
         settings = {
             "base": model.config.base_model_name_or_path,
@@ -123,7 +123,7 @@ class Measurements:
         self._replace(self._path(number), lambda partial: save_file(tensors, partial))
 
     def _replace(self, path: Path, write) -> None:
-        """Write a file in one step, so that it is complete or absent."""
+        """Write a file atomically, so that it is complete or absent."""
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         write(partial)
         partial.replace(path)

@@ -5,8 +5,8 @@
 
     block    | context: dense, once | x x x x ... x | y        x: a decode step per rollout, scored on the next token
 
-A rollout ends with its episode, so there is no KV refresh. What training needs is recorded: the policy's observations,
-its actions, and the log-probability of every label. No tensor over the vocabulary is kept after its step.
+A rollout ends with its episode, so there is no KV refresh. The policy's observations, its actions and the
+log-probability of every label are recorded for training. No tensor over the vocabulary is kept after its step.
 """
 
 from dataclasses import dataclass, fields
@@ -34,17 +34,16 @@ class Rollouts:
 
     Args:
         hidden_states (`torch.Tensor` of shape `(rows, steps, hidden_size)`): The LM's state before every step.
-        token_embeddings (`torch.Tensor` of shape `(rows, steps, embedding_size)`): Of the token that a step processes.
+        token_embeddings (`torch.Tensor` of shape `(rows, steps, embedding_size)`): Input embedding of the token that a
+            step processes.
         scalars (`torch.Tensor` of shape `(rows, steps, scalars)`): Inputs of the policy, see [`Observation.scalars`].
         previous_actions (`torch.LongTensor` of shape `(rows, steps)`): Action of the step before.
         actions (`torch.LongTensor` of shape `(rows, steps)`): Action ids.
-        action_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probabilities of the actions
-            when they were drawn; 0 if they were not drawn.
-        controllable (`torch.BoolTensor` of shape `(rows, steps)`): Steps that count.
-        label_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probabilities of
-            the tokens that follow, in nats.
-        divergence (`torch.Tensor` of shape `(rows, steps)`): KL(dense ‖ sparse) in
-            nats; 0 if it was not asked for.
+        action_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probabilities of the actions when they were
+            sampled; 0 if they were not sampled.
+        controllable (`torch.BoolTensor` of shape `(rows, steps)`): The controllable steps, which are counted.
+        label_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probabilities of the next tokens, in nats.
+        divergence (`torch.Tensor` of shape `(rows, steps)`): KL(dense ‖ sparse) in nats; 0 if it was not computed.
         targets (`torch.Tensor` of shape `(rows, axes)`): The budgets, in ratio units.
     """
 
@@ -60,12 +59,12 @@ class Rollouts:
     targets: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Rollouts":
-        """The same on another device."""
+        """The rollouts on another device."""
         return Rollouts(**{field.name: getattr(self, field.name).to(device) for field in fields(Rollouts)})
 
     @staticmethod
     def concatenate(parts: "list[Rollouts]") -> "Rollouts":
-        """Several batches as one. Tensors of inference mode become ordinary ones."""
+        """Several batches as one. Inference tensors become ordinary ones."""
         names = [field.name for field in fields(Rollouts)]
         return Rollouts(**{name: torch.cat([getattr(part, name) for part in parts]).clone() for name in names})
 
@@ -75,12 +74,12 @@ class DensePrefix:
     """Blocks after their dense prefill.
 
     Args:
-        cache ([`SOLCache`]): Keys and values of the context, and of the continuation if it was run densely too.
+        cache ([`SOLCache`]): Keys and values of the context, and of the continuation if that was run densely, too.
         context_length (`int`): Tokens of the context.
         hidden_states (`torch.Tensor` of shape `(blocks, 1 + steps, hidden_size)`): The LM's state after the context,
-            and after every further token that was run.
+            and after every token of the continuation that was run.
         logprobs (`torch.Tensor` of shape `(blocks, steps, vocab)`, *optional*): Dense predictions of the labels.
-        logits (`torch.Tensor` of shape `(blocks, vocab)`, *optional*): What the context's last token led to.
+        logits (`torch.Tensor` of shape `(blocks, vocab)`, *optional*): Logits after the context's last token.
     """
 
     cache: SOLCache
@@ -127,7 +126,7 @@ def prefill(
 
 
 class SampledPolicyController(Controller):
-    """Draws the policy's actions by inverse transform from given uniform numbers, and records their log-probabilities.
+    """Samples the policy's actions by inverse transform of given uniform numbers, and records their log-probabilities.
 
     Args:
         policy ([`SOLPolicyModel`]): The policy.
@@ -151,7 +150,7 @@ class SampledPolicyController(Controller):
 
 
 class Recorder(Controller):
-    """Returns the scores of another controller, and keeps the observations.
+    """Returns the scores of another controller, and records the observations.
 
     Args:
         controller ([`Controller`]): Chooses the actions.
@@ -169,7 +168,7 @@ class Recorder(Controller):
         return self.controller(observation)
 
     def observations(self) -> dict[str, torch.Tensor]:
-        """The observations, as the fields of [`Rollouts`]."""
+        """The observations, by the fields of [`Rollouts`]."""
         return {
             "hidden_states": torch.stack([seen.hidden_state for seen in self.seen], dim=1),
             "token_embeddings": torch.stack([seen.token_embedding for seen in self.seen], dim=1),
@@ -209,15 +208,17 @@ def roll_out(
         model ([`SOLForCausalLM`]): Base and policy.
         prefix ([`DensePrefix`]): From [`prefill`].
         blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
-        targets (`torch.Tensor` of shape `(rows, axes)`): Budgets in ratio units; a multiple of the blocks.
+        targets (`torch.Tensor` of shape `(rows, axes)`): Budgets in ratio units; `rows` is a multiple of the number of
+            blocks.
         controller ([`Controller`]): Chooses the actions.
-        processors ([`ActionProcessorList`], *optional*): Applied to its scores.
+        processors ([`ActionProcessorList`], *optional*): Applied to the controller's scores.
 
     Raises:
-        ValueError: if the targets are no multiple of the blocks, or the controller needs logits that were not kept.
+        ValueError: if the number of targets is not a multiple of that of the blocks, or the controller needs logits
+            that were not kept.
     """
     if len(targets) % len(blocks):
-        raise ValueError(f"{len(targets)} budgets cannot be dealt out to {len(blocks)} blocks.")
+        raise ValueError(f"{len(targets)} budgets cannot be divided among {len(blocks)} blocks.")
     if controller.needs_logits and prefix.logits is None:
         raise ValueError(f"{type(controller).__name__} needs logits: make the prefix with `keep_logits=True`.")
     repeats, context_length = len(targets) // len(blocks), prefix.context_length

@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Text to token blocks of one length, for training and evaluation.
+"""Cuts text into token blocks of equal length, for training and evaluation.
 
 documents   "a b c"    "d e"        ""           "f g h i"
 tokens      a b c eos  d e eos      (nothing)    f g h i eos
 blocks of 5 a b c eos d | e eos f g h | (i eos: remainder, dropped)
 
-Documents are tokenized in parallel; then `PACKED_DOCUMENTS` at a time are joined and cut by a single process. The
-blocks therefore do not depend on the number of processes, and a stream gives the same blocks as a dataset in memory.
-What is left over of every `PACKED_DOCUMENTS` documents, less than a block, is dropped.
+Documents are tokenized in parallel. A single process then joins `PACKED_DOCUMENTS` documents at a time and cuts them
+into blocks. The blocks therefore do not depend on the number of processes, and a stream gives the same blocks as a
+dataset in memory. The remainder of every `PACKED_DOCUMENTS` documents, less than a block, is dropped.
 """
 
 import os
@@ -44,10 +44,10 @@ def load_text(
         source (`Dataset`, `IterableDataset`, `str`, `os.PathLike` or a list of paths): A dataset is returned as it is.
             Files end in `.jsonl`, `.json`, `.txt`, `.csv` (each also with `.gz`) or `.parquet`; a `.txt` file is one
             document. A string that is not a path is the id of a dataset on the Hub.
-        split (`str`, *optional*, defaults to `"train"`): Split to load, also as `"train[:1%]"`. Files belong to
-            whichever split is asked for.
-        streaming (`bool`, *optional*, defaults to `False`): Read while iterating, without a cache on disk.
-        text_column (`str`, *optional*, defaults to `"text"`): Name given to the column of `.txt` files.
+        split (`str`, *optional*, defaults to `"train"`): Split to load, also as `"train[:1%]"`. Files are read as
+            this split.
+        streaming (`bool`, *optional*, defaults to `False`): Read during iteration, without a cache on disk.
+        text_column (`str`, *optional*, defaults to `"text"`): Name for the column of `.txt` files.
 
     Raises:
         FileNotFoundError: if a path does not exist.
@@ -78,7 +78,7 @@ def _is_local(source: str) -> bool:
 
 
 def _suffix(path: Path) -> str:
-    """The suffix that tells the kind of a file, that of its content if it is compressed and may be."""
+    """The suffix with the kind of a file; for a compressed file of a supported kind, the suffix before `.gz`."""
     name = path.name.lower()
     content = Path(name.removesuffix(".gz")).suffix
     return content if content in COMPRESSIBLE else Path(name).suffix
@@ -107,12 +107,12 @@ def _load_files(files: list[Path], split: str, streaming: bool, text_column: str
         return datasets.load_dataset(
             kinds[0], data_files={name: [str(path) for path in files]}, split=split, streaming=streaming, **arguments
         )
-    except StopIteration as error:  # what the JSON loader gives for no row at all
+    except StopIteration as error:  # raised by the JSON loader if there are no rows
         raise ValueError(f"{', '.join(map(str, files))} has no rows: nothing to read.") from error
 
 
 class TokenizeDocuments:
-    """Batched map function: text to tokens, the end-of-sequence token after every document that has any.
+    """Batched map function: text to tokens, with the end-of-sequence token after every document that is not empty.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base.
@@ -169,23 +169,23 @@ def pack_blocks(
 ) -> Dataset | IterableDataset:
     """Turn a dataset of documents into one of token blocks.
 
-    A dataset that has a column `input_ids` and no text column is taken as blocks already.
+    A dataset with a column `input_ids` and without a text column is assumed to consist of blocks already.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): Documents, as [`load_text`] gives them.
-        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base. Nothing is added but its end-of-sequence token,
-            if it has one, after every document.
+        dataset (`Dataset` or `IterableDataset`): Documents, as returned by [`load_text`].
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base. Only its end-of-sequence token, if it has one, is
+            added after every document.
         block_length (`int`): Tokens in a block.
         text_column (`str`, *optional*, defaults to `"text"`): Column that holds the text.
         num_proc (`int`, *optional*): Processes that tokenize; not for streams. The blocks are the same for any number.
-        max_positions (`int`, *optional*): Positions of the base, which a block may not exceed.
+        max_positions (`int`, *optional*): Number of positions of the base, the largest length of a block.
 
     Returns:
-        `Dataset` or `IterableDataset`, as given: One column, `input_ids`, lists of `block_length` tokens.
+        `Dataset` or `IterableDataset`, like the input: One column, `input_ids`, with lists of `block_length` tokens.
 
     Raises:
-        ValueError: if the dataset has no rows, no such column, other things than text in it or not enough text for a
-            block, or blocks do not fit the base.
+        ValueError: if the dataset has no rows, no such column, values that are not text or not enough text for a
+            block, or if a block is longer than `max_positions`.
     """
     if block_length < 1:
         raise ValueError(f"`block_length` must be at least 1, got {block_length}.")
@@ -221,7 +221,7 @@ def _first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:
 
 
 def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    """Names of the columns, from the first row where a stream does not know them."""
+    """Names of the columns; those of a stream without that information are taken from its first row."""
     first = _first_row(dataset)
     if first is None:
         split = f" (split {str(dataset.split)!r})" if dataset.split is not None else ""
@@ -230,7 +230,7 @@ def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
 
 
 def _ready_blocks(dataset: Dataset | IterableDataset, block_length: int) -> Dataset | IterableDataset:
-    """Check that rows are blocks: all of a dataset, the first of a stream."""
+    """Check that rows are blocks: all rows of a dataset, the first row of a stream."""
     blocks = dataset.select_columns(TOKENS)
     if isinstance(blocks, IterableDataset):
         lengths = {len(next(iter(blocks))[TOKENS])}

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a decode step reads and computes, and how the levels of an axis reduce it.
+"""Counts of what a decode step reads and computes, and their reduction by the levels of an axis.
 
-Every axis has an entry of its own in the folder `costs`, registered in [`AXIS_COSTS`]. An entry changes the counts of
-a dense step, [`StepCounts`], to those of a step at a level. Entries multiply counts, so that their order does not
-matter. An axis without an entry saves nothing.
+Every axis has an entry in the folder `costs`, registered in [`AXIS_COSTS`]. An entry turns the counts of a dense step,
+[`StepCounts`], into those of a step at a level. Entries multiply counts, so their order does not matter. An axis
+without an entry saves nothing.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,17 @@ from ..registry import Registry
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers that a forward of one token reads.
+    """Number of weights that a forward of one token reads.
 
     Args:
-        elastic (`int`): In MLP matrices that take the hidden state.
-        mlp (`int`): In all of the MLPs.
+        mlp_input (`int`): In MLP matrices whose input is the hidden state.
+        mlp (`int`): In all MLPs.
         head (`int`): In the LM head.
-        total (`int`): In all, a single row of every embedding.
-        itemsize (`int`): Bytes of a number.
+        total (`int`): In the whole base, with a single row of every embedding.
+        itemsize (`int`): Bytes per weight.
     """
 
-    elastic: int
+    mlp_input: int
     mlp: int
     head: int
     total: int
@@ -40,15 +40,15 @@ class Weights:
 
     @classmethod
     def of(cls, model: SOLForCausalLM) -> "Weights":
-        """Of the base of `model`."""
+        """The weights of the base of `model`."""
         base = model.base
         width = base.get_input_embeddings().weight.shape[-1]
         try:
             mlps = find_mlps(base)
-        except UnsupportedAxisError:  # then its axes are not under control
+        except UnsupportedAxisError:  # then the axes of MLPs are not controlled
             mlps = ()
         return cls(
-            elastic=sum(_elastic_numbers(part, width) for mlp in mlps for part in mlp.modules()),
+            mlp_input=sum(_input_weights(part, width) for mlp in mlps for part in mlp.modules()),
             mlp=sum(read_numbers(mlp) for mlp in mlps),
             head=read_numbers(base.get_output_embeddings()),
             total=read_numbers(base),
@@ -56,8 +56,8 @@ class Weights:
         )
 
 
-def _elastic_numbers(part: nn.Module, width: int) -> int:
-    """Weights of a linear layer that takes `width` channels, 0 for any other module."""
+def _input_weights(part: nn.Module, width: int) -> int:
+    """Number of weights of a linear layer with `width` input channels, 0 for any other module."""
     weight = getattr(part, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or isinstance(part, nn.Embedding):
         return 0
@@ -66,7 +66,7 @@ def _elastic_numbers(part: nn.Module, width: int) -> int:
 
 
 def read_numbers(module: nn.Module) -> int:
-    """Parameters that a forward of one token reads: all, but of an embedding one row. A tied head counts in full."""
+    """Parameters that a forward of one token reads: of an embedding one row, else all. A tied head counts in full."""
     numbers = 0
     for part in module.modules():
         own = part.parameters(recurse=False)
@@ -76,20 +76,20 @@ def read_numbers(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What one decode step reads and computes, for one sequence alone.
+    """Counts of what one decode step reads and computes, for a single sequence.
 
     Args:
-        elastic_weights (`float`): Weights read of MLP matrices that take the hidden state.
+        mlp_input_weights (`float`): Weights read of MLP matrices whose input is the hidden state.
         other_mlp_weights (`float`): Weights read of the other MLP matrices.
         other_weights (`float`): Weights read outside of the MLPs.
-        itemsize (`int`): Bytes of a weight.
-        kv_bytes (`float`): Bytes that attention reads of the cache.
+        itemsize (`int`): Bytes per weight.
+        kv_bytes (`float`): Bytes that attention reads from the cache.
         kv_flops (`float`): Floating-point operations of attention over the cache.
-        nominal_mlp_size (`float`, *optional*, defaults to 1.0): Bytes of an MLP weight as a share of `itemsize`, if
-            quantization were real.
+        nominal_mlp_size (`float`, *optional*, defaults to 1.0): Bytes per MLP weight as a fraction of `itemsize`,
+            if the weights were stored with the bits of the action.
     """
 
-    elastic_weights: float
+    mlp_input_weights: float
     other_mlp_weights: float
     other_weights: float
     itemsize: int
@@ -98,13 +98,13 @@ class StepCounts:
     nominal_mlp_size: float = 1.0
 
     def times(self, **factors: float) -> "StepCounts":
-        """The same with some counts multiplied, by their names."""
+        """A copy in which the named counts are multiplied by factors."""
         return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})
 
     @property
     def weights(self) -> float:
         """All weights read."""
-        return self.elastic_weights + self.other_mlp_weights + self.other_weights
+        return self.mlp_input_weights + self.other_mlp_weights + self.other_weights
 
     @property
     def bytes(self) -> float:
@@ -113,8 +113,8 @@ class StepCounts:
 
     @property
     def nominal_bytes(self) -> float:
-        """Bytes that would be read if quantization were real."""
-        saved = (self.elastic_weights + self.other_mlp_weights) * (1 - self.nominal_mlp_size)
+        """Bytes that would be read if the weights were stored with the bits of the action."""
+        saved = (self.mlp_input_weights + self.other_mlp_weights) * (1 - self.nominal_mlp_size)
         return (self.weights - saved) * self.itemsize + self.kv_bytes
 
     @property
@@ -124,7 +124,7 @@ class StepCounts:
 
 
 class AxisCost:
-    """How the levels of one axis change what a step reads and computes.
+    """How the levels of one axis change the counts of a step.
 
     Args:
         model ([`SOLForCausalLM`]): Base and selection rule.
@@ -135,7 +135,7 @@ class AxisCost:
         self.model, self.keys = model, keys
 
     def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
-        """What a level does to the counts of a step; asked once per level.
+        """A function that applies a level to the counts of a step; called once per level.
 
         Args:
             level (`float`): In axis units.
@@ -144,4 +144,4 @@ class AxisCost:
 
 
 AXIS_COSTS: Registry[type[AxisCost]] = Registry("axis cost", package=f"{__package__}.costs")
-"""The costs of all axes that save something, by the name of the axis."""
+"""The costs of all axes that reduce the counts, by the name of the axis."""

@@ -3,19 +3,20 @@
 
 """Bytes read and floating-point operations of a decode step, estimated from the base's own sizes.
 
-The net keep rate weighs all axes alike. What a step really reads depends on the base: the share of its MLPs, and the
-length of the context. It is counted here for one sequence alone (every weight is read for one token):
+The net keep rate gives all axes the same weight. The number of bytes that a step reads depends on the base: on the
+share of its MLPs and on the length of the context. It is counted here for a single sequence (all weights are read for
+one token):
 
-    weights   all of them once, less what the axes save
-    KV cache  the keys and values that the step reads, and what the selection itself reads
+    weights   all of them once, minus the savings of the axes
+    KV cache  the keys and values that the step reads, and the data that the selection needs
     refresh   a dense forward over an episode's tokens, once per episode, if any of its steps was sparse
-    policy    its weights, where the policy chooses
+    policy    its weights, if the policy chooses the actions
 
-What an axis saves is in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts of an implementation
-that skips everything that may be skipped, not times. Fake quantization saves nothing and counts nothing; a *nominal*
-count has MLP weights read with bits / 16 of their size. Query heads that share a key-value head may select different
-keys (`page_selection="head"`), and are assumed to: up to as many times `token_keep` is then read as heads share one.
-Activations and the entropy of a controller are left out.
+The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts for an
+implementation that skips everything that can be skipped; they are not times. Fake quantization saves nothing. In
+*nominal* counts MLP weights are read with bits / 16 of their size. Query heads that share a key-value head may select
+different keys (`page_selection="head"`). The counts assume that they do: if `n` heads share one, up to `n` times
+`token_keep` of the keys is read. Activations and the entropy that a controller computes are not counted.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from .axis_costs import AXIS_COSTS, StepCounts, Weights, read_numbers
 
 
 def keys_read(rule: SelectionRule, token_keep: float, keys: int) -> int:
-    """Keys that a query head reads of `keys`, its own included."""
+    """Number of keys that a query head reads of `keys` keys, its own included."""
     return CRITERIA[rule.criterion].keys_read(rule, token_keep, keys)
 
 
@@ -42,13 +43,13 @@ class ComputeCosts:
     Args:
         bytes (`torch.Tensor` of shape `(n_actions,)`): Bytes that a step under each action reads.
         flops (`torch.Tensor` of shape `(n_actions,)`): Its floating-point operations.
-        nominal_bytes (`torch.Tensor` of shape `(n_actions,)`): Its bytes if `bits` were real.
-        dense_bytes (`float`): Of a dense step.
-        dense_flops (`float`): Of a dense step.
-        refresh_bytes (`float`): Of a KV refresh, per step of the episode.
-        refresh_flops (`float`): Of a KV refresh, per step of the episode.
-        policy_bytes (`float`): Of the policy, per step.
-        policy_flops (`float`): Of the policy, per step.
+        nominal_bytes (`torch.Tensor` of shape `(n_actions,)`): Its bytes if MLP weights were stored with `bits` bits.
+        dense_bytes (`float`): Bytes of a dense step.
+        dense_flops (`float`): Operations of a dense step.
+        refresh_bytes (`float`): Bytes of a KV refresh, per step of the episode.
+        refresh_flops (`float`): Operations of a KV refresh, per step of the episode.
+        policy_bytes (`float`): Bytes of the policy, per step.
+        policy_flops (`float`): Operations of the policy, per step.
     """
 
     bytes: torch.Tensor
@@ -93,11 +94,11 @@ class ComputeCosts:
         Args:
             actions (`torch.LongTensor` of shape `(episodes, steps)`): Action ids.
             space ([`ActionSpace`]): The actions.
-            with_policy (`bool`): Whether the policy chose.
+            with_policy (`bool`): Whether the policy chose the actions.
 
         Returns:
-            `dict[str, float]`: `bytes_per_token`, `flops_per_token`, `nominal_bytes_per_token`, the same of a dense
-            step, and `refresh_overhead`, the tokens that are processed a second time per token that is decoded.
+            `dict[str, float]`: `bytes_per_token`, `flops_per_token`, `nominal_bytes_per_token`, the same for a dense
+            step, and `refresh_overhead`, the tokens that are processed a second time per decoded token.
         """
         dense = (space.values == torch.tensor(space.dense)).all(dim=-1)
         refreshed = float((~dense[actions]).any(dim=1).double().mean())
@@ -114,11 +115,11 @@ class ComputeCosts:
 
 
 def dense_counts(model: SOLForCausalLM, weights: Weights, keys: int) -> StepCounts:
-    """What a dense step that sees `keys` keys reads and computes."""
+    """Counts of a dense step that sees `keys` keys."""
     kv_bytes, kv_flops = _attention_costs(model, 1.0, keys)
     return StepCounts(
-        elastic_weights=weights.elastic,
-        other_mlp_weights=weights.mlp - weights.elastic,
+        mlp_input_weights=weights.mlp_input,
+        other_mlp_weights=weights.mlp - weights.mlp_input,
         other_weights=weights.total - weights.mlp,
         itemsize=weights.itemsize,
         kv_bytes=kv_bytes,
@@ -127,11 +128,11 @@ def dense_counts(model: SOLForCausalLM, weights: Weights, keys: int) -> StepCoun
 
 
 def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int) -> list[StepCounts]:
-    """What a step that sees `keys` keys reads and computes under every action of the model's action space.
+    """Counts of a step that sees `keys` keys, for every action of the model's action space.
 
     Args:
         model ([`SOLForCausalLM`]): Base, selection rule and action space.
-        dense ([`StepCounts`]): Those of a dense step.
+        dense ([`StepCounts`]): Counts of a dense step.
         keys (`int`): Keys that the step sees.
     """
     space = model.action_space
@@ -149,7 +150,7 @@ def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int) -> list[Ste
 
 
 def _attention_costs(model: SOLForCausalLM, token_keep: float, keys: int) -> tuple[float, float]:
-    """Bytes that the attention of all layers reads of the cache for one token, and its operations."""
+    """Bytes that the attention of all layers reads from the cache for one token, and its operations."""
     config, rule = model.base.config.get_text_config(decoder=True), model.config.selection_rule
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""KV pollution as an impulse response: a few steps below full compute, then dense steps; how long does the error last?
+"""KV pollution as an impulse response: how long the error lasts after a few steps below full compute.
 
 A cheap step has two effects: its own prediction is worse, and the keys and values that it writes disturb later steps.
 Once the steps are dense again, only the second effect is left:
@@ -10,7 +10,7 @@ Once the steps are dense again, only the second effect is left:
     disturbed run  dense  |  `action`   |  dense over a polluted cache, until a KV refresh
     reference      dense  |  dense      |  dense                          -> differences at every step
 
-Both runs process the same text one token at a time, so they agree bitwise as long as no step is disturbed.
+Both runs process the same text one token at a time. They agree to the bit until the first disturbed step.
 """
 
 import math
@@ -38,8 +38,8 @@ class ImpulseResponse:
         length (`int`): How many steps are disturbed.
         refresh_every (`int`, *optional*): Steps between two KV refreshes; `None` without refresh.
         divergence (`torch.Tensor` of shape `(blocks, steps)`): KL(dense ‖ disturbed) in nats.
-        damage (`torch.Tensor` of shape `(blocks, steps)`): Log-probability of the label under the dense run less that
-            under the disturbed one, in nats.
+        damage (`torch.Tensor` of shape `(blocks, steps)`): Log-probability of the label in the dense run minus that in
+            the disturbed run, in nats.
         axes (`tuple` of `str`, *optional*, defaults to the published axes): Names of the axes, in the order of
             `action`.
     """
@@ -64,7 +64,7 @@ class ImpulseResponse:
 
     @property
     def refreshes(self) -> tuple[int, ...]:
-        """The steps before which the cache is refreshed: once, as later episodes are dense."""
+        """The steps before which the cache is refreshed: after every episode with disturbed steps."""
         if self.refresh_every is None:
             return ()
         episodes = {step // self.refresh_every for step in range(self.begin, self.end)}
@@ -77,10 +77,10 @@ class ImpulseResponse:
         return float(means[self.begin : self.end].mean()), float(means[self.end :].mean())
 
     def lasting(self, share: float = 0.1) -> int | None:
-        """For how many steps after the disturbance the mean KL stays above a share of what it was during it.
+        """Number of steps after the disturbance for which the mean KL stays above a share of its value during it.
 
         Args:
-            share (`float`, *optional*, defaults to 0.1): Of the mean over the disturbed steps.
+            share (`float`, *optional*, defaults to 0.1): Share of the mean over the disturbed steps.
 
         Returns:
             `int`, *optional*: The number of steps until it is below for the first time; `None` if it never is.
@@ -123,7 +123,7 @@ def impulse_responses(
     """Disturb a few steps of every block, and measure the damage there and at all later steps.
 
     Args:
-        model ([`SOLForCausalLM`]): Its base is measured; the policy takes no part.
+        model ([`SOLForCausalLM`]): Its base is measured; its policy is not used.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + steps + 1)`): Token ids, at least 2 blocks.
         context_length (`int`): Tokens before the first step, processed densely.
         actions (`Sequence` of `Sequence[float]`): Actions of the disturbed steps, each a level of every axis of the

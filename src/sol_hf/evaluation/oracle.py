@@ -3,17 +3,17 @@
 
 """The best schedule for a known text: levels per token that minimize KL(dense ‖ sparse) at a budget.
 
-The divergence is minimized, not the loss on the text's own tokens: minimizing that loss would select steps at which an
-error happens to favour the label, and end below the dense loss. The damage of a level is measured for every step on
-its own, after a dense history:
+The divergence is minimized, not the loss on the text's own tokens. Minimizing that loss would select steps at which an
+error happens to favour the label, and the result could be below the dense loss. The damage of a level is measured for
+every step separately, after a dense history:
 
     step      0 1 2 3 4 5 6 7 ...
     probe     d d C d d d d d        C: one axis at one level;  d: dense
                   ^ ^ ^ ^            divergence here: of the step itself, and of `later_steps` steps after it
 
-Costs of axes and steps are assumed to add up. Then the best levels of given means minimize `cost + price * level`,
-with one price per axis. They add up approximately only, so this is an estimate of the limit, not a bound: a schedule
-may be better.
+Costs of axes and steps are assumed to add up. Then the best levels at given means minimize `cost + price * level`,
+with one price per axis. Since costs add up approximately only, the result is an estimate of the optimum and not a
+bound: other schedules may be better.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from ..modeling_sol import SOLForCausalLM
 
 
 LEVELS_PER_AXIS = 6
-"""Levels of an axis that are measured; what lies between them is interpolated."""
+"""Number of levels of an axis that are measured; costs of other levels are interpolated."""
 
 
 def measure_damage(
@@ -44,9 +44,9 @@ def measure_damage(
         model ([`SOLForCausalLM`]): Its base is measured.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + steps + 1)`): Token ids.
         context_length (`int`): Tokens before the first step.
-        probes ([`Probes`]): What to measure.
-        later_steps (`int`, *optional*, defaults to 0): Dense steps after a probe whose divergence is added, as far as
-            the block goes.
+        probes ([`Probes`]): The probes to measure.
+        later_steps (`int`, *optional*, defaults to 0): Dense steps after a probe whose divergence is added, up to the
+            end of the block.
 
     Returns:
         `torch.Tensor` of shape `(blocks, steps, probes)`: In nats.
@@ -69,7 +69,7 @@ def _damage_at(
     later_steps: int,
 ) -> torch.Tensor:
     """Damage `(blocks, places, probes)` of the probes at some steps."""
-    assert prefix.logprobs is not None, "prefilled with `dense`"
+    assert prefix.logprobs is not None, "computed with `dense`"
     count, steps, rule = len(probes.actions), prefix.logprobs.shape[1], model.config.selection_rule
     begins = [prefix.context_length + place for place in places]
     fanned = prefix.cache.fan_out(count, blocks.new_zeros(len(blocks), 0), begins)
@@ -79,7 +79,7 @@ def _damage_at(
     plan = StepPlan.from_values(values, fanned, rule, parts=parts)
     damage = torch.zeros(len(blocks), len(places), count, device=blocks.device)
     for later in range(1 + min(later_steps, steps - 1 - min(places))):
-        at = [min(place + later, steps - 1) for place in places]  # beyond the end: run, but not counted
+        at = [min(place + later, steps - 1) for place in places]  # after the end of the block: run, but not counted
         counted = torch.tensor([place + later < steps for place in places], device=blocks.device)
         token = blocks[:, [prefix.context_length + place for place in at]].repeat_interleave(count, dim=1)
         logprobs = _step(model, token.view(-1, 1), fanned, plan).view(*damage.shape, -1)
@@ -100,7 +100,7 @@ def measure_blocks(runner: BlockRunner, probes: Probes, later_steps: int, name: 
 
     Args:
         runner ([`BlockRunner`]): Base and blocks.
-        probes ([`Probes`]): What to measure.
+        probes ([`Probes`]): The probes to measure.
         later_steps (`int`): Dense steps after a probe whose divergence is added.
         name (`str`, *optional*): Title of the progress bar.
 
@@ -120,7 +120,7 @@ def cheapest_levels(costs: torch.Tensor, levels: torch.Tensor, mean: float) -> t
     """Levels of least total cost whose mean is at most `mean`, and as close to it as one step's level allows.
 
     Args:
-        costs (`torch.Tensor` of shape `(steps, levels)`): Of every level at every step.
+        costs (`torch.Tensor` of shape `(steps, levels)`): Cost of every level at every step.
         levels (`torch.Tensor` of shape `(levels,)`): In ratio units.
         mean (`float`): At least the smallest level.
 
@@ -141,7 +141,7 @@ def cheapest_levels(costs: torch.Tensor, levels: torch.Tensor, mean: float) -> t
         low, high = (low, middle) if levels[at(middle)].sum() <= allowed else (middle, high)
     chosen, dearer = at(high), at(low)
     left = allowed - float(levels[chosen].sum())
-    for step in (chosen != dearer).nonzero().squeeze(1).tolist():  # equally good at this price: as many as fit
+    for step in (chosen != dearer).nonzero().squeeze(1).tolist():  # equal cost: raise as many as the mean allows
         extra = float(levels[dearer[step]] - levels[chosen[step]])
         if 0 < extra <= left:
             chosen[step], left = dearer[step], left - extra

@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a policy is worth: its perplexity at given budgets, beside that of the fixed schedule at the same cost.
+"""Compares a policy with the fixed schedule: perplexity at given budgets, and of the fixed schedule at the same cost.
 
-A policy may spend less or more than it was asked for. The fixed schedule is therefore run at what the policy spent:
+A policy may spend less or more than its budget. The fixed schedule is therefore run at the means that the policy
+spent:
 
-    pass 1    policy, greedy, all budgets    ->  loss of every block, means of the levels taken ("realised")
+    pass 1    policy, greedy, all budgets    ->  loss of every block, means of the chosen levels ("realised")
     pass 2    fixed, at the realised means   ->  loss of every block;   gain = fixed - policy, in nats per token
 
 Both passes run one teacher-forced episode per block, after a dense prefill that all budgets share.
@@ -52,14 +53,14 @@ class BudgetEvaluation:
 
     Args:
         requested (`tuple` of `float`): The budget.
-        realised (`tuple` of `float`): Means of the levels that the policy took, over blocks and controllable steps.
-        fixed_realised (`tuple` of `float`): The same of the fixed schedule.
+        realised (`tuple` of `float`): Means of the levels that the policy chose, over blocks and controllable steps.
+        fixed_realised (`tuple` of `float`): The same for the fixed schedule.
         mean_overshoot (`tuple` of `float`): Mean over the blocks of (mean of the episode - target), per axis.
         worst_overshoot (`tuple` of `float`): The largest of these differences over the blocks, per axis.
         budget_error (`float`): Mean over blocks and axes of |mean of the episode - target|, in ratio units.
         losses (`tuple` of `float`): Loss of every block under the policy.
-        fixed_losses (`tuple` of `float`): Under the fixed schedule.
-        dense_losses (`tuple` of `float`, *optional*): Of the base itself, if asked for.
+        fixed_losses (`tuple` of `float`): Loss of every block under the fixed schedule.
+        dense_losses (`tuple` of `float`, *optional*): Loss of every block of the base itself, if computed.
         axes (`tuple` of `str`, *optional*, defaults to the published axes): Names of the axes, in the order of the
             numbers.
     """
@@ -77,7 +78,7 @@ class BudgetEvaluation:
 
     @property
     def net_keep(self) -> float:
-        """Mean over the axes of what was realised, in ratio units."""
+        """Mean over the axes of the realised means, in ratio units."""
         ratios = [value / AXES[name].scale for name, value in zip(self.axes, self.realised, strict=True)]
         return sum(ratios) / len(ratios)
 
@@ -93,12 +94,12 @@ class BudgetEvaluation:
 
     @property
     def dense_perplexity(self) -> float | None:
-        """Perplexity of the base itself, if it was asked for."""
+        """Perplexity of the base itself, if it was computed."""
         return None if self.dense_losses is None else _perplexity(self.dense_losses)
 
     @property
     def gains(self) -> tuple[float, ...]:
-        """By how much the policy is better than the fixed schedule on every block, in nats per token."""
+        """Loss of the fixed schedule minus that of the policy on every block, in nats per token."""
         return tuple(fixed - loss for fixed, loss in zip(self.fixed_losses, self.losses, strict=True))
 
     @property
@@ -123,7 +124,7 @@ def _perplexity(losses: Sequence[float]) -> float:
 
 
 def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS) -> list[tuple[float, ...]]:
-    """Budgets brought into the range of an action space's levels, without repetitions.
+    """Budgets clipped to the range of an action space's levels, without repetitions.
 
     Args:
         space ([`ActionSpace`]): The levels.
@@ -157,11 +158,12 @@ def evaluate_budgets(
     progress: bool = False,
     dense: bool = False,
 ) -> list[BudgetEvaluation]:
-    """Perplexity of a policy at every budget, and of the fixed schedule at what the policy really spent.
+    """Perplexity of a policy at every budget, and of the fixed schedule at the means that the policy spent.
 
     A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh.
-    Processes of an `accelerate launch` share the work; the results are those of one process. Another `batch_size` may
-    round differently, which selection and quantization amplify: losses of single blocks change, their mean hardly.
+    The blocks are divided among the processes of an `accelerate launch`; the results do not depend on their number.
+    With another `batch_size` results may be rounded differently, and selection and quantization amplify this: losses
+    of single blocks change, but their mean changes very little.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
@@ -170,10 +172,10 @@ def evaluate_budgets(
         context_length (`int`): Tokens before the first step of a block.
         budgets (`Sequence` of `Sequence[float]`): Targets, one number per axis of the action space, in axis units.
         hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, as
-            `generate` does by default; otherwise the policy is trusted.
+            `generate` does by default. Otherwise the policy may miss its budgets.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
-        dense (`bool`, *optional*, defaults to `False`): Also the loss of the base itself.
+        dense (`bool`, *optional*, defaults to `False`): Also compute the loss of the base itself.
 
     Returns:
         `list[BudgetEvaluation]`: One per budget, in order.
@@ -216,7 +218,7 @@ def evaluate_budgets(
 
 
 def _misses(excess: torch.Tensor, space: ActionSpace) -> dict[str, Any]:
-    """How far the means of episodes are from their target, from differences `(blocks, axes)` in ratio units."""
+    """Overshoot and budget error, from differences of means and targets `(blocks, axes)` in ratio units."""
     return {
         "mean_overshoot": _in_axis_units(excess.mean(dim=0), space),
         "worst_overshoot": _in_axis_units(excess.amax(dim=0), space),
@@ -225,7 +227,7 @@ def _misses(excess: torch.Tensor, space: ActionSpace) -> dict[str, Any]:
 
 
 def check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> torch.Tensor:
-    """Targets of budgets that can be met.
+    """The targets of budgets, after a check that they can be met.
 
     Args:
         budgets (`Sequence` of `Sequence[float]`): One number per axis, in axis units.
@@ -235,8 +237,8 @@ def check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> tor
         `torch.Tensor` of shape `(budgets, axes)`: In ratio units.
 
     Raises:
-        ValueError: if there is no budget, or one has another number of entries than the space has axes.
-        BudgetError: if one is malformed or below the smallest level.
+        ValueError: if there is no budget, or the number of entries of one is not the number of axes.
+        BudgetError: if a budget is malformed or below the smallest level.
     """
     if not budgets:
         raise ValueError(f"There is no budget to evaluate at: give tuples ({', '.join(space.axis_names)}).")
@@ -259,7 +261,7 @@ def _in_axis_units(ratios: torch.Tensor, space: ActionSpace) -> tuple[float, ...
 
 
 def to_rows(evaluations: Sequence[BudgetEvaluation]) -> list[dict[str, Any]]:
-    """One flat dictionary of numbers per budget, for a data frame or a JSON file; losses of single blocks left out.
+    """One flat dictionary of numbers per budget, for a data frame or a JSON file, without losses of blocks.
 
     Args:
         evaluations (`Sequence[BudgetEvaluation]`): From [`evaluate_budgets`].

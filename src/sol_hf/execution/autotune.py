@@ -1,14 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which of several implementations is the fastest on this machine: measured once per process and situation.
+"""Finds the fastest of several implementations on this machine, once per process and situation.
 
-Nothing is computed only to be measured. The first calls in a situation use the implementations in turn and time them.
-The layers of a model call one after another, each with its own weights and keys, so that the processor's caches are as
-cold as they will be later. After that the fastest implementation is used.
+A situation is a key with everything that the times depend on. The first calls in a situation use the implementations
+in turn and time them; there are no extra runs. The calls come from different layers, each with its own weights and
+keys, so that their data is not in the processor's caches, as in later calls. After that the fastest implementation is
+used.
 
-Implementations agree up to rounding. Where runs have to agree to the bit, `backend="reference"` or `"fast"` measures
-nothing.
+Implementations agree up to rounding. For results that are the same to the bit, use `backend="reference"` or `"fast"`,
+which measure no times.
 """
 
 import math
@@ -19,7 +20,7 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 REPEATS = 3
-"""How often each implementation is timed, after one call to warm up."""
+"""Timed calls per implementation, after one call to warm up."""
 
 _TRIALS: dict[Hashable, "Trial"] = {}
 _FASTEST: dict[Hashable, str] = {}
@@ -39,7 +40,7 @@ class Trial:
 
     @property
     def is_over(self) -> bool:
-        """Whether every implementation was timed often enough."""
+        """Whether every implementation was timed `REPEATS` times."""
         return min(self.calls.values()) > REPEATS
 
     @property
@@ -48,7 +49,7 @@ class Trial:
         return min(self.best, key=self.best.__getitem__)
 
     def run(self, usable: Mapping[str, Callable[[], Result]]) -> Result:
-        """Compute the result by the implementation that was called least, and time it unless it was its first call."""
+        """Compute the result by the implementation with the fewest calls; time it unless this is its first call."""
         name = min(self.names, key=self.calls.__getitem__)
         begin = time.perf_counter()
         result = usable[name]()
@@ -63,7 +64,7 @@ def run_fastest(situation: Hashable, usable: Mapping[str, Callable[[], Result]])
     """Compute something by the implementation that is the fastest in a situation, or by one that is still to be timed.
 
     Args:
-        situation (`Hashable`): What the times depend on, coarse enough to be met again.
+        situation (`Hashable`): Key with everything that the times depend on, coarse enough to occur repeatedly.
         usable (`Mapping[str, Callable]`): Implementations by name: functions without arguments that give the same
             result.
     """
@@ -83,5 +84,5 @@ def run_fastest(situation: Hashable, usable: Mapping[str, Callable[[], Result]])
 
 
 def measured_choices() -> dict[Hashable, str]:
-    """What was found to be the fastest so far, by situation."""
+    """Names of the fastest implementations found so far, by situation."""
     return dict(_FASTEST)

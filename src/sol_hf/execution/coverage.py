@@ -21,7 +21,7 @@ class Coverage:
         base (`str`): Class of the base.
         layer_count (`int`): Decoder layers of the base.
         layers (`dict[str, tuple[int, ...]]`): Per axis the layers that it reaches.
-        reasons (`dict[str, str]`): Why, for an axis that reaches none.
+        reasons (`dict[str, str]`): The reason, for every axis that reaches no layer.
     """
 
     base: str
@@ -31,7 +31,7 @@ class Coverage:
 
     @classmethod
     def of(cls, base: PreTrainedModel, cache: SOLCache) -> "Coverage":
-        """Of a base, over caches of this kind, for the axes of the cache's action space.
+        """The coverage of a base, for the axes of the cache's action space.
 
         Args:
             base (`PreTrainedModel`): The base.
@@ -63,7 +63,7 @@ class Coverage:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, runs of them shortened: `0-3, 7, 9-10`."""
+    """Ascending numbers as text, with ranges shortened: `0-3, 7, 9-10`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The base's part of a decode step, and a KV refresh, as CUDA graphs that serve every token, action and length.
+"""The base's part of a decode step, and a KV refresh, as CUDA graphs for all tokens, actions and lengths.
 
-A graph replays the same kernels on the same addresses. So everything that differs from step to step is read from
-buffers on the device: the tokens, their positions, the levels of the action, how many keys a row has. Keys and values
-stay in the cache's own storage, which is given room for `capacity` tokens ahead; new ones are written to slots that
-the device knows. The controller and the ledger run between the replays, as always.
+A graph runs the same kernels on the same addresses every time. Everything that differs from step to step is therefore
+read from buffers on the device: the tokens, their positions, the levels of the action, the number of keys of a row.
+Keys and values stay in the cache's own storage, which is allocated for `capacity` tokens. New ones are written to
+slots whose numbers are on the device. The controller and the ledger run outside of the graphs.
 
-Without a GPU nothing is captured and every forward runs the same function on the same buffers: so the tests prove that
-its result is the step's, that it launches the same operations on the same shapes every time, and that none of them
-waits for the device.
+Without a GPU nothing is captured, and every forward runs the same function on the same buffers. The tests use this to
+check that the result equals that of a step without graphs, that every forward launches the same operations on the same
+shapes, and that none of them waits for the device.
 """
 
 import weakref
@@ -33,7 +33,7 @@ from .plan import DeviceRows, Parts, RefreshPlan, StepPlan, active_forward, plan
 
 
 WARM_UPS = 3
-"""Runs before a capture, so that libraries and kernels have allocated and compiled what they need."""
+"""Runs before a capture, in which libraries allocate memory and kernels are compiled."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class CapturedForward:
     Decode steps, or KV refreshes: dense, and without logits.
 
     Args:
-        base (`PreTrainedModel`): The base, instrumented.
-        cache ([`SOLCache`]): With at least one token in it.
+        base (`PreTrainedModel`): The instrumented base.
+        cache ([`SOLCache`]): Cache with at least one token.
         rule ([`SelectionRule`]): How keys are selected; its criterion must have kernels.
         dense_axes (`Collection[str]`): Axes that are dense at every step.
-        capacity (`int`): Tokens, padding included, that the cache is given room for.
-        refreshed (`int`, *optional*, defaults to 0): Tokens a row that a KV refresh processes; 0 for decode steps.
+        capacity (`int`): Tokens, padding included, for which the cache allocates storage.
+        refreshed (`int`, *optional*, defaults to 0): Tokens per row that a KV refresh processes; 0 for decode steps.
         parts (`Parts`, *optional*): The parts that have to carry out the axes of a step's plan.
 
     Raises:
-        ValueError: if base or cache have a part that depends on the length in a way that a graph cannot follow.
+        ValueError: if base or cache depend on the length of the text in a way that a graph cannot represent.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CapturedForward:
         check_room(cache, capacity)
         self.base, self.rule, self.dense_axes, self.capacity = base, rule, frozenset(dense_axes), capacity
         self.is_refresh, self.number, self.parts = refreshed > 0, refreshed or 1, parts or {}
-        self._cache = weakref.ref(cache)  # these graphs live as long as the cache, not the other way round
+        self._cache = weakref.ref(cache)  # a weak reference: the cache must be freed when only the graphs refer to it
         self._mlps = [m.forward for m in base.modules() if isinstance(m.forward, StepMLP)]
         self._copies: list[TritonMLP | None] | None = None
         self.layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
@@ -101,19 +101,19 @@ class CapturedForward:
     def cache(self) -> SOLCache:
         """The cache that the graphs write to."""
         cache = self._cache()
-        assert cache is not None, "graphs are only used by those who have the cache"
+        assert cache is not None, "the cache exists as long as its graphs are in use"
         return cache
 
     def __call__(self, tokens: torch.Tensor, levels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Process tokens, a step's under its action.
+        """Process tokens; those of a step under its action.
 
         Args:
             tokens (`torch.LongTensor` of shape `(rows, number)`): Ids.
             levels (`torch.Tensor` of shape `(rows, axes)`, *optional*): Values of a step's actions, in axis units.
 
         Returns:
-            Logits, `(rows, 1, vocab)` for a step and none for a KV refresh, and what the LM head received for the
-            last token, `(rows, hidden_size)`.
+            Logits, `(rows, 1, vocab)` for a step and empty for a KV refresh, and the LM head's input for the last
+            token, `(rows, hidden_size)`.
         """
         length = self.cache.get_seq_length()
         self._fill(tokens, levels, length)
@@ -133,10 +133,10 @@ class CapturedForward:
     def is_current(
         self, base: PreTrainedModel, rule: SelectionRule, dense_axes: Collection[str], refreshed: int = 0
     ) -> bool:
-        """Whether a forward of `base` under `rule`, with these axes dense, would be this one.
+        """Whether this can compute a forward of `base` under `rule`, with these axes dense.
 
-        The cache must have the rows and storage that it was made for, and room for the tokens, and the MLPs the
-        copies of their weights that it reads.
+        The cache must still have the same rows and storage, with room for the tokens. The MLPs must still have the
+        same copies of their weights.
         """
         fits = self.cache.rows == len(self.buffers.tokens) and self.number == (refreshed or 1)
         fits = fits and self.cache.get_seq_length() + self.number <= self.capacity
@@ -147,7 +147,7 @@ class CapturedForward:
         return self._copies is None or all(a is b for a, b in zip(in_use, self._copies, strict=True))
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is captured: one forward of the base from the buffers into the cache's storage."""
+        """The captured function: one forward of the base from the buffers into the cache's storage."""
         at, cache = self.buffers, self.cache
         plan, refresh, mask, rows = None, None, None, DeviceRows(at.first_key, at.count)
         if not self.is_refresh:
@@ -155,7 +155,7 @@ class CapturedForward:
             plan = StepPlan(cache, self.rule, levels, backend="fast", parts=self.parts, rows_on_device=rows)
         else:
             refresh = RefreshPlan(cache, backend="fast", skips_head=True, rows_on_device=rows)
-            # Any mask of this shape is left as it is by transformers, and by our attention: a refresh is causal.
+            # transformers does not change a mask of this shape, and our attention ignores it: a refresh is causal.
             mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=at.tokens.device)
         try:
             for layer in self.layers:
@@ -235,7 +235,7 @@ def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule) -
 
 
 def check_room(cache: SOLCache, capacity: int) -> None:
-    """Raise a ValueError if a cache of so many tokens has no place for another, or no prompt yet."""
+    """Raise a ValueError if a cache with `capacity` tokens of storage is full, or has no prompt yet."""
     if capacity <= cache.get_seq_length() or cache.get_seq_length() == 0:
         raise ValueError(
             f"`cuda_graphs` is {capacity}, but the cache holds {cache.get_seq_length()} tokens: it must be larger, "

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The decoder layers of any base."""
+"""Finds the decoder layers of any base."""
 
 from torch import nn
 from transformers import PreTrainedModel

@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Operations that can be computed in several ways, and the one place that chooses.
+"""Operations with several implementations, and the choice of one of them for every call.
 
-An [`Operation`] is a registry of [`Implementation`]s, one per file. Each of them says for a call whether it can
-compute it. Which one does is up to the backend:
+An [`Operation`] is a registry of [`Implementation`]s, one per file. Each of them checks whether it can compute a call.
+Of those that can, the backend chooses:
 
     "reference"   the first in order, plain torch or the base's own code
-    "fast"        the last in order that can
-    "auto"        the one that is measured to be the fastest, see `autotune.py`; where nothing is measured, the first
+    "fast"        the last in order
+    "auto"        the one that is measured to be the fastest, see `autotune.py`; without measurements, the first
 
 Implementations of an operation agree up to rounding.
 """
@@ -26,7 +26,7 @@ class Call(Protocol):
     """The arguments of an operation."""
 
     def situation(self, names: tuple[str, ...]) -> Hashable:
-        """What times depend on, coarse enough to be met again, where `names` are measured against each other."""
+        """The key for measured times of the implementations `names`, coarse enough to occur repeatedly."""
 
 
 AnyCall = TypeVar("AnyCall", bound=Call)
@@ -37,11 +37,11 @@ class Implementation(Generic[AnyCall]):
     """One way to compute an operation.
 
     Class attributes:
-        order (`int`): Place among the implementations; the later one is expected to be faster.
-        is_measured (`bool`): Whether `backend="auto"` measures it. One that is not measured is taken wherever it can
-            be used. Kernels on a GPU are such: their launch returns before they have run.
-        is_fallback (`bool`): Whether it matters only where no later implementation can be used. It may be slower than
-            the first, and is therefore taken only if it is measured to be faster.
+        order (`int`): Position among the implementations; later ones are expected to be faster.
+        is_measured (`bool`): Whether `backend="auto"` measures it. One that is not measured is used for every call
+            that it can compute. This holds for GPU kernels: a launch returns before the kernel has run.
+        is_fallback (`bool`): Whether it is considered only if no later implementation can be used. It may be slower
+            than the first, and is therefore used only if it is measured to be faster.
     """
 
     order: ClassVar[int]
@@ -49,9 +49,9 @@ class Implementation(Generic[AnyCall]):
     is_fallback: ClassVar[bool] = False
 
     def prepare(self, call: AnyCall) -> Prepared | None:
-        """The computation of a call, ready to run; `None` where this implementation cannot be used.
+        """The computation of a call as a function to run; `None` if this implementation cannot be used.
 
-        What is done here is not part of the measured time.
+        Time spent here is not part of the measured time.
         """
         raise NotImplementedError
 
@@ -84,7 +84,7 @@ class Operation(Registry[Implementation[AnyCall]]):
         return self._ordered
 
     def usable(self, call: AnyCall) -> dict[str, Prepared]:
-        """A call as every implementation that can compute it would, by name, in their order."""
+        """The prepared computations of a call, by name, of all implementations that can compute it, in order."""
         prepared = {name: implementation.prepare(call) for name, implementation in self.ordered}
         return {name: run for name, run in prepared.items() if run is not None}
 
@@ -97,7 +97,7 @@ class Operation(Registry[Implementation[AnyCall]]):
             is_timed (`bool`): Whether `"auto"` may measure this call.
 
         Returns:
-            `torch.Tensor`: The result; `None` where no implementation can be used.
+            `torch.Tensor`: The result; `None` if no implementation can be used.
         """
         if backend == "auto":
             return self._run_fastest(call, is_timed)

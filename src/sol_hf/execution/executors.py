@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How an axis is put into effect on a base: one executor class per axis, one instance per base.
+"""Executors, which apply an axis to a base: one executor class per axis, one instance per base.
 
-An executor names the *parts* of the base that carry out its axis. In a step with a plan for the axis, each of them
-does what the plan says and calls `plan.mark_done(axis, part)`: see [`StepPlan`].
+An executor lists the *parts* of the base that carry out its axis. In a step with a plan for the axis, each part
+applies the plan and then calls `plan.mark_done(axis, part)`: see [`StepPlan`].
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -20,12 +20,12 @@ from .step_part import StepPart
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is done to a base while at least one generation runs.
+    """A change to a base that lasts while at least one generation runs.
 
     Args:
-        name (`str`): What kind of change; two changes of the same name to the same object are made once.
-        thing (`object`): What is changed: a module, a config.
-        make (`Callable`): Makes the change, and returns what undoes it.
+        name (`str`): Kind of change. Changes of the same name to the same object are made once.
+        thing (`object`): The object to change: a module or a config.
+        make (`Callable`): Makes the change, and returns a function that undoes it.
     """
 
     name: str
@@ -34,17 +34,17 @@ class Change:
 
 
 class AxisExecutor:
-    """Base class: puts one axis into effect on one base.
+    """Base class of executors. An instance applies one axis to one base.
 
-    Making one looks for the parts, without changing the base.
+    The constructor finds the parts and does not change the base.
 
     Args:
-        base (`PreTrainedModel`): The base. An executor must not keep it, or it would never be freed; its modules are
-            fine.
+        base (`PreTrainedModel`): The base. An executor must not hold a reference to it, or it would never be freed;
+            references to its modules are allowed.
 
     Class attributes:
         auto_refresh_below (`float`, *optional*): With `kv_refresh="auto"`, an episode is refreshed if the mean of this
-            axis over a row's steps is below this level, in axis units; without it the axis calls for no refresh.
+            axis over a row's steps is below this level, in axis units. `None` if the axis never requires a refresh.
 
     Raises:
         UnsupportedAxisError: if the axis cannot be controlled on this base; the message says why.
@@ -56,11 +56,11 @@ class AxisExecutor:
         raise NotImplementedError
 
     def changes(self) -> Iterable[Change]:
-        """What is done to the base while a generation runs."""
+        """The changes to the base while a generation runs."""
         raise NotImplementedError
 
     def parts(self, cache: SOLCache) -> Mapping[Hashable, str]:
-        """The parts that carry out the axis over a cache: what each marks itself with, and its name for people."""
+        """The parts that carry out the axis: the key of each for `mark_done`, and its name for messages."""
         raise NotImplementedError
 
     def layers(self, cache: SOLCache) -> Sequence[int]:
@@ -71,14 +71,14 @@ class AxisExecutor:
         """Raise [`UnsupportedAxisError`] if the base cannot run with this `bits_backend`; by default it can."""
 
     def check_cache(self, cache: SOLCache, name: str) -> None:
-        """Raise [`UnsupportedAxisError`] if caches of this kind, of a base class called `name`, do not allow the axis.
+        """Raise [`UnsupportedAxisError`] if the axis cannot be used with this kind of cache; by default it can.
 
-        By default all do.
+        `name` is the class name of the base, for the message.
         """
 
     @property
     def step_parts(self) -> Sequence[StepPart]:
-        """The parts that take the place of a module's forward, which may hold copies of weights."""
+        """The parts that replace a module's forward; they may hold copies of weights."""
         return ()
 
 

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Changes a base while at least one generation runs, and puts everything back after the last.
+"""Changes a base while at least one generation runs, and undoes all changes after the last.
 
-One [`Instrumentation`] exists per base, whatever number of wrappers and threads use it; it counts who is inside. What
-bases have in common, as modules or a config, is changed once for all of them: see `shared_changes.py`.
+There is one [`Instrumentation`] per base, however many wrappers and threads use it. It counts the running generations.
+Objects that several bases share, such as modules or a config, are changed once for all of them: see
+`shared_changes.py`.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ _REGISTRY_LOCK = threading.Lock()
 
 
 class Instrumentation:
-    """Re-entrant, thread-safe context in which a base obeys the step plans of its callers.
+    """Re-entrant, thread-safe context in which a base carries out the step plans of its callers.
 
     Args:
         base (`PreTrainedModel`): The frozen base model.
@@ -63,7 +64,7 @@ class Instrumentation:
     def base(self) -> PreTrainedModel:
         """The base."""
         base = self._base()
-        assert base is not None, "an instrumentation is only reached through its base"
+        assert base is not None, "an instrumentation is only used while its base exists"
         return base
 
     def executor(self, axis: str) -> AxisExecutor:
@@ -78,7 +79,7 @@ class Instrumentation:
         return self._executors[axis]
 
     def unsupported(self, axis: str) -> UnsupportedAxisError | None:
-        """Why an axis cannot be controlled on this base, `None` if it can."""
+        """The reason why an axis cannot be controlled on this base, `None` if it can."""
         reason = self._reason_against(axis)
         return None if reason is None else UnsupportedAxisError(reason)
 
@@ -106,7 +107,7 @@ class Instrumentation:
             self.executor(axis).check_backend(bits_backend)
 
     def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool | str) -> None:
-        """Raise [`UnsupportedAxisError`] if caches of this kind do not allow an axis, or cannot be rolled back."""
+        """Raise [`UnsupportedAxisError`] if this kind of cache does not allow an axis, or cannot be rolled back."""
         name = type(self.base).__name__
         for axis in axes:
             self.executor(axis).check_cache(cache, name)
@@ -124,19 +125,19 @@ class Instrumentation:
         check_capture(self.base, cache, rule)
 
     def parts(self, cache: SOLCache) -> dict[str, Mapping[Hashable, str]]:
-        """Per axis of the cache's action space that can be controlled, the parts that carry it out."""
+        """The parts that carry out each axis, for all axes of the cache's action space that can be controlled."""
         axes = (axis for axis in cache.action_space.axis_names if self.unsupported(axis) is None)
         return {axis: self.executor(axis).parts(cache) for axis in axes}
 
     @property
     def step_parts(self) -> list[StepPart]:
-        """The parts that take the place of a module's forward, each once, however many axes it carries out."""
+        """The parts that replace a module's forward, each once, also if it carries out several axes."""
         parts = [part for executor in self.executors() for part in executor.step_parts]
         return list({id(part): part for part in parts}.values())
 
     @property
     def copied_bytes(self) -> int:
-        """Memory of the copies of weights that fast paths and int8 have made."""
+        """Bytes of the copies of weights that fast paths and int8 have made."""
         return sum(part.nbytes for part in self.step_parts)
 
     def drop_copies(self) -> None:

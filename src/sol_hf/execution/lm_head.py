@@ -11,7 +11,7 @@ from .plan import ACTIVE
 def capture_hidden_state(module: nn.Module, args: tuple) -> tuple | None:
     """Forward pre-hook of the LM head: store its input in the context of this thread's forward.
 
-    Where logits are not needed, the head gets an input without tokens.
+    If logits are not needed, the head gets an input without tokens, so that it computes nothing.
     """
     context = ACTIVE.get()
     if context is None:

@@ -3,8 +3,8 @@
 
 """The norms of a decode step, on a GPU, in one kernel launch each.
 
-A step with one row launches dozens of small kernels per layer, and their launches take most of its time. While a base
-is instrumented, its root mean square norms have an instance attribute `forward` that is a [`StepNorm`]. It acts in
+A step with one row launches dozens of small kernels per layer, and most of its time is launch overhead. While a base
+is instrumented, its root mean square norms have an instance attribute `forward` that is a [`StepNorm`]. It is used in
 decode steps and KV refreshes, and not under `backend="reference"`.
 """
 
@@ -30,7 +30,7 @@ def _instructions(code: CodeType) -> tuple:
 
 
 class StepNorm(StepPart):
-    """What the forward of one norm does while its base is instrumented.
+    """The forward of one norm while its base is instrumented.
 
     Args:
         module (`nn.Module`): The norm.
@@ -38,7 +38,7 @@ class StepNorm(StepPart):
 
     @classmethod
     def all_of(cls, base: nn.Module) -> "tuple[StepNorm, ...]":
-        """For every norm of a base that the kernel can compute."""
+        """One for every norm of a base that the kernel can compute."""
         return tuple(cls(module) for module in base.modules() if is_rms_norm(module))
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:

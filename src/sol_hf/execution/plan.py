@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a running forward of the base is told: the plan of a decode step, or that of a KV refresh.
+"""The plan of a running forward of the base: of a decode step, or of a KV refresh.
 
-It lives in a context variable, so that threads that share a model cannot see each other's plans and nothing is stored
-on the base's modules. Every part of the base that carries out an axis of a plan marks it as done. A forward that ends
-with a part left over was computed in another way than it was planned, and raises [`PlanNotExecutedError`].
+The plan is in a context variable. Threads that share a model therefore cannot see each other's plans, and nothing is
+stored on the base's modules. Every part of the base that carries out an axis of a plan marks it as done. If a part is
+left over at the end of a forward, the forward was not computed as planned, and [`PlanNotExecutedError`] is raised.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
@@ -28,11 +28,11 @@ BACKENDS = ("auto", "reference", "fast")
 BITS_BACKENDS = ("fake", "int8")
 
 Parts = Mapping[str, Mapping[Hashable, str]]
-"""Per axis the parts of a base that carry it out, by what they mark themselves with, and their names for messages."""
+"""Per axis the parts of a base that carry it out: the key of each for `mark_done`, and its name for messages."""
 
 
 class AttentionKernel(Protocol):
-    """A compiled kernel that is set up for one step, and for all layers of one shape."""
+    """A compiled kernel, set up for one step and for all layers of one shape."""
 
     def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
         """Whether it was set up for layers of this shape."""
@@ -50,7 +50,7 @@ class ChunkKernel(Protocol):
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """Where the keys of every row begin and how many there are, known on the device only.
+    """The first key and the number of keys of every row, known on the device only.
 
     Args:
         first_key (`torch.LongTensor` of shape `(rows,)`): Slot of the first real token.
@@ -63,12 +63,12 @@ class DeviceRows:
 
 @dataclass
 class SharedByLayers:
-    """What is the same in every layer of a forward, kept by the layer that needs it first.
+    """Values that are the same in every layer of a forward, set by the first layer that needs them.
 
     Args:
         kernels (`dict[str, list[AttentionKernel]]`): Kernels that are set up, by the name of the fast path.
-        hiding_masks (`list[torch.Tensor]`): Attention masks that were found to hide keys and do nothing else.
-        kept_share (`int` or `str`, *optional*): Mean `token_keep` in eighths, `"all"` where it is not planned.
+        hiding_masks (`list[torch.Tensor]`): Attention masks that were found to only hide keys.
+        kept_share (`int` or `str`, *optional*): Mean `token_keep` in eighths, `"all"` if it is not planned.
     """
 
     kernels: dict[str, list[AttentionKernel]] = field(default_factory=dict)
@@ -78,16 +78,16 @@ class SharedByLayers:
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """What one decode step computes.
+    """The plan of one decode step.
 
     Args:
-        cache ([`SOLCache`]): Where the attention function finds layers, page index and padding.
+        cache ([`SOLCache`]): Layers, page index and padding, for the attention function.
         rule ([`SelectionRule`]): How keys are selected.
         levels (`Mapping[str, torch.Tensor]`): Per axis that is not dense for all rows the levels `(rows,)`, in axis
             units, on the device.
-        backend (`str`): `"reference"`, `"fast"`, or `"auto"` for whichever is measured to be faster.
+        backend (`str`): `"reference"`, `"fast"`, or `"auto"` for the one that is measured to be the fastest.
         bits_backend (`str`): `"fake"` quantizes MLP outputs and back, `"int8"` multiplies in int8 at 8 bits and below.
-        parts (`Parts`, *optional*): The parts that have to carry out each axis; not checked without it.
+        parts (`Parts`, *optional*): The parts that have to carry out each axis; `None` for no check.
         rows_on_device ([`DeviceRows`], *optional*): In a forward that is captured in a CUDA graph.
     """
 
@@ -114,18 +114,18 @@ class StepPlan:
     ) -> "StepPlan":
         """Plan for the actions of a step.
 
-        An axis in `dense_axes`, which are dense whatever the action, is left out. On the CPU an axis that is dense for
-        all rows is recognised, too; on an accelerator looking at the values would stall the device.
+        Axes in `dense_axes` are left out. On the CPU axes that are dense for all rows in this step are left out, too;
+        on an accelerator, to read the values would stall the device.
 
         Args:
             values (`torch.Tensor` of shape `(rows, axes)`): Levels of every row in axis units; the axes are those of
                 the cache's action space.
-            cache ([`SOLCache`]): As of the plan.
-            rule ([`SelectionRule`]): As of the plan.
-            backend (`str`, *optional*, defaults to `"auto"`): As of the plan.
-            bits_backend (`str`, *optional*, defaults to `"fake"`): As of the plan.
+            cache ([`SOLCache`]): See [`StepPlan`].
+            rule ([`SelectionRule`]): See [`StepPlan`].
+            backend (`str`, *optional*, defaults to `"auto"`): See [`StepPlan`].
+            bits_backend (`str`, *optional*, defaults to `"fake"`): See [`StepPlan`].
             dense_axes (`Collection[str]`, *optional*): Axes that are dense at every step.
-            parts (`Parts`, *optional*): As of the plan.
+            parts (`Parts`, *optional*): See [`StepPlan`].
         """
         levels = planned_levels(cache, values, dense_axes)
         if values.device.type == "cpu":
@@ -144,9 +144,9 @@ class StepPlan:
 
     @cached_property
     def is_timed(self) -> bool:
-        """Whether implementations of an operation may be measured against each other, to use the fastest.
+        """Whether `backend="auto"` may choose implementations by measured times.
 
-        Not in rollouts, which are compared and resumed to the bit: what is measured may differ between two runs.
+        It may not in rollouts: their results must be reproducible to the bit.
         """
         return self.backend == "auto" and not self.is_fanned_out
 
@@ -161,7 +161,7 @@ class StepPlan:
         return not self.levels
 
     def mark_done(self, axis: str, part: Hashable) -> None:
-        """Take note that a part carries out its share of an axis."""
+        """Record that a part carries out an axis."""
         self.done.setdefault(axis, set()).add(part)
 
     def check_done(self) -> None:
@@ -182,12 +182,12 @@ def planned_levels(cache: SOLCache, values: torch.Tensor, dense_axes: Collection
 
 @dataclass(frozen=True, eq=False)
 class RefreshPlan:
-    """A KV refresh: a dense forward over the tokens of an episode, which may round differently from the base's own.
+    """The plan of a KV refresh: a dense forward over an episode's tokens, which may round differently from the base's.
 
     Args:
-        cache ([`SOLCache`]): Where the attention function finds layers and padding.
-        backend (`str`): As of a [`StepPlan`]; with `"reference"` the forward is the base's.
-        skips_head (`bool`): Whether nobody needs its logits.
+        cache ([`SOLCache`]): Layers and padding, for the attention function.
+        backend (`str`): See [`StepPlan`]; with `"reference"` the forward is the base's.
+        skips_head (`bool`): Whether its logits are not needed.
         rows_on_device ([`DeviceRows`], *optional*): In a forward that is captured in a CUDA graph.
     """
 
@@ -200,15 +200,15 @@ class RefreshPlan:
 
     @property
     def is_timed(self) -> bool:
-        """Whether implementations of an operation may be measured against each other, to use the fastest."""
+        """Whether `backend="auto"` may choose implementations by measured times."""
         return self.backend == "auto"
 
 
 @dataclass
 class ForwardContext:
-    """What a running forward of the base is told (`plan` or `refresh`), and what it reports (`hidden_states`).
+    """The plan of a running forward of the base (`plan` or `refresh`), and one of its results (`hidden_states`).
 
-    `hidden_states` is what the LM head received, of shape `(rows, tokens, hidden_size)`.
+    `hidden_states` is the LM head's input, of shape `(rows, tokens, hidden_size)`.
     """
 
     plan: StepPlan | None = None
@@ -217,26 +217,26 @@ class ForwardContext:
 
     @property
     def told(self) -> StepPlan | RefreshPlan | None:
-        """The plan of the step or of the refresh; a forward without one is the base's own."""
+        """The plan of the step or of the refresh; `None` for an ordinary forward of the base."""
         return self.plan or self.refresh
 
     @property
     def may_round_differently(self) -> bool:
-        """Whether this is a decode step or a KV refresh that need not add up in the order of the base's forward."""
+        """Whether this is a decode step or a KV refresh whose results may differ from the base's by rounding."""
         return self.told is not None and self.told.backend != "reference"
 
     @property
     def is_timed(self) -> bool:
-        """Whether implementations of an operation may be measured against each other, to use the fastest."""
+        """Whether `backend="auto"` may choose implementations by measured times."""
         return self.told is not None and self.told.is_timed
 
     @property
     def skips_head(self) -> bool:
-        """Whether nobody needs the logits."""
+        """Whether the logits are not needed."""
         return self.refresh is not None and self.refresh.skips_head
 
     def head_inputs(self) -> torch.Tensor:
-        """What the forward reported.
+        """The LM head's input, `(rows, tokens, hidden_size)`.
 
         Raises:
             RuntimeError: if the LM head did not run, or the base was not instrumented.
@@ -246,7 +246,7 @@ class ForwardContext:
         return self.hidden_states
 
     def last_hidden_state(self) -> torch.Tensor:
-        """Of the last token, `(rows, hidden_size)`."""
+        """The LM head's input for the last token, `(rows, hidden_size)`."""
         return self.head_inputs()[:, -1]
 
 
@@ -255,7 +255,7 @@ ACTIVE: ContextVar[ForwardContext | None] = ContextVar("sol_hf_active_forward", 
 
 @contextmanager
 def active_forward(plan: StepPlan | None = None, refresh: RefreshPlan | None = None) -> Iterator[ForwardContext]:
-    """Make a plan the one that the parts of a base see in this thread within the block.
+    """Within the block, the parts of a base that run in this thread carry out this plan.
 
     Raises:
         PlanNotExecutedError: at the end of the block, if a part of the plan was not carried out.

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Changes to modules and configs that several bases may have in common."""
+"""Changes to modules and configs that several bases may share."""
 
 import threading
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass
 class SharedChange:
-    """A change to an object that several bases may have, as wrappers around one model have its layers.
+    """A change to an object that several bases may share, for example the layers of a model with several wrappers.
 
-    The first that needs it makes it and the last that lets go undoes it, in whatever order and threads they come.
+    It is made for the first user and undone after the last one. Users may be in different threads.
 
     Args:
-        thing (`object`): What was changed; kept, so that nothing else gets its id.
-        undo (`Callable`): Puts it back.
-        holders (`int`): How many need the change.
+        thing (`object`): The changed object. The reference ensures that no other object gets its id.
+        undo (`Callable`): Undoes the change.
+        holders (`int`): Number of current users.
     """
 
     thing: object
@@ -32,17 +32,17 @@ _CHANGES_LOCK = threading.RLock()
 
 
 def is_changed(name: str, thing: object) -> bool:
-    """Whether anybody holds a change to an object."""
+    """Whether a change to an object is in force."""
     return (name, id(thing)) in _CHANGES
 
 
 def change_once(name: str, thing: object, make: Callable[[], Callable[[], object]]) -> Callable[[], None]:
-    """Make a change to an object, unless it is made already, and keep it.
+    """Make a change to an object, unless it is in force already, and count one more user.
 
     Args:
-        name (`str`): Which change.
-        thing (`object`): What is changed.
-        make (`Callable`): Makes the change, and returns what undoes it.
+        name (`str`): Kind of change.
+        thing (`object`): The object to change.
+        make (`Callable`): Makes the change, and returns a function that undoes it.
 
     Returns:
         `Callable`: To be called once, when the change is no longer needed.

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What takes the place of a module's forward while a generation runs."""
+"""Base class of objects that replace a module's forward while a generation runs."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,9 @@ class StepPart:
         module (`nn.Module`): The module.
 
     Class attributes:
-        wraps_other_forwards (`bool`): What to do with a module whose forward somebody else has replaced, as accelerate
-            does for offloading: take its place and call it, or leave the module alone.
+        wraps_other_forwards (`bool`): What to do if the module's forward was replaced by another library, as
+            accelerate does for offloading. If true, this forward replaces that one and calls it; otherwise the module
+            is left unchanged.
     """
 
     wraps_other_forwards = False
@@ -24,7 +25,7 @@ class StepPart:
     def __init__(self, module: nn.Module):
         self.module = module
         self.own: Callable | None = None
-        """The forward that this one stands for, while it is installed."""
+        """The module's own forward, while this one is installed."""
         self._replaced: Callable | None = None
 
     def __reduce__(self) -> str:
@@ -32,14 +33,14 @@ class StepPart:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the copies of weights that were made."""
+        """Bytes of the copies of weights that were made."""
         return 0
 
     def drop_copies(self) -> None:
         """Free the copies of weights; they are made again when they are needed."""
 
     def install(self) -> Callable[[], None]:
-        """Take the place of the module's forward.
+        """Replace the module's forward.
 
         Returns:
             `Callable`: [`StepPart.remove`].
@@ -51,7 +52,7 @@ class StepPart:
         return self.remove
 
     def remove(self) -> None:
-        """Undo [`install`]; nothing happens if this is not what is installed."""
+        """Undo [`install`]. Nothing happens if another forward is installed."""
         if vars(self.module).get("forward") is self:
             del self.module.forward
             if self._replaced is not None:

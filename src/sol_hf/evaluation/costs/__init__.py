@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the levels of an axis save of a step: one file per axis.
+"""The reduction of a step's counts by the levels of an axis: one file per axis.
 
-Each file registers itself in `AXIS_COSTS`. Nothing here runs a model.
+Each file registers its class in `AXIS_COSTS`. No model is run.
 """

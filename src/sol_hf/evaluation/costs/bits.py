@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`bits`: fake quantization saves nothing; nominally, MLP weights have bits / 16 of their size."""
+"""`bits`: fake quantization saves nothing. In nominal counts MLP weights have bits / 16 of their size."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`token_keep`: attention reads the selected keys and values, and what the selection itself reads."""
+"""`token_keep`: attention reads the selected keys and values, and the data that the selection needs."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Many controllers at many budgets on the same text, in a table that survives a stop.
+"""Sweeps: many controllers at many budgets on the same text; an interrupted sweep can be continued.
 
-Nothing here draws; nothing here trains.
+Results are tables. Figures of them are made in `figures`.
 """

@@ -20,8 +20,8 @@ def check_savable(policy: str | os.PathLike, controllers: Sequence[str]) -> None
     """Raise a ValueError if a sweep's front could not be saved.
 
     Args:
-        policy (`str` or `os.PathLike`): Where the policy is.
-        controllers (`Sequence[str]`): Of the sweep.
+        policy (`str` or `os.PathLike`): Folder of the policy.
+        controllers (`Sequence[str]`): Controllers of the sweep.
     """
     if not Path(policy, CONFIG).is_file():
         raise ValueError(
@@ -33,17 +33,17 @@ def check_savable(policy: str | os.PathLike, controllers: Sequence[str]) -> None
 
 
 def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> int:
-    """Write the policy's front into its `config.json`; everything else in that file stays as it is.
+    """Write the policy's front into its `config.json`; all other values in that file are kept.
 
     Args:
         policy (`str` or `os.PathLike`): Folder of the policy.
         summary (`Mapping[str, Any]`): From [`summarize_sweep`].
 
     Returns:
-        `int`: Points of the table.
+        `int`: Number of points of the table.
 
     Raises:
-        ValueError: if the config refuses the table.
+        ValueError: if the table is not valid in the config.
     """
     path = Path(policy, CONFIG)
     front = summary["controllers"]["policy"]["front"]
@@ -51,7 +51,7 @@ def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> i
     written.pop("calibration", None)
     keys = point_keys(SOLConfig.from_dict(dict(written)).action_space)
     written["calibration"] = [{key: point[key] for key in keys} for point in front]
-    SOLConfig.from_dict(dict(written))  # which checks it
+    SOLConfig.from_dict(dict(written))  # checks the table
     partial = path.with_name(f"{CONFIG}.{os.getpid()}.partial")
     partial.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(path)

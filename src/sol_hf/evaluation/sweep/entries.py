@@ -21,10 +21,10 @@ class SweepEntry:
     """A controller of a sweep, with its number.
 
     Args:
-        name (`str`): Of a [`SweepMethod`] or of a registered controller.
-        number (`int`): What stood after the colon; what it means depends on the name. Of `random`, how many schedules
-            are tried, the best of which counts; of `oracle`, over how many later steps the damage of a level is
-            measured; of a controller, what its registration says.
+        name (`str`): Name of a [`SweepMethod`] or of a registered controller.
+        number (`int`): The number after the colon. For `random` it is the number of schedules, of which the best is
+            used; for `oracle` the number of later steps over which the damage of a level is measured; for a
+            controller the meaning is part of its registration.
     """
 
     name: str
@@ -32,7 +32,7 @@ class SweepEntry:
 
     @classmethod
     def parse(cls, text: str) -> "SweepEntry":
-        """From `name` or `name:number`.
+        """Parse `name` or `name:number`.
 
         Raises:
             ValueError: for an unknown name, or a number that the name does not take.
@@ -58,16 +58,16 @@ class SweepEntry:
 
     @property
     def method(self) -> type[SweepMethod]:
-        """How it is run."""
+        """The class that runs it."""
         return SWEEP_METHODS[self.name] if self.name in SWEEP_METHODS else StepByStep
 
     def start(self, setting: SweepSetting) -> SweepMethod:
-        """The method, ready for a sweep."""
+        """An instance of the method, for a sweep."""
         return self.method(setting, self.name, self.number)
 
 
 def entry_names() -> tuple[str, ...]:
-    """Names that a sweep knows, beside `dense`, which is always there."""
+    """Names that a sweep accepts, apart from `dense`, which is always included."""
     return (*CONTROLLERS, *_methods_only())
 
 
@@ -76,13 +76,13 @@ def _methods_only() -> tuple[str, ...]:
 
 
 def parse_entries(names: Sequence[str]) -> list[SweepEntry]:
-    """Entries of a sweep, the policy first, since the others are run at what it spends.
+    """Entries of a sweep, the policy first, since the others are run at the means that it spends.
 
     Args:
-        names (`Sequence[str]`): See [`SweepEntry.parse`]. `dense`, which is always there, may be named.
+        names (`Sequence[str]`): See [`SweepEntry.parse`]. `dense`, which is always included, is allowed.
 
     Raises:
-        ValueError: for an unknown name, if there is no entry, or one twice.
+        ValueError: for an unknown name, if there is no entry, or if one is repeated.
     """
     entries = [SweepEntry.parse(name) for name in names if name.strip() != DENSE]
     if not entries:

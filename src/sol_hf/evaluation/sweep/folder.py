@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The folder of a sweep: finished parts are kept, so that a stopped sweep continues with the next one.
+"""The folder of a sweep: finished parts are kept, so that an interrupted sweep continues with the next one.
 
-folder/settings.json                 what is swept
+folder/settings.json                 the settings of the sweep
        parts/policy-0-00000.safetensors the results of one controller at some budgets
        ...
 """
@@ -40,7 +40,7 @@ def fingerprint(module: torch.nn.Module) -> str:
 
 
 def describe(model: SOLForCausalLM, blocks: torch.Tensor) -> dict[str, Any]:
-    """What a sweep is about, for [`SweepFolder`]: base, policy and text."""
+    """Base, policy and text of a sweep, for the settings of a [`SweepFolder`]."""
     rule = model.config.selection_rule
     return {
         "base": fingerprint(model.base),
@@ -57,11 +57,11 @@ class SweepFolder:
     """Finished parts of one sweep.
 
     Args:
-        path (`Path`): The folder; made if it is not there.
-        settings (`Mapping[str, Any]`): What is swept, as JSON can hold it.
+        path (`Path`): The folder; created if it does not exist.
+        settings (`Mapping[str, Any]`): Settings of the sweep, as values for JSON.
 
     Raises:
-        SweepError: if the folder belongs to another sweep, or to something else.
+        SweepError: if the folder belongs to another sweep, or contains other files.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
@@ -83,7 +83,7 @@ class SweepFolder:
         self.replace(file, lambda partial: partial.write_text(written, encoding="utf-8"))
 
     def load(self, name: str) -> dict[str, torch.Tensor] | None:
-        """A finished part, or `None` if it has to be made. A damaged one is removed, with a warning."""
+        """A finished part, or `None` if there is none yet. A damaged one is removed, with a warning."""
         file = self.parts / f"{name}.safetensors"
         if not file.exists():
             return None
@@ -95,12 +95,12 @@ class SweepFolder:
             return None
 
     def store(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep a part."""
+        """Save a part."""
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
         self.replace(self.parts / f"{name}.safetensors", lambda partial: save_file(whole, partial))
 
     def replace(self, file: Path, write: Callable[[Path], Any]) -> None:
-        """Write a file in one step, so that it is complete or absent."""
+        """Write a file atomically, so that it is complete or absent."""
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         write(partial)
         partial.replace(file)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pareto fronts of points (cost, loss), both the smaller the better, and what they are worth.
+"""Pareto fronts of points (cost, loss), for both of which smaller is better, and their hypervolume.
 
 loss
   │ a ┌───────── reference        front: a, c
@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other one dominates, by ascending cost; of equal points the first.
+    """Indices of the points that no other point dominates, by ascending cost; of equal points the first.
 
     Args:
         points (`Sequence` of pairs): Cost and loss.
@@ -36,7 +36,7 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     """Area that the points dominate, up to a reference point.
 
     Args:
-        points (`Sequence` of pairs): Cost and loss; what is worse than the reference in either counts nothing.
+        points (`Sequence` of pairs): Cost and loss; points that are worse than the reference in either are ignored.
         reference (`tuple` of 2 `float`): Cost and loss.
     """
     within = [point for point in points if point[0] < reference[0] and point[1] < reference[1]]
@@ -49,12 +49,12 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
 
 def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over blocks that were drawn anew with replacement, the same blocks for all rows (a paired bootstrap).
+    """Means over blocks resampled with replacement, the same blocks for all rows (a paired bootstrap).
 
     Args:
-        values (`np.ndarray` of shape `(rows, blocks)`): One figure per row and block.
-        resamples (`int`): How often to draw.
-        seed (`int`): Of the drawing.
+        values (`np.ndarray` of shape `(rows, blocks)`): One number per row and block.
+        resamples (`int`): Number of resamples.
+        seed (`int`): Seed of the resampling.
 
     Returns:
         `np.ndarray` of shape `(resamples, rows)`.

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a sweep runs an entry: step by step under a controller, or in a way of its own that is registered by name.
+"""Sweep methods, which run an entry of a sweep: step by step under a controller, or by a method registered by name.
 
-A sweep runs a controller step by step, unless a [`SweepMethod`] is registered under the entry's name. Methods know the
-text as a whole, which a controller does not: the fixed schedule over all blocks, the best of random schedules, the
-oracle. Every method has a file of its own in the folder `methods`.
+A sweep runs a controller step by step, unless a [`SweepMethod`] is registered under the entry's name. Unlike a
+controller, a method has access to the whole text. The fixed schedule over all blocks, the best of random schedules and
+the oracle are methods. There is one file per method in the folder `methods`.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class SweepSetting:
-    """What all entries of a sweep share.
+    """Settings and blocks that all entries of a sweep have in common.
 
     Args:
         runner ([`BlockRunner`]): Base, policy and blocks.
         counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps of an episode.
-        hard (`bool`): Hold the policy to its budgets.
+        hard (`bool`): Enforce the budgets of the policy.
         schedules_at_once (`int`): Schedules of a block that run at the same time.
     """
 
@@ -50,11 +50,11 @@ class SweepSetting:
         return len(self.runner.tokens)
 
     def run(self, runs: list[Run]) -> list[RunResult]:
-        """Results of some runs on all blocks, the divergence among them."""
+        """Results of some runs on all blocks, including the divergence."""
         return self.runner.run(runs, divergence=True)
 
     def schedule_run(self, schedules: torch.Tensor) -> Run:
-        """The run of given schedules.
+        """A run that follows given schedules.
 
         Args:
             schedules (`torch.LongTensor` of shape `(blocks, schedules, steps)`): Action ids.
@@ -65,12 +65,12 @@ class SweepSetting:
 
 @dataclass(frozen=True)
 class Part:
-    """Work whose result is kept in the folder of the sweep.
+    """A part of a sweep, whose result is saved in the folder of the sweep.
 
     Args:
-        name (`str`): Of its file.
-        episodes (`int`): What it amounts to, for the progress bar.
-        make (`Callable`): Does the work and gives the tensors to keep.
+        name (`str`): Name of its file.
+        episodes (`int`): Number of episodes, for the progress bar.
+        make (`Callable`): Runs it and returns the tensors to save.
     """
 
     name: str
@@ -79,18 +79,19 @@ class Part:
 
 
 class SweepMethod:
-    """How a sweep runs an entry.
+    """Base class: runs an entry of a sweep.
 
     Class attributes:
-        number (`str`, *optional*): What a number after the colon of the entry means; without it none is allowed.
+        number (`str`, *optional*): Meaning of a number after the colon of the entry. `None` if a number is not
+            allowed.
         least (`int`): The smallest such number, and the default.
         draws (`bool`): Whether results depend on a seed. If so, every seed has a row of its own, and [`run`] is called
             for one budget at a time.
 
     Args:
-        setting ([`SweepSetting`]): What all entries share.
-        name (`str`): Of the entry.
-        number (`int`): Of the entry.
+        setting ([`SweepSetting`]): Settings and blocks of the sweep.
+        name (`str`): Name of the entry.
+        number (`int`): Number of the entry.
     """
 
     number: ClassVar[str | None] = None
@@ -107,34 +108,34 @@ class SweepMethod:
 
     @property
     def episodes(self) -> int:
-        """Episodes that are run for one budget."""
+        """Number of episodes that are run for one budget."""
         return self.setting.blocks
 
     def preparation(self) -> Part | None:
-        """What has to be measured before the first budget, if anything."""
+        """A part that has to be run before the first budget, if there is one."""
         return None
 
     def prepare(self, measured: Tensors) -> None:
-        """Take the result of the preparation."""
+        """Set the result of the preparation."""
 
     def run(self, targets: torch.Tensor, seed: int) -> Tensors:
         """Run an episode on every block at every budget.
 
         Args:
             targets (`torch.Tensor` of shape `(budgets, axes)`): In ratio units.
-            seed (`int`): Of a method that draws.
+            seed (`int`): Seed, for methods with `draws`.
 
         Returns:
             `dict`: `losses` and `divergence` `(blocks, budgets)` in nats per token, `actions` `(blocks, budgets,
-            steps)`; of a method with trials also their mean losses, `trials` `(trials,)`.
+            steps)`; for a method with trials also their mean losses, `trials` `(trials,)`.
         """
         raise NotImplementedError
 
 
 def tensors_of(result: RunResult) -> Tensors:
-    """A result, as a part of the folder holds it."""
+    """A result as tensors, to save as a part."""
     return {"losses": result.losses, "divergence": result.divergence, "actions": result.actions.int()}
 
 
 SWEEP_METHODS: Registry[type[SweepMethod]] = Registry("sweep method", package=f"{__package__}.methods")
-"""Methods by the name of their entry; any other controller runs step by step."""
+"""Methods by the name of their entry; all other controllers run step by step."""

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A progress bar over the episodes of a sweep; parts of an earlier run do not enter its estimate of the time left."""
+"""A progress bar over the episodes of a sweep, whose estimate of the remaining time ignores parts of earlier runs."""
 
 from tqdm.auto import tqdm
 
 
 class SweepProgress:
-    """Counts episodes; also where no bar is shown.
+    """Counts episodes, also if no bar is shown.
 
     Args:
         total (`int`): Episodes of the sweep.
@@ -24,11 +24,11 @@ class SweepProgress:
         self.bar.update(episodes)
 
     def skip(self, episodes: int) -> None:
-        """Count episodes of an earlier run, which say nothing about the speed."""
+        """Count episodes of an earlier run, which are not part of the estimate of the speed."""
         if not self.bar.disable:
             self.bar.initial += episodes
         self.advance(episodes)
 
     def close(self) -> None:
-        """Close the bar; what it shows stays."""
+        """Close the bar; its last state stays visible."""
         self.bar.close()

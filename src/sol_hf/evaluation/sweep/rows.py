@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From the results of runs to the rows of a sweep's tables."""
+"""Turns the results of runs into the rows of a sweep's tables."""
 
 import math
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ class SweepRow:
         seed (`int`): The seed.
         space ([`ActionSpace`]): The actions.
         budget (`tuple` of `float`): The budget of the sweep, one number per axis, in axis units.
-        target (`torch.Tensor` of shape `(axes,)`): What the controller was asked for, in ratio units.
+        target (`torch.Tensor` of shape `(axes,)`): The target of the controller, in ratio units.
         losses (`torch.Tensor` of shape `(blocks,)`): Mean loss of every block, in nats.
         divergence (`torch.Tensor` of shape `(blocks,)`): Mean KL(dense ‖ sparse), in nats.
         actions (`torch.LongTensor` of shape `(blocks, steps)`): Action ids.
-        seconds (`float`): How long it took.
+        seconds (`float`): Duration of the run.
         runs_policy (`bool`, *optional*, defaults to `False`): Whether the policy network ran in every step.
     """
 
@@ -45,7 +45,7 @@ class SweepRow:
 
     @property
     def key(self) -> dict[str, Any]:
-        """The columns that tell the rows of a table apart."""
+        """The columns that identify a row of a table."""
         return {"controller": self.controller, "seed": self.seed} | dict(
             zip(self.space.axis_names, map(float, self.budget), strict=True)
         )
@@ -55,15 +55,15 @@ class SweepRow:
         return self.space.ratios.double()[self.actions[:, counted]].mean(dim=(0, 1))
 
     def block_row(self) -> dict[str, Any]:
-        """Its row of `blocks.parquet`."""
+        """The row of `blocks.parquet`."""
         return self.key | {"losses": self.losses.tolist(), "divergences": self.divergence.tolist()}
 
     def sweep_row(self, counted: torch.Tensor, costs: ComputeCosts) -> dict[str, Any]:
-        """Its row of `sweep.parquet`.
+        """The row of `sweep.parquet`.
 
         Args:
             counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps.
-            costs ([`ComputeCosts`]): Of every action.
+            costs ([`ComputeCosts`]): Costs of every action.
         """
         episodes = self.space.ratios.double()[self.actions[:, counted]].mean(dim=1)
         means, loss = episodes.mean(dim=0), float(self.losses.mean())

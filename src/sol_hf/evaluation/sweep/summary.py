@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the tables of a sweep say: fronts, comparisons of the policy with every other controller, the share of the gap.
+"""Summary of a sweep's tables: fronts, comparisons of the policy with the other controllers, and share of the gap.
 
 Intervals hold 95% of the resamples of a paired bootstrap over the blocks: all controllers are compared on the same
 blocks.
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def summarize_sweep(sweep: Dataset, blocks: Dataset, seed: int = 0) -> dict[str, Any]:
-    """Sum up a sweep.
+    """Summarize a sweep.
 
     Args:
         sweep (`Dataset`): The table `sweep`.
@@ -34,7 +34,7 @@ def summarize_sweep(sweep: Dataset, blocks: Dataset, seed: int = 0) -> dict[str,
         seed (`int`, *optional*, defaults to 0): Of the bootstrap.
 
     Returns:
-        `dict[str, Any]`: What JSON can hold; `docs/pareto.md` explains the entries.
+        `dict[str, Any]`: Values for JSON; `docs/pareto.md` explains the entries.
     """
     axes = axes_of(sweep.column_names)
     key = key_of(axes)
@@ -77,7 +77,7 @@ def front_of(rows: list[Row]) -> list[Row]:
 
 
 def _describe(rows: list[Row], axes: Sequence[str], reference: tuple[float, float]) -> dict[str, Any]:
-    """Figures of one controller."""
+    """Numbers of one controller."""
     points = [(row["net_keep"], row["log_perplexity"]) for row in rows]
     errors = {axis: [abs(row[f"realised_{axis}"] - row[f"target_{axis}"]) for row in rows] for axis in axes}
     means = ("net_keep", "log_perplexity", "divergence", "bytes_per_token", "flops_per_token")
@@ -91,7 +91,7 @@ def _describe(rows: list[Row], axes: Sequence[str], reference: tuple[float, floa
 
 
 def compare(policy: list[Row], other: list[Row], axes: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """The policy against another controller, at every budget and under every seed of the other.
+    """Compare the policy with another controller, at every budget and for every seed of the other.
 
     Args:
         policy (`list[dict]`): Rows of the policy, with `losses` of the blocks.
@@ -100,8 +100,8 @@ def compare(policy: list[Row], other: list[Row], axes: Sequence[str], seed: int 
         seed (`int`, *optional*, defaults to 0): Of the bootstrap.
 
     Returns:
-        `dict[str, Any]`: The mean `gain` of the policy in nats a token and its `win_rate` (a tie counts half), both
-        with an `_interval`, and the points where it gains most and least.
+        `dict[str, Any]`: The mean `gain` of the policy in nats per token and its `win_rate` (a tie counts half), both
+        with an `_interval`, and the points with the largest and the smallest gain.
     """
     own = {_budget(row, axes): row for row in policy}
     differences = np.stack([row["losses"] - own[_budget(row, axes)]["losses"] for row in other])
@@ -118,7 +118,7 @@ def compare(policy: list[Row], other: list[Row], axes: Sequence[str], seed: int 
 
 
 def gap_closed(policy: list[Row], fixed: list[Row], oracle: list[Row], seed: int = 0) -> dict[str, Any]:
-    """Which share of the way from the fixed schedule to the oracle the policy goes, summed over the budgets.
+    """Share of the gap between the fixed schedule and the oracle that the policy closes, summed over the budgets.
 
     Args:
         policy (`list[dict]`): Rows of the policy, with `losses` and `divergences` of the blocks.
@@ -127,8 +127,9 @@ def gap_closed(policy: list[Row], fixed: list[Row], oracle: list[Row], seed: int
         seed (`int`, *optional*, defaults to 0): Of the bootstrap.
 
     Returns:
-        `dict[str, Any]`: Per measure (`divergence`, what the oracle minimizes, and `log_perplexity`) the `gap` in nats
-        a token, the `share` of it and its `interval`; no share where the oracle is not better than the fixed schedule.
+        `dict[str, Any]`: Per measure (`divergence`, which the oracle minimizes, and `log_perplexity`) the `gap` in
+        nats per token, the `share` of it and its `interval`; no share if the oracle is not better than the fixed
+        schedule.
     """
     found: dict[str, Any] = {}
     for measure, column in (("divergence", "divergences"), ("log_perplexity", "losses")):

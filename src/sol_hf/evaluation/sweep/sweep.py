@@ -3,11 +3,11 @@
 
 """A sweep: controllers at many budgets on the same text, for the front of quality against compute.
 
-    policy      at the budgets of a grid              ->  what it really spends ("realised")
-    all others  at what the policy spent              ->  rows to compare it with, at equal cost
+    policy      at the budgets of a grid              ->  the means that it spends ("realised")
+    all others  at the means that the policy spent    ->  rows to compare it with, at equal cost
 
 Without the policy, all others are run at the budgets themselves. One teacher-forced episode is run on every block of
-the text, after a dense prefill. There is no KV refresh within an episode; its cost is counted nevertheless.
+the text, after a dense prefill. There is no KV refresh within an episode, but its cost is counted.
 """
 
 import time
@@ -47,15 +47,16 @@ PUBLISHED_GRID: tuple[tuple[float, float, float], ...] = tuple(
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What a sweep runs.
+    """Settings of a sweep.
 
     Args:
-        controllers (`tuple[str, ...]`): Names, see [`SweepEntry`]. The base itself is always there, as `dense`.
+        controllers (`tuple[str, ...]`): Names, see [`SweepEntry`]. The base itself is always included, as `dense`.
         budgets (`tuple` of `tuple[float, ...]`): One number per axis of the action space, in axis units.
         context_length (`int`): Tokens of a block before its episode.
-        seeds (`tuple[int, ...]`, *optional*, defaults to `(0,)`): Of controllers with random results; the
-            others run once.
-        hard (`bool`, *optional*, defaults to `False`): Hold the policy to its budgets, as `generate` does by default.
+        seeds (`tuple[int, ...]`, *optional*, defaults to `(0,)`): Seeds of controllers with random results; all others
+            run once.
+        hard (`bool`, *optional*, defaults to `False`): Enforce the budgets of the policy, as `generate` does by
+            default.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time.
         schedules_at_once (`int`, *optional*, defaults to 16): Budgets or random schedules of a block that run at the
             same time.
@@ -81,14 +82,14 @@ class SweepConfig:
 class Sweep:
     """Runs a grid of controllers, budgets and seeds, and keeps finished parts in a folder.
 
-    Processes of an `accelerate launch` share the blocks; the tables are those of one process.
+    The blocks are divided among the processes of an `accelerate launch`; the tables do not depend on their number.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
         blocks (`torch.LongTensor` of shape `(blocks, context_length + episode_length + 1)`): Token ids, the same in
             every process; at least 2 blocks.
-        config ([`SweepConfig`]): What to run.
-        folder (`str` or `Path`): Where parts and tables go. Parts of this sweep that it already holds are not run
+        config ([`SweepConfig`]): Settings of the sweep.
+        folder (`str` or `Path`): Folder for parts and tables. Parts of this sweep that it already contains are not run
             again.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar with the time left.
 
@@ -120,7 +121,7 @@ class Sweep:
         self.progress = SweepProgress(self._episodes(), progress and self.state.is_main_process)
 
     def run(self) -> Dataset:
-        """Run what is not in the folder yet, and write the tables.
+        """Run all parts that are not in the folder yet, and write the tables.
 
         Returns:
             `Dataset`: The table `sweep`, in every process.
@@ -147,7 +148,7 @@ class Sweep:
         return [(entry, seed) for entry in self.entries for seed in (seeds if entry.method.draws else seeds[:1])]
 
     def _dense(self) -> SweepRow:
-        """The base itself."""
+        """The row of the base itself."""
         part = Part("dense", len(self.runner.tokens), lambda: {"losses": self.runner.dense_losses()})
         found = self._result(part)
         losses, seconds = found["losses"], float(found["seconds"])
@@ -177,13 +178,13 @@ class Sweep:
     def _portions(
         self, method: SweepMethod, seed: int, begin: int, targets: torch.Tensor
     ) -> list[tuple[int, torch.Tensor, int]]:
-        """Index of the first budget, targets and seed of what is run at once."""
+        """Portions of budgets that are run together: index of the first budget, targets and seed of each."""
         if not method.draws:
             return [(begin, targets, seed)]
         return [(begin + i, target[None], seed * 1_000_003 + begin + i) for i, target in enumerate(targets)]
 
     def _result(self, part: Part) -> Tensors:
-        """The result of a part, from the folder if it is there, with the `seconds` that it took."""
+        """The result of a part with its duration `seconds`; from the folder if it contains the part."""
         before = self.progress.done
         found = self._share(self.folder.load(part.name) if self.state.is_main_process else None)
         if found is None:
@@ -198,14 +199,14 @@ class Sweep:
         return found
 
     def _share(self, value: Any) -> Any:
-        """The main process's value, in every process."""
+        """Send the main process's value to all processes."""
         return value if self.state.num_processes == 1 else broadcast_object_list([value])[0]
 
     def _advance(self, episodes: int) -> None:
         self.progress.advance(episodes * self.state.num_processes)
 
     def _episodes(self) -> int:
-        """Episodes to run in all."""
+        """Total number of episodes."""
         runs = sum(self.methods[entry].episodes for entry, _ in self._entries_and_seeds()) * len(self.targets)
         preparations = [method.preparation() for method in self.methods.values()]
         return len(self.runner.tokens) + runs + sum(part.episodes for part in preparations if part is not None)

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The tables of a sweep: one row per controller, budget and seed, and beside them the single blocks and trials.
+"""The tables of a sweep: one row per controller, budget and seed, and tables of the single blocks and trials.
 
     folder/sweep.parquet, sweep.csv    one row per controller, budget and seed
            blocks.parquet              loss and divergence of every block in every row, for paired comparisons
            trials.parquet              mean loss of every random schedule that was tried
 
-Values of axes are in axis units, losses in nats per token. Which axes a table has follows from its columns.
+Values of axes are in axis units, losses in nats per token. The axes of a table are found from its columns.
 """
 
 import os
@@ -32,16 +32,16 @@ def _columns(names: Iterable[str], kind: str) -> dict[str, Any]:
 
 
 def key_of(axes: Sequence[str]) -> tuple[str, ...]:
-    """Columns that tell the rows of a table apart, but for single trials."""
+    """Columns that identify the rows of a table; in `trials` there is also `trial`."""
     return ("controller", "seed", *axes)
 
 
 def columns_of(table: str, axes: Sequence[str]) -> dict[str, Any]:
     """Columns of a table and their types.
 
-    In `sweep.parquet`, which `docs/pareto.md` explains, the name of an axis holds the budget, `target_*` what the
-    controller was asked for: that budget for the policy, what the policy realised for all others. A row of
-    `blocks.parquet` has the figures of all blocks, in order.
+    In `sweep.parquet`, which `docs/pareto.md` explains, the column with the name of an axis holds the budget and
+    `target_*` the target of the controller: the budget for the policy, the means that the policy realised for all
+    others. A row of `blocks.parquet` has the values of all blocks, in order.
 
     Args:
         table (`str`): `sweep`, `blocks` or `trials`.
@@ -67,8 +67,8 @@ def columns_of(table: str, axes: Sequence[str]) -> dict[str, Any]:
 def axes_of(columns: Iterable[str]) -> tuple[str, ...]:
     """The axes of a table, from the names of its columns.
 
-    Those with a column `target_*` or `realised_*`; in a table without any such column, those whose name is that of a
-    registered axis. Axes that are no longer registered are thus found in a table `sweep`.
+    They are the axes with a column `target_*` or `realised_*`. In a table without such columns, they are the columns
+    with the name of a registered axis. In a table `sweep`, axes that are no longer registered are thus found, too.
     """
     columns = list(columns)
     named = [name.removeprefix(start) for start in (TARGET, REALISED) for name in columns if name.startswith(start)]
@@ -76,7 +76,7 @@ def axes_of(columns: Iterable[str]) -> tuple[str, ...]:
 
 
 class SweepError(ValueError):
-    """A folder that does not hold what was expected: another sweep, an unfinished or a damaged one."""
+    """A folder without the expected sweep: it contains another sweep, or an unfinished or damaged one."""
 
 
 def make_table(name: str, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Dataset:
@@ -92,7 +92,7 @@ def make_table(name: str, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]
 
 
 def write_table(table: Dataset, path: Path) -> None:
-    """Write a table in one step, as the suffix of `path` says, `.parquet` or `.csv`."""
+    """Write a table atomically, in the format of the suffix of `path`, `.parquet` or `.csv`."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     write = table.to_csv if path.suffix == ".csv" else table.to_parquet
     quiet = are_progress_bars_disabled()
@@ -110,11 +110,11 @@ def read_table(folder: str | os.PathLike, name: str = "sweep") -> Dataset:
     """A table of a finished sweep.
 
     Args:
-        folder (`str` or `os.PathLike`): Of the sweep.
+        folder (`str` or `os.PathLike`): Folder of the sweep.
         name (`str`, *optional*, defaults to `"sweep"`): `sweep`, `blocks` or `trials`.
 
     Raises:
-        SweepError: if it is not there, damaged, or has other columns.
+        SweepError: if it does not exist, is damaged, or has other columns.
     """
     path = Path(folder, f"{name}.parquet")
     again = "give the command of the sweep again, it continues where it stopped"

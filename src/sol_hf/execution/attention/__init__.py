@@ -3,5 +3,5 @@
 
 """The attention of a base in decode steps (`step`), in KV refreshes (`refresh`) and in rollouts (`shared_prefix.py`).
 
-`interface.py` is where transformers calls. Criteria are in `selection`, compiled code is in `kernels`.
+transformers calls the functions in `interface.py`. Criteria are in `selection`, compiled code is in `kernels`.
 """

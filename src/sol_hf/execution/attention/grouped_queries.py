@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def fold_groups(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """Queries `(rows, heads, tokens, dim)` by key-value head, `(rows, kv_heads, group * tokens, dim)`."""
+    """Group queries by key-value head: `(rows, heads, tokens, dim)` to `(rows, kv_heads, group * tokens, dim)`."""
     rows, heads, tokens, dim = query.shape
     return query.reshape(rows, kv_heads, heads // kv_heads * tokens, dim)
 
@@ -16,7 +16,7 @@ def fold_groups(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
 def attend_grouped(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Attention of new tokens over all keys. The query heads of a group are taken for further tokens of one head.
+    """Attention of new tokens over all keys. The query heads of a group are treated as additional tokens of one head.
 
     Args:
         query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): Queries of the new tokens.

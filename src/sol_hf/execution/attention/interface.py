@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Where transformers calls the attention of this package, registered beside the base's own implementation.
+"""The attention functions that transformers calls, registered in addition to the base's own implementation.
 
-For every implementation that a base may use, a second name is registered with transformers: `sol_sdpa` beside `sdpa`,
-and so on, attention *and* mask function together. Under that name a forward without a [`StepPlan`] is the original
-implementation, called with the original arguments. In a decode step with a `token_keep` attention reads the selected
-keys only.
+For every implementation that a base may use, a second name is registered with transformers, such as `sol_sdpa` for
+`sdpa`: the attention function *and* the mask function. In a forward without a [`StepPlan`] the registered function
+calls the original implementation with the original arguments. In a decode step with a `token_keep` attention reads the
+selected keys only.
 """
 
 import functools
@@ -32,7 +32,7 @@ PREFIX = "sol_"
 
 
 def register_attention(implementation: str) -> str:
-    """Register the twin of an attention implementation, function and mask together, and return its name.
+    """Register our version of an attention implementation, attention and mask function, and return its name.
 
     Args:
         implementation (`str`): Name of the implementation that the base uses, e.g. `"sdpa"` or `"eager"`.
@@ -97,7 +97,7 @@ def _attention_function(implementation: str) -> Callable:
 
 
 def _original(implementation: str, module: torch.nn.Module) -> Callable:
-    """The implementation that the twin stands beside; `eager` is each model file's own function."""
+    """The original attention function; that of `eager` is defined in each model file."""
     if implementation in ALL_ATTENTION_FUNCTIONS:
         return ALL_ATTENTION_FUNCTIONS[implementation]
     return sys.modules[type(module).__module__].eager_attention_forward

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whether the attention of a module is one that attention over selected keys can compute."""
+"""Checks whether attention over selected keys can compute the attention of a module."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ from ..plan import StepPlan
 
 UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
 HIDDEN = -1e4
-"""A mask that adds at most this to the score of a key hides it."""
+"""A key is hidden if the mask adds this value or less to its score."""
 
 
 def is_plain(arguments: dict[str, Any]) -> bool:
-    """Whether a module's attention is the softmax of scaled products and nothing else."""
+    """Whether a module's attention is a plain softmax of scaled products."""
     return all(arguments.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
 
 
 def only_hides(plan: StepPlan, mask: object) -> bool:
-    """Whether an attention mask hides keys and does nothing else to their scores, as far as the host can see.
+    """Whether an attention mask only hides keys, and does not change the scores of visible ones.
 
-    This holds for any mask that is not a tensor of floats. The values of such a tensor are looked at on the CPU, once
-    where all layers get the same mask. Elsewhere this would stall the device; there a mask is taken to hide if it does
-    not differ between heads.
+    This holds for any mask that is not a tensor of floats. On the CPU the values of such a tensor are checked, once if
+    all layers get the same mask. On other devices this would stall the device. There a mask is assumed to hide keys
+    only if it is the same for all heads.
     """
     if not isinstance(mask, torch.Tensor) or not mask.is_floating_point():
         return True

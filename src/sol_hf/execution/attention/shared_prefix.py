@@ -3,8 +3,8 @@
 
 """Attention of many rollouts over a prefix that they share.
 
-All keys of the prefix are scored in one product for all rollouts of a block. A selection hides those that a query head
-does not read: nothing is copied. Criteria that choose whole pages hide page by page, all others key by key.
+All keys of the prefix are scored in one product for all rollouts of a block. Keys that a query head does not read are
+masked, so nothing is copied. Criteria that choose whole pages mask page by page, all others key by key.
 """
 
 import torch
@@ -21,9 +21,9 @@ class SharedCandidates(Candidates):
     """The keys that rows over a shared prefix may read: those of the prefix, and each row's own.
 
     Args:
-        layer ([`SharedPrefixLayer`]): Holds both.
+        layer ([`SharedPrefixLayer`]): Layer with the prefix and the rows' own keys.
         query (`torch.Tensor` of shape `(rows, kv_heads, group, head_dim)`): Query heads by key-value head.
-        scores (`torch.Tensor` of shape `(blocks, kv_heads, repeats * group, slots)`): `q . k` of all of them.
+        scores (`torch.Tensor` of shape `(blocks, kv_heads, repeats * group, slots)`): `q . k` of all these keys.
     """
 
     def __init__(self, layer: SharedPrefixLayer, query: torch.Tensor, scores: torch.Tensor):
@@ -54,7 +54,7 @@ def attend_shared_prefix(
     """Attention of one new token per row over shared prefix and own suffix.
 
     Args:
-        layer ([`SharedPrefixLayer`]): With the new token's key and value already in it.
+        layer ([`SharedPrefixLayer`]): Layer that already contains the new token's key and value.
         rule ([`SelectionRule`]): How keys are selected.
         token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the keys to read; all by default.
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
@@ -126,9 +126,9 @@ def _kept_pages(
     grouped: torch.Tensor,
     slots: int,
 ) -> torch.Tensor:
-    """Which pages of prefix and suffix every head reads, `(rows, H, pages)`.
+    """A mask of the pages of prefix and suffix that every head reads, `(rows, H, pages)`.
 
-    Maxima and minima are multiplied in one product, side by side, with the criterion's vectors for both.
+    Maxima and minima of the prefix are concatenated, and multiplied with the criterion's vectors in one product.
     """
     rows, visible = len(grouped), layer.prefix.visible_pages
     queries = torch.cat(criterion.page_queries(grouped), dim=-1)

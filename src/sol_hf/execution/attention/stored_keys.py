@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What implementations ask that read keys and values from the storage of a cache layer."""
+"""Checks and helpers for implementations that read keys and values from the storage of a cache layer."""
 
 import torch
 
@@ -16,7 +16,7 @@ MOST_PAGES = (1 << 16) - 1
 
 
 def is_stored(layer: object, key: torch.Tensor, value: torch.Tensor | None = None) -> bool:
-    """Whether the keys and values that a base attends to are those in a layer's storage, not made from them."""
+    """Whether the keys and values that a base attends to are views of a layer's storage, not computed from it."""
     if not isinstance(layer, PagedLayer) or key.data_ptr() != layer.keys.data_ptr():
         return False
     return value is None or value.data_ptr() == layer.values.data_ptr()
@@ -35,15 +35,15 @@ def triton_supports(query: torch.Tensor, layer: object) -> bool:
 
 
 def rows_on(device: torch.device, cache: SOLCache, rows: int, length: int) -> DeviceRows:
-    """Where the keys of every row begin and how many there are, for a cache of `length` slots."""
+    """The first key and the number of keys of every row, for a cache of `length` slots."""
     padding = cache.padding
     first_key = torch.zeros(rows, dtype=torch.long, device=device) if padding is None else padding.to(device)
     return DeviceRows(first_key, length - first_key)
 
 
-def refuse_capture(told: StepPlan | RefreshPlan | None, query: torch.Tensor) -> None:
+def refuse_capture(plan: StepPlan | RefreshPlan | None, query: torch.Tensor) -> None:
     """Raise a ValueError in a forward that is captured in a CUDA graph, which needs the Triton kernels."""
-    if told is not None and told.rows_on_device is not None:
+    if plan is not None and plan.rows_on_device is not None:
         raise ValueError(
             f"CUDA graphs need the Triton kernels, which do not support this base: {query.shape[-1]} channels a head, "
             f"{query.dtype}, attention that adds to its scores or to other keys than those in the cache. Leave out "

@@ -9,7 +9,7 @@ from ..mlp.executor import MLPExecutor
 
 @register_executor("bits")
 class BitsExecutor(MLPExecutor):
-    """Every MLP rounds its output as the plan says.
+    """Every MLP rounds its output to the number of bits in the plan.
 
     Args:
         base (`PreTrainedModel`): The base.

@@ -3,9 +3,9 @@
 
 """The axis `token_keep`: attention reads the keys that the plan's criterion selects.
 
-While a generation runs, the attention implementation in the base's config is the registered twin of its own; the
-attention of every layer then asks for the plan. Full-attention layers carry it out; layers with a sliding window stay
-dense, unless all layers have one.
+While a generation runs, the attention implementation in the base's config is replaced by our registered version of it,
+which reads the plan. Full-attention layers carry it out. Layers with a sliding window stay dense, unless all layers
+have one.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -21,13 +21,13 @@ from ..executors import AxisExecutor, Change, register_executor
 
 @register_executor("token_keep")
 class TokenKeepExecutor(AxisExecutor):
-    """Exchanges the attention implementation of a base.
+    """Replaces the attention implementation of a base.
 
     Args:
         base (`PreTrainedModel`): The base.
     """
 
-    auto_refresh_below = 0.45  # docs/performance.md has the measurement
+    auto_refresh_below = 0.45  # measured, see docs/performance.md
 
     def __init__(self, base: PreTrainedModel):
         check_attention(base)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The product by oneDNN, which torch has and uses for bfloat16 already."""
+"""The product by oneDNN, which is part of torch; for bfloat16 torch uses it by default."""
 
 import functools
 from typing import ClassVar
@@ -13,7 +13,7 @@ from .operation import LINEAR, LinearCall
 
 
 def has_onednn() -> bool:
-    """Whether torch has oneDNN and may use it."""
+    """Whether torch was built with oneDNN and has it enabled."""
     return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
@@ -32,7 +32,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 class OneDNN(Implementation[LinearCall]):
-    """oneDNN in float32; in bfloat16 it would be what `functional.linear` does."""
+    """oneDNN in float32. In bfloat16 `functional.linear` uses oneDNN already."""
 
     order: ClassVar[int] = 10
 

@@ -25,7 +25,7 @@ class LinearCall(NamedTuple):
     bias: torch.Tensor | None
 
     def situation(self, names: tuple[str, ...]) -> Hashable:
-        """Times depend on the sizes of the weight, the dtype, the number of tokens and the threads."""
+        """The key for measured times: sizes of the weight, dtype, number of tokens and number of threads."""
         tokens = self.x.numel() // self.x.shape[-1]
         shape = (*self.weight.shape, self.x.dtype, tokens.bit_length())
         return "linear", shape, names, torch.get_num_threads()

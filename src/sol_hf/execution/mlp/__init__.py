@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The axes `mlp_keep` and `bits`: where the MLPs of a base are, and what they compute in a step.
+"""The MLPs of a base in a decode step, for the axes `mlp_keep` and `bits`: how they are found and computed.
 
-Copies of weights live here. Compiled code is in `kernels`.
+Copies of weights are made and held here. Compiled code is in `kernels`.
 """

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Finds the MLPs of any base."""
+"""Finds the MLPs of a base."""
 
 import inspect
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the executors of the MLP axes share: every MLP of the base runs as a [`StepMLP`]."""
+"""Base class of the executors of the MLP axes: every MLP of the base runs as a [`StepMLP`]."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
@@ -14,7 +14,7 @@ from .step_mlp import StepMLP
 
 
 class MLPExecutor(AxisExecutor):
-    """Lets a [`StepMLP`] take the place of the forward of every MLP.
+    """Replaces the forward of every MLP by a [`StepMLP`].
 
     Args:
         base (`PreTrainedModel`): The base.

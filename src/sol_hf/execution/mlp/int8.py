@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An MLP in int8: weights rounded once, inputs at every step, sums exact in int32.
+"""An MLP in int8: weights are rounded once, inputs at every step, and sums are exact in int32.
 
-`bits_backend="int8"` uses it instead of fake quantization for rows of 8 bits and fewer. It is another approximation
-than the published one, where the *output* of the MLP is rounded to `bits` bits. Here every weight (one scale per
-output) and every input of a projection (one scale per token) is rounded to 8 bits, whatever number of bits up to 8 the
-plan has, and the output is not rounded. It reads a quarter of the bytes of float32 weights, half of those of bfloat16.
-The copy takes one byte per weight of the MLP.
+`bits_backend="int8"` uses it instead of fake quantization for rows of 8 bits and fewer. The approximation differs from
+the published one, where the *output* of the MLP is rounded to `bits` bits. Here every weight (one scale per output)
+and every input of a projection (one scale per token) is rounded to 8 bits, for any number of bits up to 8 in the plan,
+and the output is not rounded. It reads a quarter of the bytes of float32 weights, half of those of bfloat16. The copy
+takes one byte per weight of the MLP.
 
-The products are torch's `_int_mm`. Its dynamically quantized linear layers are faster with one row, but they take one
-scale for all rows together, so that a row's result would depend on the others.
+The products are computed by torch's `_int_mm`. torch's dynamically quantized linear layers are faster with one row,
+but use one scale for all rows, so that the result of a row would depend on the other rows.
 """
 
 import torch
@@ -38,7 +38,7 @@ class Int8Linear:
     """A projection with int8 weights.
 
     Args:
-        weight (`torch.Tensor` of shape `(outputs, inputs)`): The weights to copy.
+        weight (`torch.Tensor` of shape `(outputs, inputs)`): The weights to quantize.
         bias (`torch.Tensor` of shape `(outputs,)`, *optional*): Added in float32.
     """
 

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What an MLP is made of: projections and activation, found by their names and checked by their output.
+"""The parts of an MLP: its projections and its activation, found by name and checked by their output.
 
-Only `down(activation(gate(x)) * up(x))` and `down(activation(gate(x)))` are recognised, of plain linear layers without
-hooks. As names alone prove nothing, [`find_parts`] also compares the output of the parts with that of the module.
+Only `down(activation(gate(x)) * up(x))` and `down(activation(gate(x)))` are recognised, from plain linear layers
+without hooks. Since names do not define a computation, [`find_parts`] also compares the output computed from the parts
+with the output of the module.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "relu": functional.relu,
 }
-"""Activations that the fast paths can apply between the projections."""
+"""Activations that the fast paths support."""
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Largest difference from the module's own output, relative to its largest element."""
 
@@ -32,11 +33,11 @@ class MLPNames:
     """Names of the children of an MLP.
 
     Args:
-        gate (`str`): The projection before the activation; with `stacked`, gate above up in one.
+        gate (`str`): The projection before the activation; with `stacked`, the one with the weights of gate and up.
         up (`str`, *optional*): The projection that the activation is multiplied by.
         down (`str`): The last projection.
         activation (`str`): The activation function.
-        stacked (`bool`): Whether `gate` has the weights of both.
+        stacked (`bool`): Whether `gate` has the weights of gate and up, in this order.
     """
 
     gate: str
@@ -63,7 +64,7 @@ class MLPParts:
         gate (`torch.Tensor` of shape `(width, channels)`): Before the activation.
         up (`torch.Tensor` of shape `(width, channels)`, *optional*): What the activation is multiplied by.
         down (`torch.Tensor` of shape `(outputs, width)`): The last projection.
-        biases (`tuple`): Of the three, `None` where there is none.
+        biases (`tuple`): Biases of gate, up and down; `None` for a projection without bias.
         activation (`str`): A key of `ACTIVATIONS`.
         sources (`dict[str, nn.Linear]`): The projections that the weights belong to, by their names in the MLP.
         function (`tuple[str, Callable]`, *optional*): The activation itself, and its name in the MLP.
@@ -86,7 +87,7 @@ class MLPParts:
 
 
 def find_parts(module: nn.Module) -> MLPParts | None:
-    """The parts of an MLP, `None` if it is of another kind than those described above."""
+    """The parts of an MLP, `None` if it is not of a known kind."""
     children = dict(module.named_children())
     for names in KNOWN_NAMES:
         needed = {names.gate, names.down, names.activation} | ({names.up} if names.up else set())
@@ -146,7 +147,7 @@ def _is_changed(module: nn.Module) -> bool:
 
 
 def _name_activation(activation: Callable) -> str | None:
-    """The known activation that gives the same values, for large inputs too, where some are cut off."""
+    """The known activation that gives the same values, also for large inputs, where some activations are clipped."""
     fine, coarse = (torch.linspace(-end, end, 97, dtype=torch.float32) for end in (6, 100))
     x = torch.cat([fine, coarse])
     values = activation(x)

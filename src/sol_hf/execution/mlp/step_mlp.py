@@ -4,12 +4,13 @@
 """An MLP in a decode step: keeps channels of its input (`mlp_keep`) and rounds its output (`bits`).
 
 While a generation runs, each MLP of the base has an instance attribute `forward` that is a [`StepMLP`]. Forward hooks
-would not do: they can change what goes in and comes out, but cannot keep the MLP from reading all of its weights. A
-module in place of the MLP would not do either: it would be seen in `named_modules`, in `state_dict` and by whoever
-holds the MLP. A [`StepMLP`] acts on the plan of its own thread's forward; without a plan it is the MLP's own forward.
+are not sufficient: they can change the input and the output, but the MLP would still read all of its weights. Another
+module in place of the MLP would be visible in `named_modules`, in `state_dict` and to other code with a reference to
+the MLP. A [`StepMLP`] carries out the plan of the forward that runs in its thread. Without a plan it calls the MLP's
+own forward.
 
-What the MLP computes over the kept channels has several implementations, see `kept_channels`. Some of them need
-copies of the weights in another layout. A copy is made when it is first needed, and belongs to this object.
+There are several implementations of the MLP over the kept channels, see `kept_channels`. Some of them need copies of
+the weights in another layout. A copy is made when it is first needed, and is held by the [`StepMLP`].
 """
 
 import threading
@@ -30,12 +31,12 @@ from .weight_copy import MLPCopy
 
 
 _STEP_MLPS: "weakref.WeakValueDictionary[int, StepMLP]" = weakref.WeakValueDictionary()
-"""By the id of the module, which its [`StepMLP`] keeps alive."""
+"""By the id of the module. The [`StepMLP`] holds a reference to the module, so that its id stays valid."""
 _REGISTRY_LOCK = threading.Lock()
 
 
 class StepMLP(StepPart):
-    """What the forward of one MLP does while a generation runs.
+    """The forward of one MLP while a generation runs.
 
     Args:
         module (`nn.Module`): An MLP whose forward takes the hidden state alone.
@@ -50,7 +51,7 @@ class StepMLP(StepPart):
 
     @classmethod
     def of(cls, module: nn.Module) -> "StepMLP":
-        """The one for an MLP, as long as anybody has it: all bases with that MLP share the copies of its weights."""
+        """The [`StepMLP`] of an MLP. Bases that share the MLP also share this object and the copies of weights."""
         with _REGISTRY_LOCK:
             part = _STEP_MLPS.get(id(module))
             if part is None:
@@ -66,7 +67,7 @@ class StepMLP(StepPart):
             self._copies = {}
 
     def install(self) -> Callable[[], None]:
-        """Take the place of the MLP's forward, and forget copies of weights that are no longer the MLP's.
+        """Replace the MLP's forward, and drop copies of weights that have changed since.
 
         Returns:
             `Callable`: [`StepPart.remove`].
@@ -79,7 +80,7 @@ class StepMLP(StepPart):
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         """The MLP's output for a hidden state `(rows, ..., channels)`, under the plan of this thread's forward."""
         own, context = self.own, ACTIVE.get()
-        assert own is not None, "it is called only where it is installed"
+        assert own is not None, "only called while it is installed"
         plan = None if context is None else context.plan
         keep, bits = (None, None) if plan is None else (plan.levels.get("mlp_keep"), plan.levels.get("bits"))
         if plan is None or (keep is None and bits is None):
@@ -97,7 +98,7 @@ class StepMLP(StepPart):
         return output
 
     def copy_of(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, made now if need be; `None` where the MLP is none of the known ones."""
+        """The copy of a kind, made now if there is none; `None` if the MLP is not of a known kind."""
         with self._lock:
             if kind not in self._copies:
                 replaced = self._replaced is not None or vars(self.module).get("forward", self) is not self
@@ -105,19 +106,19 @@ class StepMLP(StepPart):
             return self._copies[kind]  # type: ignore[return-value]
 
     def made_copy(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, if it is made."""
+        """The copy of a kind, if there is one."""
         return self._copies.get(kind)  # type: ignore[return-value]
 
     def int8_copy(self) -> Int8MLP:
         """The copy in int8.
 
         Raises:
-            UnsupportedAxisError: for an MLP that is not on the CPU, or not one of the known ones.
+            UnsupportedAxisError: for an MLP that is not on the CPU, or not of a known kind.
         """
         copy = self.copy_of(Int8MLP)
         if copy is None:
             with self._lock:
-                self._copies.pop(Int8MLP, None)  # what stands in the way may be gone next time
+                self._copies.pop(Int8MLP, None)  # the next call tries again: the reason may be removed
             raise UnsupportedAxisError(
                 f"`bits_backend='int8'` needs MLPs of two or three plain linear layers on the CPU, and cannot run "
                 f"{type(self.module).__name__}: pass `bits_backend='fake'`."
@@ -129,7 +130,7 @@ class StepMLP(StepPart):
         if keep is None:
             return own(x)
         output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self), plan.backend, plan.is_timed)
-        assert output is not None, "the MLP's own forward serves every call"
+        assert output is not None, "the MLP's own forward can compute every call"
         return output
 
     def _finish(self, plan: StepPlan, output: torch.Tensor, bits: torch.Tensor | None) -> torch.Tensor:

@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Copies of an MLP's weights in another layout or dtype, kept as long as they are those of the base.
+"""Copies of an MLP's weights in another layout or dtype, used as long as the weights do not change.
 
-torch does not report that a weight has changed. Most changes show in its address or its version counter. A change
-through `.data`, as when an adapter is merged, does not; it shows in a sample of the elements, which takes 0.1 ms per
-weight. To compare all elements before every generation would take as long as a decode step.
+torch does not report that a weight has changed. Most changes alter its address or its version counter. A change
+through `.data`, for example when an adapter is merged, alters neither. It is detected by comparing a sample of the
+elements, which takes 0.1 ms per weight. A comparison of all elements before every generation would take as long as a
+decode step.
 """
 
 import math
@@ -23,7 +24,7 @@ SAMPLES = 1024
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Tells whether a tensor is still the one that was copied."""
+    """Address, version and a sample of the elements of a tensor, to detect whether it has changed."""
 
     address: int
     shape: torch.Size
@@ -39,9 +40,9 @@ class Fingerprint:
 
 
 def sample_stride(shape: torch.Size) -> int:
-    """Elements from one sample to the next: with no divisor in common with the width, no channel is left out.
+    """Distance between sampled elements. It has no common divisor with the width, so that all channels are sampled.
 
-    Of more than `SAMPLES` channels, as many are met.
+    If there are more than `SAMPLES` channels, only about `SAMPLES` of them are sampled.
     """
     stride = max(1, shape.numel() // SAMPLES)
     while math.gcd(stride, shape[-1]) > 1:
@@ -50,7 +51,7 @@ def sample_stride(shape: torch.Size) -> int:
 
 
 class MLPCopy:
-    """What a fast path computes with in place of an MLP's own weights.
+    """A copy of an MLP's weights that a fast path uses instead of the original.
 
     Args:
         parts ([`MLPParts`]): The MLP, on the CPU.
@@ -62,7 +63,7 @@ class MLPCopy:
 
     @classmethod
     def of(cls, module: nn.Module) -> Self | None:
-        """The copy for an MLP; `None` for one that is not on the CPU or not made of known parts."""
+        """The copy for an MLP; `None` if it is not on the CPU or does not consist of known parts."""
         parts = find_parts(module)
         return None if parts is None or parts.gate.device.type != "cpu" else cls(parts)
 
@@ -75,7 +76,7 @@ class MLPCopy:
         return [Fingerprint.of(tensor) for tensor in tensors_of(self.parts.sources)]
 
     def still_fits(self, module: nn.Module) -> bool:
-        """Whether a module's weights are those that were copied, and its activation is the same."""
+        """Whether a module still has the weights that were copied, and the same activation."""
         sources, function = self.parts.sources.items(), self.parts.function
         same = all(getattr(module, name, None) is source and is_plain_linear(source) for name, source in sources)
         if function is not None:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Attention of several new tokens on the CPU: which tensors the compiled kernel supports, and its call."""
+"""Attention of several new tokens on the CPU: what the compiled kernel supports, and how it is called."""
 
 import ctypes
 
@@ -12,13 +12,13 @@ from .torch_threads import run_in_torch_threads
 
 
 TASKS_EACH = 8
-"""Tasks per thread above which the keys are not split: an uneven division of tasks then costs little."""
+"""Tasks per thread above which the keys are not split. An uneven division of tasks then costs little."""
 LEAST_BLOCKS = 4
-"""Blocks of keys that a part has at least, since merging parts takes time."""
+"""Minimum number of blocks of keys in a part, since merging parts takes time."""
 
 
 def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> bool:
-    """Whether the kernel computes attention of these arguments of [`attend_chunk`]."""
+    """Whether the kernel supports these arguments of [`attend_chunk`]."""
     tensors = query, key, value
     return (
         query.dtype in (torch.float32, torch.bfloat16)
@@ -34,7 +34,7 @@ def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: 
 def attend_chunk(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Attention of several new tokens over all keys, of arguments that [`supports`] allows, in float32.
+    """Attention of several new tokens over all keys, computed in float32, for arguments that [`supports`] accepts.
 
     Args:
         query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): Queries of the new tokens.
@@ -82,7 +82,7 @@ def attend_chunk(
 
 
 def number_of_splits(tasks: int, blocks: int) -> int:
-    """Into how many parts to split the keys, so that all threads are busy to the end."""
+    """Number of parts into which the keys are split, so that all threads are busy until the end."""
     threads = torch.get_num_threads()
     if tasks % threads == 0 or tasks >= TASKS_EACH * threads:
         return 1

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whether numba, an optional dependency, can compile the kernels."""
+"""Checks whether numba, an optional dependency, can compile the kernels."""
 
 import importlib
 import importlib.util
@@ -16,9 +16,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @lru_cache
 def loads(module: str) -> bool:
-    """Whether a module of this folder that needs numba can be imported; where numba fails, a warning says why.
+    """Whether a module of this folder that needs numba can be imported. If numba fails, a warning states the reason.
 
-    It fails with a numpy that is too new for it, or where it finds no writable folder to cache code in.
+    It fails if the installed numpy is too new for it, or if there is no writable folder for its cache of compiled
+    code.
     """
     if importlib.util.find_spec("numba") is None:
         return False

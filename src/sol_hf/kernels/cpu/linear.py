@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A linear layer for a few tokens on the CPU: which tensors the compiled kernel supports, and its call."""
+"""A linear layer for a few tokens on the CPU: what the compiled kernel supports, and how it is called."""
 
 import ctypes
 
@@ -12,7 +12,7 @@ from .torch_threads import run_in_torch_threads
 
 
 MOST_TOKENS = {torch.float32: 32, torch.bfloat16: 8}
-"""Most tokens that the kernel is for; with more, the time does not go into reading the weights."""
+"""Largest number of tokens for the kernel. With more, reading the weights no longer dominates the time."""
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -25,7 +25,7 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`functional.linear` by the compiled kernel, which must support the arguments; sums are float32, rounded once.
+    """`functional.linear` by the compiled kernel, which must support the arguments. Sums are in float32, rounded once.
 
     Args:
         x (`torch.Tensor` of shape `(..., channels)`): Input.

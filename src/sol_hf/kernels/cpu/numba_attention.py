@@ -3,16 +3,17 @@
 
 """Decode attention on the CPU over selected pages, without copying them, compiled by numba.
 
-The reference gathers the selected keys and values of every query head and attends to the copies. Here one task for
-every row and key-value head updates the page index, scores the pages, and marks for each page which query heads of the
-group have chosen it. Further tasks attend to all pages that any of these heads has chosen, with a running softmax per
-head: keys and values are read once for the whole group. Sums are in float32, also for bfloat16.
+The reference gathers the selected keys and values of every query head and attends to the copies. Here there is one
+`choose` task per row and key-value head. It updates the page index, scores the pages, and marks for each page which
+query heads of the group have chosen it. `attend` tasks then attend to all pages that any of these heads has chosen,
+with a running softmax per head. Keys and values are thus read once for the whole group. Sums are in float32, also for
+bfloat16.
 
     tasks   | choose (row 0, kv 0) | choose (row 0, kv 1) | ... | attend (row, kv, split) | ... |
                                                                  waits for its `choose`; the last split of a
                                                                  (row, kv) merges the parts
 
-All arguments are in one array of int64: addresses, sizes, and the counters by which threads take tasks.
+All arguments are in one array of int64: addresses, sizes, and the counters from which threads take their tasks.
 """
 
 import numpy as np
@@ -38,13 +39,13 @@ from .numba_memory import (
 (SLOTS, ROWS, KV_HEADS, GROUP, DIM, VALUE_DIM, CAPACITY, PAGE_CAPACITY, PAGE_SIZE, INDEXED) = range(10, 20)
 (PER_GROUP, SPLITS, FLOATS, FLOATS_EACH, WORDS, WORDS_EACH, PARTS, PARTS_EACH, MOST_PAGES, ITEM_SIZE) = range(20, 30)
 NEXT, HEADER = 30, 31
-"""Counters follow: for every row and key-value head whether its choice is made, then how many splits are done."""
+"""After the header there are counters: per row and key-value head whether its choice is made, then the splits done."""
 
 BLOCK = 64
-"""Keys between two steps of the running softmax."""
+"""Keys per update of the running softmax."""
 BINS = 256
 LINE = 64
-"""Bytes in a line of the processor's cache."""
+"""Bytes in a cache line."""
 ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
@@ -134,14 +135,14 @@ def _score_pages(positive, negative, choosers, pages, dim, upper, lower, base, s
 
 @njit(error_model="numpy", cache=True)
 def _rank(x):
-    """A float32 as a uint32 that sorts like it; NaN of either sign last or first."""
+    """A float32 as a uint32 with the same order; NaN is last or first, depending on its sign."""
     bits = bits_of(x)
     return bits ^ (ALL_BITS if bits & SIGN else SIGN)
 
 
 @njit(error_model="numpy", cache=True)
 def _least_kept(scores, begin, total, wanted, bins):
-    """The rank of the `wanted`-th largest score, and how many of that rank to keep: a radix selection."""
+    """The rank of the `wanted`-th largest score, and how many scores of that rank to keep, by radix selection."""
     prefix, known, left = np.uint32(0), np.uint32(0), wanted
     for shift in (24, 16, 8, 0):
         for i in range(BINS):
@@ -174,7 +175,7 @@ def _mark(scores, begin, total, wanted, bins, marks, bit):
 
 @njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _choose(args, task, query, keys, upper, lower):
-    """Write which pages the heads of one key-value head read: `[number, pages..., marks...]` in its words."""
+    """Write which pages the query heads of one key-value head read, as `[number, pages..., marks...]`."""
     row, head = task // args[KV_HEADS], task % args[KV_HEADS]
     group, dim, most = args[GROUP], args[DIM], args[MOST_PAGES]
     first, wanted = int64_at(args[FIRST])[row], int64_at(args[WANTED])[row]
@@ -199,7 +200,7 @@ def _choose(args, task, query, keys, upper, lower):
             queries[g * dim + i] = widen(query[source + g * args[QUERY_HEAD] + i]) * scale
     pages = (args[SLOTS] - first + args[PAGE_SIZE] - 1) // args[PAGE_SIZE]
     everyone = np.uint32((1 << group) - 1)
-    if args[UPPER] != 0:  # also for a row that needs no scores now: the index counts as complete for all rows
+    if args[UPPER] != 0:  # also for a row that needs no scores: the index is marked as complete for all rows
         _index_pages(args, task, first, keys, upper, lower)
     if wanted >= pages:
         number[0] = pages
@@ -232,7 +233,7 @@ def _choose(args, task, query, keys, upper, lower):
 
 @njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _update_softmax(logits, count, dim, state, total):
-    """Turn the logits of a block into weights, and rescale what was summed before to the new maximum.
+    """Turn the logits of a block into weights, and rescale the previous sums to the new maximum.
 
     `state` holds the maximum and the sum of weights so far.
     """
@@ -257,7 +258,7 @@ def _update_softmax(logits, count, dim, state, total):
 
 @njit(cache=True)
 def _prefetch_page(args, memory, task, page, first, dim):
-    """Prefetch the keys or values of a page: the processor does not do so by itself, as pages are not contiguous."""
+    """Prefetch the keys or values of a page. The hardware does not prefetch them, since pages are not contiguous."""
     begin = first + page * args[PAGE_SIZE]
     count = min(args[PAGE_SIZE], args[SLOTS] - begin)
     address = memory + (task * args[CAPACITY] + begin) * dim * args[ITEM_SIZE]

@@ -4,16 +4,16 @@
 """Attention of a few new tokens over many cached keys on the CPU, compiled by numba: for KV refreshes.
 
 The queries of a key-value head, for all query heads of its group and all new tokens, are the columns of a matrix.
-Scores and outputs are laid out `(keys or channels, columns)`, and a vector register holds several columns of one key.
-Neither products nor the softmax then need a sum within a register.
+Scores and outputs have the layout `(keys or channels, columns)`, and a vector register holds several columns of one
+key. Products and softmax then need no sum over the elements of a register.
 
     task    (row, key-value head, COLUMNS of its queries, part of the keys), for block after block of BLOCK keys:
 
     scores  (keys, columns)      = keys @ queries        tiles of 8 keys x 3 vectors, summed over channels
     output  (channels, columns) += values.T @ weights    tiles of 8 channels x 3 vectors, summed over keys
 
-Keys and values in bfloat16 are widened first, a block at a time. Where there are too few tasks for the threads, the
-keys are split into parts, whose results are merged afterwards.
+Keys and values in bfloat16 are widened first, a block at a time. If there are too few tasks for the threads, the keys
+are split into parts, whose results are merged afterwards.
 """
 
 import numpy as np
@@ -33,23 +33,23 @@ from .numba_vectors import FLOAT, LANES, LONG, VECTOR, add_product, spread
 TILE_VECTORS = 3
 COLUMNS = TILE_VECTORS * LANES
 BLOCK = 64
-"""Keys between two steps of the running softmax."""
+"""Keys per update of the running softmax."""
 TILES_AHEAD = 2
 LINE = 64
-"""Bytes in a line of the processor's cache."""
+"""Bytes in a cache line."""
 STATE = BLOCK * COLUMNS
-"""Where in the scratch of a task the maxima of its columns are; their sums follow."""
+"""Offset of the maxima of the columns in the scratch memory of a task; the sums follow."""
 SCRATCH_FLOATS = (BLOCK + 4) * COLUMNS
-"""For a task, and as many more as a block of keys and values has if they are to be widened."""
+"""Scratch memory of a task. Keys and values to be widened need additional memory for one block of each."""
 ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 
 
 def _multiply_tile(lines: int, adds: bool):
     @intrinsic
     def multiply_tile(typing, left, line_stride, place_stride, right, count, answer):
-        """`answer[i] = sum(left[i, n] * right[n] for n in range(count))`, added to what is there or not.
+        """`answer[i] = sum(left[i, n] * right[n] for n in range(count))`; with `adds` it is added to `answer[i]`.
 
-        `right` and `answer` have COLUMNS numbers a line, `left` any strides, in numbers.
+        `right` and `answer` have COLUMNS numbers per line. `left` may have any strides, which count numbers.
         """
 
         def generate(context, builder, signature, arguments):
@@ -119,7 +119,7 @@ def _widen_lines(source, stride, count, dim, target):
 
 @njit(error_model="numpy", cache=True)
 def _score(args, keys, stride, values, count, queries, scores):
-    """Products of `count` keys with all columns; prefetches their values, which are needed next, and later keys."""
+    """Products of `count` keys with all columns. Prefetches their values, which are needed next, and later keys."""
     dim = args[DIM]
     key = 0
     while key + TILE_LINES <= count:
@@ -165,9 +165,9 @@ def _hide(args, row, part, begin, count, scores):
 
 @njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _update_softmax(scores, count, state, value_dim, output):
-    """Turn scores into weights, and rescale what was summed before to the new maximum.
+    """Turn scores into weights, and rescale the previous sums to the new maximum.
 
-    `state` holds maxima and sums so far, and room for what a step needs, COLUMNS numbers each.
+    `state` holds the maxima and sums so far, and scratch memory for an update, COLUMNS numbers each.
     """
     sums, highest, shrink = COLUMNS, 2 * COLUMNS, 3 * COLUMNS
     for c in range(COLUMNS):
@@ -192,7 +192,10 @@ def _update_softmax(scores, count, state, value_dim, output):
 
 @njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
 def _attend(args, task):
-    """Attention of some columns of one key-value head over a part of its keys; not divided yet if there are more."""
+    """Attention of some columns of one key-value head over a part of its keys.
+
+    With several parts the result is not normalized yet.
+    """
     split, columns = task % args[SPLITS], task // args[SPLITS]
     part, pair = columns % args[PARTS], columns // args[PARTS]
     row, head = pair // args[KV_HEADS], pair % args[KV_HEADS]

@@ -3,16 +3,16 @@
 
 """Product of a few tokens with the weights of a linear layer on the CPU, compiled by numba.
 
-Weights are read once, in the layout of `nn.Linear`. A *line* is the input of one token. A tile of lines and outputs is
-summed in vector registers, while the weights of a later tile are prefetched into the second-level cache. Without the
-prefetch a core waits for memory more than half of the time.
+Weights are read once, in the layout of `nn.Linear`. A *line* is the input of one token. The sums of a tile of lines
+and outputs are in vector registers. Meanwhile the weights of a later tile are prefetched into the second-level cache.
+Without the prefetch a core waits for memory more than half of the time.
 
     weight   outputs   |  task 0: 48 outputs  |  task 1  | ...        threads take tasks by a counter
     (outputs,           \\ blocks of DEPTH channels, one after another: their part of the lines stays in the L1 cache
      channels)             \\ tile: 3 outputs x 8, 2 or 1 lines
 
-The sums of a product have the same order whatever other lines there are, and for any number of threads. Lines and
-outputs are float32. Weights are float32 or bfloat16, which is widened in the registers.
+The order of the sums depends neither on the other lines nor on the number of threads. Lines and outputs are float32.
+Weights are float32 or bfloat16, which is widened in the registers.
 """
 
 from llvmlite import ir
@@ -27,7 +27,7 @@ from .numba_vectors import FLOAT, HAS_WIDE_VECTORS, LANES, LONG, VECTOR, add_pro
 (X, WEIGHT, BIAS, ANSWER, LINES, CHANNELS, OUTPUTS, NEXT) = range(8)
 TILE_LINES = 8 if HAS_WIDE_VECTORS else 4
 TILE_OUTPUTS = 3
-"""A tile's sums, its weights and one vector of a line fit into the registers."""
+"""Outputs in a tile: its sums, its weights and one vector of a line fit into the registers."""
 TASK_OUTPUTS = 48
 DEPTH = 768
 """Channels in a block."""
@@ -50,9 +50,9 @@ def _add_up(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
 def _multiply_tile(lines: int, outputs: int):
     @intrinsic
     def multiply_tile(typing, x, x_stride, weights, first, weight_stride, channels, ahead, answer, answer_stride):
-        """`answer[i, j] += x[i] @ weight[j]`, weights beginning at `first`; all but addresses counts numbers.
+        """`answer[i, j] += x[i] @ weight[j]`, with weights that begin at `first`. Offsets and strides count numbers.
 
-        `ahead` is how far ahead to prefetch weights.
+        `ahead` is the distance of the prefetched weights from those in use.
         """
 
         def generate(context, builder, signature, arguments):

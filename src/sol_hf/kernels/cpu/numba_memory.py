@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What numba code needs to work on torch memory: pointers from addresses, bfloat16, atomic counters, a fast exp.
+"""Helpers for numba code on torch memory: pointers from addresses, bfloat16, atomic counters, a fast exp.
 
-bfloat16 is passed as uint16. It is the upper half of a float32, so that a shift widens it.
+bfloat16 is passed as uint16. It is the upper half of a float32, so a shift converts it to float32.
 """
 
 import numpy as np
@@ -103,9 +103,9 @@ def ask_for(builder: ir.IRBuilder, address: ir.Value) -> None:
 
 @intrinsic
 def prefetch(typing, address):
-    """Load the cache line at an address ahead of its use, into the second-level cache; any address is allowed.
+    """Prefetch the cache line at an address into the second-level cache; any address is allowed.
 
-    The buffers for loads into the first-level cache are few: with many such prefetches the processor would wait.
+    It is not the first-level cache, since the processor has few buffers for such loads and would wait for them.
     """
 
     def generate(context, builder, signature, arguments):

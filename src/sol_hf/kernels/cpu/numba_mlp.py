@@ -3,9 +3,9 @@
 
 """The MLP of a decode step on the CPU, compiled by numba: choose channels, multiply, quantize.
 
-A product with one token takes as long as it takes to read the weights. The weights of gate and up are stored in blocks
-of outputs, and within a block input-major: those of a kept channel are contiguous, and those of the others are not
-read. Without the blocks the weights of two channels would be far apart in memory, which halves the bandwidth.
+The time of a product with one token is the time to read the weights. The weights of gate and up are stored in blocks
+of outputs, and within a block input-major: the weights of a channel are contiguous, and only those of kept channels
+are read. Without the blocks the weights of two channels would be far apart in memory, which halves the bandwidth.
 
     block 0 (channels, block)    | kept     ------------- |    the sums of a block stay in the L1 cache, while the
                                  | not read               |    weights of kept channels are added to them, four
@@ -14,8 +14,8 @@ read. Without the blocks the weights of two channels would be far apart in memor
                                  ...
 
 The weights of a channel are read if any token keeps it; for the other tokens its input is zero. Sums are in float32,
-also for bfloat16 weights. All arguments are in one array of int64: addresses, sizes, and the counter by which threads
-take blocks. A *line* is the input or output of one token.
+also for bfloat16 weights. All arguments are in one array of int64: addresses, sizes, and the counter from which
+threads take their blocks. A *line* is the input or output of one token.
 """
 
 import math
@@ -57,7 +57,7 @@ DENSE_BITS = 16
 def _threshold(words, begin, channels, count, magnitude, digits):
     """The largest threshold that at least `count` magnitudes reach, found bit by bit.
 
-    The bits of a float without its sign sort like its magnitude, NaN above all.
+    The bits of a float without its sign have the order of its magnitude; NaN is the largest.
     """
     least = np.uint32(0)
     for digit in range(digits - 1, -1, -1):
@@ -104,7 +104,7 @@ def _keep(words, kept, lines, channels, fractions, lines_each, magnitude, digits
 
 @njit(cache=True, nogil=True)
 def keep_float32(words, kept, lines, channels, fractions, lines_each, in_use, listed):
-    """[`_keep`] of float32 at addresses; `listed` has room for one more than there are channels."""
+    """[`_keep`] of float32 at addresses; `listed` has one entry more than there are channels."""
     magnitude = np.uint32(0x7FFFFFFF)
     source, target, settings = uint32_at(words), uint32_at(kept), float32_at(fractions)
     flags, numbers = uint8_at(in_use), int32_at(listed)
@@ -168,7 +168,7 @@ def _add_lines(args, weights, bias, begin, end, sums):
             sums[line * width + j] = ZERO
     k = 0
     while k < number:
-        # Past the end the last channel is taken again, with an input of zero.
+        # Past the end the last channel is used again, with an input of zero.
         last = number - 1
         i0, i1, i2, i3 = listed[k], listed[min(k + 1, last)], listed[min(k + 2, last)], listed[min(k + 3, last)]
         w0, w1, w2, w3 = place + i0 * span, place + i1 * span, place + i2 * span, place + i3 * span

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Vector instructions for numba code, in LLVM's language: loads, and one number spread over a vector."""
+"""LLVM vector instructions for numba code: loads, broadcasts, and products that are added up."""
 
 from llvmlite import binding, ir
 
@@ -14,7 +14,7 @@ VECTOR = ir.VectorType(FLOAT, LANES)
 
 
 def load_vector(builder: ir.IRBuilder, line: ir.Value, place: ir.Value) -> ir.Value:
-    """A vector of the numbers from `place` on: float32, or the halves of them that are bfloat16."""
+    """Load a vector of the numbers from `place` on, as float32; bfloat16 is widened."""
     address = builder.gep(line, [place])
     if line.type.pointee == FLOAT:
         return builder.load(builder.bitcast(address, VECTOR.as_pointer()), align=4)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The MLP of a decode step on the CPU: which tensors the compiled kernels support, and their calls."""
+"""The MLP of a decode step on the CPU: what the compiled kernels support, and how they are called."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ LEAST_BLOCK, ROUND_TO = 16, 16
 
 @dataclass(frozen=True)
 class KeptChannels:
-    """The input of an MLP after the choice of channels.
+    """The input of an MLP after the selection of channels.
 
     Args:
         x (`torch.Tensor` of shape `(rows, ..., channels)`): The input, all but the largest channels set to zero.
@@ -31,7 +31,7 @@ class KeptChannels:
 
 
 def has_numba() -> bool:
-    """Whether numba, an optional dependency, is installed and compiles the kernels, which the first call does."""
+    """Whether numba, an optional dependency, is installed and can compile the kernels. The first call compiles."""
     return loads("numba_memory") and loads("numba_mlp")
 
 
@@ -41,7 +41,7 @@ def supports(x: torch.Tensor) -> bool:
 
 
 def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
-    """What [`channels.keep_top_channels`] computes, to the bit, and the list of kept channels.
+    """The same as [`channels.keep_top_channels`], to the bit, and the list of kept channels.
 
     Args:
         x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of an MLP.
@@ -68,7 +68,7 @@ def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
 
 
 def fake_quantize(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """What [`quantizers.fake_quantize`] computes, to the bit.
+    """The same as [`quantizers.fake_quantize`], to the bit.
 
     Args:
         x (`torch.Tensor` of shape `(rows, ..., channels)`): Output of an MLP.
@@ -84,7 +84,7 @@ def fake_quantize(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 
 def block_length(outputs: int) -> int:
-    """Outputs that a thread takes at a time: all threads get the same number of blocks, none above `BLOCK`."""
+    """Outputs in a block, at most `BLOCK`, such that all threads get the same number of blocks."""
     threads = torch.get_num_threads()
     blocks = -(-outputs // BLOCK)
     blocks = -(-blocks // threads) * threads
@@ -92,7 +92,7 @@ def block_length(outputs: int) -> int:
 
 
 def blocks_of(weight: torch.Tensor, block: int) -> list[torch.Tensor]:
-    """Views of the blocks, `(channels, block)`, of what [`to_blocks`] makes of `weight` `(width, channels)`."""
+    """Views `(channels, block)` of the blocks in a `weight` `(width, channels)` that [`to_blocks`] has made."""
     width, channels = weight.shape
     ends = [(begin, min(begin + block, width)) for begin in range(0, width, block)]
     flat = weight.view(-1)
@@ -120,7 +120,7 @@ def multiply_kept(
     biases: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
     activation: str,
 ) -> torch.Tensor:
-    """An MLP whose first half reads the weights of the kept channels only.
+    """An MLP whose first projections read the weights of the kept channels only.
 
     Args:
         kept ([`KeptChannels`]): Input.
@@ -129,7 +129,7 @@ def multiply_kept(
             from [`to_blocks`] too.
         block (`int`): Length of their blocks.
         down (`torch.Tensor` of shape `(outputs, width)`): Weights of the last projection.
-        biases (`tuple`): Of the three, `None` where there is none.
+        biases (`tuple`): Biases of gate, up and down, `None` for a projection without bias.
         activation (`str`): One of `numba_mlp.ACTIVATIONS`.
 
     Returns:

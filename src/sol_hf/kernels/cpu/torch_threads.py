@@ -3,10 +3,10 @@
 
 """Runs a compiled function in the threads that torch computes with.
 
-numba has thread pools of its own. Two pools that take turns slow each other down, since an OpenMP worker spins for a
-while after a parallel region. `GOMP_parallel` of the OpenMP library that torch has loaded runs the function on torch's
-own workers instead. Without such a library the function runs once, in the calling thread. Functions therefore take
-their work by a counter, not by the number of the thread.
+numba has its own thread pools. Two pools that are used in turn slow each other down, since an OpenMP thread spins for
+a while after a parallel region. Therefore `GOMP_parallel` of the OpenMP library that torch has loaded runs the
+function in torch's own threads. Without such a library the function runs once, in the calling thread. Functions
+therefore take their tasks from a counter, not by the number of the thread.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import torch
 
 @functools.lru_cache
 def _parallel_region() -> Callable | None:
-    """`GOMP_parallel(function, data, threads, flags)`, which LLVM's and Intel's OpenMP also have; `None` without."""
+    """`GOMP_parallel(function, data, threads, flags)`, which LLVM's and Intel's OpenMP have, too; or `None`."""
     try:
         region = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):

@@ -3,10 +3,10 @@
 
 """Triton: attention of one token per row over chosen pages, without copying them.
 
-The pages of a head are divided among several programs. Their number is read on the device: a row with a small budget
-has shorter programs, not fewer. Each program keeps a running softmax, and a second kernel merges the parts. (It took
-half as long again to let the program that finishes last merge them.) Where one choice serves all query heads of a
-key-value head, one program computes all of them and reads every key once.
+The pages of a head are divided among several programs. The number of pages is read on the device: for a row with a
+small budget the programs are shorter, and there are as many as for other rows. Each program has a running softmax, and
+a second kernel merges the parts. (Merging in the program that finishes last took 50% longer.) If all query heads of a
+key-value head read the same pages, one program computes all of them and reads every key once.
 """
 
 import torch
@@ -18,7 +18,7 @@ from . import triton_support
 
 
 PROGRAMS = 256
-"""Programs that the work is divided among: as many as the 132 multiprocessors of an H100 run at a time."""
+"""Number of programs to divide the work among: as many as the 132 multiprocessors of an H100 run at a time."""
 BLOCK_TOKENS = 64
 LOG2_E = 1.4426950408889634
 
@@ -110,7 +110,7 @@ def merge_parts(peak: torch.Tensor, mass: torch.Tensor, sums: torch.Tensor, outp
 
 
 def number_of_splits(lines: int, tokens: int) -> int:
-    """Into how many parts to split each of `lines` lists of up to `tokens` keys, a power of two."""
+    """Number of parts into which each of `lines` lists of up to `tokens` keys is split, a power of two."""
     wanted = min(PROGRAMS // lines, triton.cdiv(tokens, BLOCK_TOKENS))
     return 1 << (max(wanted, 1).bit_length() - 1)
 
@@ -133,12 +133,13 @@ def attend_pages(
     product, as in every fused attention.
 
     Args:
-        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Of the step's token, the last dimension dense.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Queries of the step's token; the last dimension
+            has stride 1.
         keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Storage of the keys, contiguous.
         values (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Storage of the values, contiguous.
         chosen (`torch.Tensor` of shape `(rows, H, pages)`): Pages to read, from `select_largest`. H is the number of
-            query heads, or of key-value heads where one choice serves a group.
-        chosen_count (`torch.Tensor` of shape `(rows, H)`): How many of them.
+            query heads, or of key-value heads if a group reads the same pages.
+        chosen_count (`torch.Tensor` of shape `(rows, H)`): Number of these pages.
         first_key (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
         count (`torch.Tensor` of shape `(rows,)`): Keys of a row.
         page_size (`int`): Keys in a page.
@@ -183,10 +184,10 @@ def attend_pages_reference(
     page_size: int,
     scaling: float,
 ) -> torch.Tensor:
-    """What [`attend_pages`] computes, in plain torch: dense attention in which only pages of a mask are seen.
+    """The same as [`attend_pages`] in plain torch: dense attention, with a mask of the pages to read.
 
     Args:
-        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Of the step's token.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Queries of the step's token.
         keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Storage of the keys.
         values (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Storage of the values.
         mask (`torch.BoolTensor` of shape `(rows, H, pages)`): Pages to read, from `select_largest_reference`.

@@ -4,9 +4,9 @@
 """Triton: dense attention of the few tokens of a KV refresh over all keys in the cache's storage.
 
 One program, or a few, computes the tokens of all query heads of a key-value head, so that a key is read once. The keys
-are divided among many programs whatever the number of rows: with one row and a long text, kernels that divide the
-queries alone leave most of a GPU idle. The number of keys is read on the device, so that a CUDA graph can hold the
-launch. There is no mask in memory: each of the last tokens sees the row's keys up to its own.
+are also divided among many programs, even with a single row: for one row and a long text, kernels that only divide the
+queries leave most of a GPU idle. The number of keys is read on the device, so that the launch can be part of a CUDA
+graph. There is no mask in memory: each of the last tokens sees the row's keys up to its own.
 """
 
 import torch
@@ -20,9 +20,9 @@ from .attention import LOG2_E, absorb, merge_parts, number_of_splits
 
 BLOCK_TOKENS = 64
 LEAST_BLOCKS = 4
-"""Blocks of tokens that a part of the keys has at least."""
+"""Minimum number of blocks of keys in a part."""
 MOST_QUERIES = 64
-"""Tokens times query heads of a group that one program holds; without tensor cores, in float32, a quarter of that."""
+"""Most queries (tokens times query heads of a group) per program; a quarter in float32, without tensor cores."""
 
 
 @triton.jit
@@ -73,14 +73,14 @@ def attend_chunk(
     count: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """Attention of the last tokens of every row over all of the row's keys, theirs included, causally.
+    """Causal attention of the last tokens of every row over all keys of the row, their own included.
 
     Products are accumulated in float32; half-precision weights are rounded before the second one, as in every fused
     attention.
 
     Args:
-        query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): Of the last tokens, the last dimension
-            dense.
+        query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): Queries of the last tokens; the last
+            dimension has stride 1.
         keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Storage of the keys, contiguous.
         values (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Storage of the values, contiguous.
         first_key (`torch.Tensor` of shape `(rows,)`): Slot of a row's first real token.
@@ -125,7 +125,7 @@ def attend_chunk_reference(
     count: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """What [`attend_chunk`] computes, in plain torch, from the same arguments."""
+    """The same as [`attend_chunk`] in plain torch."""
     rank = torch.arange(keys.shape[2], device=keys.device) - first_key[:, None]
     last = count[:, None] - query.shape[2] + torch.arange(query.shape[2], device=keys.device)
     seen = (rank[:, None] >= 0) & (rank[:, None] <= last[:, :, None])

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Triton: the page index on a GPU. One kernel writes new tokens into the cache and its index, one scores the pages.
+"""Triton: the page index on a GPU. One kernel writes new tokens into cache and page index, another scores the pages.
 
 `first_key` `(rows,)` is the slot of a row's first real token, and `count` `(rows,)` the number of its keys. Both are
 on the device. Slot `first_key + rank` holds the key of that rank, which belongs to page `rank // page_size`.
@@ -63,14 +63,14 @@ def append_tokens(
     count: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Write keys and values of the last tokens into their slots, and make the bounds of their pages, in place.
+    """Write keys and values of the last tokens into their slots, and compute the bounds of their pages, in place.
 
     Args:
-        key (`torch.Tensor` of shape `(rows, kv_heads, tokens, head_dim)`): Keys of the new tokens, the last dimension
-            dense.
+        key (`torch.Tensor` of shape `(rows, kv_heads, tokens, head_dim)`): Keys of the new tokens; the last dimension
+            has stride 1.
         value (`torch.Tensor` of shape `(rows, kv_heads, tokens, value_dim)`): Their values.
-        key_store (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Where keys go, contiguous.
-        value_store (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Where values go, contiguous.
+        key_store (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Storage of keys, contiguous.
+        value_store (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Storage of values, contiguous.
         upper (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Maxima of the pages, contiguous.
         lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Minima of the pages, contiguous.
         first_key (`torch.Tensor` of shape `(rows,)`): Slot of the row's first real token.
@@ -94,7 +94,7 @@ def _(key, value, key_store, value_store, upper, lower, first_key, count, page_s
 
 
 def append_tokens_reference(key, value, key_store, value_store, upper, lower, first_key, count, page_size) -> None:
-    """What [`append_tokens`] does, in plain torch."""
+    """The same as [`append_tokens`] in plain torch."""
     for row, (begin, held) in enumerate(zip(first_key.tolist(), count.tolist(), strict=True)):
         new = held - key.shape[2]
         key_store[row, :, begin + new : begin + held] = key[row]
@@ -149,7 +149,8 @@ def score_pages(
     """Upper bounds of `q . k` over the keys of every page, in float32.
 
     Args:
-        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Of the step's token, the last dimension dense.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Queries of the step's token; the last dimension
+            has stride 1.
         upper (`torch.Tensor` of shape `(rows, kv_heads, capacity, head_dim)`): Maxima of the pages, contiguous.
         lower (`torch.Tensor` of shape `(rows, kv_heads, capacity, head_dim)`): Minima of the pages, contiguous.
         token_keep (`torch.Tensor` of shape `(rows,)`): A row that keeps all its pages is not scored.
@@ -159,8 +160,8 @@ def score_pages(
         shared (`bool`): Whether the bounds of the query heads of a key-value head are summed.
 
     Returns:
-        `torch.Tensor` of shape `(rows, H, pages)`: not set for pages without keys. H is `kv_heads` if `shared`, else
-        `heads`.
+        `torch.Tensor` of shape `(rows, H, pages)`, uninitialized for pages without keys. H is `kv_heads` if `shared`,
+        else `heads`.
     """
     rows, heads, _, dim = query.shape
     kv_heads, capacity = upper.shape[1:3]
@@ -184,7 +185,7 @@ def _(query, upper, lower, token_keep, count, pages, page_size, shared):
 def score_pages_reference(
     query: torch.Tensor, upper: torch.Tensor, lower: torch.Tensor, pages: int, shared: bool
 ) -> torch.Tensor:
-    """What [`score_pages`] computes, in plain torch, for every page whether it has keys or not."""
+    """The same as [`score_pages`] in plain torch, for all pages, also those without keys."""
     upper, lower = upper[:, :, :pages].float(), lower[:, :, :pages].float()
     scores = page_scores(group_queries(query.float(), upper.shape[1]), upper, lower)
     return scores.sum(dim=2) if shared else scores.flatten(1, 2)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Triton: root mean square norm in one launch. In plain torch it is eight, a tenth of the kernels' time in a step."""
+"""Triton: root mean square norm in one kernel. Plain torch needs eight, a tenth of the GPU time of a step."""
 
 import torch
 import triton
@@ -29,8 +29,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`weight * x / sqrt(mean(x^2) + eps)` over the last dimension.
 
     Args:
-        x (`torch.Tensor` of shape `(..., channels)`): Of a dtype in `triton_support.DTYPES`.
-        weight (`torch.Tensor` of shape `(channels,)`): Of the same dtype.
+        x (`torch.Tensor` of shape `(..., channels)`): Input, of a dtype in `triton_support.DTYPES`.
+        weight (`torch.Tensor` of shape `(channels,)`): Weight, of the same dtype.
         eps (`float`): Added to the mean.
 
     Returns:

@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Triton: the largest entries of every list of numbers, as many as a setting on the device says.
+"""Triton: the largest entries of every list of numbers, where the number of entries is known on the device only.
 
-It serves two axes: the pages with the highest scores (`token_keep`) and the channels of largest magnitude
-(`mlp_keep`). How many are wanted is computed in the kernel from the row's fraction, so that no value comes back to the
+It is used for two axes: for the pages with the highest scores (`token_keep`) and for the channels of largest magnitude
+(`mlp_keep`). The number of entries is computed in the kernel from the row's fraction, so no value is copied to the
 host.
 
-One program holds a whole list. It finds the smallest wanted value two bits at a time. Floats are compared as unsigned
-integers in the same order. Each round counts the entries at or above three trial values; there are 16 rounds for
-float32, 8 for bfloat16. To sort the list, as `topk` with an unknown count would have to, moves it several times.
-Chosen entries come out in ascending order, so that they are then read from memory in one direction.
+One program processes a whole list. It finds the smallest value to keep, two bits per round. Floats are compared as
+unsigned integers of the same order. Each round counts the entries at or above three trial values; there are 16 rounds
+for float32, 8 for bfloat16. Sorting the list, which `topk` with an unknown count would require, moves it several
+times. The indices are ascending, so that the chosen entries are then read from memory in one direction.
 """
 
 import torch
@@ -30,7 +30,7 @@ def wanted_units(fraction, count, UNIT: tl.constexpr):
 
 @triton.jit
 def _ordered(x):
-    """Unsigned integers in the order of the floats `x`; NaN above infinity, -0 equal to 0."""
+    """Unsigned integers with the same order as the floats `x`; NaN is above infinity, -0 equals 0."""
     bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
     return tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
@@ -52,7 +52,7 @@ def _select_largest(
         x = tl.load(values + line_begin + place, mask=live, other=0.0).to(tl.float32)
         if ABSOLUTE:
             x = tl.abs(x)
-        order = _ordered(x) >> (32 - 2 * ROUNDS)  # a short dtype has no digits below these
+        order = _ordered(x) >> (32 - 2 * ROUNDS)  # the lower digits of a 16-bit dtype are zero
         least = tl.full((), 0, tl.uint32)
         bit = tl.full((), 1, tl.uint32) << (2 * ROUNDS - 2)
         for _ in range(ROUNDS):
@@ -66,7 +66,7 @@ def _select_largest(
             least = tl.where((counts >> 40) >= wanted, least + bit, least)
             bit = bit >> 2
         larger, equal = live & (order > least), live & (order == least)
-        # How many of each kind there are up to every place, two numbers below 2^16 in one scan.
+        # Running counts of entries above and equal to the value, two numbers below 2^16 in one scan.
         counts = tl.cumsum(larger.to(tl.uint32) + (equal.to(tl.uint32) << 16), axis=0)
         larger_so_far, equal_so_far = (counts & 0xFFFF).to(tl.int32), (counts >> 16).to(tl.int32)
         spare = wanted - tl.max(larger_so_far, axis=0)
@@ -80,7 +80,7 @@ def _select_largest(
 
 MOST_ENTRIES = (1 << 16) - 1
 ROUNDS = {torch.float32: 16, torch.float16: 10, torch.bfloat16: 8}
-"""Half the bits that tell apart floats of a dtype, once they are float32."""
+"""Rounds per dtype: half the number of bits in which its values, converted to float32, can differ."""
 
 
 @torch.library.custom_op("sol_hf::select_largest", mutates_args=())
@@ -90,16 +90,16 @@ def select_largest(
     """Indices of the largest entries of every list, ascending; of equal ones, the first.
 
     Args:
-        values (`torch.Tensor` of shape `(rows, lists, length)`): Numbers to choose from. Entry `i` stands
-            for the keys `i * unit` to `i * unit + unit - 1`; entries without keys are left out.
+        values (`torch.Tensor` of shape `(rows, lists, length)`): Numbers to choose from. Entry `i` belongs
+            to the keys `i * unit` to `i * unit + unit - 1`; entries without keys are left out.
         fraction (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to keep.
         count (`torch.Tensor` of shape `(rows,)`): Keys of a row.
         unit (`int`): Keys in an entry: the page size, or 1.
         absolute (`bool`): Whether magnitudes are compared.
 
     Returns:
-        Two `torch.Tensor` of int32: the indices, of the shape of `values`, of which only the first so many are set,
-        and how many, of shape `(rows, lists)`.
+        Two `torch.Tensor` of int32: the indices, of the shape of `values`, and their number, of shape
+        `(rows, lists)`. Entries after that number are uninitialized.
     """
     rows, lines, length = values.shape
     values, fraction, count = values.contiguous(), fraction.contiguous(), count.contiguous()
@@ -125,7 +125,7 @@ def _(values, fraction, count, unit, absolute):
 def select_largest_reference(
     values: torch.Tensor, fraction: torch.Tensor, count: torch.Tensor, unit: int, absolute: bool
 ) -> torch.Tensor:
-    """What [`select_largest`] chooses, in plain torch, as a mask of the shape of `values`."""
+    """The choice of [`select_largest`] in plain torch, as a mask of the shape of `values`."""
     tokens = kept_count(fraction, count)
     wanted = torch.div(tokens + (unit - 1), unit, rounding_mode="floor")
     live = torch.arange(values.shape[-1], device=values.device) * unit < count[:, None, None]

@@ -3,12 +3,12 @@
 
 """Triton: the first half of an MLP over the kept input channels only.
 
-A product with a vector takes as long as it takes to read the weights. With weights stored input-major,
-`(channels, width)`, those of a kept channel are contiguous, and those of the others are not read. The list of kept
+The time of a matrix-vector product is the time to read the weights. With weights stored input-major,
+`(channels, width)`, those of a channel are contiguous, and only those of kept channels are read. The list of kept
 channels and its length stay on the device. The channels are divided among several programs; a second kernel adds up
 the parts and applies `activation(gate) * up`.
 
-Every row reads the weights of its own channels, so that this is faster for a few rows only.
+Every row reads the weights of its own channels, so this is faster for a few rows only.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def _multiply_kept(
     number = tl.load(chosen_count + row)
     share = (number + SPLITS - 1) // SPLITS
     end = tl.minimum((split + 1) * share, number)
-    # Summed up over the channels of a block only at the end: until then every thread works alone.
+    # The sum over the channels of a block is computed at the end: until then threads need not synchronize.
     gate_sums = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
     up_sums = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
     for begin in range(split * share, end, BLOCK_C):
@@ -115,12 +115,12 @@ def multiply_kept_channels(
     Args:
         x (`torch.Tensor` of shape `(rows, channels)`): Input of the MLP, contiguous.
         chosen (`torch.Tensor` of shape `(rows, channels)`): Channels to read, int32, contiguous.
-        chosen_count (`torch.Tensor` of shape `(rows,)`): How many of them.
+        chosen_count (`torch.Tensor` of shape `(rows,)`): Number of these channels.
         gate (`torch.Tensor` of shape `(channels, width)`): Input-major weight, contiguous.
         up (`torch.Tensor` of shape `(channels, width)`, *optional*): As `gate`; without it the result is
             `activation(gate(x))`.
         gate_bias (`torch.Tensor` of shape `(width,)`, *optional*): Bias of `gate`.
-        up_bias (`torch.Tensor` of shape `(width,)`, *optional*): Bias of `up`; there where `gate_bias` is.
+        up_bias (`torch.Tensor` of shape `(width,)`, *optional*): Bias of `up`; needed if `gate_bias` is given.
         activation (`str`): One of `ACTIVATIONS`.
 
     Returns:
@@ -156,7 +156,7 @@ def sparse_gate_up(
     up_bias: torch.Tensor | None = None,
     activation: str = "silu",
 ) -> torch.Tensor:
-    """`activation(gate(x)) * up(x)` over the largest channels of `x`, the others taken for zero.
+    """`activation(gate(x)) * up(x)` over the largest channels of `x`, with the others set to zero.
 
     Args:
         x (`torch.Tensor` of shape `(rows, channels)`): Input of the MLP.
@@ -186,6 +186,6 @@ def gate_up_reference(
     up_bias: torch.Tensor | None,
     activation: str,
 ) -> torch.Tensor:
-    """What [`sparse_gate_up`] computes for an `x` whose other channels are zero, in plain torch and `x`'s dtype."""
+    """The same as [`sparse_gate_up`] in plain torch and the dtype of `x`, for an `x` whose other channels are zero."""
     gated = ACTIVATIONS[activation](functional.linear(x, gate.T, gate_bias))
     return gated if up is None else gated * functional.linear(x, up.T, up_bias)

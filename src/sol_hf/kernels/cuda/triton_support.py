@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whether the Triton kernels can work on a tensor. Triton is imported at the first use of a kernel."""
+"""Checks whether the Triton kernels support a tensor. Triton is imported at the first use of a kernel."""
 
 import contextlib
 import importlib.util
@@ -22,10 +22,10 @@ def has_triton() -> bool:
 
 
 def supports(x: torch.Tensor) -> bool:
-    """Whether the kernels support device and dtype of a tensor, and it needs no gradient."""
+    """Whether the kernels support the device and dtype of a tensor, and no gradient is needed."""
     return x.device.type in DEVICES and x.dtype in DTYPES and not x.requires_grad and has_triton()
 
 
 def on_device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
-    """A context in which the GPU of a tensor is the current one, on which kernels are launched; empty on a CPU."""
+    """A context in which the GPU of a tensor is the current device, on which kernels are launched; empty on a CPU."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

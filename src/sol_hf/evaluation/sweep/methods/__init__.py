@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Ways in which a sweep runs an entry: one file per method.
+"""Sweep methods, one file per method.
 
-Each file registers itself in `SWEEP_METHODS`; `step_by_step` is for every controller without a method of its own.
+Each file registers its class in `SWEEP_METHODS`; `step_by_step` is for all controllers without a method of their own.
 """

@@ -13,7 +13,7 @@ from ..method import SWEEP_METHODS, Part, SweepMethod, SweepSetting, Tensors, te
 
 @SWEEP_METHODS.registered("oracle")
 class Oracle(SweepMethod):
-    """`oracle:K` counts the damage of a level in its own step and in the K steps after it."""
+    """`oracle:K` measures the damage of a level in its own step and in the K steps after it."""
 
     number = "number of later steps"
 

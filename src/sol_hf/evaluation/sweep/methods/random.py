@@ -13,7 +13,7 @@ from ..method import SWEEP_METHODS, SweepMethod, Tensors, tensors_of
 
 @SWEEP_METHODS.registered("random")
 class BestOfRandom(SweepMethod):
-    """`random:N` runs N random schedules of the same means and keeps the best; it also gives the losses of all."""
+    """`random:N` runs N random schedules of the same means and keeps the best; the losses of all are returned, too."""
 
     number, least, draws = "number of schedules", 1, True
 
@@ -36,16 +36,16 @@ class BestOfRandom(SweepMethod):
 def random_schedules(
     fixed: torch.Tensor, counted: torch.Tensor, space: ActionSpace, trials: int, seed: int
 ) -> torch.Tensor:
-    """Random orders of the levels of a fixed schedule: every axis of every block is shuffled on its own.
+    """Random orders of the levels of a fixed schedule: every axis of every block is shuffled independently.
 
-    Means of every block are thus those of the fixed schedule.
+    The means of every block are thus those of the fixed schedule.
 
     Args:
         fixed (`torch.LongTensor` of shape `(blocks, steps)`): From [`fixed_schedule`].
-        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps; the others stay.
+        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps; the others are not shuffled.
         space ([`ActionSpace`]): The levels.
-        trials (`int`): How many.
-        seed (`int`): Of the shuffling.
+        trials (`int`): Number of schedules.
+        seed (`int`): Seed of the shuffling.
 
     Returns:
         `torch.LongTensor` of shape `(blocks, trials, steps)`: Action ids.

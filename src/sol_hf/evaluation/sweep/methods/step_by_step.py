@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Any controller, step by step: what a sweep does with every name that has no method of its own."""
+"""Runs a controller step by step, for all names without a method of their own."""
 
 import torch
 
@@ -14,14 +14,14 @@ from ..method import SweepMethod, Tensors, tensors_of
 
 
 class StepByStep(SweepMethod):
-    """A registered controller, made afresh for every batch of blocks."""
+    """A registered controller; a new one is made for every batch of blocks."""
 
     @property
     def runs_policy(self) -> bool:
         return isinstance(self.controller(), PolicyController)
 
     def controller(self) -> Controller:
-        """A fresh controller of the entry's name."""
+        """A new controller of the entry's name."""
         spec = f"{self.name}:{self.count}" if self.count else self.name
         controller = make_controller(spec, self.setting.runner.model)
         if controller is None:

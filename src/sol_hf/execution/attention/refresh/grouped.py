@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Attention in plain torch that does not copy the keys for every query head, as many bases do."""
+"""Attention in plain torch. Unlike that of many bases, it does not copy the keys for every query head."""
 
 import functools
 from typing import ClassVar

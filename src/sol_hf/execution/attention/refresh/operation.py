@@ -3,7 +3,7 @@
 
 """The dense attention of one layer in a KV refresh, and all of its implementations.
 
-Where none of them can be used, the base's own attention is.
+If none of them can be used, the base's own attention is the fallback.
 """
 
 from collections.abc import Hashable
@@ -46,12 +46,12 @@ class RefreshAttention:
 
     @property
     def group_mask(self) -> torch.Tensor | None:
-        """The mask, where query heads share key-value heads and it says which keys every token sees."""
+        """The mask, if it is a tensor per token and key and query heads share key-value heads; else `None`."""
         is_grouped = self.query.shape[1] > self.key.shape[1]
         return self.mask if is_grouped and isinstance(self.mask, torch.Tensor) and self.mask.dim() == 4 else None
 
     def situation(self, names: tuple[str, ...]) -> Hashable:
-        """Times depend on shapes, the number of keys and the threads."""
+        """The key for measured times: shapes, number of keys and number of threads."""
         key = self.key
         shape = (*self.query.shape, key.shape[1], self.value.shape[3], key.shape[2].bit_length())
         return "refresh", shape, names, torch.get_num_threads()
@@ -66,7 +66,7 @@ REFRESH_ATTENTION: Operation[RefreshAttention] = Operation(
 def attend_refresh(call: RefreshAttention) -> torch.Tensor | None:
     """Attention of the tokens of a KV refresh, `(rows, tokens, heads, value_dim)`.
 
-    `None` where no implementation can be used, and where the mask may do more than hide keys.
+    `None` if no implementation can be used, or if the mask may do more than hide keys.
 
     Raises:
         ValueError: in a captured forward, if the Triton kernel cannot be used.

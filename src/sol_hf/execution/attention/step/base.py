@@ -12,7 +12,7 @@ from .operation import STEP_ATTENTION, StepAttention
 
 
 class BaseAttention(Implementation[StepAttention]):
-    """What the base computes without a plan."""
+    """The attention that the base computes without a plan."""
 
     order: ClassVar[int] = 0
 

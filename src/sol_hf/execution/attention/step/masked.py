@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Attention over all keys under a mask: no copies, for contexts so short that reading is not what takes the time."""
+"""Attention over all keys under a mask, without copies: for short contexts, where reading all keys is cheap."""
 
 import functools
 from typing import ClassVar

@@ -51,7 +51,7 @@ class NumbaPages(Implementation[StepAttention]):
 
 
 def has_numba() -> bool:
-    """Whether numba, an optional dependency, is installed and compiles the kernel, which the first call does."""
+    """Whether numba, an optional dependency, is installed and can compile the kernel; the first call compiles it."""
     return loads("numba_memory") and loads("numba_attention")
 
 
@@ -76,8 +76,8 @@ class PagedAttention:
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A query of the step.
         layer ([`PagedLayer`]): A layer, with the key and value of the new token in it.
         first_key (`torch.LongTensor` of shape `(rows,)`): Slot of every row's first real token.
-        wanted (`torch.LongTensor` of shape `(rows,)`): Pages that a head reads; with as many as there are, no page is
-            scored.
+        wanted (`torch.LongTensor` of shape `(rows,)`): Number of pages that a head reads. If it reads all
+            pages, none is scored.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
     """
@@ -130,7 +130,7 @@ class PagedAttention:
         self.selects = bool((wanted < torch.div(slots - first_key + size - 1, size, rounding_mode="floor")).any())
 
     def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
-        """Whether a layer has the shapes and the dtype that this was made for."""
+        """Whether a layer has the shapes and the dtype for which this was set up."""
         rows, _, heads, value_dim = self.shape
         a, kernel = self.arguments, self.kernel
         return (

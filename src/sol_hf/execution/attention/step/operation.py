@@ -3,8 +3,8 @@
 
 """The attention of one layer in a decode step, and all of its implementations.
 
-With a `token_keep` they attend to the keys that the plan's criterion selects. Without one they attend to all keys; the
-first implementation is then the base's own. Below `LEAST_KEYS` keys nothing is measured.
+With a `token_keep` they attend to the keys that the plan's criterion selects, without one to all keys. The first
+implementation is then the base's own attention. Below `LEAST_KEYS` keys no times are measured.
 """
 
 from collections.abc import Callable, Hashable
@@ -21,7 +21,7 @@ from ..stored_keys import is_stored
 
 
 LEAST_KEYS = 32
-"""A kernel that has to be compiled or loaded first does not pay for a text of a few words."""
+"""Least number of keys for which times are measured. Below it, compiling or loading a kernel does not pay off."""
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class StepAttention:
             without `token_keep`.
 
     Attributes:
-        weights (`torch.Tensor`, *optional*): Attention weights, where the base's own function has returned them.
+        weights (`torch.Tensor`, *optional*): Attention weights, if the base's own function has returned them.
     """
 
     plan: StepPlan
@@ -63,16 +63,16 @@ class StepAttention:
 
     @property
     def reads_pages(self) -> bool:
-        """Whether the kernels that attend to whole pages read the right ones: all, or those of the criterion."""
+        """Whether the kernels for whole pages read the right keys: all, or those that the criterion selects."""
         return self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
 
     @property
     def is_timed(self) -> bool:
-        """Whether implementations may be measured against each other."""
+        """Whether the times of implementations may be measured."""
         return self.plan.is_timed and self.query.device.type == "cpu" and self.key.shape[2] >= LEAST_KEYS
 
     def situation(self, names: tuple[str, ...]) -> Hashable:
-        """Times depend on shapes, dtype, number of keys, the share of them that is read, the rule and the threads."""
+        """The key for measured times: shapes, dtype, number of keys, share of keys read, rule and threads."""
         plan, query, key = self.plan, self.query, self.key
         if plan.shared.kept_share is None:
             plan.shared.kept_share = "all" if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
@@ -92,5 +92,5 @@ def attend_step(call: StepAttention) -> torch.Tensor:
         ValueError: in a captured forward, if the Triton kernels cannot be used.
     """
     output = STEP_ATTENTION.run(call, call.plan.backend, call.is_timed)
-    assert output is not None, "either the base or `gather` serves every call"
+    assert output is not None, "either the base or `gather` can compute every call"
     return output

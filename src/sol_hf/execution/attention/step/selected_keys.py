@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which keys a decode step reads, by the plan's criterion."""
+"""The keys that a decode step reads, selected by the plan's criterion."""
 
 import torch
 
@@ -15,7 +15,7 @@ from .operation import StepAttention
 
 
 class LayerCandidates(Candidates):
-    """The cached keys of a layer, and the page index of the layer where it describes them.
+    """The cached keys of a layer, with the layer's page index if it belongs to these keys.
 
     Args:
         call ([`StepAttention`]): Layer, queries and keys.
@@ -42,14 +42,14 @@ def _row_origins(call: StepAttention) -> tuple[torch.Tensor, torch.Tensor]:
     dropped = call.layer.get_seq_length() - call.key.shape[2]
     if dropped == 0:
         return first_key, first_key
-    # A sliding layer shows its last keys only. Pages stay aligned to the row's first token, which it no longer has.
+    # A sliding-window layer has only its last keys. Pages stay aligned to the row's first token, which was dropped.
     visible_key = (first_key - dropped).clamp(min=0)
     place_in_page = (dropped - first_key).clamp(min=0) % call.plan.rule.page_size
     return visible_key - place_in_page, visible_key
 
 
 def select_keys(call: StepAttention) -> tuple[Candidates, Selection]:
-    """What a step with a `token_keep` may read, and what it reads of that."""
+    """The keys that a step with a `token_keep` may read, and those that the criterion selects."""
     token_keep, rule = call.plan.token_keep, call.plan.rule
     assert token_keep is not None, "a step without it reads all keys"
     candidates = LayerCandidates(call)

@@ -11,7 +11,7 @@ from .operation import KEPT_CHANNELS, MLPCall
 
 
 class AllWeights(Implementation[MLPCall]):
-    """The reference. Outside of `backend="reference"` compiled code chooses the channels, the same to the bit."""
+    """The reference. Under other backends compiled code chooses the channels; the result is the same to the bit."""
 
     order: ClassVar[int] = 0
 

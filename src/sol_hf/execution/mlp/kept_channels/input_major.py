@@ -3,10 +3,10 @@
 
 """An MLP on the CPU that reads only the weights of the input channels that are kept.
 
-The projections before the activation are copied once, with the weights of an input channel side by side within blocks
-of outputs. The copy takes as much memory as the projections. The last projection is the base's own. With numba the
-compiled kernel computes the products, else `embedding_bag`, which also reads only the weights that it adds up. Both
-are faster with a few tokens only.
+The projections before the activation are copied once, in blocks of outputs; within a block the weights of an input
+channel are contiguous. The copy takes as much memory as the projections. The last projection is the base's own. The
+products are computed by the compiled kernel if numba is installed, else by `embedding_bag`, which also reads only the
+weights of the kept channels. Both are faster for a few tokens only.
 """
 
 import functools

@@ -19,18 +19,18 @@ from ..weight_copy import MLPCopy
 
 
 MOST_TOKENS = 8
-"""Tokens in a forward beyond which all weights are read anyway."""
+"""Number of tokens in a forward above which all weights are read."""
 SHARES = 8
-"""Times are measured for so many shares of the channels that any token keeps."""
+"""Times are measured separately for this many intervals of the share of channels that are read."""
 
 Copy = TypeVar("Copy", bound=MLPCopy)
 
 
 class HasCopies(Protocol):
-    """What keeps the copies of an MLP's weights: its [`StepMLP`]."""
+    """An object with copies of an MLP's weights: its [`StepMLP`]."""
 
     def copy_of(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, made now if need be; `None` where the MLP is none of the known ones."""
+        """The copy of a kind, made now if there is none; `None` if the MLP is not of a known kind."""
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class MLPCall:
         copies ([`HasCopies`]): Copies of its weights in other layouts.
 
     Attributes:
-        sizes (`tuple`): Sizes of the MLP, noted by an implementation that knows them.
+        sizes (`tuple`): Sizes of the MLP, set by implementations that have a copy of it.
     """
 
     plan: StepPlan
@@ -67,22 +67,22 @@ class MLPCall:
 
     @cached_property
     def kept(self) -> KeptChannels:
-        """The input without the other channels, and a list of those that any token keeps."""
+        """The input with all but the kept channels set to zero, and a list of the channels that any token keeps."""
         if self.compiles:
             return sparse_mlp.keep_top_channels(self.x, self.keep)
         return keep_channels(self.x, kept_channels(self.x, self.keep))
 
     def kept_input(self) -> torch.Tensor:
-        """The input without the other channels, of the shape of `x`.
+        """The input with all but the kept channels set to zero, of the shape of `x`.
 
-        Without compiled code no list of them is made: that would stall an accelerator.
+        Without compiled code no list of the kept channels is made, since that would stall an accelerator.
         """
         if self.compiles or "kept" in vars(self):
             return self.kept.x
         return keep_top_channels(self.x, self.keep)
 
     def situation(self, names: tuple[str, ...]) -> Hashable:
-        """Times depend on the sizes of the MLP, the dtype, tokens, the share of channels that is read and threads."""
+        """The key for measured times: sizes of the MLP, dtype, tokens, share of channels read and threads."""
         share = -(-SHARES * len(self.kept.listed) // self.x.shape[-1])
         return "mlp", *self.sizes, self.x.dtype, self.tokens, share, names, torch.get_num_threads()
 

@@ -3,8 +3,8 @@
 
 """An MLP on a GPU that reads only the weights of the input channels that are kept.
 
-The projections before the activation are copied once, input-major; the copy takes as much memory as they do. Which
-channels are kept, and how many, is known on the device only. The last projection is the base's own.
+The projections before the activation are copied once, input-major; the copy takes as much memory as they do. The list
+of kept channels and its length stay on the device. The last projection is the base's own.
 """
 
 import functools
@@ -25,7 +25,7 @@ class TritonMLP(MLPCopy):
     """Input-major copy of an MLP's first projections, and the MLP over the kept channels.
 
     Args:
-        parts ([`MLPParts`]): The MLP, on the device that it stays on.
+        parts ([`MLPParts`]): The MLP; the copy is on the same device.
     """
 
     def __init__(self, parts: MLPParts):
@@ -35,7 +35,7 @@ class TritonMLP(MLPCopy):
 
     @classmethod
     def of(cls, module: nn.Module) -> Self | None:
-        """The copy for an MLP; `None` for one that is not made of known parts, or has one bias for two projections."""
+        """The copy for an MLP; `None` if its parts are not of a known kind, or only one of gate and up has a bias."""
         parts = find_parts(module)
         if parts is None or (parts.up is not None and (parts.biases[0] is None) != (parts.biases[1] is None)):
             return None
