@@ -49,7 +49,8 @@ def state():
         cache=id(transformers.DynamicCache.update),
     )
 
-loaded, before, before_loggers = set(sys.modules), state(), loggers()
+before, before_loggers = state(), loggers()
+loaded = set(sys.modules)  # what transformers loads when it is asked for the above is its own matter
 import sol_hf
 after, after_loggers = state(), loggers()
 print(json.dumps(dict(

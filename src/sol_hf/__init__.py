@@ -34,10 +34,13 @@ from .controllers.random import RandomController
 from .controllers.registry import register_controller
 from .controllers.schedule import ScheduleController
 from .decoding.outputs import SOLGenerateBeamDecoderOnlyOutput, SOLGenerateDecoderOnlyOutput, SOLScoreOutput
-from .errors import BudgetError, UnsupportedAxisError
+from .errors import BudgetError, PlanNotExecutedError, UnsupportedAxisError
 from .errors import missing_extra as _missing_extra
+from .execution.coverage import Coverage
+from .execution.executors import AxisExecutor, register_executor
 from .modeling_sol import SOLForCausalLM
 from .modeling_sol_policy import SOLPolicyModel, SOLPolicyOutput
+from .selection.criterion import Criterion, register_criterion
 from .version import __version__
 
 
@@ -120,6 +123,7 @@ __all__ = [
     "Allocation",
     "Axis",
     "AxisBiasProcessor",
+    "AxisExecutor",
     "Budget",
     "BudgetError",
     "BudgetEvaluation",
@@ -129,6 +133,8 @@ __all__ = [
     "CounterfactualWarmup",
     "CounterfactualWarmupConfig",
     "Counterfactuals",
+    "Coverage",
+    "Criterion",
     "DriftController",
     "EntropyController",
     "FixedController",
@@ -137,6 +143,7 @@ __all__ = [
     "Measurements",
     "Observation",
     "PinnedAxesProcessor",
+    "PlanNotExecutedError",
     "PolicyController",
     "Probes",
     "RandomController",
@@ -176,6 +183,8 @@ __all__ = [
     "read_table",
     "register_axis",
     "register_controller",
+    "register_criterion",
+    "register_executor",
     "render_action_map",
     "save_figure",
     "summarize_sweep",

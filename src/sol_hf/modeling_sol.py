@@ -388,5 +388,5 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(str(error) + explain_unknown(model_kwargs)) from error
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args):
-        refuse_mode(generation_mode)
+        refuse_mode(model_kwargs.get("past_key_values"), generation_mode)
         return self.base._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)

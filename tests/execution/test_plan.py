@@ -139,3 +139,16 @@ def test_an_axis_without_executor_is_refused(monkeypatch):
     monkeypatch.delitem(EXECUTORS._members, "bits")
     with pytest.raises(UnsupportedAxisError, match="The axis `bits` has no executor: register one"):
         model.generate(prompts(), **GREEDY, bits=8)
+
+
+def test_a_base_that_runs_its_layers_several_times():
+    """Two stacks of two layers run three times each per token: every time has a cache layer of its own."""
+    pytest.importorskip("transformers.models.hrm_text")
+    model = sol_model("hrm_text", num_hidden_layers=1, H_cycles=2, L_cycles=2)
+    assert model.coverage().layers["token_keep"] == tuple(range(6))
+    outputs = {
+        backend: model.score(prompts(), context_length=12, return_logits=True, token_keep=0.3, backend=backend)
+        for backend in ("reference", "fast")
+    }
+    assert (outputs["reference"].realised[:, 0] < 0.5).all()
+    torch.testing.assert_close(outputs["fast"].logits, outputs["reference"].logits)

@@ -82,10 +82,13 @@ def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: 
         )
 
 
-def refuse_mode(mode: GenerationMode) -> None:
-    """Raise a ValueError if the running session cannot run in a generation mode."""
+def refuse_mode(cache: Any, mode: GenerationMode) -> None:
+    """Raise a ValueError if a call over a cache, as it runs under its budget, cannot run in a generation mode.
+
+    The running session may be that of another call: a controller or a streamer can call `generate`, too.
+    """
     session = DecodingSession.current()
-    if session is None or session.controls is None:
+    if session is None or session.cache is not cache or session.controls is None:
         return
     if session.controls.cuda_graphs and mode in BEAM_MODES:
         raise ValueError(

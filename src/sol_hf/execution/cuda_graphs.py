@@ -38,7 +38,7 @@ WARM_UPS = 3
 
 @dataclass(frozen=True)
 class Buffers:
-    """What is read: tokens and positions `(rows, number)`, levels `(rows, 3)`, first key and count `(rows,)`."""
+    """What is read: tokens and positions `(rows, number)`, levels `(rows, axes)`, first key and count `(rows,)`."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -109,7 +109,7 @@ class CapturedForward:
 
         Args:
             tokens (`torch.LongTensor` of shape `(rows, number)`): Ids.
-            levels (`torch.Tensor` of shape `(rows, 3)`, *optional*): Values of a step's actions, in axis units.
+            levels (`torch.Tensor` of shape `(rows, axes)`, *optional*): Values of a step's actions, in axis units.
 
         Returns:
             Logits, `(rows, 1, vocab)` for a step and empty for a KV refresh, and the LM head's input for the last

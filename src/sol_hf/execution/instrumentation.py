@@ -47,7 +47,8 @@ class Instrumentation:
         self._head = base.get_output_embeddings()
         if self._head is None:
             raise UnsupportedAxisError(f"{type(base).__name__} has no output embeddings, so no hidden state to read.")
-        self._executors: dict[str, AxisExecutor | UnsupportedAxisError] = {}
+        self._executors: dict[str, AxisExecutor] = {}
+        self._reasons: dict[str, str] = {}
         self._lock = threading.Lock()
         self._inside = 0
 
@@ -72,28 +73,29 @@ class Instrumentation:
         Raises:
             UnsupportedAxisError: if the axis has none, or cannot be controlled on this base.
         """
-        if axis not in self._executors:
-            self._executors[axis] = self._find_executor(axis)
-        found = self._executors[axis]
-        if isinstance(found, UnsupportedAxisError):
-            raise found
-        return found
-
-    def _find_executor(self, axis: str) -> AxisExecutor | UnsupportedAxisError:
-        if axis not in EXECUTORS:
-            return UnsupportedAxisError(f"The axis `{axis}` has no executor: register one with `register_executor`.")
-        try:
-            return EXECUTORS[axis](self.base)
-        except UnsupportedAxisError as error:
-            return error
+        reason = self._reason_against(axis)
+        if reason is not None:
+            raise UnsupportedAxisError(reason)
+        return self._executors[axis]
 
     def unsupported(self, axis: str) -> UnsupportedAxisError | None:
         """The reason why an axis cannot be controlled on this base, `None` if it can."""
-        try:
-            self.executor(axis)
-        except UnsupportedAxisError as error:
-            return error
-        return None
+        reason = self._reason_against(axis)
+        return None if reason is None else UnsupportedAxisError(reason)
+
+    def _reason_against(self, axis: str) -> str | None:
+        """Message of the error for an axis that cannot be controlled.
+
+        Only the message is kept. An error keeps the frames that it has passed, and with them the base.
+        """
+        if axis not in EXECUTORS:  # one may be registered later
+            return f"The axis `{axis}` has no executor: register one with `register_executor`."
+        if axis not in self._executors and axis not in self._reasons:
+            try:
+                self._executors[axis] = EXECUTORS[axis](self.base)
+            except UnsupportedAxisError as error:
+                self._reasons[axis] = str(error)
+        return self._reasons.get(axis)
 
     def executors(self) -> Iterator[AxisExecutor]:
         """Executors of all axes that can be controlled on this base."""

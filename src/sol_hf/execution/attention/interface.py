@@ -25,7 +25,7 @@ from .masks import is_plain, only_hides, refuse_unsupported
 from .refresh.operation import RefreshAttention, attend_refresh
 from .shared_prefix import attend_shared_prefix
 from .step.operation import StepAttention, attend_step
-from .stored_keys import refuse_capture
+from .stored_keys import cache_layer_of, refuse_capture
 
 
 PREFIX = "sol_"
@@ -58,10 +58,11 @@ def _attention_function(implementation: str) -> Callable:
         context = ACTIVE.get()
         plan = context.plan if context is not None else None
         if plan is not None and plan.is_fanned_out:
-            layer = plan.cache.layers[module.layer_idx]
+            layer_idx = cache_layer_of(plan.cache, module.layer_idx, key)
+            layer = plan.cache.layers[layer_idx]
             if isinstance(layer, SharedPrefixLayer):
                 refuse_unsupported(module, kwargs, plan, attention_mask)
-                plan.mark_done("token_keep", module.layer_idx)
+                plan.mark_done("token_keep", layer_idx)
                 return attend_shared_prefix(layer, plan.rule, plan.token_keep, query, scaling), None
         original = functools.partial(
             _original(implementation, module),
@@ -75,13 +76,14 @@ def _attention_function(implementation: str) -> Callable:
             **kwargs,
         )
         if plan is not None and module.layer_idx in plan.sparse_layers:
+            layer_idx = cache_layer_of(plan.cache, module.layer_idx, key)
             if plan.token_keep is not None:
                 refuse_unsupported(module, kwargs, plan, attention_mask)
-                plan.mark_done("token_keep", module.layer_idx)
-                call = StepAttention(plan, module.layer_idx, query, key, value, scaling)
+                plan.mark_done("token_keep", layer_idx)
+                call = StepAttention(plan, layer_idx, query, key, value, scaling)
                 return attend_step(call), None
             if is_plain(kwargs) and only_hides(plan, attention_mask):
-                call = StepAttention(plan, module.layer_idx, query, key, value, scaling, original)
+                call = StepAttention(plan, layer_idx, query, key, value, scaling, original)
                 return attend_step(call), call.weights
         refresh = context.refresh if context is not None and context.may_round_differently else None
         if refresh is not None and is_plain(kwargs):

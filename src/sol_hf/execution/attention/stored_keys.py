@@ -22,6 +22,23 @@ def is_stored(layer: object, key: torch.Tensor, value: torch.Tensor | None = Non
     return value is None or value.data_ptr() == layer.values.data_ptr()
 
 
+def cache_layer_of(cache: SOLCache, layer_idx: int, key: torch.Tensor) -> int:
+    """Index of the cache layer whose keys a module attends to.
+
+    It is the module's own, except in a base that runs its layers several times per token, with one cache layer for
+    each time.
+
+    Args:
+        cache ([`SOLCache`]): The cache.
+        layer_idx (`int`): The module's own index.
+        key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): The keys that the module attends to.
+    """
+    own = cache.layers[layer_idx]
+    if not isinstance(own, PagedLayer) or is_stored(own, key):
+        return layer_idx
+    return next((index for index, layer in enumerate(cache.layers) if is_stored(layer, key)), layer_idx)
+
+
 def triton_supports(query: torch.Tensor, layer: object) -> bool:
     """Whether the Triton kernels can attend from `query` `(rows, heads, tokens, head_dim)` to the keys of a layer."""
     return (

@@ -125,23 +125,23 @@ def tensors_of(sources: dict[str, nn.Linear]) -> list[torch.Tensor]:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a projection is an unchanged `nn.Linear` without hooks, whose weight and bias are ordinary tensors.
+    """Whether a projection is a plain linear layer on plain tensors, without hooks or a replaced forward.
 
-    A tensor subclass, for example a quantized one, may not have its values in memory at its address.
+    A tensor subclass, such as that of a quantized weight, may have no memory at its address.
     """
-    if type(module) is not nn.Linear or _has_hooks(module):
+    if type(module) is not nn.Linear or _is_changed(module):
         return False
     return all(type(x) in (nn.Parameter, torch.Tensor) and x.is_contiguous() for x in tensors_of({"": module}))
 
 
 def is_plain_activation(function: Callable) -> bool:
-    """Whether an activation has no weights and no hooks."""
+    """Whether an activation has no weights, no hooks and no replaced forward."""
     if not isinstance(function, nn.Module):
         return True
-    return not any(_has_hooks(module) for module in function.modules()) and not function.state_dict()
+    return not any(_is_changed(module) for module in function.modules()) and not function.state_dict()
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _is_changed(module: nn.Module) -> bool:
     forward = vars(module).get("forward")
     replaced = forward is not None and not getattr(forward, "is_plain_product", False)
     return bool(module._forward_hooks or module._forward_pre_hooks or replaced)

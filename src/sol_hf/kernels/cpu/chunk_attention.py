@@ -54,10 +54,10 @@ def attend_chunk(
     lines = heads // kv_heads * tokens
     parts = -(-lines // kernel.COLUMNS)
     splits, is_half = number_of_splits(rows * kv_heads * parts, -(-slots // kernel.BLOCK)), key.dtype != torch.float32
-    packed = query.new_zeros(rows, kv_heads, parts * kernel.COLUMNS, dim, dtype=torch.float32)
-    packed[:, :, :lines] = query.reshape(rows, kv_heads, lines, dim)
-    packed *= dim**-0.5 if scaling is None else scaling
-    columns = packed.view(-1, kernel.COLUMNS, dim).transpose(1, 2).contiguous()
+    padded = query.new_zeros(rows, kv_heads, parts * kernel.COLUMNS, dim, dtype=torch.float32)
+    padded[:, :, :lines] = query.reshape(rows, kv_heads, lines, dim)
+    padded *= dim**-0.5 if scaling is None else scaling
+    columns = padded.view(-1, kernel.COLUMNS, dim).transpose(1, 2).contiguous()
     output = columns.new_empty(len(columns), splits, value_dim, kernel.COLUMNS)
     scratch_each = kernel.SCRATCH_FLOATS + (kernel.BLOCK * (dim + value_dim) if is_half else 0)
     scratch = columns.new_empty(len(columns), splits, scratch_each)
