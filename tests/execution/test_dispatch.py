@@ -23,10 +23,8 @@ class Call:
     usable: str
     prepared: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
-    measured: list[tuple[str, ...]] = field(default_factory=list)
 
-    def situation(self, names):
-        self.measured.append(names)
+    def situation(self):
         return "here"
 
 
@@ -82,11 +80,13 @@ def operation():
         ("auto", False, "rg", "g", None),
     ],
 )
-def test_what_is_taken(operation, backend, is_timed, usable, taken, measured):
-    call = Call(usable)
+def test_what_is_taken(operation, backend, is_timed, usable, taken, measured, monkeypatch):
+    call, among = Call(usable), []
+    first = dispatch.run_fastest
+    monkeypatch.setattr(dispatch, "run_fastest", lambda where, ways: among.append(tuple(ways)) or first(where, ways))
     assert torch.equal(operation.run(call, backend, is_timed), torch.ones(1))
     assert call.ran == [taken]
-    assert call.measured == ([] if measured is None else [measured])
+    assert among == ([] if measured is None else [measured])
 
 
 @pytest.mark.parametrize("backend", ["reference", "fast", "auto"])
@@ -108,6 +108,16 @@ def test_the_fastest_is_found_by_the_clock(operation, by_the_clock):
     for _ in range(2 * (1 + autotune.REPEATS)):
         operation.run(Call("rc"), "auto", True)
     assert autotune.measured_choices().keys() == {"here"}
+    call = Call("rcd")
+    operation.run(call, "auto", True)
+    assert call.prepared == call.ran == [autotune.known_fastest("here")]
+
+
+def test_a_known_implementation_that_cannot_be_used_is_replaced(operation, by_the_clock):
+    autotune._FASTEST["here"] = "d"
+    call = Call("rc")
+    operation.run(call, "auto", True)
+    assert call.prepared[0] == "d" and call.ran == ["r"]
 
 
 def test_all_that_can_be_used_in_their_order(operation):

@@ -83,6 +83,11 @@ def run_fastest(situation: Hashable, usable: Mapping[str, Callable[[], Result]])
     return result
 
 
+def known_fastest(situation: Hashable) -> str | None:
+    """Name of the implementation that was found to be the fastest in a situation, `None` if it was not measured."""
+    return _FASTEST.get(situation)
+
+
 def measured_choices() -> dict[Hashable, str]:
     """Names of the fastest implementations found so far, by situation."""
     return dict(_FASTEST)

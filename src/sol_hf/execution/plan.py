@@ -215,15 +215,12 @@ class ForwardContext:
     refresh: RefreshPlan | None = None
     hidden_states: torch.Tensor | None = None
 
-    @property
-    def told(self) -> StepPlan | RefreshPlan | None:
+    def __post_init__(self):
+        # Every linear layer reads these.
+        self.told: StepPlan | RefreshPlan | None = self.plan or self.refresh
         """The plan of the step or of the refresh; `None` for an ordinary forward of the base."""
-        return self.plan or self.refresh
-
-    @property
-    def may_round_differently(self) -> bool:
+        self.may_round_differently: bool = self.told is not None and self.told.backend != "reference"
         """Whether this is a decode step or a KV refresh whose results may differ from the base's by rounding."""
-        return self.told is not None and self.told.backend != "reference"
 
     @property
     def is_timed(self) -> bool:

@@ -24,11 +24,11 @@ class LinearCall(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def situation(self, names: tuple[str, ...]) -> Hashable:
+    def situation(self) -> Hashable:
         """The key for measured times: sizes of the weight, dtype, number of tokens and number of threads."""
         tokens = self.x.numel() // self.x.shape[-1]
         shape = (*self.weight.shape, self.x.dtype, tokens.bit_length())
-        return "linear", shape, names, torch.get_num_threads()
+        return "linear", shape, torch.get_num_threads()
 
 
 LINEAR: Operation[LinearCall] = Operation("implementation of a linear layer", package=__package__)

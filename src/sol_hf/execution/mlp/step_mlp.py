@@ -46,6 +46,8 @@ class StepMLP(StepPart):
 
     def __init__(self, module: nn.Module):
         super().__init__(module)
+        self.sizes = tuple(parameter.shape for parameter in module.parameters())
+        """Shapes of the weights, on which times depend."""
         self._copies: dict[type[MLPCopy], MLPCopy | None] = {}
         self._lock = threading.Lock()
 

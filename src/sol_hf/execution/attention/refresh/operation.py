@@ -50,11 +50,11 @@ class RefreshAttention:
         is_grouped = self.query.shape[1] > self.key.shape[1]
         return self.mask if is_grouped and isinstance(self.mask, torch.Tensor) and self.mask.dim() == 4 else None
 
-    def situation(self, names: tuple[str, ...]) -> Hashable:
+    def situation(self) -> Hashable:
         """The key for measured times: shapes, number of keys and number of threads."""
         key = self.key
         shape = (*self.query.shape, key.shape[1], self.value.shape[3], key.shape[2].bit_length())
-        return "refresh", shape, names, torch.get_num_threads()
+        return "refresh", shape, torch.get_num_threads()
 
 
 REFRESH_ATTENTION: Operation[RefreshAttention] = Operation(

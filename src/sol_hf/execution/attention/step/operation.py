@@ -71,13 +71,13 @@ class StepAttention:
         """Whether the times of implementations may be measured."""
         return self.plan.is_timed and self.query.device.type == "cpu" and self.key.shape[2] >= LEAST_KEYS
 
-    def situation(self, names: tuple[str, ...]) -> Hashable:
+    def situation(self) -> Hashable:
         """The key for measured times: shapes, dtype, number of keys, share of keys read, rule and threads."""
         plan, query, key = self.plan, self.query, self.key
         if plan.shared.kept_share is None:
             plan.shared.kept_share = "all" if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
         shape = (*query.shape[:2], key.shape[1], key.shape[3], query.dtype, key.shape[2].bit_length())
-        settings = (plan.rule, plan.shared.kept_share, names, torch.get_num_threads())
+        settings = (plan.rule, plan.shared.kept_share, torch.get_num_threads())
         return "attention", shape, settings
 
 

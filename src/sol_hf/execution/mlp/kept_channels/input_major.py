@@ -75,7 +75,6 @@ class InputMajor(Implementation[MLPCall]):
         copy = call.copies.copy_of(InputMajorMLP) if is_plain and call.tokens <= MOST_TOKENS else None
         if copy is None or copy.gate.dtype != x.dtype:
             return None
-        call.sizes = (*copy.gate.shape, copy.up is None)
         return functools.partial(copy, call.kept)
 
 

@@ -29,6 +29,8 @@ Copy = TypeVar("Copy", bound=MLPCopy)
 class HasCopies(Protocol):
     """An object with copies of an MLP's weights: its [`StepMLP`]."""
 
+    sizes: tuple[torch.Size, ...]
+
     def copy_of(self, kind: type[Copy]) -> Copy | None:
         """The copy of a kind, made now if there is none; `None` if the MLP is not of a known kind."""
 
@@ -43,9 +45,6 @@ class MLPCall:
         keep (`torch.Tensor` of shape `(rows,)`): Fraction of the channels to keep.
         own (`Callable`): The MLP's own forward.
         copies ([`HasCopies`]): Copies of its weights in other layouts.
-
-    Attributes:
-        sizes (`tuple`): Sizes of the MLP, set by implementations that have a copy of it.
     """
 
     plan: StepPlan
@@ -53,7 +52,6 @@ class MLPCall:
     keep: torch.Tensor
     own: Callable[[torch.Tensor], torch.Tensor]
     copies: HasCopies
-    sizes: tuple[Hashable, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -81,10 +79,10 @@ class MLPCall:
             return self.kept.x
         return keep_top_channels(self.x, self.keep)
 
-    def situation(self, names: tuple[str, ...]) -> Hashable:
+    def situation(self) -> Hashable:
         """The key for measured times: sizes of the MLP, dtype, tokens, share of channels read and threads."""
         share = -(-SHARES * len(self.kept.listed) // self.x.shape[-1])
-        return "mlp", *self.sizes, self.x.dtype, self.tokens, share, names, torch.get_num_threads()
+        return "mlp", self.copies.sizes, self.x.dtype, self.tokens, share, torch.get_num_threads()
 
 
 def keep_channels(x: torch.Tensor, mask: torch.Tensor) -> KeptChannels:
