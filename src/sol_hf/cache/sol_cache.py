@@ -51,6 +51,8 @@ class SOLCache(DynamicCache):
         self.padding_range = (0, 0)
         self.position_offset: torch.Tensor | None = None
         self.trace: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.is_fanned_out = False
+        """Whether this cache came from [`SOLCache.fan_out`], for rollouts."""
 
     @property
     def rows(self) -> int:
@@ -63,11 +65,6 @@ class SOLCache(DynamicCache):
         full = [i for i, layer in enumerate(self.layers) if isinstance(layer, PagedLayer)]
         sliding = [i for i, layer in enumerate(self.layers) if isinstance(layer, WindowLayer)]
         return frozenset(full or sliding)
-
-    @property
-    def is_fanned_out(self) -> bool:
-        """Whether rows share the prefix of their block, see [`SOLCache.fan_out`]."""
-        return any(isinstance(layer, SharedPrefixLayer) for layer in self.layers)
 
     def start_call(self) -> None:
         """Begin the trace and the sums of a new call, which brings its own targets; a running episode goes on."""
@@ -174,6 +171,7 @@ class SOLCache(DynamicCache):
                 layers[-1].crop(lengths[0] - layer.get_seq_length())
             layers[-1].batch_repeat_interleave(repeats)
         fanned = copy.copy(self)
+        fanned.is_fanned_out = True
         fanned.layers, fanned.trace, fanned.targets = layers, [], None
         rows = repeats * len(lengths)
         fanned.ledger = BudgetLedger(self.rows * rows, self.action_space, hidden_state.device)
