@@ -11,8 +11,13 @@ import pytest
 from transformers import AutoConfig
 
 from sol_hf import ActionSpace, SOLConfig
+from sol_hf.decoding.options import STORED_DEFAULTS, UNSTORED
 from sol_hf.selection.rule import SelectionRule
 from support.extra_axis import FOUR_LEVELS, MLP_NOISE, registered
+
+
+TAKEN = sorted({"compute", *STORED_DEFAULTS, *UNSTORED})
+"""Budget options of `generate`."""
 
 
 @pytest.fixture
@@ -182,7 +187,7 @@ class TestAddedAxis:
         with pytest.raises(ValueError, match=message):
             SOLConfig(**values)
 
-    @pytest.mark.parametrize("name", ["page_size", "temperature"])
+    @pytest.mark.parametrize("name", ["page_size", "temperature", "streamer", "rows", "return_logits", *TAKEN])
     def test_its_name_must_not_be_another_options(self, name):
         with (
             registered(replace(MLP_NOISE, name=name)),

@@ -5,15 +5,17 @@
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
 
 from .budget.action_space import ActionSpace
 from .budget.axes import AXES, PUBLISHED_AXES, Axis
+from .budget.budget import Budget
 from .budget.calibration import check_calibration
 from .selection.criterion import CRITERIA
 from .selection.rule import PAGE_SELECTIONS, SelectionRule
@@ -25,6 +27,12 @@ ACTION_HEADS = ("joint", "factored")
 _WRITTEN_BY_TRANSFORMERS = frozenset(
     "name_or_path _name_or_path _commit_hash output_attentions attn_implementation experts_implementation "
     "per_layer_config auto_map model_type transformers_version torch_dtype".split()
+)
+
+_ARGUMENTS_OF_GENERATE = frozenset(
+    "compute budget budget_mode controller action_processors kv_refresh action_temperature do_sample_actions backend "
+    "bits_backend cuda_graphs input_ids inputs_embeds attention_mask position_ids past_key_values context_length "
+    "return_logits".split()
 )
 
 
@@ -231,11 +239,20 @@ def _find_axes(names: Iterable[str] | None, given: Mapping[str, Any]) -> tuple[A
             f"There are levels of {', '.join(sorted(unnamed))}, but `axes` names only {', '.join(names)}."
         )
     added = names[len(published) :]
-    taken = {field.name for field in dataclasses.fields(SOLConfig)} | vars(GenerationConfig()).keys() if added else {}
+    taken = _taken_names() if added else frozenset()
     for name in added:
         if name in taken:
-            raise ValueError(f"An axis cannot be named `{name}`: SOLConfig or `generate` have an option of that name.")
+            raise ValueError(
+                f"An axis cannot be named `{name}`: SOLConfig, Budget or `generate` use that name for something else."
+            )
     return tuple(AXES[name] for name in names)
+
+
+def _taken_names() -> frozenset[str]:
+    """Names that are keywords or attributes already where the name of an axis becomes one."""
+    fields = {field.name for field in dataclasses.fields(SOLConfig)}
+    arguments = inspect.signature(GenerationMixin.generate).parameters.keys() | _ARGUMENTS_OF_GENERATE
+    return frozenset(fields | vars(GenerationConfig()).keys() | arguments | set(dir(Budget)))
 
 
 def _as_levels(axis: Axis, levels: Any) -> list[float]:

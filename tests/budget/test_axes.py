@@ -112,6 +112,14 @@ class TestSpaceOfFourAxes:
     def test_it_differs_from_the_space_without_it(self):
         assert four_axes() != ActionSpace.of({k: v for k, v in four_axes().levels.items() if k != "mlp_noise"})
 
+    def test_it_differs_from_a_space_with_its_columns_in_another_order(self):
+        with registered(replace(MLP_NOISE, name="head_keep", letter="h")):
+            further: dict[str, list] = {"mlp_noise": [0.5, 1.0], "head_keep": [0.5, 1.0]}
+            swapped = dict(reversed(further.items()))
+            published: dict[str, list] = {"token_keep": [1.0], "mlp_keep": [1.0], "bits": [16]}
+            assert ActionSpace.of(published | further) == ActionSpace.of(published | further)
+            assert ActionSpace.of(published | further) != ActionSpace.of(published | swapped)
+
     def test_ids_and_level_indices_are_inverse(self):
         ids = torch.arange(len(four_axes()))
         indices = four_axes().level_indices(ids)
@@ -128,6 +136,11 @@ def test_an_axis_that_is_not_registered_is_refused_by_space_and_budget():
         ActionSpace([1.0], [1.0], [16], mlp_noise=[0.5])
     with pytest.raises(ValueError, match="Unknown axis 'mlp_noise'"):
         Budget(mlp_noise=0.5)
+
+
+def test_a_misspelt_axis_without_a_target_is_refused():
+    with pytest.raises(ValueError, match="Unknown axis 'token_kep'.*Did you mean 'token_keep'"):
+        Budget(token_kep=None)
 
 
 @pytest.mark.usefixtures("mlp_noise")

@@ -61,8 +61,9 @@ def check_against_rows_of_their_own(model, context: int) -> None:
     assert rollouts.label_logprobs.std() > 0.1
 
 
-def test_rollouts_compute_nothing_by_the_clock(by_the_clock):
-    model, context = control(tiny_base("llama")), 20
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mistral"])  # mistral has no layer that shares a prefix
+def test_rollouts_compute_nothing_by_the_clock(by_the_clock, family):
+    model, context = control(tiny_base(family)), 20
     blocks, schedule = blocks_of(model, context), ScheduleController(random_schedule(model, BLOCKS))
     roll_out(model, prefill(model, blocks, context), blocks, targets(BLOCKS), schedule)
     assert not autotune._TRIALS and not autotune._FASTEST

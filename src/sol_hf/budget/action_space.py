@@ -60,7 +60,7 @@ class ActionSpace:
         return len(self.table)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ActionSpace) and self.levels == other.levels
+        return isinstance(other, ActionSpace) and tuple(self.levels.items()) == tuple(other.levels.items())
 
     def __hash__(self) -> int:
         return hash(tuple(self.levels.items()))

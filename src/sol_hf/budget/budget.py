@@ -29,6 +29,7 @@ class Budget:
 
     Raises:
         BudgetError: for a target outside of the range of its axis, or axes with different numbers of rows.
+        ValueError: for an unknown axis.
 
     Examples:
 
@@ -51,9 +52,12 @@ class Budget:
         **further: AxisTarget,
     ):
         given = dict(zip((axis.name for axis in PUBLISHED_AXES), (token_keep, mlp_keep, bits), strict=True)) | further
-        targets = {name: _as_tuple(name, value) for name, value in given.items() if value is not None}
-        for name, values in targets.items():
-            AXES[name].check_values(values)
+        targets = {}
+        for name, value in given.items():
+            axis = AXES[name]  # without a target, too: the name may be misspelt
+            if value is not None:
+                targets[name] = _as_tuple(name, value)
+                axis.check_values(targets[name])
         rows = {len(values) for values in targets.values()} - {1}
         if len(rows) > 1:
             raise BudgetError(f"The axes of a budget have different numbers of rows: {sorted(rows)}.")

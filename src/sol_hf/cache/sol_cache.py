@@ -52,7 +52,7 @@ class SOLCache(DynamicCache):
         self.position_offset: torch.Tensor | None = None
         self.trace: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.is_fanned_out = False
-        """Whether rows share the prefix of their block, see [`SOLCache.fan_out`]."""
+        """Whether this cache came from [`SOLCache.fan_out`], for rollouts."""
 
     @property
     def rows(self) -> int:

@@ -139,7 +139,7 @@ class StepPlan:
 
     @cached_property
     def is_fanned_out(self) -> bool:
-        """Whether rows share the prefix of their block."""
+        """Whether this is a step of a rollout, see [`SOLCache.fan_out`]."""
         return self.cache.is_fanned_out
 
     @cached_property
