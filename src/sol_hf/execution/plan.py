@@ -215,20 +215,18 @@ class ForwardContext:
     refresh: RefreshPlan | None = None
     hidden_states: torch.Tensor | None = None
 
-    @property
-    def told(self) -> StepPlan | RefreshPlan | None:
-        """The plan of the step or of the refresh; a forward without one is the base's own."""
-        return self.plan or self.refresh
+    # What every module of the base asks for is computed once.
+    told: StepPlan | RefreshPlan | None = field(init=False)
+    """The plan of the step or of the refresh; a forward without one is the base's own."""
+    may_round_differently: bool = field(init=False)
+    """Whether this is a decode step or a KV refresh that need not add up in the order of the base's forward."""
+    is_timed: bool = field(init=False)
+    """Whether each part may choose by the clock among its ways to compute the same."""
 
-    @property
-    def may_round_differently(self) -> bool:
-        """Whether this is a decode step or a KV refresh that need not add up in the order of the base's forward."""
-        return self.told is not None and self.told.backend != "reference"
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether each part may choose by the clock among its ways to compute the same."""
-        return self.told is not None and self.told.is_timed
+    def __post_init__(self):
+        self.told = self.plan or self.refresh
+        self.may_round_differently = self.told is not None and self.told.backend != "reference"
+        self.is_timed = self.told is not None and self.told.is_timed
 
     @property
     def skips_head(self) -> bool:
