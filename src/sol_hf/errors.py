@@ -36,8 +36,8 @@ class PlanNotExecutedError(RuntimeError):
         listed = "; ".join(f"`{axis}` in {_shorten(names)}" for axis, names in self.left_out.items())
         super().__init__(
             f"A decode step was not computed under its budget: the base did not carry out {listed}. Its modules were "
-            "replaced, run in another thread, or do not use the cache that they were given. Leave these axes out of "
-            "the budget, and see `model.coverage()`."
+            "replaced, run in another thread, or do not use the cache that they were given. Replace modules before "
+            "the first call, or leave these axes out of the budget. `model.coverage()` shows what each axis reaches."
         )
 
     def __reduce__(self) -> tuple:

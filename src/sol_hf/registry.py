@@ -71,7 +71,9 @@ class Registry(Generic[T]):
         Raises:
             ValueError: for an unknown name; the message lists the known ones and the nearest.
         """
-        if name not in self:
+        if self._package is not None:
+            self._import_modules()
+        if name not in self._members:
             raise self.unknown(name)
         return self._members[name]
 

@@ -12,6 +12,7 @@ Compute is counted in ratio units. Values that people read or write are in axis 
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -88,7 +89,7 @@ class ActionSpace:
         """The dense value of every axis, in axis units; it need not be a level."""
         return tuple(axis.dense for axis in self.axes)
 
-    @property
+    @cached_property
     def dense_id(self) -> int:
         """Id of the action that is dense on all axes; else of the first that is dense on the first axis; else 0."""
         dense = self.dense

@@ -104,14 +104,14 @@ class Operation(Registry[Implementation[AnyCall]]):
         return self._run_first(call) if backend == "reference" else self._run_last(call)
 
     def _run_first(self, call: AnyCall) -> torch.Tensor | None:
-        for _, implementation in self.ordered:
+        for _, implementation in self._ordered or self.ordered:
             prepared = implementation.prepare(call)
             if prepared is not None:
                 return prepared()
         return None
 
     def _run_last(self, call: AnyCall) -> torch.Tensor | None:
-        for _, implementation in reversed(self.ordered):
+        for _, implementation in reversed(self._ordered or self.ordered):
             prepared = None if implementation.is_fallback else implementation.prepare(call)
             if prepared is not None:
                 return prepared()
@@ -125,7 +125,7 @@ class Operation(Registry[Implementation[AnyCall]]):
             if prepared is not None:
                 return prepared()
         usable: dict[str, Prepared] = {}
-        for name, implementation in reversed(self.ordered):
+        for name, implementation in reversed(self._ordered or self.ordered):
             if (implementation.is_measured and not is_timed) or (implementation.is_fallback and usable):
                 continue
             prepared = implementation.prepare(call)

@@ -215,17 +215,18 @@ class ForwardContext:
     refresh: RefreshPlan | None = None
     hidden_states: torch.Tensor | None = None
 
-    def __post_init__(self):
-        # Every linear layer reads these.
-        self.told: StepPlan | RefreshPlan | None = self.plan or self.refresh
-        """The plan of the step or of the refresh; `None` for an ordinary forward of the base."""
-        self.may_round_differently: bool = self.told is not None and self.told.backend != "reference"
-        """Whether this is a decode step or a KV refresh whose results may differ from the base's by rounding."""
+    # Every module of the base reads these, so they are computed once.
+    told: StepPlan | RefreshPlan | None = field(init=False)
+    """The plan of the step or of the refresh; `None` for an ordinary forward of the base."""
+    may_round_differently: bool = field(init=False)
+    """Whether this is a decode step or a KV refresh whose results may differ from the base's by rounding."""
+    is_timed: bool = field(init=False)
+    """Whether `backend="auto"` may choose implementations by measured times."""
 
-    @property
-    def is_timed(self) -> bool:
-        """Whether `backend="auto"` may choose implementations by measured times."""
-        return self.told is not None and self.told.is_timed
+    def __post_init__(self):
+        self.told = self.plan or self.refresh
+        self.may_round_differently = self.told is not None and self.told.backend != "reference"
+        self.is_timed = self.told is not None and self.told.is_timed
 
     @property
     def skips_head(self) -> bool:
