@@ -244,15 +244,27 @@ def roll_out(
                 dense = prefix.logprobs[:, step].repeat_interleave(repeats, dim=0)
                 sparse = logits - scale[:, None]
                 divergence.append(kl_div(sparse, dense, reduction="none", log_target=True).sum(dim=-1))
-        stacked = torch.stack(logprobs, dim=1)
-        sampler = controller.logprobs if isinstance(controller, SampledPolicyController) else []
-        rollouts = Rollouts(
-            **recorder.observations(),
-            actions=torch.stack([action for action, _ in cache.trace], dim=1),
-            action_logprobs=torch.stack(sampler, dim=1) if sampler else torch.zeros_like(stacked),
-            controllable=torch.stack([counted for _, counted in cache.trace], dim=1),
-            label_logprobs=stacked,
-            divergence=torch.stack(divergence, dim=1) if divergence else torch.zeros_like(stacked),
-            targets=targets,
-        )
+        rollouts = _collect(recorder, cache, logprobs, divergence, targets)
     return Rollouts.concatenate([rollouts])
+
+
+def _collect(
+    recorder: Recorder,
+    cache: SOLCache,
+    logprobs: list[torch.Tensor],
+    divergence: list[torch.Tensor],
+    targets: torch.Tensor,
+) -> Rollouts:
+    """The rollouts of an episode, from what was kept of each of its steps."""
+    stacked = torch.stack(logprobs, dim=1)
+    controller = recorder.controller
+    sampled = controller.logprobs if isinstance(controller, SampledPolicyController) else []
+    return Rollouts(
+        **recorder.observations(),
+        actions=torch.stack([action for action, _ in cache.trace], dim=1),
+        action_logprobs=torch.stack(sampled, dim=1) if sampled else torch.zeros_like(stacked),
+        controllable=torch.stack([counted for _, counted in cache.trace], dim=1),
+        label_logprobs=stacked,
+        divergence=torch.stack(divergence, dim=1) if divergence else torch.zeros_like(stacked),
+        targets=targets,
+    )

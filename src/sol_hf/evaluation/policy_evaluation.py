@@ -27,7 +27,7 @@ from ..controllers.fixed import fixed_schedule
 from ..controllers.policy import PolicyController
 from ..controllers.processors import ActionProcessorList, HardBudgetProcessor
 from ..controllers.schedule import ScheduleController
-from ..episodes.block_runner import BlockRunner, Run, check_blocks, without_dropout
+from ..episodes.block_runner import BlockRunner, Run, RunResult, check_blocks, without_dropout
 from ..modeling_sol import SOLForCausalLM
 
 
@@ -195,13 +195,7 @@ def evaluate_budgets(
         (result,) = runner.run([Run(targets, lambda *_: controller, processors)], "Policy")
     episodes = space.ratios.double()[result.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, axes)
     means = episodes.mean(dim=0)
-    schedule = torch.stack([fixed_schedule(mean, len(blocks), counted, space) for mean in means], dim=1)
-
-    def fixed(begin: int, end: int) -> ScheduleController:
-        return ScheduleController(schedule[begin:end].flatten(0, 1).T)
-
-    (fixed_result,) = runner.run([Run(means.float(), fixed)], "Fixed")
-    fixed_means = space.ratios.double()[schedule[:, :, counted]].mean(dim=(0, 2))
+    fixed_result, fixed_means = _run_fixed(runner, means, counted)
     return [
         BudgetEvaluation(
             requested=tuple(budget),
@@ -215,6 +209,18 @@ def evaluate_budgets(
         )
         for number, budget in enumerate(budgets)
     ]
+
+
+def _run_fixed(runner: BlockRunner, means: torch.Tensor, counted: torch.Tensor) -> tuple[RunResult, torch.Tensor]:
+    """The fixed schedule at given means `(budgets, axes)`, and the means `(budgets, axes)` that it spends."""
+    space, blocks = runner.model.action_space, len(runner.tokens)
+    schedule = torch.stack([fixed_schedule(mean, blocks, counted, space) for mean in means], dim=1)
+
+    def fixed(begin: int, end: int) -> ScheduleController:
+        return ScheduleController(schedule[begin:end].flatten(0, 1).T)
+
+    (result,) = runner.run([Run(means.float(), fixed)], "Fixed")
+    return result, space.ratios.double()[schedule[:, :, counted]].mean(dim=(0, 2))
 
 
 def _misses(excess: torch.Tensor, space: ActionSpace) -> dict[str, Any]:
