@@ -110,7 +110,7 @@ def parse(script: ModuleType, *arguments: str) -> tuple:
 class TestConfigs:
     @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
     def test_every_file_is_understood(self, script, path):
-        parse(script, "--config", str(path), "--use_cpu")
+        assert len(parse(script, "--config", str(path), "--use_cpu")) == len(script.ARGUMENTS)
 
     @pytest.mark.parametrize("name", PUBLISHED_CONFIGS)
     def test_published_values(self, script, name):
@@ -232,6 +232,7 @@ def test_another_text_column(script, tmp_path, base):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(script, tmp_path, base, train_file=str(texts), text_column="body", max_steps=1)
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_texts_are_required(script):

@@ -332,7 +332,8 @@ def test_a_numba_that_fails_is_done_without(monkeypatch, error):
 @needs_numba
 def test_short_texts_compile_nothing(monkeypatch):
     monkeypatch.setattr(numba_pages, "has_numba", None)
-    Steps((2, 3, 8, 8), 8, [0], operation.LEAST_KEYS - 1).attend("auto", [0.4])
+    output = Steps((2, 3, 8, 8), 8, [0], operation.LEAST_KEYS - 1).attend("auto", [0.4])  # calls no `has_numba`
+    assert output.shape == (1, 1, 6, 8)
 
 
 @pytest.mark.parametrize("heads", [1, 6])

@@ -188,6 +188,7 @@ class TestCentre:
         with torch.inference_mode():
             policy(**inputs)
         policy(**inputs).logits.logsumexp(-1).sum().backward()
+        assert policy.action_head.weight.grad.isfinite().all()
 
 
 @variants
