@@ -5,84 +5,27 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from sol_hf import Controller, FixedController, SOLConfig, SOLForCausalLM
+from sol_hf import Controller, FixedController, SOLForCausalLM
 from sol_hf.controllers.registry import CONTROLLERS, register_controller
 from sol_hf.decoding import scoring
 from sol_hf.integrations import lm_eval_adapter
 from sol_hf.integrations.lm_eval_adapter import SOLLM, main
-from support.paths import DATA, ROOT
+from support.lm_eval_runs import CHEAP, EVERY_TASK, FULL, TASK_FOLDER, answers, evaluate
 
 
-TASK_FOLDER = str(DATA / "lm_eval_tasks")
-TASKS = ["tiny_choices", "tiny_texts", "tiny_answers"]
-CHEAP = dict(token_keep=0.5, mlp_keep=0.7, bits=8)
-FULL = dict(token_keep=1.0, mlp_keep=1.0, bits=16)
+pytestmark = pytest.mark.usefixtures("without_environment")
+TASKS = list(EVERY_TASK)
 DEVICE = dict(device="cpu", dtype="float64")
-
-
-@pytest.fixture(autouse=True)
-def without_environment(monkeypatch):
-    """lm-eval asks pip for all versions after every evaluation, which takes seconds."""
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> str:
-    """Folder of a tiny Llama with a tokenizer of bytes."""
-    folder = tmp_path_factory.mktemp("base")
-    example = runpy.run_path(str(ROOT / "examples" / "generate.py"))
-    tokenizer = example["tiny_tokenizer"]()
-    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
-    tokenizer.save_pretrained(folder)
-    example["tiny_base"](tokenizer).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def policy(base, tmp_path_factory) -> str:
-    """Folder of a policy of that base."""
-    folder = str(tmp_path_factory.mktemp("policy"))
-    torch.manual_seed(0)
-    config = SOLConfig(
-        token_keep=[0.2, 0.5, 1.0], mlp_keep=[0.4, 0.7, 1.0], bits=[4, 8, 16], episode_length=6, policy_hidden_size=32
-    )
-    SOLForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sol(base, policy):
-    """Factory of the adapter over loaded weights: `sol(controller=..., token_keep=...)`."""
-
-    def build(**arguments) -> SOLLM:
-        model = SOLForCausalLM.from_pretrained(policy, base=AutoModelForCausalLM.from_pretrained(base).double())
-        arguments = {"batch_size": 16, **arguments}
-        return SOLLM(model, tokenizer=AutoTokenizer.from_pretrained(base), **arguments)
-
-    return build
-
-
-def evaluate(lm, tasks=TASKS, **options) -> dict:
-    """Results and samples of tiny tasks; `lm` is an adapter, or a name with `model_args`."""
-    manager = TaskManager(include_path=TASK_FOLDER, include_defaults=False)
-    return simple_evaluate(lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, verbosity="ERROR", **options)
-
-
-def answers(results: dict) -> dict[str, list]:
-    return {task: [sample["resps"] for sample in samples] for task, samples in results["samples"].items()}
 
 
 def loglikelihoods(lm: HFLM, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:

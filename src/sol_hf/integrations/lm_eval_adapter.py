@@ -17,14 +17,13 @@ raises, so that nothing is scored densely by mistake.
 """
 
 import difflib
+import inspect
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator, find_executable_batch_size
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 from transformers import GenerationConfig
 
@@ -33,31 +32,30 @@ from ..controllers.base import Controller
 from ..controllers.fixed import FixedController
 from ..controllers.names import DENSE, make_controller, parse_controller
 from ..controllers.registry import CONTROLLERS
-from ..decoding.options import resolve_options, stored_names
+from ..decoding.options import DecodeOptions, resolve_options
 from ..errors import missing_extra
 from ..modeling_sol import SOLForCausalLM
-from .lm_eval_spending import Spending
+from .cpu_batches import rows_for_cpu
 from .smollm2 import fetch_smollm2
 
 
 try:
-    from datasets.exceptions import DatasetNotFoundError
     from lm_eval import utils
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.instance import Instance
-    from lm_eval.api.model import CacheHook
+    from lm_eval.api.model import CacheHook, hash_args
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
+
+    from .lm_eval_command import REPORTS, model_options, run_command
+    from .lm_eval_responses import CountingHook, ResponseCache
+    from .lm_eval_settings import cache_fingerprint, harness_settings, option_settings, policy_settings
+    from .lm_eval_spending import Spending
 except ModuleNotFoundError as error:
     raise missing_extra("`--model sol`", error, preferred="eval") from error
 
 
 SMOLLM2 = "smollm2-135m"
-OWN_ARGUMENTS = ("base", "policy_revision", "controller", "seed")
-"""Model arguments of the adapter other than the budget options of [`stored_names`]."""
-FINGERPRINT = "sol_hf settings"
-"""Key in a response cache, whose value is the settings under which the responses were computed."""
-
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """The strings, or `None` for a part of a longer text; token ids of the context; token ids of the continuation."""
 
@@ -74,8 +72,8 @@ class SOLLM(HFLM):
             [`make_controller`].
         seed (`int`, *optional*, defaults to 0): Seed of a controller whose number is a seed, such as `random`.
         policy_revision (`str`, *optional*, defaults to `"main"`): Revision of the policy's repository.
-        kwargs: The budget options of [`SOLForCausalLM.generate`] that are numbers or words (`token_keep`, `mlp_keep`,
-            `bits`, `budget_mode`, `kv_refresh`, ...), and `HFLM`'s arguments, which apply to the base.
+        kwargs: The budget options of [`SOLForCausalLM.generate`] (`token_keep`, `mlp_keep`, `bits`, `compute`,
+            `budget_mode`, `kv_refresh`, ...), and `HFLM`'s arguments, which apply to the base.
 
     Raises:
         ValueError: for an unknown controller, a missing budget, one that cannot be met, or a misspelt argument.
@@ -83,7 +81,7 @@ class SOLLM(HFLM):
 
     def __init__(
         self,
-        pretrained: str | SOLForCausalLM,
+        pretrained: str | os.PathLike | SOLForCausalLM,
         base: str | None = None,
         controller: str = "policy",
         seed: int = 0,
@@ -96,24 +94,31 @@ class SOLLM(HFLM):
         self.seed = number if takes_seed and ":" in str(controller) else int(seed)
         self.controller_name = name if takes_seed else str(controller).strip()
         self.controller_spec = f"{name}:{self.seed}" if takes_seed else self.controller_name
-        self.given = {name: kwargs.pop(name) for name in stored_names() if name in kwargs}
+        self.given = {name: kwargs.pop(name) for name in model_options() if name in kwargs}
         _refuse_misspelt(kwargs)
-        loaded = None if isinstance(pretrained, str) else pretrained
-        if loaded is None:
-            config = SOLConfig.from_pretrained(pretrained, revision=policy_revision)
-            resolve_options(self.given, None, GenerationConfig())  # report wrong options before anything is loaded
-            source, kwargs = _find_base(config, base, kwargs)
-            super().__init__(pretrained=source, **kwargs)
-            self.sol = SOLForCausalLM.from_pretrained(pretrained, revision=policy_revision, base=self.model)
-            self._share_out()
+        if isinstance(pretrained, SOLForCausalLM):
+            self.harness_arguments = dict(kwargs)
+            super().__init__(pretrained=pretrained.base, **kwargs)
+            self.sol = pretrained
         else:
-            super().__init__(pretrained=loaded.base, **kwargs)
-            self.sol = loaded
-        self.policy_name = pretrained if isinstance(pretrained, str) else self.sol.name_or_path
+            self._load(os.fspath(pretrained), base, policy_revision, kwargs)
+        self.policy_name = self.sol.name_or_path if pretrained is self.sol else os.fspath(pretrained)
         self.options = self._check_options()
         self.spending = Spending(self.sol.action_space, self.sol.config.selection_rule)
         self.all_spending: Sequence | None = None
+        self.responses: ResponseCache | None = None
         self.task = ""
+        self.set_cache_hook(self.cache_hook)
+
+    def _load(self, policy: str, base: str | None, revision: str, kwargs: dict[str, Any]) -> None:
+        """Load the base as `HFLM` does, then the policy; wrong options are reported before that."""
+        config = SOLConfig.from_pretrained(policy, revision=revision)
+        resolve_options(self.given, None, GenerationConfig(), config)
+        source, kwargs = _find_base(config, base, kwargs)
+        self.harness_arguments = dict(kwargs)
+        super().__init__(pretrained=source, **kwargs)
+        self.sol = SOLForCausalLM.from_pretrained(policy, revision=revision, base=self.model)
+        self._share_out()
 
     def _share_out(self) -> None:
         """Divide the documents among processes on CPUs, too; `HFLM` does so only for several GPUs."""
@@ -124,13 +129,13 @@ class SOLLM(HFLM):
     def _check_options(self) -> dict[str, Any]:
         """The options of every `generate` and `score` call; empty if all steps are dense."""
         given = self.given | {"controller": self._make_controller()}
-        resolved = resolve_options(given, None, self.sol.generation_config)
+        resolved = self._resolve(given)
         if self.controller_name == DENSE or (resolved.budget is not None and resolved.is_dense):
             return {}
         if resolved.budget is None:
             raise ValueError(
-                "There is no budget: give `token_keep`, `mlp_keep` and `bits` in the model arguments, or "
-                "`controller=dense` for the base itself."
+                "There is no budget: give `token_keep`, `mlp_keep` and `bits`, or `compute`, in the model arguments, "
+                "or `controller=dense` for the base itself."
             )
         resolved.budget.check(self.sol.action_space, 1)
         return given
@@ -145,47 +150,56 @@ class SOLLM(HFLM):
         """Whether all steps are dense, so that the base itself is evaluated."""
         return not self.options
 
+    def _resolve(self, given: Mapping[str, Any]) -> DecodeOptions:
+        return resolve_options(given, None, self.sol.generation_config, self.sol.config)
+
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings on which the responses depend, for the results and for response caches."""
-        resolved = resolve_options(self.given, None, self.sol.generation_config)
-        names = self.sol.action_space.axis_names
-        budget = None if self.is_dense else {axis: getattr(resolved.budget, axis) for axis in names}
+        """All that the responses depend on, for the results and for response caches."""
+        options = option_settings(self._resolve(self.given), self.sol.action_space.axis_names)
         return {
             "policy": self.policy_name,
+            "base": self.sol.base.name_or_path,
             "controller": DENSE if self.is_dense else self.controller_name,
             "seed": self.seed,
-            "budget": budget,
-            "budget_mode": resolved.budget_mode,
-            "kv_refresh": resolved.kv_refresh,
-            "do_sample_actions": resolved.do_sample_actions,
-            "action_temperature": resolved.action_temperature,
+            **options,
+            "budget": None if self.is_dense else options["budget"],
+            **policy_settings(self.sol),
+            **harness_settings(self, self.harness_arguments),
         }
 
     def get_model_info(self) -> dict:
         """`HFLM`'s info, and under `sol` the settings and the means over controllable steps of every task."""
-        realised = self.spending.report(self.all_spending)
-        return super().get_model_info() | {"sol": {**self.settings, "realised": realised}}
+        realised = self.spending.report(self.all_spending or self._spent())
+        info = {**self.settings, "realised": realised}
+        REPORTS.append(info)
+        return super().get_model_info() | {"sol": info}
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse a response cache that was filled under other settings, since its keys contain the requests only."""
-        super().set_cache_hook(cache_hook)
+        super().set_cache_hook(CountingHook(cache_hook, self._note))
         if cache_hook.dbdict is None:
             return
-        mine = {name: value for name, value in self.settings.items() if not (self.is_dense and name == "policy")}
-        found = cache_hook.dbdict.get(FINGERPRINT)
-        if found != mine and (found is not None or (len(cache_hook.dbdict) and not self.is_dense)):
-            raise ValueError(
-                f"The response cache was filled under other settings ({found or 'another model'}, now {mine}): give "
-                "`--use_cache` another path."
-            )
-        cache_hook.dbdict[FINGERPRINT] = mine
+        fingerprint = cache_fingerprint(self.settings, self.is_dense)
+        self.responses = ResponseCache(cache_hook.dbdict, fingerprint)
+
+    def _note(self, key: str, spent: torch.Tensor) -> None:
+        """Note what the request with a key has spent; with a response cache, beside its response."""
+        self.spending.put(self.task, key, spent)
+        if self.responses is not None:
+            self.responses.keep(self.task, key, spent)
 
     def barrier(self) -> None:
         """`HFLM`'s barrier, at which the processes also exchange their sums of spent compute."""
         super().barrier()
         if self.world_size > 1:
-            self.all_spending = self.gather_object(self.spending.sums)
+            gathered = self.gather_object(self._spent())
+            self.all_spending = None if gathered is None else [part for parts in gathered for part in parts]
+
+    def _spent(self) -> list[dict[str, torch.Tensor]]:
+        """The sums of this process: of what it computed, and of what its response cache gave."""
+        served = [] if self.responses is None else [self.responses.served(self.spending).sums]
+        return [self.spending.sums, *served]
 
     @property
     def model(self) -> torch.nn.Module:
@@ -234,10 +248,15 @@ class SOLLM(HFLM):
             own = [(None, *utils.make_disjoint_window(cut)) for cut in cuts]
             windows += own
             owners += [owner] * len(own)
-        totals = [0.0] * len(requests)
-        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
-            totals[owner] += value
-        for request, total in zip(requests, totals, strict=True):
+        totals, spent = [0.0] * len(requests), [torch.zeros(())] * len(requests)
+
+        def add(place: int, answer: tuple[float, bool], row: torch.Tensor) -> None:
+            totals[owners[place]] += answer[0]
+            spent[owners[place]] = spent[owners[place]] + row
+
+        self._score_rows(windows, add, disable_tqdm)
+        for request, total, row in zip(requests, totals, spent, strict=True):
+            self._note(hash_args("loglikelihood_rolling", request.args), row)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
@@ -246,21 +265,36 @@ class SOLLM(HFLM):
     ) -> list[tuple[float, bool]]:
         if self.is_dense:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+
+        def keep(place: int, answer: tuple[float, bool], spent: torch.Tensor) -> None:
+            answers[place], strings = answer, requests[place][0]
+            self._note(hash_args("loglikelihood", strings or requests[place][1:]), spent)
+            if strings is not None:
+                self.cache_hook.add_partial("loglikelihood", strings, answer)
+
+        self._score_rows(requests, keep, disable_tqdm, override_bs)
+        return answers
+
+    def _score_rows(
+        self,
+        requests: list[Request],
+        done: Callable[[int, tuple[float, bool], torch.Tensor], None],
+        disable_tqdm: bool,
+        override_bs: int | None = None,
+    ) -> None:
+        """Score requests in batches, equal ones once; `done` gets the place of each, its answer and what it spent."""
         unique: dict[tuple, list[int]] = {}
         for place, (_, context, continuation) in enumerate(requests):
             row = tuple((context + continuation)[-(self.max_length + 1) :])
             unique.setdefault((row, len(continuation)), []).append(place)
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         progress = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="loglikelihood, by steps")
         for batch in self._batches(sorted(unique, key=_by_cost), override_bs):
-            for key, answer in zip(batch, self._score_batch(batch), strict=True):
+            for key, answer, spent in zip(batch, *self._score_batch(batch), strict=True):
                 for place in unique[key]:
-                    answers[place] = answer
-                    if requests[place][0] is not None:
-                        self.cache_hook.add_partial("loglikelihood", requests[place][0], answer)
+                    done(place, answer, spent)
                 progress.update(len(unique[key]))
         progress.close()
-        return answers
 
     def _batches(self, rows: list[tuple], override_bs: int | None) -> Iterator[list[tuple]]:
         size = override_bs or self.batch_size
@@ -271,8 +305,8 @@ class SOLLM(HFLM):
             yield rows[begin : begin + int(size)]
 
     @torch.no_grad()
-    def _score_batch(self, batch: list[tuple]) -> list[tuple[float, bool]]:
-        """Log-likelihood of the last tokens of every row, and whether they are the greedy ones.
+    def _score_batch(self, batch: list[tuple]) -> tuple[list[tuple[float, bool]], torch.Tensor]:
+        """Log-likelihood of the last tokens of every row, whether they are the greedy ones, and what the rows spent.
 
         Args:
             batch (`list[tuple]`): Pairs of a row's token ids and the number of its last tokens that count.
@@ -284,9 +318,9 @@ class SOLLM(HFLM):
         contexts = [len(row) - length - 1 for row, length in batch]
         with self._autocast():
             output = self.sol.score(ids, mask, contexts, **self.options)
-        self.spending.add(self.task, output.actions, contexts)
         greedy = (output.greedy | ~output.step_mask).all(dim=1)
-        return list(zip(output.logprobs.sum(dim=1).tolist(), greedy.tolist(), strict=True))
+        answers = list(zip(output.logprobs.sum(dim=1).tolist(), greedy.tolist(), strict=True))
+        return answers, self.spending.of_rows(output.actions, contexts)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -294,13 +328,13 @@ class SOLLM(HFLM):
         )
 
     def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
-        """The largest batch size that fits into memory, found with the longest row; on a CPU `max_batch_size`."""
+        """The largest batch size that fits into memory, tried with the longest row; on a CPU it is counted."""
+        length = self.max_length if not requests else max(len(context) + len(rest) for _, context, rest in requests)
+        length = min(length, self.max_length)
+        if self.device.type == "cpu":
+            return rows_for_cpu(self.sol.base, length, self.max_batch_size, all_logits=self.is_dense)
         if self.is_dense:
             return super()._detect_batch_size(requests, pos)
-        if self.device.type == "cpu":
-            return self.max_batch_size
-        length = self.max_length if not requests else max(len(context) + len(rest) for _, context, rest in requests)
-        spending, self.spending = self.spending, Spending(self.sol.action_space, self.sol.config.selection_rule)
 
         @find_executable_batch_size(starting_batch_size=self.max_batch_size)
         def largest(batch_size: int) -> int:
@@ -308,10 +342,7 @@ class SOLLM(HFLM):
             self._score_batch(rows)
             return batch_size
 
-        try:
-            return largest()
-        finally:
-            self.spending = spending
+        return largest()
 
     def _model_generate(self, context, max_length: int, stop: list[str], **generation_kwargs) -> torch.Tensor:
         if self.is_dense:
@@ -325,7 +356,8 @@ class SOLLM(HFLM):
         mask = generation_kwargs.get("attention_mask", torch.ones_like(context))
         before = mask.sum(dim=1).cpu() - 1
         repeats = len(output.actions) // len(before)
-        self.spending.add(self.task, output.actions, before.repeat_interleave(repeats))
+        spent = self.spending.of_rows(output.actions, before.repeat_interleave(repeats))
+        self.cache_hook.generated = list(spent.view(len(before), repeats, -1).sum(dim=1))
         return output.sequences
 
 
@@ -337,9 +369,10 @@ def _by_cost(row: tuple) -> tuple:
 
 
 def _refuse_misspelt(arguments: dict[str, Any]) -> None:
+    own = [name for name in inspect.signature(SOLLM.__init__).parameters if name not in ("self", "kwargs")]
     for name in arguments:
-        near = difflib.get_close_matches(name, (*stored_names(), *OWN_ARGUMENTS), n=1, cutoff=0.75)
-        if near and name not in HFLM.__init__.__code__.co_varnames:
+        near = difflib.get_close_matches(name, (*model_options(), *own), n=1, cutoff=0.75)
+        if near and name not in inspect.signature(HFLM.__init__).parameters:
             raise ValueError(f"Unknown model argument `{name}`: did you mean `{near[0]}`?")
 
 
@@ -355,25 +388,12 @@ def _find_base(config: SOLConfig, base: str | None, arguments: dict[str, Any]) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """lm-eval's command line; a task that cannot be downloaded gives an error that names the reason.
+    """lm-eval's command line with the model `sol`; see [`run_command`].
 
     Args:
         arguments (`Sequence[str]`, *optional*): Arguments to use instead of `sys.argv[1:]`.
     """
-    given = sys.argv
-    if arguments is not None:  # lm-eval only reads `sys.argv`
-        sys.argv = ["sol-hf lm-eval", *arguments]
-    try:
-        cli_evaluate()
-    except (ConnectionError, OfflineModeIsEnabled, LocalEntryNotFoundError, DatasetNotFoundError) as error:
-        offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name)]
-        reason = f" while {' and '.join(offline)} is set" if offline else ""
-        sys.exit(
-            f"A task or a model needs files from the Hub{reason}: {error}\nRun it once with a network, which fills "
-            "the cache, or give tasks with local data by --include_path."
-        )
-    finally:
-        sys.argv = given
+    run_command(cli_evaluate, arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ..selection.rule import SelectionRule
 
 
 class Spending:
-    """Sums of the levels over the controllable steps of every task, in ratio units.
+    """What every request of every task has spent: sums of the levels over its controllable steps, in ratio units.
 
     Args:
         space ([`ActionSpace`]): Meaning of the action ids.
@@ -22,13 +22,12 @@ class Spending:
 
     def __init__(self, space: ActionSpace, rule: SelectionRule):
         self.space, self.rule = space, rule
-        self.sums: dict[str, torch.Tensor] = {}
+        self.records: dict[tuple[str, str], torch.Tensor] = {}
 
-    def add(self, task: str, actions: torch.Tensor, contexts: Sequence[int] | torch.Tensor) -> None:
-        """Add the actions of some rows.
+    def of_rows(self, actions: torch.Tensor, contexts: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """The sums of every row `(rows, axes + 2)`: of the levels, then controllable steps, then steps.
 
         Args:
-            task (`str`): The task of their requests.
             actions (`torch.LongTensor` of shape `(rows, steps)`): Action ids, -1 where a row has no step.
             contexts (`Sequence[int]`): Tokens before the first step of every row.
         """
@@ -36,9 +35,31 @@ class Spending:
         seen = torch.as_tensor(contexts)[:, None] + torch.arange(1, actions.shape[1] + 1)
         taken = actions >= 0
         counted = taken & self.rule.is_controllable(seen)
-        levels = self.space.ratios.double()[actions[counted]].sum(dim=0)
-        row = torch.cat([levels, torch.stack([counted.sum(), taken.sum()]).double()])
-        self.sums[task] = self.sums.get(task, torch.zeros_like(row)) + row
+        levels = self.space.ratios.double()[actions.clamp(min=0)] * counted[..., None]
+        return torch.cat([levels.sum(dim=1), torch.stack([counted.sum(1), taken.sum(1)], dim=1).double()], dim=1)
+
+    def add(self, task: str, actions: torch.Tensor, contexts: Sequence[int] | torch.Tensor) -> None:
+        """Add rows that are not answers to a known request; arguments as for [`Spending.of_rows`]."""
+        for spent in self.of_rows(actions, contexts):
+            self.put(task, f"row {len(self.records)}", spent)
+
+    def put(self, task: str, key: str, spent: torch.Tensor) -> None:
+        """Note what a request has spent; a request that is made twice counts once.
+
+        Args:
+            task (`str`): The task of the request.
+            key (`str`): Identifies the request within the task.
+            spent (`torch.DoubleTensor` of shape `(axes + 2,)`): A row of [`Spending.of_rows`], or a sum of rows.
+        """
+        self.records[task, key] = spent
+
+    @property
+    def sums(self) -> dict[str, torch.Tensor]:
+        """The sums of every task `(axes + 2,)`."""
+        sums: dict[str, torch.Tensor] = {}
+        for (task, _), spent in self.records.items():
+            sums[task] = sums.get(task, torch.zeros_like(spent)) + spent
+        return sums
 
     def report(self, parts: Sequence[Mapping[str, torch.Tensor]] | None = None) -> dict[str, dict[str, Any]]:
         """Per task the means over controllable steps, in axis units, and the numbers of steps.
@@ -56,3 +77,29 @@ class Spending:
             levels = {axis.name: value / counted * axis.scale if counted else axis.dense for axis, value in axes}
             report[task] = {**levels, "controllable_steps": int(counted), "steps": int(taken)}
         return report
+
+
+def format_report(settings: Mapping[str, Any]) -> str:
+    """What was asked for and what was spent per task, as a table in Markdown.
+
+    Args:
+        settings (`Mapping[str, Any]`): The entry `config.sol` of the results of an evaluation.
+    """
+    budget, realised = settings["budget"], settings["realised"]
+    head = f"sol: controller {settings['controller']}"
+    if budget is None:
+        return f"{head}: the base itself, no budget"
+    axes = list(budget)
+    rows = [["Tasks", *axes, "controllable steps", "steps"]]
+    rows.append(["*asked*", *(_asked(budget[axis]) for axis in axes), "", ""])
+    for task, spent in realised.items():
+        counts = [str(spent["controllable_steps"]), str(spent["steps"])]
+        rows.append([task, *(f"{spent[axis]:.4g}" for axis in axes), *counts])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["|" + "|".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + "|" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * width for width in widths) + "|")
+    return "\n".join([f"{head}, {settings['budget_mode']} budget", *lines])
+
+
+def _asked(target: Any) -> str:
+    return "dense" if target is None else f"{target:g}"

@@ -1,0 +1,108 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""All that the answers of `--model sol` depend on, for the results and for response caches.
+
+Everything is found by walking: the fields of [`DecodeOptions`], the config of the policy, the arguments of `HFLM`. An
+option that is added there is part of the settings at once.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+from ..controllers.names import DENSE
+from ..decoding.options import DecodeOptions
+from ..modeling_sol import SOLForCausalLM
+from .fingerprint import (
+    digest_of,
+    package_versions,
+    plain,
+    tokenizer_digest,
+    values_of,
+    weights_digest,
+)
+
+
+NO_ANSWERS = ("self", "pretrained", "tokenizer", "device", "batch_size", "max_batch_size", "kwargs")
+"""Parameters of `HFLM` that change no answer, or that are hashed for themselves."""
+FOR_PEOPLE = ("policy", "base")
+"""Settings that say where files are; what is in the files is hashed."""
+UNKNOWN = "offloaded, not read"
+
+
+def option_settings(options: DecodeOptions, axes: tuple[str, ...]) -> dict[str, Any]:
+    """Every resolved option of a call, the budget as one target per axis.
+
+    Args:
+        options ([`DecodeOptions`]): From [`resolve_options`].
+        axes (`tuple[str, ...]`): Axes of the policy's action space.
+    """
+    settings = {field.name: plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    del settings["controller"]  # it has a name of its own
+    if options.budget is not None:
+        settings["budget"] = {axis: plain(getattr(options.budget, axis)) for axis in axes}
+    return settings
+
+
+def policy_settings(model: SOLForCausalLM) -> dict[str, Any]:
+    """Config, weights and type of the policy."""
+    policy = {"policy_config": values_of(model.config), "policy_weights": weights_digest(model.policy)}
+    return policy | {"policy_dtype": plain(model.policy.dtype)}
+
+
+def harness_settings(lm: HFLM, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Base, tokenizer, and the arguments of `HFLM`.
+
+    Args:
+        lm (`HFLM`): With a loaded base.
+        given (`Mapping[str, Any]`): The arguments that it was made with; the others have their defaults.
+    """
+    defaults = {name: item.default for name, item in inspect.signature(HFLM.__init__).parameters.items()}
+    arguments = {name: value for name, value in (defaults | dict(given)).items() if name not in NO_ANSWERS}
+    base = lm.sol.base
+    try:
+        weights = weights_digest(base)
+    except ValueError:
+        weights = UNKNOWN
+    return {
+        "base_weights": weights,
+        "base_config": digest_of(values_of(base.config, leave_out=("dtype", "torch_dtype"))),
+        "generation_config": values_of(lm.sol.generation_config),
+        "dtype": plain(base.dtype),
+        "device": lm.device.type,
+        "attention": base.config._attn_implementation,
+        "tokenizer": tokenizer_digest(lm.tokenizer),
+        "max_length": lm.max_length,
+        "harness": plain(arguments),
+        "versions": package_versions(),
+    }
+
+
+def cache_fingerprint(settings: Mapping[str, Any], is_dense: bool) -> dict[str, Any]:
+    """The settings on which responses depend; of a dense run those of the base alone.
+
+    Args:
+        settings (`Mapping[str, Any]`): Of the adapter.
+        is_dense (`bool`): Whether the base itself answers.
+
+    Raises:
+        ValueError: if the responses depend on something that has no fingerprint.
+    """
+    if settings["base_weights"] == UNKNOWN:
+        raise ValueError(
+            "A response cache needs to know the weights of the base, and some are offloaded: leave out `--use_cache`, "
+            "or load the base without offloading."
+        )
+    if settings["action_processors"]:
+        raise ValueError("A response cache cannot know what `action_processors` do: leave out `use_cache`.")
+    kept = {name: value for name, value in settings.items() if name not in FOR_PEOPLE}
+    if not is_dense:
+        return kept
+    options = {field.name for field in dataclasses.fields(DecodeOptions)} | {"seed"}
+    return {name: v for name, v in kept.items() if name not in options and not name.startswith("policy")} | {
+        "controller": DENSE
+    }
