@@ -31,7 +31,8 @@ import evaluate_policy
 import train_grpo
 from sol_hf.budget.axes import AXES
 from sol_hf.cli.inputs import SMOLLM2
-from sol_hf.evaluation.policy_evaluation import PUBLISHED_NAMES, standard_error
+from sol_hf.evaluation.clusters import standard_error
+from sol_hf.evaluation.policy_evaluation import PUBLISHED_NAMES
 
 
 CONFIG = Path(__file__).parent / "configs" / "smollm2-135m-published.yaml"
@@ -145,7 +146,7 @@ def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
     ]
     return {
         "gain": sum(per_block) / len(per_block),
-        "gain_error": standard_error(per_block),
+        "gain_error": standard_error(per_block, rows[0].get("documents")),
         "budget_error": sum(misses) / len(misses),
         "gains": [sum(row) / len(row) for row in gains],
     }

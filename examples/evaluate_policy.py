@@ -50,13 +50,14 @@ def main(arguments: list[str] | None = None) -> list[BudgetEvaluation]:
     model, blocks = load_policy_and_blocks(options)
     evaluations = evaluate_budgets(
         model.to(state.device),
-        blocks,
+        blocks.tokens,
         options.context_length,
         options.budgets or budgets_within(model.action_space),
         hard=options.hard,
         batch_size=options.batch_size,
         progress=True,
         dense=options.dense,
+        documents=blocks.documents,
     )
     if state.is_main_process:
         print(format_table(evaluations))

@@ -97,13 +97,14 @@ def draw_pollution(options: argparse.Namespace, model, tokenizer) -> list[Path]:
     begin, length = options.disturbed
     responses = impulse_responses(
         model,
-        blocks,
+        blocks.tokens,
         options.context_length,
         options.actions or [cheapest],
         begin,
         length,
         batch_size=options.batch_size,
         progress=True,
+        documents=blocks.documents,
     )
     for response in responses:
         during, after = response.aftermath

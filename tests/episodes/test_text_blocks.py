@@ -15,15 +15,17 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from sol_hf.episodes import text_blocks
-from sol_hf.episodes.text_blocks import load_text, pack_blocks
+from sol_hf.episodes.begin_tokens import begin_tokens
+from sol_hf.episodes.text_blocks import TextBlocks, load_text, pack_blocks
 
 
 WORDS = [f"w{index}" for index in range(40)]
 DOCUMENTS = [" ".join(WORDS[: 1 + 7 * index % 11]) for index in range(2500)] + [""]
-EOS = 1
+EOS, BOS = 1, 2
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +95,78 @@ def test_a_tokenizer_without_an_end_token_adds_nothing():
     assert rows(blocks) == [[3, 4], [5, 6]]
 
 
-def test_no_special_tokens_are_added():
+def with_template(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts special tokens around every text, as `<s> $A </s>`."""
     tokenizer = make_tokenizer(eos_token="</s>", bos_token="<s>")
-    tokenizer.add_bos_token = True
-    assert rows(pack_blocks(Dataset.from_dict({"text": ["w0 w1"]}), tokenizer, 3)) == [[3, 4, EOS]]
+    special = [("<s>", BOS), ("</s>", EOS)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    return tokenizer
+
+
+class TestBeginTokens:
+    """Blocks begin as the tokenizer begins texts."""
+
+    @pytest.mark.parametrize(
+        ("template", "begin"),
+        [("$A", []), ("$A </s>", []), ("<s> $A", [BOS]), ("<s> $A </s>", [BOS]), ("<s> </s> $A", [BOS, EOS])],
+    )
+    def test_what_a_tokenizer_does_is_found_by_trying(self, template, begin):
+        assert begin_tokens(with_template(template)) == begin
+
+    def test_a_bos_token_that_is_not_added_does_not_count(self):
+        assert begin_tokens(make_tokenizer(bos_token="<s>")) == []
+        adding = make_tokenizer(bos_token="<s>")
+        adding.add_bos_token = True
+        assert begin_tokens(adding) == [BOS]
+
+    @pytest.mark.parametrize("streamed", [False, True])
+    @pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>"])
+    def test_every_block_begins_with_bos_and_only_there(self, template, streamed):
+        texts = Dataset.from_dict({"text": ["w0 w1 w2", "w3 w4", "", "w5 w6 w7 w8 w9"]})
+        blocks = pack_blocks(stream(texts) if streamed else texts, with_template(template), 5)
+        assert rows(blocks) == [[BOS, 3, 4, 5, EOS], [BOS, 6, 7, EOS, 8], [BOS, 9, 10, 11, 12]]
+
+    def test_without_bos_blocks_are_as_ever(self, tokenizer):
+        texts = Dataset.from_dict({"text": ["w0 w1 w2", "w3 w4", "", "w5 w6 w7 w8"]})
+        assert rows(pack_blocks(texts, with_template("$A </s>"), 5)) == rows(pack_blocks(texts, tokenizer, 5))
+
+    def test_ready_blocks_without_bos_are_warned_about(self, caplog):
+        for begin, warned in ((3, True), (BOS, False)):
+            caplog.clear()
+            ready = Dataset.from_dict({"input_ids": [[begin, 6], [begin, 8]]})
+            assert len(pack_blocks(ready, with_template("<s> $A"), 2)) == 2
+            assert ("begins every text with [2], but the rows" in caplog.text) == warned
+
+    def test_a_block_needs_room_for_text(self):
+        with pytest.raises(ValueError, match="no room beside the 1 that begin every text"):
+            pack_blocks(Dataset.from_dict({"text": ["w0 w1"]}), with_template("<s> $A"), 1)
+        with pytest.raises(ValueError, match="3 tokens, too few for a block of 5 beside the 1 that begin it"):
+            pack_blocks(Dataset.from_dict({"text": ["w0 w1"]}), with_template("<s> $A"), 5)
+
+
+class TestDocuments:
+    """The documents of blocks, for standard errors."""
+
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_a_block_belongs_to_the_document_that_it_ends_in(self, tokenizer, streamed):
+        texts = Dataset.from_dict({"text": ["w0 w1 w2 w3 w4 w5", "w3", "", "w5 w6 w7 w8 w9"]})
+        blocks = pack_blocks(stream(texts) if streamed else texts, tokenizer, 3, documents=True)
+        assert rows(blocks) == [[3, 4, 5], [6, 7, 8], [EOS, 6, EOS], [8, 9, 10], [11, 12, EOS]]
+        assert [row["document"] for row in blocks] == [0, 0, 1, 3, 3]
+        found = TextBlocks.of(list(blocks))
+        assert found.tokens.shape == (5, 3) and found.documents.tolist() == [0, 0, 1, 3, 3]
+
+    def test_documents_are_counted_over_the_whole_dataset(self, tokenizer, documents):
+        blocks = pack_blocks(load_text(documents), tokenizer, 16, num_proc=2, documents=True)
+        assert rows(blocks) == plain_blocks(DOCUMENTS, 16)
+        assert max(row["document"] for row in blocks) > 2400
+
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_ready_blocks_name_their_documents_or_are_one_each(self, tokenizer, streamed):
+        for columns, expected in (({}, [0, 1]), ({"document": [7, 7]}, [7, 7])):
+            ready = Dataset.from_dict({"input_ids": [[5, 6], [7, 8]], **columns})
+            blocks = pack_blocks(stream(ready) if streamed else ready, tokenizer, 2, documents=True)
+            assert [row["document"] for row in blocks] == expected and rows(blocks) == [[5, 6], [7, 8]]
 
 
 @pytest.mark.parametrize("length", [1, 4, 113])

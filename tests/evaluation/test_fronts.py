@@ -3,12 +3,11 @@
 
 """Fronts and hypervolumes, against cases worked out by hand and against their definitions."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sol_hf.evaluation.sweep.fronts import hypervolume, pareto_front, resampled_means
+from sol_hf.evaluation.sweep.fronts import hypervolume, pareto_front
 
 
 GRID = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=12)
@@ -42,12 +41,3 @@ def test_a_front_is_what_nothing_dominates(points):
 def test_a_hypervolume_counts_the_cells_that_are_dominated(points):
     cells = [(x, y) for x in range(9) for y in range(9)]
     assert hypervolume(points, (9, 9)) == sum(any(p[0] <= x and p[1] <= y for p in points) for x, y in cells)
-
-
-def test_resampled_means_are_paired_and_spread_like_a_standard_error():
-    values = np.random.default_rng(1).normal(size=(2, 400))
-    drawn = resampled_means(np.stack([values[0], values[0] + 1, values[1]]), 2000, seed=0)
-    assert drawn.shape == (2000, 3)
-    np.testing.assert_allclose(drawn[:, 1] - drawn[:, 0], 1)
-    np.testing.assert_allclose(drawn.std(axis=0)[[0, 2]], values.std(axis=1) / 20, rtol=0.1)
-    np.testing.assert_array_equal(drawn, resampled_means(np.stack([values[0], values[0] + 1, values[1]]), 2000, 0))

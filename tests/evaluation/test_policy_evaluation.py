@@ -20,7 +20,7 @@ from sol_hf.budget.ledger import BudgetLedger
 from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.evaluation.policy_evaluation import BUDGETS, budgets_within, evaluate_budgets, format_table, to_rows
 from support.bases import tiny_base
-from support.cases import AXES, HALF, SETTINGS, control
+from support.cases import AXES, DENSE, HALF, SETTINGS, control
 from support.paths import PYTHON_PATH, SUPPORT
 
 
@@ -44,13 +44,19 @@ def blocks_of(number: int = BLOCKS, context: int = CONTEXT) -> torch.Tensor:
     return torch.randint(3, 99, (number, context + STEPS + 1), generator=torch.Generator().manual_seed(4))
 
 
+def asked(requested) -> Budget:
+    """The budget as a user of `generate` writes it: an axis that is to stay dense has no target."""
+    targets = zip(AXES, requested, DENSE, strict=True)
+    return Budget(**{axis: value for axis, value, dense in targets if value != dense})
+
+
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_losses_and_means_are_those_of_score(family, hard):
     model, blocks = model_of(family=family), blocks_of()
     for found in evaluate_budgets(model, blocks, CONTEXT, WANTED, hard=hard, batch_size=2):
         mode = "hard" if hard else "soft"
-        scored = model.score(blocks, context_length=CONTEXT, budget=Budget(*found.requested), budget_mode=mode)
+        scored = model.score(blocks, context_length=CONTEXT, budget=asked(found.requested), budget_mode=mode)
         torch.testing.assert_close(torch.tensor(found.losses), -scored.logprobs.mean(1).float(), atol=1e-5, rtol=0)
         torch.testing.assert_close(torch.tensor(found.realised), scored.realised.mean(0), atol=1e-5, rtol=0)
         excess = (scored.realised - torch.tensor(found.requested)).double()
@@ -58,6 +64,21 @@ def test_losses_and_means_are_those_of_score(family, hard):
         torch.testing.assert_close(torch.tensor(found.mean_overshoot), excess.mean(0).float(), atol=1e-5, rtol=0)
         assert found.budget_error == pytest.approx((excess / SCALE).abs().mean().item(), abs=1e-5)
         assert len(set(found.losses)) == BLOCKS
+
+
+def test_an_axis_that_a_budget_leaves_dense_stays_dense():
+    budgets = [(0.5, 1.0, 16), (1.0, 0.6, 16), (1.0, 1.0, 6), (0.5, 0.6, 6), (1.0, 1.0, 16)]
+    free, *_ = evaluate_budgets(model_of(), blocks_of(), CONTEXT, [(0.5, 0.9, 15)])
+    assert free.realised[1] < 1 and free.realised[2] < 16  # the policy itself would go below
+    for found in evaluate_budgets(model_of(), blocks_of(), CONTEXT, budgets):
+        for wanted, spent, fixed, dense in zip(
+            found.requested, found.realised, found.fixed_realised, DENSE, strict=True
+        ):
+            assert wanted != dense or spent == fixed == dense
+        scored = model_of().score(
+            blocks_of(), context_length=CONTEXT, budget=asked(found.requested), budget_mode="soft"
+        )
+        assert found.losses == pytest.approx((-scored.logprobs.mean(1)).tolist(), abs=1e-5)
 
 
 def test_the_fixed_schedule_is_taken_at_what_the_policy_spent():
@@ -103,7 +124,7 @@ def test_the_batch_size_changes_nothing():
 def test_steps_after_a_short_context_do_not_count():
     model, blocks = model_of(), blocks_of(context=5)
     for found in evaluate_budgets(model, blocks, 5, WANTED):
-        scored = model.score(blocks, context_length=5, budget=Budget(*found.requested), budget_mode="soft")
+        scored = model.score(blocks, context_length=5, budget=asked(found.requested), budget_mode="soft")
         torch.testing.assert_close(torch.tensor(found.realised), scored.realised.mean(0), atol=1e-5, rtol=0)
         distance = (torch.tensor(found.realised) - torch.tensor(found.fixed_realised)).abs() / SCALE
         assert distance.max() <= 0.5 / (BLOCKS * 4)

@@ -87,9 +87,37 @@ def test_the_interval_is_that_of_all_resamples():
     assert found["gain_interval"] == pytest.approx([-0.1, 0.4]) and found["win_rate_interval"] == [0, 1]
 
 
-def test_a_tie_counts_half():
+def test_a_tie_is_no_win():
     row = dict(zip(AXES, FIRST, strict=True)) | dict(net_keep=0.4, losses=np.array([1.0, 2.0]))
-    assert compare([row], [row], AXES)["win_rate"] == 0.5
+    found = compare([row], [row], AXES)
+    assert found["win_rate"] == 0 and found["win_rate_interval"] == [0, 0] and found["tie_rate"] == 1
+    better = row | dict(losses=np.array([1.1, 2.1]), token_keep=0.5)
+    half = compare([row, row | dict(token_keep=0.5)], [row, better], AXES)
+    assert half["win_rate"] == 0.5 and half["tie_rate"] == 0.5
+
+
+def test_the_table_names_ties():
+    rows, blocks = tables()
+    of_policy = {key: blocks[0][key] for key in ("losses", "divergences")}
+    same = [dict(row) | (of_policy if row["controller"] == "fixed" else {}) for row in blocks]
+    text = format_summary(summarize_sweep(rows, make_table("blocks", same, AXES)))
+    assert "| 50% [50%, 50%], ties 50% |" in text.splitlines()[4]
+
+
+def test_blocks_of_one_document_are_drawn_together():
+    """Of two documents, both are drawn half of the time, each of them twice a quarter of the time."""
+    losses = [np.array(x) for x in ([1.0, 1.0, 1.0], [0.9, 0.9, 1.4])]
+    rows = [dict(zip(AXES, FIRST, strict=True)) | dict(net_keep=0.4, losses=x) for x in losses]
+    apart, together = (
+        compare([rows[0] | dict(documents=documents)], rows[1:], AXES) for documents in (None, [5, 5, 2])
+    )
+    assert apart["gain"] == together["gain"] == pytest.approx(0.2 / 3)
+    assert together["gain_interval"] == pytest.approx([-0.1, 0.4])
+    assert apart["gain_interval"] == pytest.approx([-0.1, 0.4])
+    long = [row | dict(losses=np.repeat(row["losses"], 20)) for row in rows]
+    apart, together = (compare([long[0] | dict(documents=d)], long[1:], AXES) for d in (None, [5] * 40 + [2] * 20))
+    assert together["gain_interval"] == pytest.approx([-0.1, 0.4])  # as wide as two texts allow
+    assert apart["gain_interval"][1] - apart["gain_interval"][0] < 0.15
 
 
 def test_the_share_of_the_gap(summary):

@@ -7,10 +7,9 @@ import argparse
 from itertools import islice
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from ..episodes.text_blocks import load_text, pack_blocks
+from ..episodes.text_blocks import TextBlocks, load_text, pack_blocks
 from ..integrations.smollm2 import fetch_smollm2
 from ..modeling_sol import SOLForCausalLM
 
@@ -67,8 +66,8 @@ def load_policy(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrained
     return SOLForCausalLM.from_pretrained(options.policy, base=base), AutoTokenizer.from_pretrained(source)
 
 
-def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM, torch.Tensor]:
-    """The model, and blocks `(blocks, context + steps + 1)` of the texts; only as much text is read as needed.
+def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM, TextBlocks]:
+    """The model, and blocks of `context + steps + 1` tokens of the texts; only as much text is read as needed.
 
     Args:
         options (`argparse.Namespace`): `policy`, `texts`, and the arguments of [`add_input_arguments`].
@@ -82,8 +81,8 @@ def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM,
 
 def read_blocks(
     options: argparse.Namespace, model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, skip: int = 0
-) -> torch.Tensor:
-    """Blocks `(blocks, context + steps + 1)` of the texts; only as much text is read as needed.
+) -> TextBlocks:
+    """Blocks of `context + steps + 1` tokens of the texts; only as much text is read as needed.
 
     Args:
         options (`argparse.Namespace`): `texts`, `text_column`, `blocks` and `context_length`.
@@ -97,15 +96,15 @@ def read_blocks(
     """
     length = options.context_length + steps + 1
     longest = model.config.base_max_position_embeddings
-    packing: dict[str, Any] = dict(text_column=options.text_column, max_positions=longest)
+    packing: dict[str, Any] = dict(text_column=options.text_column, max_positions=longest, documents=True)
     packed = pack_blocks(load_text(options.texts, streaming=True), tokenizer, length, **packing)
     if skip < 0:
         raise ValueError(f"The number of blocks to skip cannot be negative, got {skip}.")
-    blocks = [block["input_ids"] for block in islice(packed, skip, skip + options.blocks)]
+    blocks = list(islice(packed, skip, skip + options.blocks))
     if len(blocks) < options.blocks:
         after = f" after the first {skip}" if skip else ""
         raise ValueError(
             f"{options.texts} gives {len(blocks)} blocks of {length} tokens{after}, not {options.blocks}: give more "
             f"text, or --blocks {len(blocks)}."
         )
-    return torch.tensor(blocks)
+    return TextBlocks.of(blocks)

@@ -148,7 +148,8 @@ def run_pareto(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         schedules_at_once=options.schedules_at_once,
     )
-    Sweep(model.to(state.device), blocks, config, options.out, progress=True).run()
+    documents = blocks.documents
+    Sweep(model.to(state.device), blocks.tokens, config, options.out, progress=True, documents=documents).run()
     if state.is_main_process:
         summary = summarize_sweep(read_table(options.out), read_table(options.out, "blocks"))
         Path(options.out, "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")

@@ -71,19 +71,36 @@ class PinnedAxesProcessor(ActionProcessor):
     """Holds axes at their largest level: those that the budget leaves dense.
 
     Args:
-        pinned (`tuple` of `bool`): For every axis, whether to hold it.
+        pinned (`tuple` of `bool`, or `torch.BoolTensor` of shape `(rows, axes)`): For every axis, whether to hold it;
+            a tensor says so for each row.
     """
 
-    def __init__(self, pinned: tuple[bool, ...]):
+    def __init__(self, pinned: tuple[bool, ...] | torch.Tensor):
         self.pinned = pinned
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         ratios = observation.action_space.ratios_on(scores.device)
-        pinned = [column for column, pinned in zip(ratios.unbind(dim=-1), self.pinned, strict=True) if pinned]
+        is_largest = ratios == ratios.amax(dim=0)
+        if isinstance(self.pinned, torch.Tensor):
+            allowed = (is_largest | ~self.pinned[:, None].to(scores.device)).all(dim=-1)
+            return restrict(scores, allowed)
         allowed = torch.ones(len(ratios), dtype=torch.bool, device=scores.device)
-        for column in pinned:
-            allowed = allowed & (column == column.amax())
+        for column, pinned in zip(is_largest.unbind(dim=-1), self.pinned, strict=True):
+            allowed = allowed & column if pinned else allowed
         return restrict(scores, allowed.expand_as(scores))
+
+
+def budget_processors(pinned: tuple[bool, ...] | torch.Tensor, hard: bool) -> list[ActionProcessor]:
+    """The processors that keep a budget, for `generate`, `score` and evaluations alike.
+
+    Args:
+        pinned (`tuple` of `bool`, or `torch.BoolTensor` of shape `(rows, axes)`): The axes that the budget leaves
+            dense, of all rows or of each.
+        hard (`bool`): Rule out actions after which the budget could not be kept, too.
+    """
+    is_any = bool(pinned.any()) if isinstance(pinned, torch.Tensor) else any(pinned)
+    processors: list[ActionProcessor] = [PinnedAxesProcessor(pinned)] if is_any else []
+    return [*processors, HardBudgetProcessor()] if hard else processors
 
 
 class AxisBiasProcessor(ActionProcessor):

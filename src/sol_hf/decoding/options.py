@@ -17,7 +17,7 @@ from ..budget.budget import Budget
 from ..budget.calibration import budget_for
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
-from ..controllers.processors import ActionProcessorList, HardBudgetProcessor, PinnedAxesProcessor
+from ..controllers.processors import ActionProcessorList, budget_processors
 from ..execution.plan import BACKENDS, BITS_BACKENDS
 from .controls import DecodeControls
 
@@ -136,10 +136,7 @@ class DecodeOptions:
         processors, space = ActionProcessorList(self.action_processors or []), config.action_space
         if self.budget is not None:
             pinned = tuple(axis not in self.budget.controlled for axis in space.axis_names)
-            if any(pinned):
-                processors.append(PinnedAxesProcessor(pinned))
-            if self.budget_mode == "hard":
-                processors.append(HardBudgetProcessor())
+            processors.extend(budget_processors(pinned, self.budget_mode == "hard"))
         return DecodeControls(
             controller=controller,
             budget=self.budget,

@@ -20,8 +20,9 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from tqdm.auto import tqdm
 
+from ..budget.action_space import ActionSpace
 from ..controllers.base import Controller
-from ..controllers.processors import ActionProcessorList
+from ..controllers.processors import TOLERANCE, ActionProcessorList, budget_processors
 from ..modeling_sol import SOLForCausalLM
 from .rollouts import DensePrefix, prefill, roll_out
 
@@ -34,12 +35,38 @@ class Run:
         targets (`torch.Tensor` of shape `(budgets, axes)`): In ratio units.
         controller_of (`Callable`): `controller_of(begin, end)` returns the [`Controller`] for the blocks
             `begin..end - 1`. It gets one row per block and budget; the rows of a block are adjacent.
-        processors ([`ActionProcessorList`], *optional*): Applied to the controller's scores.
+        pinned (`torch.BoolTensor` of shape `(budgets, axes)`, *optional*): The axes that each budget leaves dense,
+            which are held there; see [`left_dense`].
+        hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept.
     """
 
     targets: torch.Tensor
     controller_of: Callable[[int, int], Controller]
-    processors: ActionProcessorList | None = None
+    pinned: torch.Tensor | None = None
+    hard: bool = False
+
+    def processors(self, blocks: int) -> ActionProcessorList:
+        """The processors of `blocks` blocks, whose rows are adjacent."""
+        pinned = torch.zeros_like(self.targets, dtype=torch.bool) if self.pinned is None else self.pinned
+        return ActionProcessorList(budget_processors(pinned.repeat(blocks, 1), self.hard))
+
+
+def left_dense(targets: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """The axes that budgets leave dense: those whose target is the dense level.
+
+    In a table of budgets, with a number for every axis, the dense one means what an axis without a target means in
+    `generate`: it stays dense in every step.
+
+    Args:
+        targets (`torch.Tensor` of shape `(budgets, axes)`): In ratio units.
+        space ([`ActionSpace`]): The axes.
+
+    Returns:
+        `torch.BoolTensor` of shape `(budgets, axes)`.
+    """
+    dense = torch.tensor([axis.dense / axis.scale for axis in space.axes])
+    is_level = torch.tensor([max(space.levels[axis.name]) == axis.dense for axis in space.axes])
+    return (targets.cpu() >= dense - TOLERANCE) & is_level
 
 
 @dataclass(frozen=True)
@@ -139,7 +166,7 @@ class BlockRunner:
 
     def _run_batch(self, run: Run, prefix: DensePrefix, tokens: torch.Tensor, controller: Controller) -> RunResult:
         wanted = run.targets.repeat(len(tokens), 1).to(tokens.device)
-        rollouts = roll_out(self.model, prefix, tokens, wanted, controller, run.processors)
+        rollouts = roll_out(self.model, prefix, tokens, wanted, controller, run.processors(len(tokens)))
         shape = (len(tokens), len(run.targets), self.steps)
         return RunResult(
             -rollouts.label_logprobs.view(shape).mean(dim=-1).cpu(),

@@ -10,27 +10,60 @@ blocks of 5 a b c eos d | e eos f g h | (i eos: remainder, dropped)
 Documents are tokenized in parallel. A single process then joins `PACKED_DOCUMENTS` documents at a time and cuts them
 into blocks. The blocks therefore do not depend on the number of processes, and a stream gives the same blocks as a
 dataset in memory. The remainder of every `PACKED_DOCUMENTS` documents, less than a block, is dropped.
+
+If the tokenizer begins texts with BOS, every block begins with it, also one from the middle of a document: a model
+that was trained with BOS has not seen a context without it. Between the documents of a block there is EOS only:
+
+blocks of 5 bos a b c eos | bos d e eos f | (g h i eos: remainder, dropped)
 """
 
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .begin_tokens import begin_tokens
 
 
-TOKENS = "input_ids"
-TOKEN_FEATURES = Features({TOKENS: List(Value("int32"))})
+logger = logging.get_logger(__name__)
+
+TOKENS, DOCUMENT = "input_ids", "document"
+FEATURES = Features({TOKENS: List(Value("int32")), DOCUMENT: Value("int64")})
 TOKENIZED_DOCUMENTS, PACKED_DOCUMENTS = 100, 1000
 LOADERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".parquet": "parquet"}
 COMPRESSIBLE = tuple(suffix for suffix in LOADERS if suffix != ".parquet")
+
+
+@dataclass(frozen=True)
+class TextBlocks:
+    """Blocks of a text, and the documents that they are from.
+
+    Args:
+        tokens (`torch.LongTensor` of shape `(blocks, block_length)`): Token ids.
+        documents (`torch.LongTensor` of shape `(blocks,)`): Index of the document that a block ends in. Blocks of one
+            document are not independent of each other.
+    """
+
+    tokens: torch.Tensor
+    documents: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]]) -> "TextBlocks":
+        """Rows of [`pack_blocks`] with `documents`."""
+        return cls(torch.tensor([row[TOKENS] for row in rows]), torch.tensor([row[DOCUMENT] for row in rows]))
+
 
 TextSource: TypeAlias = Dataset | IterableDataset | str | os.PathLike | Sequence[str | os.PathLike]
 
@@ -140,7 +173,8 @@ class TokenizeDocuments:
             verbose=False,
         )[TOKENS]
         eos = self.tokenizer.eos_token_id
-        return {TOKENS: [document + [eos] if document and eos is not None else document for document in ids]}
+        ended = [document + [eos] if document and eos is not None else document for document in ids]
+        return {TOKENS: ended, DOCUMENT: indices}
 
 
 class CutBlocks:
@@ -148,15 +182,23 @@ class CutBlocks:
 
     Args:
         block_length (`int`): Tokens in a block.
+        begin (`Sequence[int]`): Special tokens at the begin of every block, which are part of its length.
+        documents (`bool`): Also return the document that each block ends in.
     """
 
-    def __init__(self, block_length: int):
-        self.block_length = block_length
+    def __init__(self, block_length: int, begin: Sequence[int], documents: bool):
+        self.block_length, self.begin, self.documents = block_length, list(begin), documents
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         tokens = list(chain.from_iterable(batch[TOKENS]))
-        starts = range(0, len(tokens) - self.block_length + 1, self.block_length)
-        return {TOKENS: [tokens[start : start + self.block_length] for start in starts]}
+        length = self.block_length - len(self.begin)
+        starts = range(0, len(tokens) - length + 1, length)
+        blocks = {TOKENS: [self.begin + tokens[start : start + length] for start in starts]}
+        if not self.documents:
+            return blocks
+        ends = list(accumulate(map(len, batch[TOKENS])))
+        last = [bisect_right(ends, start + length - 1) for start in starts]
+        return blocks | {DOCUMENT: [batch[DOCUMENT][index] for index in last]}
 
 
 def pack_blocks(
@@ -166,22 +208,28 @@ def pack_blocks(
     text_column: str = "text",
     num_proc: int | None = None,
     max_positions: int | None = None,
+    documents: bool = False,
 ) -> Dataset | IterableDataset:
     """Turn a dataset of documents into one of token blocks.
 
-    A dataset with a column `input_ids` and without a text column is assumed to consist of blocks already.
+    A dataset with a column `input_ids` and without a text column is assumed to consist of blocks already. There is a
+    warning if they lack the special tokens with which the tokenizer begins texts.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): Documents, as returned by [`load_text`].
-        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base. Only its end-of-sequence token, if it has one, is
-            added after every document.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the base. If it begins texts with special tokens (BOS),
+            every block begins with them. Its end-of-sequence token, if it has one, is added after every document.
         block_length (`int`): Tokens in a block.
         text_column (`str`, *optional*, defaults to `"text"`): Column that holds the text.
         num_proc (`int`, *optional*): Processes that tokenize; not for streams. The blocks are the same for any number.
         max_positions (`int`, *optional*): Number of positions of the base, the largest length of a block.
+        documents (`bool`, *optional*, defaults to `False`): Also a column `document`, with the index of the document
+            that a block ends in; see [`TextBlocks`]. Blocks of the input without that column count as one document
+            each.
 
     Returns:
-        `Dataset` or `IterableDataset`, like the input: One column, `input_ids`, with lists of `block_length` tokens.
+        `Dataset` or `IterableDataset`, like the input: One column, `input_ids`, with lists of `block_length` tokens,
+        and `document` if asked for.
 
     Raises:
         ValueError: if the dataset has no rows, no such column, values that are not text or not enough text for a
@@ -197,22 +245,29 @@ def pack_blocks(
     streamed = isinstance(dataset, IterableDataset)
     dataset = dataset.with_format(None)
     columns = _column_names(dataset)
+    begin = begin_tokens(tokenizer) if tokenizer is not None else []
     if TOKENS in columns and text_column not in columns:
-        return _ready_blocks(dataset, block_length)
+        return _ready_blocks(dataset, block_length, begin, documents)
     if text_column not in columns:
         close = get_close_matches(text_column, columns, n=1)
         hint = f"set `text_column` to {close[0]!r}?" if close else "set `text_column` to the one that holds the text."
         raise ValueError(f"There is no column {text_column!r}; the columns are {', '.join(columns)}: {hint}")
-    common = {"batched": True, "features": TOKEN_FEATURES}
-    tokenizing = common | {"batch_size": TOKENIZED_DOCUMENTS, "with_indices": True, "remove_columns": columns}
-    packing = common | {"batch_size": PACKED_DOCUMENTS}
+    if block_length <= len(begin):
+        raise ValueError(
+            f"Blocks of {block_length} tokens have no room beside the {len(begin)} that begin every text: make them "
+            "longer."
+        )
+    kept = Features({name: FEATURES[name] for name in (TOKENS, DOCUMENT)[: 1 + documents]})
+    tokenizing = {"batched": True, "features": FEATURES, "batch_size": TOKENIZED_DOCUMENTS}
+    tokenizing |= {"with_indices": True, "remove_columns": columns}
+    packing = {"batched": True, "features": kept, "batch_size": PACKED_DOCUMENTS, "remove_columns": [TOKENS, DOCUMENT]}
     if not streamed:
         tokenizing |= {"num_proc": num_proc, "desc": "Tokenizing"}
         packing |= {"desc": f"Packing blocks of {block_length} tokens"}
     tokens = dataset.map(TokenizeDocuments(tokenizer, text_column), **tokenizing)
-    blocks = tokens.map(CutBlocks(block_length), **packing)
+    blocks = tokens.map(CutBlocks(block_length, begin, documents), **packing)
     if _first_row(blocks) is None:
-        raise ValueError(_too_short(tokens, block_length))
+        raise ValueError(_too_short(tokens, block_length, len(begin)))
     return blocks
 
 
@@ -229,9 +284,11 @@ def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
     return list(dataset.column_names or first)
 
 
-def _ready_blocks(dataset: Dataset | IterableDataset, block_length: int) -> Dataset | IterableDataset:
+def _ready_blocks(
+    dataset: Dataset | IterableDataset, block_length: int, begin: Sequence[int], documents: bool
+) -> Dataset | IterableDataset:
     """Check that rows are blocks: all rows of a dataset, the first row of a stream."""
-    blocks = dataset.select_columns(TOKENS)
+    blocks, first = dataset.select_columns(TOKENS), _first_row(dataset) or {}
     if isinstance(blocks, IterableDataset):
         lengths = {len(next(iter(blocks))[TOKENS])}
     else:
@@ -243,16 +300,31 @@ def _ready_blocks(dataset: Dataset | IterableDataset, block_length: int) -> Data
             f"`{TOKENS}` has a row of {wrong[0]} tokens, but blocks have {block_length}: cut the rows to that length, "
             "or give a text column."
         )
-    return blocks
+    if list(first[TOKENS][: len(begin)]) != list(begin):
+        logger.warning(
+            f"The tokenizer begins every text with {list(begin)}, but the rows of `{TOKENS}` do not: a base that was "
+            "trained with these tokens predicts worse without them. Give a text column, or begin the rows with them."
+        )
+    if not documents:
+        return blocks
+    if DOCUMENT in first:
+        return dataset.select_columns([TOKENS, DOCUMENT])
+    return blocks.map(_own_document, with_indices=True)
 
 
-def _too_short(tokens: Dataset | IterableDataset, block_length: int) -> str:
-    number = sum(len(row[TOKENS]) for row in tokens)
-    if number < block_length:
+def _own_document(row: dict[str, Any], index: int) -> dict[str, Any]:
+    return row | {DOCUMENT: index}
+
+
+def _too_short(tokens: Dataset | IterableDataset, block_length: int, begin: int) -> str:
+    number, needed = sum(len(row[TOKENS]) for row in tokens), block_length - begin
+    beside = f" beside the {begin} that begin it" if begin else ""
+    if number < needed:
         return (
-            f"The text has {number} tokens, too few for a block of {block_length}: give more text or shorter blocks."
+            f"The text has {number} tokens, too few for a block of {block_length}{beside}: give more text or shorter "
+            "blocks."
         )
     return (
-        f"The text has {number} tokens, but no {PACKED_DOCUMENTS} documents together have the {block_length} of a "
-        "block: join the documents, or make blocks shorter."
+        f"The text has {number} tokens, but no {PACKED_DOCUMENTS} documents together have the {needed} of a block: "
+        "join the documents, or make blocks shorter."
     )

@@ -13,7 +13,6 @@ Once the steps are dense again, only the second effect is left:
 Both runs process the same text one token at a time. They agree to the bit until the first disturbed step.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 from ..budget.axes import PUBLISHED_AXES
 from ..controllers.schedule import ScheduleController
 from ..modeling_sol import SOLForCausalLM
+from .clusters import mean_and_error
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class ImpulseResponse:
             the disturbed run, in nats.
         axes (`tuple` of `str`, *optional*, defaults to the published axes): Names of the axes, in the order of
             `action`.
+        documents (`tuple` of `int`, *optional*): The document of every block, if known, for standard errors.
     """
 
     action: tuple[float, ...]
@@ -51,6 +52,7 @@ class ImpulseResponse:
     divergence: torch.Tensor = field(repr=False)
     damage: torch.Tensor = field(repr=False)
     axes: tuple[str, ...] = tuple(axis.name for axis in PUBLISHED_AXES)
+    documents: tuple[int, ...] | None = field(default=None, repr=False)
 
     @property
     def end(self) -> int:
@@ -93,7 +95,8 @@ class ImpulseResponse:
         """One flat dictionary of numbers per step, for a data frame or a JSON file."""
         columns = {}
         for name, values in (("divergence", self.divergence), ("damage", self.damage)):
-            columns[name], columns[f"{name}_error"] = (x.tolist() for x in mean_and_error(values))
+            found = mean_and_error(values.double().numpy(), self.documents)
+            columns[name], columns[f"{name}_error"] = (x.tolist() for x in found)
         common = dict(zip(self.axes, self.action, strict=True)) | {"kv_refresh": self.refresh_every is not None}
         return [
             common
@@ -101,12 +104,6 @@ class ImpulseResponse:
             | {name: values[step] for name, values in columns.items()}
             for step in range(self.steps)
         ]
-
-
-def mean_and_error(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over blocks and its standard error, each `(steps,)`, of values `(blocks, steps)`."""
-    values = values.double()
-    return values.mean(dim=0), values.std(dim=0) / math.sqrt(len(values))
 
 
 def impulse_responses(
@@ -119,6 +116,7 @@ def impulse_responses(
     kv_refresh: Sequence[bool] = (False, True),
     batch_size: int = 8,
     progress: bool = False,
+    documents: Sequence[int] | torch.Tensor | None = None,
 ) -> list[ImpulseResponse]:
     """Disturb a few steps of every block, and measure the damage there and at all later steps.
 
@@ -134,6 +132,7 @@ def impulse_responses(
             of the episode that was disturbed. One response each.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+        documents (`Sequence[int]`, *optional*): The document of every block, for standard errors. See [`TextBlocks`].
 
     Returns:
         `list[ImpulseResponse]`: One per action and entry of `kv_refresh`, the latter varying fastest.
@@ -163,11 +162,12 @@ def impulse_responses(
             divergence = torch.stack(list(_divergences(reference["logits"], disturbed["logits"])))
             part.append((divergence.cpu(), (reference["logprobs"] - disturbed["logprobs"]).cpu()))
     responses = []
+    named = None if documents is None else tuple(map(int, documents))
     for (action, refresh), part in zip(product(actions, kv_refresh), parts, strict=True):
         divergence, damage = (torch.cat(values) for values in zip(*part, strict=True))
         every = model.config.episode_length if refresh else None
         levels = tuple(map(float, action))
-        responses.append(ImpulseResponse(levels, begin, length, every, divergence, damage, space.axis_names))
+        responses.append(ImpulseResponse(levels, begin, length, every, divergence, damage, space.axis_names, named))
     return responses
 
 

@@ -25,10 +25,10 @@ from ..budget.axes import AXES, PUBLISHED_AXES
 from ..budget.budget import Budget
 from ..controllers.fixed import fixed_schedule
 from ..controllers.policy import PolicyController
-from ..controllers.processors import ActionProcessorList, HardBudgetProcessor
 from ..controllers.schedule import ScheduleController
-from ..episodes.block_runner import BlockRunner, Run, RunResult, check_blocks, without_dropout
+from ..episodes.block_runner import BlockRunner, Run, RunResult, check_blocks, left_dense, without_dropout
 from ..modeling_sol import SOLForCausalLM
+from .clusters import clusters_of, standard_error
 
 
 PUBLISHED_NAMES = tuple(axis.name for axis in PUBLISHED_AXES)
@@ -63,6 +63,8 @@ class BudgetEvaluation:
         dense_losses (`tuple` of `float`, *optional*): Loss of every block of the base itself, if computed.
         axes (`tuple` of `str`, *optional*, defaults to the published axes): Names of the axes, in the order of the
             numbers.
+        documents (`tuple` of `int`, *optional*): The document of every block, if known. Blocks of one document are not
+            independent, see [`standard_error`].
     """
 
     requested: tuple[float, ...]
@@ -75,6 +77,7 @@ class BudgetEvaluation:
     fixed_losses: tuple[float, ...] = field(repr=False)
     dense_losses: tuple[float, ...] | None = field(default=None, repr=False)
     axes: tuple[str, ...] = PUBLISHED_NAMES
+    documents: tuple[int, ...] | None = field(default=None, repr=False)
 
     @property
     def net_keep(self) -> float:
@@ -109,14 +112,8 @@ class BudgetEvaluation:
 
     @property
     def gain_error(self) -> float:
-        """Standard error of the gain."""
-        return standard_error(self.gains)
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean of two or more values."""
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+        """Standard error of the gain, over documents if they are known."""
+        return standard_error(self.gains, self.documents)
 
 
 def _perplexity(losses: Sequence[float]) -> float:
@@ -157,10 +154,12 @@ def evaluate_budgets(
     batch_size: int = 8,
     progress: bool = False,
     dense: bool = False,
+    documents: Sequence[int] | torch.Tensor | None = None,
 ) -> list[BudgetEvaluation]:
     """Perplexity of a policy at every budget, and of the fixed schedule at the means that the policy spent.
 
-    A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh.
+    A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh. An
+    axis whose number in a budget is the dense level stays dense, as one without a target does in `generate`.
     The blocks are divided among the processes of an `accelerate launch`; the results do not depend on their number.
     With another `batch_size` results may be rounded differently, and selection and quantization amplify this: losses
     of single blocks change, but their mean changes very little.
@@ -176,6 +175,8 @@ def evaluate_budgets(
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
         dense (`bool`, *optional*, defaults to `False`): Also compute the loss of the base itself.
+        documents (`Sequence[int]`, *optional*): The document of every block, for standard errors: blocks of one
+            document are not independent. See [`TextBlocks`].
 
     Returns:
         `list[BudgetEvaluation]`: One per budget, in order.
@@ -187,12 +188,13 @@ def evaluate_budgets(
     space = model.action_space
     targets = check_budgets(budgets, space)
     counted = check_blocks(model, blocks, context_length, batch_size)
+    named = None if documents is None else tuple(map(int, documents))
+    clusters_of(named, len(blocks))  # before anything is computed
     runner = BlockRunner(model, blocks, context_length, batch_size, progress)
-    processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
     dense_losses = tuple(runner.dense_losses("Dense").tolist()) if dense else None
     with without_dropout(model.policy):
         controller = PolicyController(model.policy)
-        (result,) = runner.run([Run(targets, lambda *_: controller, processors)], "Policy")
+        (result,) = runner.run([Run(targets, lambda *_: controller, left_dense(targets, space), hard)], "Policy")
     episodes = space.ratios.double()[result.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, axes)
     means = episodes.mean(dim=0)
     fixed_result, fixed_means = _run_fixed(runner, means, counted)
@@ -205,6 +207,7 @@ def evaluate_budgets(
             fixed_losses=tuple(fixed_result.losses[:, number].tolist()),
             dense_losses=dense_losses,
             axes=space.axis_names,
+            documents=named,
             **_misses(episodes[:, number] - targets[number].double(), space),
         )
         for number, budget in enumerate(budgets)

@@ -5,13 +5,15 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from ..evaluation.kv_pollution import ImpulseResponse, mean_and_error
+from ..evaluation.clusters import mean_and_error
+from ..evaluation.kv_pollution import ImpulseResponse
 from .style import OTHER_LOOKS, styled
 
 
@@ -72,9 +74,9 @@ def _label(names: Sequence[str], action: Sequence[float]) -> str:
 
 def _draw_steps(axes: Axes, response: ImpulseResponse, values: torch.Tensor, positive: bool, **style) -> None:
     """Draw mean and band of `values` `(blocks, steps)`, from the first disturbed step; no zeros if `positive`."""
-    mean, error = (x[response.begin :] for x in mean_and_error(values))
+    mean, error = (x[response.begin :] for x in mean_and_error(values.double().numpy(), response.documents))
     if positive:
-        mean = mean.where(mean > 0, torch.nan)
+        mean = np.where(mean > 0, mean, np.nan)
     x = range(response.begin, response.steps)
     axes.plot(x, mean.tolist(), marker=".", markersize=4, linewidth=1.2, **style)
     low, high = (mean - error).tolist(), (mean + error).tolist()

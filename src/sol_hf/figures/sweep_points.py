@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..evaluation.kv_pollution import mean_and_error
+from ..evaluation.clusters import standard_error
 from ..evaluation.sweep.fronts import pareto_front
-from ..evaluation.sweep.table import axes_of
+from ..evaluation.sweep.table import DOCUMENTS, axes_of
 from .style import checked_rows, looks_of
 
 
@@ -79,20 +79,23 @@ def front_of(points: Sequence[Point]) -> list[Point]:
 
 
 def paired_gains(blocks: Rows, axes: Sequence[str]) -> dict[tuple[str, BudgetValues], tuple[float, float]]:
-    """Mean loss of `fixed` minus that of a controller, per controller and budget, and its standard error over blocks.
+    """Mean loss of `fixed` minus that of a controller, per controller and budget, and its standard error.
 
     Args:
-        blocks: The table `blocks`: `controller`, `seed`, the axes, `losses`; averaged over seeds first.
+        blocks: The table `blocks`: `controller`, `seed`, the axes, `losses`, and `documents` if known; averaged over
+            seeds first.
         axes (`Sequence[str]`): Names of the axes.
     """
     losses: dict[tuple[str, BudgetValues], list[torch.Tensor]] = defaultdict(list)
+    documents = None
     if found := list(blocks):
         for row in checked_rows(found, ("controller", *axes, "losses"), "table `blocks`"):
             losses[row["controller"], budget_of(row, axes)].append(torch.tensor(row["losses"], dtype=torch.float64))
+        documents = found[0].get(DOCUMENTS)
     means = {key: torch.stack(seeds).mean(dim=0) for key, seeds in losses.items()}
     gains = {}
     for (name, budget), own in means.items():
         if name != "fixed" and ("fixed", budget) in means:
-            mean, error = mean_and_error((means["fixed", budget] - own)[:, None])
-            gains[name, budget] = float(mean), float(error)
+            differences = (means["fixed", budget] - own).tolist()
+            gains[name, budget] = math.fsum(differences) / len(differences), standard_error(differences, documents)
     return gains

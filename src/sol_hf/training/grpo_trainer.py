@@ -99,7 +99,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
                     reward_funcs=_rewards_come_from_rollouts,
                     args=args,
                     train_dataset=self._packed(train_dataset),
-                    eval_dataset=self._packed(eval_dataset),
+                    eval_dataset=self._packed(eval_dataset, documents=True),
                     processing_class=action_tokenizer(model.action_space),
                     callbacks=callbacks,
                     optimizers=optimizers,
@@ -138,15 +138,16 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
                 "the rollouts of a block share its prefix."
             )
 
-    def _packed(self, dataset):
+    def _packed(self, dataset, documents: bool = False):
         """Cut texts into blocks; blocks are returned unchanged. Accepts a dictionary of datasets and `None`, too."""
         if dataset is None or isinstance(dataset, dict):
-            return dataset and {name: self._packed(part) for name, part in dataset.items()}
+            return dataset and {name: self._packed(part, documents) for name, part in dataset.items()}
         return pack_blocks(
             dataset,
             self._text_tokenizer,
             self.args.context_length + self.episode_length + 1,
             max_positions=self.sol.config.base_max_position_embeddings,
+            documents=documents,
         )
 
     def _set_signature_columns_if_needed(self):

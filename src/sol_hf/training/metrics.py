@@ -24,12 +24,13 @@ from transformers.trainer_utils import speed_metrics
 
 from ..budget.action_space import ActionSpace
 from ..episodes.rollouts import Rollouts
+from ..episodes.text_blocks import DOCUMENT, TOKENS
+from ..evaluation.clusters import standard_error
 from ..evaluation.policy_evaluation import (
     BudgetEvaluation,
     budgets_within,
     check_budgets,
     evaluate_budgets,
-    standard_error,
 )
 
 
@@ -92,7 +93,7 @@ def evaluation_figures(evaluations: Sequence[BudgetEvaluation], prefix: str = "e
         "perplexity": math.exp(loss),
         "fixed_perplexity": math.exp(loss + gain),
         "gain": gain,
-        "gain_error": standard_error(gains),
+        "gain_error": standard_error(gains, evaluations[0].documents),
         "budget_error": mean([x.budget_error for x in evaluations]),
         "net_keep": mean([x.net_keep for x in evaluations]),
     }
@@ -154,7 +155,7 @@ class BudgetMetrics(Trainer):
         if isinstance(eval_dataset, str):
             dataset = self.eval_dataset[eval_dataset]
         else:
-            dataset = self.eval_dataset if eval_dataset is None else self._packed(eval_dataset)
+            dataset = self.eval_dataset if eval_dataset is None else self._packed(eval_dataset, True)
         if dataset is None:
             raise ValueError("There is nothing to evaluate on: give the trainer or `evaluate` an `eval_dataset`.")
         if isinstance(dataset, dict):
@@ -178,9 +179,13 @@ class BudgetMetrics(Trainer):
 
     def _evaluate_blocks(self, dataset: BlockDataset) -> list[BudgetEvaluation]:
         budgets = self.evaluation_budgets()
-        blocks = torch.tensor([row["input_ids"] for row in islice(iter(dataset), self.args.eval_blocks)])
+        rows = list(islice(iter(dataset), self.args.eval_blocks))
+        blocks = torch.tensor([row[TOKENS] for row in rows])
+        documents = [row[DOCUMENT] for row in rows] if rows and DOCUMENT in rows[0] else None
         at_once = max(1, self.args.rollout_batch_size // len(budgets))
-        return evaluate_budgets(self.sol, blocks, self.args.context_length, budgets, batch_size=at_once)
+        return evaluate_budgets(
+            self.sol, blocks, self.args.context_length, budgets, batch_size=at_once, documents=documents
+        )
 
     def evaluation_budgets(self) -> Sequence[Sequence[float]]:
         """Budgets of an evaluation, one number per axis: `eval_budgets`, or defaults within the action space.

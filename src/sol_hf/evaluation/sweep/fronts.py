@@ -13,8 +13,6 @@ loss
 
 from collections.abc import Sequence
 
-import numpy as np
-
 
 Point = tuple[float, float]
 
@@ -46,19 +44,3 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
         area += (reference[0] - cost) * (ceiling - loss)
         ceiling = loss
     return area
-
-
-def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over blocks resampled with replacement, the same blocks for all rows (a paired bootstrap).
-
-    Args:
-        values (`np.ndarray` of shape `(rows, blocks)`): One number per row and block.
-        resamples (`int`): Number of resamples.
-        seed (`int`): Seed of the resampling.
-
-    Returns:
-        `np.ndarray` of shape `(resamples, rows)`.
-    """
-    blocks = values.shape[1]
-    drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)
-    return drawn @ values.T / blocks

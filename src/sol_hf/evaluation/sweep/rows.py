@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ...budget.action_space import ActionSpace
+from ..clusters import standard_error
 from ..compute_costs import ComputeCosts
-from .table import REALISED, TARGET
+from .table import DOCUMENTS, REALISED, TARGET
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class SweepRow:
         actions (`torch.LongTensor` of shape `(blocks, steps)`): Action ids.
         seconds (`float`): Duration of the run.
         runs_policy (`bool`, *optional*, defaults to `False`): Whether the policy network ran in every step.
+        documents (`tuple` of `int`, *optional*): The document of every block, if known.
     """
 
     controller: str
@@ -42,6 +44,7 @@ class SweepRow:
     actions: torch.Tensor
     seconds: float
     runs_policy: bool = False
+    documents: tuple[int, ...] | None = None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -56,7 +59,8 @@ class SweepRow:
 
     def block_row(self) -> dict[str, Any]:
         """The row of `blocks.parquet`."""
-        return self.key | {"losses": self.losses.tolist(), "divergences": self.divergence.tolist()}
+        numbers = {"losses": self.losses.tolist(), "divergences": self.divergence.tolist()}
+        return self.key | numbers | {DOCUMENTS: self.documents}
 
     def sweep_row(self, counted: torch.Tensor, costs: ComputeCosts) -> dict[str, Any]:
         """The row of `sweep.parquet`.
@@ -74,7 +78,7 @@ class SweepRow:
             "net_keep": float(means.mean()),
             "perplexity": math.exp(loss),
             "log_perplexity": loss,
-            "log_perplexity_error": float(self.losses.std() / math.sqrt(len(self.losses))),
+            "log_perplexity_error": standard_error(self.losses.tolist(), self.documents),
             "divergence": float(self.divergence.mean()),
             "budget_error": float((episodes - self.target.double()).abs().mean()),
             "blocks": len(self.losses),

@@ -3,8 +3,8 @@
 
 """Summary of a sweep's tables: fronts, comparisons of the policy with the other controllers, and share of the gap.
 
-Intervals hold 95% of the resamples of a paired bootstrap over the blocks: all controllers are compared on the same
-blocks.
+Intervals hold 95% of the resamples of a paired bootstrap over the documents: all controllers are compared on the same
+blocks, and blocks of one document are drawn together.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ import numpy as np
 from datasets import Dataset
 
 from ...budget.axes import AXES
-from .fronts import hypervolume, pareto_front, resampled_means
+from ..clusters import resampled_means
+from .fronts import hypervolume, pareto_front
 from .table import axes_of, key_of
 
 
@@ -43,6 +44,7 @@ def summarize_sweep(sweep: Dataset, blocks: Dataset, seed: int = 0) -> dict[str,
     for row in rows:
         found = per_block[tuple(row[name] for name in key)]
         row["losses"], row["divergences"] = np.array(found["losses"]), np.array(found["divergences"])
+        row["documents"] = found.get("documents")
     dense = next(row for row in rows if row["controller"] == "dense")
     others = [row for row in rows if row is not dense]
     reference = (1.0, max(row["log_perplexity"] for row in rows))
@@ -100,18 +102,20 @@ def compare(policy: list[Row], other: list[Row], axes: Sequence[str], seed: int 
         seed (`int`, *optional*, defaults to 0): Of the bootstrap.
 
     Returns:
-        `dict[str, Any]`: The mean `gain` of the policy in nats per token and its `win_rate` (a tie counts half), both
-        with an `_interval`, and the points with the largest and the smallest gain.
+        `dict[str, Any]`: The mean `gain` of the policy in nats per token and its `win_rate`, both with an `_interval`,
+        the `tie_rate` (a tie is no win), and the points with the largest and the smallest gain.
     """
     own = {_budget(row, axes): row for row in policy}
     differences = np.stack([row["losses"] - own[_budget(row, axes)]["losses"] for row in other])
-    gains, drawn = differences.mean(axis=1), resampled_means(differences, RESAMPLES, seed)
+    drawn = resampled_means(differences, RESAMPLES, seed, policy[0].get("documents"))
+    gains = differences.mean(axis=1)
     return {
         "comparisons": len(other),
         "gain": float(gains.mean()),
         "gain_interval": _interval(drawn.mean(axis=1)),
-        "win_rate": float(_wins(gains).mean()),
-        "win_rate_interval": _interval(_wins(drawn).mean(axis=1)),
+        "win_rate": float((gains > 0).mean()),
+        "win_rate_interval": _interval((drawn > 0).mean(axis=1)),
+        "tie_rate": float((gains == 0).mean()),
         "best": _point(other[int(gains.argmax())], axes, float(gains.max())),
         "worst": _point(other[int(gains.argmin())], axes, float(gains.min())),
     }
@@ -134,7 +138,7 @@ def gap_closed(policy: list[Row], fixed: list[Row], oracle: list[Row], seed: int
     found: dict[str, Any] = {}
     for measure, column in (("divergence", "divergences"), ("log_perplexity", "losses")):
         sums = np.stack([np.mean([row[column] for row in rows], axis=0) for rows in (policy, fixed, oracle)])
-        drawn = resampled_means(sums, RESAMPLES, seed)
+        drawn = resampled_means(sums, RESAMPLES, seed, policy[0].get("documents"))
         mean_policy, mean_fixed, mean_oracle = sums.mean(axis=1)
         gap = float(mean_fixed - mean_oracle)
         found[measure] = {"gap": gap}
@@ -146,10 +150,6 @@ def gap_closed(policy: list[Row], fixed: list[Row], oracle: list[Row], seed: int
 
 def _budget(row: Row, axes: Sequence[str]) -> tuple[float, ...]:
     return tuple(row[axis] for axis in axes)
-
-
-def _wins(gains: np.ndarray) -> np.ndarray:
-    return (gains > 0) + 0.5 * (gains == 0)
 
 
 def _interval(values: np.ndarray) -> list[float]:
@@ -180,7 +180,7 @@ def format_summary(summary: dict[str, Any]) -> str:
                 *[f"{own['bytes_per_token'] / 1e9:.3g}", f"{own['flops_per_token'] / 1e9:.3g}"],
                 " / ".join(f"{value:.{_digits(axis)}f}" for axis, value in error.items()),
                 "–" if versus is None else f"{versus['gain']:+.4f} {_between(versus['gain_interval'], '+.4f')}",
-                "–" if versus is None else f"{versus['win_rate']:.0%} {_between(versus['win_rate_interval'], '.0%')}",
+                "–" if versus is None else _wins(versus),
             ]
         )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -195,6 +195,11 @@ def _digits(axis: str) -> int:
 def _dense_cells(dense: dict[str, float]) -> list[str]:
     costs = [f"{dense['bytes_per_token'] / 1e9:.3g}", f"{dense['flops_per_token'] / 1e9:.3g}"]
     return ["`dense`", "1.000", f"{dense['perplexity']:.3f}", "0", "–", *costs]
+
+
+def _wins(versus: dict[str, Any]) -> str:
+    ties = f", ties {versus['tie_rate']:.0%}" if versus["tie_rate"] else ""
+    return f"{versus['win_rate']:.0%} {_between(versus['win_rate_interval'], '.0%')}{ties}"
 
 
 def _between(interval: list[float], shape: str) -> str:

@@ -25,6 +25,7 @@ from datasets import Dataset
 
 from ...episodes.block_runner import BlockRunner, check_blocks, without_dropout
 from ...modeling_sol import SOLForCausalLM
+from ..clusters import clusters_of
 from ..compute_costs import ComputeCosts
 from ..policy_evaluation import check_budgets
 from .entries import POLICY, SweepEntry, parse_entries
@@ -92,6 +93,8 @@ class Sweep:
         folder (`str` or `Path`): Folder for parts and tables. Parts of this sweep that it already contains are not run
             again.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar with the time left.
+        documents (`Sequence[int]`, *optional*): The document of every block, for standard errors and intervals: blocks
+            of one document are not independent. See [`TextBlocks`].
 
     Raises:
         ValueError: for an unknown controller, a budget below the smallest level, blocks of another length, or no
@@ -106,12 +109,15 @@ class Sweep:
         config: SweepConfig,
         folder: str | Path,
         progress: bool = False,
+        documents: Sequence[int] | torch.Tensor | None = None,
     ):
         self.entries = parse_entries(config.controllers)
         check_budgets(config.budgets, model.action_space)
         self.targets = torch.tensor(config.budgets, dtype=torch.float64) / model.action_space.scales
         self.counted = check_blocks(model, blocks, config.context_length, config.batch_size)
         self.model, self.config, self.space = model, config, model.action_space
+        self.documents = None if documents is None else tuple(map(int, documents))
+        clusters_of(self.documents, len(blocks))
         self.state = PartialState()
         self.runner = BlockRunner(model, blocks, config.context_length, config.batch_size, advance=self._advance)
         setting = SweepSetting(self.runner, self.counted, config.hard, config.schedules_at_once)
@@ -162,6 +168,7 @@ class Sweep:
             divergence=losses * 0,
             actions=torch.full((len(losses), self.runner.steps), self.space.dense_id),
             seconds=seconds,
+            documents=self.documents,
         )
 
     def _run_entry(
@@ -226,6 +233,7 @@ class Sweep:
                 actions=result["actions"][:, column].long(),
                 seconds=float(result["seconds"]) / len(targets),
                 runs_policy=self.methods[entry].runs_policy,
+                documents=self.documents,
             )
             for column, target in enumerate(targets)
         ]

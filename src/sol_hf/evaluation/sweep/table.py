@@ -24,6 +24,8 @@ from ...budget.axes import AXES, PUBLISHED_AXES
 
 
 TARGET, REALISED = "target_", "realised_"
+DOCUMENTS = "documents"
+"""Column of `blocks` that may be empty: the document of every block."""
 TABLES = ("sweep", "blocks", "trials")
 
 
@@ -49,7 +51,8 @@ def columns_of(table: str, axes: Sequence[str]) -> dict[str, Any]:
     """
     key = {"controller": Value("string"), "seed": Value("int64"), **_columns(axes, "float64")}
     if table == "blocks":
-        return key | {"losses": List(Value("float64")), "divergences": List(Value("float64"))}
+        numbers = List(Value("float64"))
+        return key | {"losses": numbers, "divergences": numbers, DOCUMENTS: List(Value("int64"))}
     if table == "trials":
         return key | {"trial": Value("int64"), "log_perplexity": Value("float64")}
     return {
@@ -84,11 +87,12 @@ def make_table(name: str, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]
 
     Args:
         name (`str`): `sweep`, `blocks` or `trials`.
-        rows (`Sequence[Mapping[str, Any]]`): With all columns of that table.
+        rows (`Sequence[Mapping[str, Any]]`): With all columns of that table; `documents` may be missing.
         axes (`Sequence[str]`): Names of the axes.
     """
     columns = columns_of(name, axes)
-    return Dataset.from_dict({key: [row[key] for row in rows] for key in columns}, features=Features(columns))
+    values = {key: [row.get(key) if key == DOCUMENTS else row[key] for row in rows] for key in columns}
+    return Dataset.from_dict(values, features=Features(columns))
 
 
 def write_table(table: Dataset, path: Path) -> None:
@@ -125,7 +129,7 @@ def read_table(folder: str | os.PathLike, name: str = "sweep") -> Dataset:
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise SweepError(f"{path} is damaged ({error}): please {again}.") from error
     axes = axes_of(table.column_names) or tuple(axis.name for axis in PUBLISHED_AXES)
-    missing = sorted(set(columns_of(name, axes)) - set(table.column_names))
+    missing = sorted(set(columns_of(name, axes)) - {DOCUMENTS} - set(table.column_names))
     if missing:
         raise SweepError(
             f"{path} lacks the columns {', '.join(missing)}: it was not written by this version of sol_hf."

@@ -8,8 +8,7 @@ import torch
 from ....controllers.base import Controller
 from ....controllers.names import make_controller
 from ....controllers.policy import PolicyController
-from ....controllers.processors import ActionProcessorList, HardBudgetProcessor
-from ....episodes.block_runner import Run
+from ....episodes.block_runner import Run, left_dense
 from ..method import SweepMethod, Tensors, tensors_of
 
 
@@ -29,7 +28,6 @@ class StepByStep(SweepMethod):
         return controller
 
     def run(self, targets: torch.Tensor, seed: int) -> Tensors:
-        hard = self.setting.hard and self.runs_policy
-        processors = ActionProcessorList([HardBudgetProcessor()]) if hard else None
-        run = Run(targets.float(), lambda *_: self.controller(), processors)
+        pinned, hard = left_dense(targets, self.setting.space), self.setting.hard and self.runs_policy
+        run = Run(targets.float(), lambda *_: self.controller(), pinned, hard)
         return tensors_of(*self.setting.run([run]))
