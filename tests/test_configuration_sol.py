@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoConfig
 
 from sol_hf import ActionSpace, SOLConfig
-from sol_hf.decoding.options import STORED_DEFAULTS, UNSTORED
+from sol_hf.decoding.option_names import STORED_DEFAULTS, UNSTORED
 from sol_hf.selection.rule import SelectionRule
 from support.extra_axis import FOUR_LEVELS, MLP_NOISE, registered
 

@@ -24,7 +24,7 @@ import sol_hf
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.budget.axes import AXES
 from sol_hf.controllers.registry import CONTROLLERS
-from sol_hf.decoding.options import STORED_DEFAULTS
+from sol_hf.decoding.option_names import STORED_DEFAULTS
 from support.bases import FAMILIES
 from support.paths import ROOT
 

@@ -6,7 +6,7 @@
 import pytest
 
 from sol_hf.cli import main as cli
-from sol_hf.decoding.options import option_names
+from sol_hf.decoding.option_names import option_names
 from sol_hf.integrations import lm_eval_adapter
 from sol_hf.integrations.lm_eval_spending import format_report
 from support.lm_eval_runs import CHEAP, TASK_FOLDER, evaluate

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import missing_extra
+from ..version import __version__
+from .arguments import add_input_arguments
 
 
 USER_ERRORS = (ValueError, OSError)
@@ -53,18 +55,26 @@ def _run(given: list[str]) -> int:
         print(f"sol-hf: {error}", file=sys.stderr)
         return 1
     if given[:1] == ["lm-eval"]:  # this command has a parser of its own
+        if given[1:] in (["--help"], ["-h"]):
+            return importlib.import_module("sol_hf.integrations.lm_eval_help").print_help() or 0
         return importlib.import_module("sol_hf.integrations.lm_eval_adapter").main(given[1:]) or 0
-    parser = argparse.ArgumentParser(prog="sol-hf", description="Decode with a compute budget: measure policies.")
-    parser.add_argument("--import", metavar="MODULE", help="first import a module that registers controllers or axes")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_pareto(commands)
-    commands.add_parser("lm-eval", help="run tasks of lm-evaluation-harness under a budget", add_help=False)
-    options = parser.parse_args(given)
+    options = build_parser().parse_args(given)
     try:
         return options.run(options)
     except USER_ERRORS as error:
         print(f"sol-hf: {error}", file=sys.stderr)
         return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="sol-hf", description="Decode with a compute budget: measure policies.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--import", metavar="MODULE", help="first import a module that registers controllers or axes")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_pareto(commands)
+    commands.add_parser("lm-eval", help="run tasks of lm-evaluation-harness under a budget", add_help=False)
+    return parser
 
 
 def _import_modules(given: list[str]) -> list[str]:
@@ -89,8 +99,6 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _add_pareto(commands: Any) -> None:
-    from .inputs import add_input_arguments
-
     parser = commands.add_parser("pareto", help="sweep budgets and controllers on text")
     parser.add_argument("policy", help="folder or Hub id of a policy")
     parser.add_argument(

@@ -20,39 +20,13 @@ from ..controllers.base import Controller
 from ..controllers.processors import ActionProcessorList, budget_processors
 from ..execution.plan import BACKENDS, BITS_BACKENDS
 from .controls import DecodeControls
+from .option_names import STORED_DEFAULTS, option_names
 
 
 BUDGET_MODES = ("hard", "soft")
 
 
 KV_REFRESH = (True, False, "auto")
-
-
-STORED_DEFAULTS: dict[str, Any] = {
-    "budget_mode": "hard",
-    "kv_refresh": True,
-    "action_temperature": 1.0,
-    "do_sample_actions": False,
-    "backend": "auto",
-    "bits_backend": "fake",
-}
-
-
-"""Options other than the budget that a generation config may hold, and their defaults."""
-
-
-UNSTORED = ("budget", "controller", "action_processors", "cuda_graphs")
-"""Options that can only be passed to a call."""
-
-
-def stored_names() -> tuple[str, ...]:
-    """Names of the options that a generation config may hold: `compute`, all registered axes, [`STORED_DEFAULTS`]."""
-    return ("compute", *AXES, *STORED_DEFAULTS)
-
-
-def option_names() -> tuple[str, ...]:
-    """Names of all budget options of `generate` and `score`."""
-    return (*stored_names(), *UNSTORED)
 
 
 @dataclass(frozen=True)

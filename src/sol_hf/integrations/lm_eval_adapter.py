@@ -16,8 +16,6 @@ Everything else is inherited from `HFLM`, whose model is the base: with a budget
 raises, so that nothing is scored densely by mistake.
 """
 
-import difflib
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -36,7 +34,6 @@ from ..decoding.options import DecodeOptions, resolve_options
 from ..errors import missing_extra
 from ..modeling_sol import SOLForCausalLM
 from .cpu_batches import rows_for_cpu
-from .smollm2 import fetch_smollm2
 
 
 try:
@@ -47,7 +44,9 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
 
-    from .lm_eval_command import REPORTS, model_options, run_command
+    from .lm_eval_arguments import find_base, refuse_misspelt
+    from .lm_eval_command import REPORTS, run_command
+    from .lm_eval_help import model_options
     from .lm_eval_responses import CountingHook, ResponseCache
     from .lm_eval_settings import cache_fingerprint, harness_settings, option_settings, policy_settings
     from .lm_eval_spending import Spending
@@ -55,7 +54,6 @@ except ModuleNotFoundError as error:
     raise missing_extra("`--model sol`", error, preferred="eval") from error
 
 
-SMOLLM2 = "smollm2-135m"
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """The strings, or `None` for a part of a longer text; token ids of the context; token ids of the continuation."""
 
@@ -95,7 +93,7 @@ class SOLLM(HFLM):
         self.controller_name = name if takes_seed else str(controller).strip()
         self.controller_spec = f"{name}:{self.seed}" if takes_seed else self.controller_name
         self.given = {name: kwargs.pop(name) for name in model_options() if name in kwargs}
-        _refuse_misspelt(kwargs)
+        refuse_misspelt(kwargs, SOLLM)
         if isinstance(pretrained, SOLForCausalLM):
             self.harness_arguments = dict(kwargs)
             super().__init__(pretrained=pretrained.base, **kwargs)
@@ -114,7 +112,7 @@ class SOLLM(HFLM):
         """Load the base as `HFLM` does, then the policy; wrong options are reported before that."""
         config = SOLConfig.from_pretrained(policy, revision=revision)
         resolve_options(self.given, None, GenerationConfig(), config)
-        source, kwargs = _find_base(config, base, kwargs)
+        source, kwargs = find_base(config, base, kwargs)
         self.harness_arguments = dict(kwargs)
         super().__init__(pretrained=source, **kwargs)
         self.sol = SOLForCausalLM.from_pretrained(policy, revision=revision, base=self.model)
@@ -366,25 +364,6 @@ def _by_cost(row: tuple) -> tuple:
     tokens, length = row
     context = tokens[: len(tokens) - length]
     return -len(context), context, -length, tokens
-
-
-def _refuse_misspelt(arguments: dict[str, Any]) -> None:
-    own = [name for name in inspect.signature(SOLLM.__init__).parameters if name not in ("self", "kwargs")]
-    for name in arguments:
-        near = difflib.get_close_matches(name, (*model_options(), *own), n=1, cutoff=0.75)
-        if near and name not in inspect.signature(HFLM.__init__).parameters:
-            raise ValueError(f"Unknown model argument `{name}`: did you mean `{near[0]}`?")
-
-
-def _find_base(config: SOLConfig, base: str | None, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Id or folder of the base, and `HFLM`'s arguments with its revision."""
-    if base == SMOLLM2:
-        return str(fetch_smollm2()), arguments
-    if base is not None:
-        return base, arguments
-    if config.base_model_name_or_path is None:
-        raise ValueError("The policy's config names no base model: add `base=` to the model arguments.")
-    return config.base_model_name_or_path, {"revision": config.base_model_revision or "main"} | arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
