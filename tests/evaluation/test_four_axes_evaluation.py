@@ -123,7 +123,7 @@ class TestSweep:
 
     def test_a_registered_controller_is_run_step_by_step(self, swept):
         rows = [row for row in read_table(swept[0]) if row["controller"] == "cheapest"]
-        assert [row["realised_mlp_noise"] for row in rows] == [0.5, 0.5]
+        assert [row["realised_mlp_noise"] for row in rows] == [0.5, 1.0]  # the second budget leaves this axis dense
         assert [row["realised_token_keep"] for row in rows] == pytest.approx([0.2, 0.2])
 
     def test_the_policy_alone_pays_for_the_policy(self, swept):

@@ -12,7 +12,6 @@ In several processes: `accelerate launch -m sol_hf.cli pareto ...`.
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -133,6 +132,7 @@ def run_pareto(options: argparse.Namespace) -> int:
     import torch
     from accelerate import PartialState
 
+    from ..episodes.stored_files import write_json
     from ..evaluation.policy_evaluation import BUDGETS, budgets_within
     from ..evaluation.sweep.calibration_file import check_savable, save_calibration
     from ..evaluation.sweep.entries import parse_entries
@@ -160,7 +160,7 @@ def run_pareto(options: argparse.Namespace) -> int:
     Sweep(model.to(state.device), blocks.tokens, config, options.out, progress=True, documents=documents).run()
     if state.is_main_process:
         summary = summarize_sweep(read_table(options.out), read_table(options.out, "blocks"))
-        Path(options.out, "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        write_json(Path(options.out, "summary.json"), summary)
         print(format_summary(summary))
         if options.save:
             points = save_calibration(options.policy, summary)

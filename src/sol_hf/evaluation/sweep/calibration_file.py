@@ -11,6 +11,7 @@ from typing import Any
 
 from ...budget.calibration import point_keys
 from ...configuration_sol import SOLConfig
+from ...episodes.stored_files import read_json, write_atomically
 
 
 CONFIG = "config.json"
@@ -47,12 +48,11 @@ def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> i
     """
     path = Path(policy, CONFIG)
     front = summary["controllers"]["policy"]["front"]
-    written = json.loads(path.read_text(encoding="utf-8"))
+    written = read_json(path, "download the policy again, or save it again")
     written.pop("calibration", None)
     keys = point_keys(SOLConfig.from_dict(dict(written)).action_space)
     written["calibration"] = [{key: point[key] for key in keys} for point in front]
     SOLConfig.from_dict(dict(written))  # checks the table
-    partial = path.with_name(f"{CONFIG}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(written, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return len(front)

@@ -8,46 +8,52 @@ folder/settings.json                 the settings of the sweep
        ...
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from ...episodes.fingerprint import config_fingerprint, fingerprint, first_token, text_fingerprint
+from ...episodes.folder_lock import LOCK, FolderInUseError, folder_lock
+from ...episodes.stored_files import (
+    PARTIAL,
+    DamagedFileError,
+    load_tensors,
+    read_json,
+    store_tensors,
+    write_json,
+)
 from ...modeling_sol import SOLForCausalLM
 from .table import SweepError
 
 
 logger = logging.get_logger(__name__)
 
-SETTINGS = "settings.json"
-SAMPLED = 256
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """A hash of a module's parameters: names, shapes, types, and the first numbers of each."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        some = parameter.detach().flatten()[:SAMPLED].double().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
+SETTINGS, PARTS = "settings.json", "parts"
+RULES = 2
+"""Version of what a sweep computes from the same settings. Parts of another version are not mixed with new ones. Since
+version 2 an axis is held at its dense level if the budget leaves it dense."""
+MOMENT = 5.0
+"""Seconds to wait for another process that has just begun."""
 
 
 def describe(model: SOLForCausalLM, blocks: torch.Tensor) -> dict[str, Any]:
     """Base, policy and text of a sweep, for the settings of a [`SweepFolder`]."""
     rule = model.config.selection_rule
     return {
+        "rules": RULES,
         "base": fingerprint(model.base),
+        "base_config": config_fingerprint(model.base.config),
         "policy": fingerprint(model.policy),
+        "policy_config": config_fingerprint(model.config),
         "levels": {axis: list(levels) for axis, levels in model.action_space.levels.items()},
         "selection": [rule.criterion, rule.page_size, rule.page_selection, rule.sink_tokens, rule.window_tokens],
-        "text": hashlib.sha256(blocks.cpu().numpy().tobytes()).hexdigest()[:16],
+        "text": text_fingerprint(blocks),
+        "first_token": first_token(blocks),
         "blocks": len(blocks),
         "episode_length": model.config.episode_length,
     }
@@ -61,46 +67,80 @@ class SweepFolder:
         settings (`Mapping[str, Any]`): Settings of the sweep, as values for JSON.
 
     Raises:
-        SweepError: if the folder belongs to another sweep, or contains other files.
+        SweepError: if the folder belongs to another sweep, contains other files, or is in use.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
-        self.path = path
-        self.parts = path / "parts"
-        written = json.dumps(settings, indent=1)
-        file = path / SETTINGS
-        if file.exists():
-            found, wanted = json.loads(file.read_text(encoding="utf-8")), json.loads(written)
-            different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            if different:
-                raise SweepError(
-                    f"{path} holds a sweep with another {', '.join(different)}: choose another folder, or repeat the "
-                    f"arguments that {file} names."
-                )
-        elif path.exists() and any(path.iterdir()):
-            raise SweepError(f"{path} is not empty and holds no sweep: choose another folder.")
-        self.parts.mkdir(parents=True, exist_ok=True)
-        self.replace(file, lambda partial: partial.write_text(written, encoding="utf-8"))
+        self.path, self.parts, self.settings = path, path / PARTS, dict(settings)
+        with self.in_use(MOMENT):
+            pass
 
-    def load(self, name: str) -> dict[str, torch.Tensor] | None:
-        """A finished part, or `None` if there is none yet. A damaged one is removed, with a warning."""
+    @contextmanager
+    def in_use(self, patience: float = 0.0) -> Iterator[None]:
+        """Hold the folder, whose settings are those of this sweep, against other processes.
+
+        Args:
+            patience (`float`, *optional*, defaults to 0): Seconds to wait for another process.
+        """
+        if self.path.exists() and not (self.path / SETTINGS).exists():
+            self._check_is_free()
+        try:
+            with folder_lock(self.path, patience):
+                self._claim()
+                yield
+        except FolderInUseError as error:
+            raise SweepError(f"{error} If it runs the same sweep, its tables will be the same.") from error
+
+    def _check_is_free(self) -> None:
+        """Raise an error if there is more in the folder than a sweep leaves that ended as it began."""
+        if self.parts.is_dir() and any(self.parts.iterdir()):
+            raise SweepError(
+                f"{self.parts} holds parts of a sweep, but {SETTINGS} is missing, so it is not known of which: choose "
+                f"another folder, or delete {self.path}."
+            )
+        own = (PARTS, LOCK)
+        names = [path.name for path in self.path.iterdir() if path.suffix != PARTIAL]
+        if any(name not in own for name in names):
+            raise SweepError(f"{self.path} is not empty and holds no sweep: choose another folder.")
+
+    def _claim(self) -> None:
+        """Write the settings, before anything else, or compare them with those that the folder has."""
+        file = self.path / SETTINGS
+        if not file.exists():
+            write_json(file, self.settings)
+        way_out = f"delete {self.path} to begin again, or choose another folder"
+        try:
+            found = read_json(file, way_out)
+        except DamagedFileError as error:
+            raise SweepError(str(error)) from error
+        wanted = json.loads(json.dumps(self.settings))
+        different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        if different:
+            raise SweepError(
+                f"{self.path} holds a sweep with another {', '.join(different)}: choose another folder, or repeat the "
+                f"arguments that {file} names."
+            )
+
+    def load(self, name: str, blocks: int) -> dict[str, torch.Tensor] | None:
+        """A finished part, or `None` if there is none yet. A damaged one is removed, with a warning.
+
+        Args:
+            name (`str`): Name of the part.
+            blocks (`int`): Blocks of the sweep, for which a part has results.
+        """
         file = self.parts / f"{name}.safetensors"
         if not file.exists():
             return None
         try:
-            return load_file(file)
-        except SafetensorError as error:
-            logger.warning(f"{file} is damaged ({error}): it is made again.")
+            tensors, _ = load_tensors(file, "it is made again")
+            if "seconds" not in tensors or not any(value.shape[:1] == (blocks,) for value in tensors.values()):
+                raise DamagedFileError(f"{file} is damaged (it lacks results): it is made again.")
+            return tensors
+        except DamagedFileError as error:
+            logger.warning(str(error))
             file.unlink()
             return None
 
     def store(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Save a part."""
-        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        self.replace(self.parts / f"{name}.safetensors", lambda partial: save_file(whole, partial))
-
-    def replace(self, file: Path, write: Callable[[Path], Any]) -> None:
-        """Write a file atomically, so that it is complete or absent."""
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        write(partial)
-        partial.replace(file)
+        store_tensors(self.parts / f"{name}.safetensors", tensors)

@@ -12,6 +12,7 @@ the text, after a dense prefill. There is no KV refresh within an episode, but i
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -99,7 +100,7 @@ class Sweep:
     Raises:
         ValueError: for an unknown controller, a budget below the smallest level, blocks of another length, or no
             controllable step.
-        SweepError: if the folder belongs to another sweep.
+        SweepError: if the folder belongs to another sweep, holds other files, or another process runs one there.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Sweep:
         self.state = PartialState()
         self.runner = BlockRunner(model, blocks, config.context_length, config.batch_size, advance=self._advance)
         setting = SweepSetting(self.runner, self.counted, config.hard, config.schedules_at_once)
+        self.blocks = len(blocks)
         self.methods = {entry: entry.start(setting) for entry in self.entries}
         if self.state.is_main_process:
             self.folder = SweepFolder(Path(folder), describe(model, blocks) | asdict(config))
@@ -131,7 +133,14 @@ class Sweep:
 
         Returns:
             `Dataset`: The table `sweep`, in every process.
+
+        Raises:
+            SweepError: if another process runs a sweep in the folder.
         """
+        with self.folder.in_use() if self.state.is_main_process else nullcontext():
+            return self._run()
+
+    def _run(self) -> Dataset:
         rows, trials = [self._dense()], []
         for method in self.methods.values():
             if (preparation := method.preparation()) is not None:
@@ -193,7 +202,7 @@ class Sweep:
     def _result(self, part: Part) -> Tensors:
         """The result of a part with its duration `seconds`; from the folder if it contains the part."""
         before = self.progress.done
-        found = self._share(self.folder.load(part.name) if self.state.is_main_process else None)
+        found = self._share(self.folder.load(part.name, self.blocks) if self.state.is_main_process else None)
         if found is None:
             start = time.perf_counter()
             found = part.make()

@@ -21,6 +21,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from ...budget.axes import AXES, PUBLISHED_AXES
+from ...episodes.stored_files import write_atomically
 
 
 TARGET, REALISED = "target_", "realised_"
@@ -96,16 +97,15 @@ def make_table(name: str, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]
 
 
 def write_table(table: Dataset, path: Path) -> None:
-    """Write a table atomically, in the format of the suffix of `path`, `.parquet` or `.csv`."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    write = table.to_csv if path.suffix == ".csv" else table.to_parquet
+    """Write a table atomically, in the format of the suffix of `path`, `.parquet` (with checksums) or `.csv`."""
     quiet = are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        write(str(partial))
-        partial.replace(path)
+        if path.suffix == ".csv":
+            write_atomically(path, lambda partial: table.to_csv(str(partial)))
+        else:
+            write_atomically(path, lambda partial: table.to_parquet(str(partial), write_page_checksum=True))
     finally:
-        partial.unlink(missing_ok=True)
         if not quiet:
             enable_progress_bars()
 
@@ -125,8 +125,8 @@ def read_table(folder: str | os.PathLike, name: str = "sweep") -> Dataset:
     if not path.exists():
         raise SweepError(f"{path} is not there: the sweep has not ended. Please {again}.")
     try:
-        table = Dataset(pyarrow.parquet.read_table(path))
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        table = Dataset(pyarrow.parquet.read_table(path, page_checksum_verification=True))
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SweepError(f"{path} is damaged ({error}): please {again}.") from error
     axes = axes_of(table.column_names) or tuple(axis.name for axis in PUBLISHED_AXES)
     missing = sorted(set(columns_of(name, axes)) - {DOCUMENTS} - set(table.column_names))
