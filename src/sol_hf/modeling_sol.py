@@ -39,6 +39,7 @@ from .decoding.setup import controls_for, new_cache
 from .decoding.step import decode_forward
 from .execution.coverage import Coverage
 from .execution.instrumentation import Instrumentation
+from .execution.watch import evaluating, watching
 from .hub.loading import base_facts, base_sizes, check_fit, load_policy, without_wrapper
 from .hub.saving import push_policy, save_policy
 from .modeling_sol_policy import SOLPolicyModel
@@ -241,7 +242,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         session.set_up_rows(len(tokens), tokens.device)
         past_key_values.observe_inputs(tokens, attention_mask, position_ids, session.decode_from)
         all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
-        with torch.no_grad(), Instrumentation.of(self.base):
+        context = watching(self.base) if session.controls is None else Instrumentation.of(self.base)
+        with torch.no_grad(), context:
             output = decode_forward(session, inputs, all_logits)
         if isinstance(logits_to_keep, torch.Tensor):
             output.logits = output.logits[:, logits_to_keep]
@@ -367,9 +369,10 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {self.base.device}.")
         rows = align_rows(input_ids, attention_mask, context_length)
         controls = self._controls(resolve_options(options, None, self.generation_config, self.config), len(input_ids))
-        with Instrumentation.of(self.base):
-            if controls is None:
+        if controls is None:
+            with evaluating(self.base):
                 return score_rows_densely(self.base, rows, self.action_space, return_logits)
+        with Instrumentation.of(self.base):
             session = DecodingSession(self.base, self.new_cache(), controls, decode_from=rows.context)
             return score_rows(session.begin(), rows, return_logits)
 

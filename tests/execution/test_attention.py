@@ -16,8 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ActionSpace, ScheduleController, SOLCache, SOLConfig, SOLForCausalLM, UnsupportedAxisError
 from sol_hf.execution.attention.interface import register_attention
-from sol_hf.execution.attention.masks import only_hides
-from sol_hf.execution.plan import ACTIVE, StepPlan, active_forward
+from sol_hf.execution.attention.masks import ADDS, HIDES, PLAIN, kind_of_mask
+from sol_hf.execution.plan import ACTIVE, ForwardContext, StepPlan, active_forward
 from sol_hf.selection.candidates import Candidates
 from sol_hf.selection.criterion import CRITERIA
 from sol_hf.selection.ranking import group_queries
@@ -219,13 +219,33 @@ def test_sparse_steps_of_a_base_with_a_mask_of_its_own_are_refused():
         model.generate(prompts(1, 20), max_new_tokens=3, token_keep=0.5)
 
 
-def test_a_mask_that_hides_and_one_that_does_more():
-    plan = StepPlan(cache=filled_cache(6, 1, [0])[0], rule=SelectionRule())
-    hiding = torch.tensor([0.0, torch.finfo(torch.float32).min, -torch.inf]).view(1, 1, 1, 3)
-    assert all(only_hides(plan, mask) for mask in (None, hiding, hiding, hiding < 0, (hiding < 0).long()))
-    assert not only_hides(plan, torch.full((1, 1, 1, 3), -0.5))
-    on_device = torch.empty(1, 4, 1, 3, device="meta")
-    assert only_hides(plan, on_device[:, :1]) and not only_hides(plan, on_device)
+def test_masks_that_hide_padding_hide_more_or_add():
+    least = torch.finfo(torch.float32).min
+    first_key = torch.tensor([1])
+    padding = torch.tensor([least, 0.0, 0.0]).view(1, 1, 1, 3)
+    further = torch.tensor([-torch.inf, least, 0.0]).view(1, 1, 1, 3)
+    for mask in (None, padding, padding, padding == 0, (padding == 0).long()):
+        assert kind_of_mask(ForwardContext(), mask, first_key) == PLAIN
+    for mask in (further, further == 0, (further == 0).long()):
+        assert kind_of_mask(ForwardContext(), mask, first_key) == HIDES
+    assert kind_of_mask(ForwardContext(), torch.full((1, 1, 1, 3), -0.5), first_key) == ADDS
+    causal = torch.ones(2, 4, dtype=torch.bool).tril(2)[None, None]
+    assert kind_of_mask(ForwardContext(), causal) == PLAIN
+    assert kind_of_mask(ForwardContext(), causal.tril(1)) == HIDES
+
+
+def test_masks_on_a_device_are_judged_by_their_origin():
+    """Their values are not read: that would stall the device."""
+    made, other = torch.ones(1, 1, 1, 3, dtype=torch.bool), torch.ones(1, 1, 1, 3, dtype=torch.bool)
+    on_device = type("OnDevice", (torch.Tensor,), {"device": SimpleNamespace(type="cuda")})
+
+    def elsewhere(mask):
+        return mask.as_subclass(on_device)
+
+    context = ForwardContext(masks=[elsewhere(made)])
+    assert kind_of_mask(context, elsewhere(made)[..., :2]) == PLAIN
+    assert kind_of_mask(context, elsewhere(other)) == HIDES
+    assert kind_of_mask(context, elsewhere(torch.zeros(1, 4, 1, 3))) == ADDS
 
 
 def test_keys_that_a_base_has_changed_are_read_as_they_are():
@@ -245,7 +265,9 @@ def test_function_and_mask_are_registered_together_and_once(implementation):
     name = register_attention(implementation)
     function = ALL_ATTENTION_FUNCTIONS[name]
     assert name == "sol_" + implementation
-    assert ALL_MASK_ATTENTION_FUNCTIONS[name] is ALL_MASK_ATTENTION_FUNCTIONS[implementation]
+    own, ours = ALL_MASK_ATTENTION_FUNCTIONS[implementation], ALL_MASK_ATTENTION_FUNCTIONS[name]
+    sizes = {"batch_size": 1, "q_length": 3, "kv_length": 5, "q_offset": 2, "dtype": torch.float32}
+    assert torch.equal(ours(**sizes), own(**sizes))
     assert register_attention(implementation) == name
     assert ALL_ATTENTION_FUNCTIONS[name] is function
 

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from ..budget.action_space import ActionSpace
 from ..controllers.processors import AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor
-from ..execution.plan import active_forward
 from .aligned_rows import AlignedRows
 from .base_forward import ForwardInputs, accepted_arguments, dense_forward
 from .controls import DecodeControls
@@ -129,8 +128,7 @@ def score_rows_densely(
             arguments["position_ids"] = (slots - rows.padding[:, None]).clamp(min=0)
     if "logits_to_keep" in accepted_arguments(base.__class__):
         arguments["logits_to_keep"] = steps
-    with active_forward():
-        logits = base(**arguments, use_cache=False, return_dict=True).logits[:, -steps:]
+    logits = base(**arguments, use_cache=False, return_dict=True).logits[:, -steps:]
     actions = torch.full_like(step_mask, space.dense_id, dtype=torch.long)
     return SOLScoreOutput(
         logprobs=label_logprobs(logits, rows.tokens[:, -steps:]) * step_mask,

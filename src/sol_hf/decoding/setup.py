@@ -41,7 +41,7 @@ def controls_for(
         budget.check(space, rows)
     if options.is_dense:
         return None
-    instrumentation = Instrumentation.of(base)
+    instrumentation = Instrumentation.at_start(base)
     axes = options.controlled_axes(space)
     instrumentation.require(axes, options.bits_backend)
     instrumentation.require_cache(new_cache(base, config), axes, options.kv_refresh)

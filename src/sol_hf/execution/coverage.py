@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..cache.sol_cache import SOLCache
 from ..errors import UnsupportedAxisError
+from .decoder_layers import layer_count
 from .instrumentation import Instrumentation
 
 
@@ -37,7 +38,7 @@ class Coverage:
             base (`PreTrainedModel`): The base.
             cache ([`SOLCache`]): An empty cache for it.
         """
-        instrumentation, name = Instrumentation.of(base), type(base).__name__
+        instrumentation, name = Instrumentation.at_start(base), type(base).__name__
         layers: dict[str, tuple[int, ...]] = {}
         reasons = {}
         for axis in cache.action_space.axis_names:
@@ -47,7 +48,7 @@ class Coverage:
                 layers[axis] = tuple(executor.layers(cache))
             except UnsupportedAxisError as error:
                 layers[axis], reasons[axis] = (), str(error)
-        count = base.config.get_text_config(decoder=True).num_hidden_layers
+        count = layer_count(base) or 0
         return cls(name, count, layers, reasons)
 
     def __str__(self) -> str:

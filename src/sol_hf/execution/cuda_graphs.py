@@ -26,7 +26,7 @@ from ..cache.sol_cache import SOLCache
 from ..kernels.cuda import triton_support
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
-from .attention.interface import PREFIX
+from .attention.implementation_name import own_name
 from .mlp.kept_channels.triton import TritonMLP
 from .mlp.step_mlp import StepMLP
 from .plan import DeviceRows, Parts, RefreshPlan, StepPlan, active_forward, planned_levels
@@ -221,7 +221,7 @@ def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule) -
         raise ValueError(f"CUDA graphs need full-attention layers only; this cache has {', '.join(others)}.")
     if not CRITERIA[rule.criterion].has_kernels:
         raise ValueError(f"CUDA graphs need a criterion with kernels, such as 'quest', not {rule.criterion!r}.")
-    if config._attn_implementation.removeprefix(PREFIX) != "sdpa":
+    if own_name(config._attn_implementation) != "sdpa":
         raise ValueError("CUDA graphs need a base with attn_implementation='sdpa'.")
     devices = {parameter.device for parameter in base.parameters()}
     if len(devices) > 1:

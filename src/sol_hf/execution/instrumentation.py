@@ -1,15 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Changes a base while at least one generation runs, and undoes all changes after the last.
+"""Changes a base while at least one generation under a budget runs, and undoes all changes after the last.
 
 There is one [`Instrumentation`] per base, however many wrappers and threads use it. It counts the running generations.
 Objects that several bases share, such as modules or a config, are changed once for all of them: see
-`shared_changes.py`.
+`shared_changes.py`. Dense calls do not use it: see `watch.py`.
 """
 
-import contextlib
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -22,12 +20,13 @@ from ..errors import UnsupportedAxisError
 from ..kernels.cuda import triton_support
 from ..selection.rule import SelectionRule
 from .cuda_graphs import check_capture
-from .executors import EXECUTORS, AxisExecutor, Change
+from .executors import AxisExecutor, Change
+from .inventory import Inventory
 from .linear.step_linear import StepLinear
-from .lm_head import capture_hidden_state
 from .norm import StepNorm
-from .shared_changes import change_once, is_changed
+from .shared_changes import change_once
 from .step_part import StepPart
+from .watch import stop_training, watch_head
 
 
 _INSTRUMENTATIONS: "weakref.WeakKeyDictionary[nn.Module, Instrumentation]" = weakref.WeakKeyDictionary()
@@ -43,13 +42,9 @@ class Instrumentation:
 
     def __init__(self, base: PreTrainedModel):
         self._base = weakref.ref(base)
-        self._changes = contextlib.ExitStack()
-        self._head = base.get_output_embeddings()
-        if self._head is None:
-            raise UnsupportedAxisError(f"{type(base).__name__} has no output embeddings, so no hidden state to read.")
-        self._executors: dict[str, AxisExecutor] = {}
-        self._reasons: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._inventory = Inventory(base)
+        self._undo: dict[tuple[str, int], Callable[[], object]] = {}
+        self._lock = threading.RLock()
         self._inside = 0
 
     @classmethod
@@ -59,6 +54,24 @@ class Instrumentation:
             if base not in _INSTRUMENTATIONS:
                 _INSTRUMENTATIONS[base] = cls(base)
             return _INSTRUMENTATIONS[base]
+
+    @classmethod
+    def at_start(cls, base: PreTrainedModel) -> "Instrumentation":
+        """The one instrumentation of `base`, for a call that begins: modules that were replaced are found anew."""
+        instrumentation = cls.of(base)
+        instrumentation.look_again()
+        return instrumentation
+
+    def look_again(self) -> None:
+        """Find the parts of the base anew if its modules or configs have changed.
+
+        If generations are running in other threads, new parts are changed now; their own plans keep the old parts.
+        """
+        with self._lock:
+            if not self._inventory.is_current():
+                self._inventory = Inventory(self.base)
+                if self._inside:
+                    self._install()
 
     @property
     def base(self) -> PreTrainedModel:
@@ -73,33 +86,11 @@ class Instrumentation:
         Raises:
             UnsupportedAxisError: if the axis has none, or cannot be controlled on this base.
         """
-        reason = self._reason_against(axis)
-        if reason is not None:
-            raise UnsupportedAxisError(reason)
-        return self._executors[axis]
+        return self._inventory.executor(axis)
 
     def unsupported(self, axis: str) -> UnsupportedAxisError | None:
         """The reason why an axis cannot be controlled on this base, `None` if it can."""
-        reason = self._reason_against(axis)
-        return None if reason is None else UnsupportedAxisError(reason)
-
-    def _reason_against(self, axis: str) -> str | None:
-        """Message of the error for an axis that cannot be controlled.
-
-        Only the message is kept. An error keeps the frames that it has passed, and with them the base.
-        """
-        if axis not in EXECUTORS:  # one may be registered later
-            return f"The axis `{axis}` has no executor: register one with `register_executor`."
-        if axis not in self._executors and axis not in self._reasons:
-            try:
-                self._executors[axis] = EXECUTORS[axis](self.base)
-            except UnsupportedAxisError as error:
-                self._reasons[axis] = str(error)
-        return self._reasons.get(axis)
-
-    def executors(self) -> Iterator[AxisExecutor]:
-        """Executors of all axes that can be controlled on this base."""
-        return (self.executor(axis) for axis in EXECUTORS if self.unsupported(axis) is None)
+        return self._inventory.unsupported(axis)
 
     def require(self, axes: Iterable[str], bits_backend: str = "fake") -> None:
         """Raise [`UnsupportedAxisError`] if the base cannot be controlled on one of `axes`, or with this backend."""
@@ -132,8 +123,7 @@ class Instrumentation:
     @property
     def step_parts(self) -> list[StepPart]:
         """The parts that replace a module's forward, each once, also if it carries out several axes."""
-        parts = [part for executor in self.executors() for part in executor.step_parts]
-        return list({id(part): part for part in parts}.values())
+        return self._inventory.step_parts
 
     @property
     def copied_bytes(self) -> int:
@@ -148,6 +138,7 @@ class Instrumentation:
     def __enter__(self) -> "Instrumentation":
         with self._lock:
             if self._inside == 0:
+                self.look_again()
                 self._install()
             self._inside += 1
         return self
@@ -156,33 +147,31 @@ class Instrumentation:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._changes.close()
+                self._undo_down_to(0)
 
     def _install(self) -> None:
+        """Make all changes that are not in force yet; none of them if one fails."""
+        before = len(self._undo)
         try:
             for change in self._needed_changes():
-                self._changes.callback(change_once(change.name, change.thing, change.make))
+                key = change.name, id(change.thing)
+                if key not in self._undo:
+                    self._undo[key] = change_once(change.name, change.thing, change.make)
         except BaseException:
-            self._changes.close()
+            self._undo_down_to(before)
             raise
 
+    def _undo_down_to(self, number: int) -> None:
+        while len(self._undo) > number:
+            self._undo.popitem()[1]()
+
     def _needed_changes(self) -> Iterator[Change]:
-        base = self.base
-        for module in base.modules():
-            if module.training or is_changed("training", module):
-                yield Change("training", module, functools.partial(_stop_training, module))
-        for executor in self.executors():
+        base, inventory = self.base, self._inventory
+        yield from stop_training(base)
+        for executor in inventory.executors():
             yield from executor.changes()
         for linear in StepLinear.all_of(base):
             yield Change("linear", linear.module, linear.install)
         for norm in StepNorm.all_of(base):
             yield Change("norm", norm.module, norm.install)
-        yield Change("head", self._head, self._watch_head)
-
-    def _watch_head(self) -> Callable[[], None]:
-        return self._head.register_forward_pre_hook(capture_hidden_state).remove
-
-
-def _stop_training(module: nn.Module) -> Callable[[], None]:
-    module.training = False
-    return lambda: setattr(module, "training", True)
+        yield watch_head(inventory.head)

@@ -4,8 +4,22 @@
 """The hidden state that the LM head of a base receives."""
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from ..errors import UnsupportedAxisError
 from .plan import ACTIVE
+
+
+def lm_head_of(base: PreTrainedModel) -> nn.Module:
+    """The LM head of a base, as it is now: heads are replaced when embeddings are resized or adapters are added.
+
+    Raises:
+        UnsupportedAxisError: if the base has none.
+    """
+    head = base.get_output_embeddings()
+    if head is None:
+        raise UnsupportedAxisError(f"{type(base).__name__} has no output embeddings, so no hidden state to read.")
+    return head
 
 
 def capture_hidden_state(module: nn.Module, args: tuple) -> tuple | None:

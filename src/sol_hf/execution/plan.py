@@ -67,12 +67,10 @@ class SharedByLayers:
 
     Args:
         kernels (`dict[str, list[AttentionKernel]]`): Kernels that are set up, by the name of the fast path.
-        hiding_masks (`list[torch.Tensor]`): Attention masks that were found to only hide keys.
         kept_share (`int` or `str`, *optional*): Mean `token_keep` in eighths, `"all"` if it is not planned.
     """
 
     kernels: dict[str, list[AttentionKernel]] = field(default_factory=dict)
-    hiding_masks: list[torch.Tensor] = field(default_factory=list)
     kept_share: int | str | None = None
 
 
@@ -206,9 +204,10 @@ class RefreshPlan:
 
 @dataclass
 class ForwardContext:
-    """The plan of a running forward of the base (`plan` or `refresh`), and one of its results (`hidden_states`).
+    """The plan of a running forward of the base (`plan` or `refresh`), and what was seen of it.
 
-    `hidden_states` is the LM head's input, of shape `(rows, tokens, hidden_size)`.
+    `hidden_states` is the LM head's input, of shape `(rows, tokens, hidden_size)`. `masks` are the attention masks that
+    transformers has made, and `mask_kinds` those that layers have got, with what they do.
     """
 
     plan: StepPlan | None = None
@@ -216,6 +215,8 @@ class ForwardContext:
     hidden_states: torch.Tensor | None = None
 
     # Every module of the base reads these, so they are computed once.
+    masks: list[torch.Tensor] = field(default_factory=list)
+    mask_kinds: list[tuple[torch.Tensor, str]] = field(default_factory=list)
     told: StepPlan | RefreshPlan | None = field(init=False)
     """The plan of the step or of the refresh; `None` for an ordinary forward of the base."""
     may_round_differently: bool = field(init=False)

@@ -10,25 +10,25 @@ selected keys only.
 """
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ...cache.paged_layer import PagedLayer
 from ...cache.shared_prefix import SharedPrefixLayer
-from ..plan import ACTIVE
-from .masks import is_plain, only_hides, refuse_unsupported
+from ..plan import ACTIVE, ForwardContext, RefreshPlan, StepPlan
+from .implementation_name import ImplementationName
+from .masks import PLAIN, is_plain, kind_of_mask, refuse_unsupported
 from .refresh.operation import RefreshAttention, attend_refresh
 from .shared_prefix import attend_shared_prefix
 from .step.operation import StepAttention, attend_step
-from .stored_keys import cache_layer_of, refuse_capture
-
-
-PREFIX = "sol_"
+from .stored_keys import cache_layer_of, refuse_capture, refuse_computed_keys, sharing_part
 
 
 def register_attention(implementation: str) -> str:
@@ -37,11 +37,21 @@ def register_attention(implementation: str) -> str:
     Args:
         implementation (`str`): Name of the implementation that the base uses, e.g. `"sdpa"` or `"eager"`.
     """
-    name = PREFIX + implementation
+    name = ImplementationName(implementation).registered
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _attention_function(implementation))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+        AttentionMaskInterface.register(name, _mask_function(implementation))
     return name
+
+
+def _mask_function(implementation: str) -> Callable:
+    def sol_mask(*args, **kwargs) -> Any:
+        mask, context = ALL_MASK_ATTENTION_FUNCTIONS[implementation](*args, **kwargs), ACTIVE.get()
+        if context is not None and isinstance(mask, torch.Tensor):
+            context.masks.append(mask)
+        return mask
+
+    return sol_mask
 
 
 def _attention_function(implementation: str) -> Callable:
@@ -51,55 +61,104 @@ def _attention_function(implementation: str) -> Callable:
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
+        *args,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         context = ACTIVE.get()
-        plan = context.plan if context is not None else None
-        if plan is not None and plan.is_fanned_out:
-            layer_idx = cache_layer_of(plan.cache, module.layer_idx, key)
-            layer = plan.cache.layers[layer_idx]
-            if isinstance(layer, SharedPrefixLayer):
-                refuse_unsupported(module, kwargs, plan, attention_mask)
-                plan.mark_done("token_keep", layer_idx)
-                return attend_shared_prefix(layer, plan.rule, plan.token_keep, query, scaling), None
         original = functools.partial(
-            _original(implementation, module),
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            **kwargs,
+            _original(implementation, module), module, query, key, value, attention_mask, *args, **kwargs
         )
-        if plan is not None and module.layer_idx in plan.sparse_layers:
-            layer_idx = cache_layer_of(plan.cache, module.layer_idx, key)
-            if plan.token_keep is not None:
-                refuse_unsupported(module, kwargs, plan, attention_mask)
-                plan.mark_done("token_keep", layer_idx)
-                call = StepAttention(plan, layer_idx, query, key, value, scaling)
-                return attend_step(call), None
-            if is_plain(kwargs) and only_hides(plan, attention_mask):
-                call = StepAttention(plan, layer_idx, query, key, value, scaling, original)
-                return attend_step(call), call.weights
-        refresh = context.refresh if context is not None and context.may_round_differently else None
-        if refresh is not None and is_plain(kwargs):
-            refresh_call = RefreshAttention(refresh, module.layer_idx, query, key, value, attention_mask, scaling)
-            output = attend_refresh(refresh_call)
-            if output is not None:
-                return output, None
-        if context is not None:
-            refuse_capture(context.told, query)
+        if context is None or context.told is None or args:
+            return original()
+        call = AttentionCall(module, query, key, value, attention_mask, kwargs, original)
+        output = _attend_by_plan(call, context.plan, context) if context.plan is not None else None
+        if output is None and context.refresh is not None and context.may_round_differently:
+            output = _attend_in_refresh(call, context.refresh, context)
+        if output is not None:
+            return output
+        refuse_capture(context.told, query)
         return original()
 
     return sol_attention_forward
+
+
+class AttentionCall(NamedTuple):
+    """What a module passes to its attention function, and `original`, which computes it as the base does."""
+
+    module: Any
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    further: dict[str, Any]
+    original: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+
+    @property
+    def scaling(self) -> float | None:
+        """Scale of the scores; `1 / sqrt(head_dim)` if it is `None`."""
+        return self.further.get("scaling")
+
+
+Attended = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def _attend_by_plan(call: AttentionCall, plan: StepPlan, context: ForwardContext) -> Attended | None:
+    """The attention of a decode step by its plan; `None` if the base's own is to be computed."""
+    layer_idx = cache_layer_of(plan.cache, call.module, call.key)
+    if layer_idx is None:
+        return None
+    layer = plan.cache.layers[layer_idx]
+    if isinstance(layer, SharedPrefixLayer):
+        refuse_unsupported(call.module, call.further, kind_of_mask(context, call.mask))
+        refuse_computed_keys(call.module, layer, call.key)
+        _mark_done(plan, layer_idx, call.module)
+        return attend_shared_prefix(layer, plan.rule, plan.token_keep, call.query, call.scaling), None
+    if layer_idx not in plan.sparse_layers:
+        return None
+    dropped = layer.get_seq_length() - call.key.shape[2]
+    kind = kind_of_mask(context, call.mask, plan.cache.padding, dropped)
+    if plan.token_keep is not None:
+        refuse_unsupported(call.module, call.further, kind)
+        _mark_done(plan, layer_idx, call.module)
+        return attend_step(StepAttention(plan, layer_idx, *call[1:4], call.scaling)), None
+    if kind == PLAIN and is_plain(call.further):
+        step = StepAttention(plan, layer_idx, *call[1:4], call.scaling, call.original)
+        return attend_step(step), step.weights
+    return None
+
+
+def _mark_done(plan: StepPlan, layer_idx: int, module: Any) -> None:
+    """Tick off a cache layer, and a module that shares its keys with another one."""
+    plan.mark_done("token_keep", layer_idx)
+    own = getattr(module, "layer_idx", layer_idx)
+    if own != layer_idx:
+        plan.mark_done("token_keep", sharing_part(own))
+
+
+def _attend_in_refresh(call: AttentionCall, refresh: RefreshPlan, context: ForwardContext) -> Attended | None:
+    """The dense attention of a KV refresh; `None` if the base's own is to be computed."""
+    layer_idx = cache_layer_of(refresh.cache, call.module, call.key)
+    if layer_idx is None or not is_plain(call.further):
+        return None
+    if isinstance(refresh.cache.layers[layer_idx], PagedLayer) and refresh.rows_on_device is None:
+        if kind_of_mask(context, call.mask, refresh.cache.padding) != PLAIN:
+            return None
+    output = attend_refresh(RefreshAttention(refresh, layer_idx, *call[1:5], call.scaling))
+    return None if output is None else (output, None)
 
 
 def _original(implementation: str, module: torch.nn.Module) -> Callable:
     """The original attention function; that of `eager` is defined in each model file."""
     if implementation in ALL_ATTENTION_FUNCTIONS:
         return ALL_ATTENTION_FUNCTIONS[implementation]
-    return sys.modules[type(module).__module__].eager_attention_forward
+    return eager_attention_of(type(module))
+
+
+@functools.lru_cache
+def eager_attention_of(kind: type) -> Callable:
+    """The eager attention that a class of modules passes to transformers as the default."""
+    function = inspect.unwrap(kind.forward)
+    names = [name for name in function.__code__.co_names if name.endswith("eager_attention_forward")]
+    if len(names) == 1 and names[0] in function.__globals__:
+        return function.__globals__[names[0]]
+    return vars(sys.modules[kind.__module__])["eager_attention_forward"]

@@ -3,10 +3,13 @@
 
 """Checks and helpers for implementations that read keys and values from the storage of a cache layer."""
 
+from collections.abc import Hashable
+
 import torch
 
 from ...cache.paged_layer import PagedLayer
 from ...cache.sol_cache import SOLCache
+from ...errors import UnsupportedAxisError
 from ...kernels.cuda import triton_support
 from ..plan import DeviceRows, RefreshPlan, StepPlan
 
@@ -17,26 +20,43 @@ MOST_PAGES = (1 << 16) - 1
 
 def is_stored(layer: object, key: torch.Tensor, value: torch.Tensor | None = None) -> bool:
     """Whether the keys and values that a base attends to are views of a layer's storage, not computed from it."""
-    if not isinstance(layer, PagedLayer) or key.data_ptr() != layer.keys.data_ptr():
+    if not isinstance(layer, PagedLayer) or not layer.is_initialized or key.data_ptr() != layer.keys.data_ptr():
         return False
     return value is None or value.data_ptr() == layer.values.data_ptr()
 
 
-def cache_layer_of(cache: SOLCache, layer_idx: int, key: torch.Tensor) -> int:
-    """Index of the cache layer whose keys a module attends to.
+def cache_layer_of(cache: SOLCache, module: torch.nn.Module, key: torch.Tensor) -> int | None:
+    """Index of the cache layer whose keys a module attends to; `None` if they are in none.
 
     It is the module's own, except in a base that runs its layers several times per token, with one cache layer for
-    each time.
+    each time, and in layers that share the keys of another one.
 
     Args:
         cache ([`SOLCache`]): The cache.
-        layer_idx (`int`): The module's own index.
+        module (`torch.nn.Module`): The attention.
         key (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): The keys that the module attends to.
     """
-    own = cache.layers[layer_idx]
-    if not isinstance(own, PagedLayer) or is_stored(own, key):
+    layer_idx, layers = getattr(module, "layer_idx", None), cache.layers
+    own = layers[layer_idx] if isinstance(layer_idx, int) and layer_idx < len(layers) else None
+    has_keys = getattr(own, "keys", None) is not None
+    if has_keys and (not isinstance(own, PagedLayer) or is_stored(own, key)):
         return layer_idx
-    return next((index for index, layer in enumerate(cache.layers) if is_stored(layer, key)), layer_idx)
+    found = next((index for index, layer in enumerate(layers) if is_stored(layer, key)), None)
+    return layer_idx if found is None and has_keys else found
+
+
+def sharing_part(layer: int) -> Hashable:
+    """Key for `mark_done` of a decoder layer that has no keys of its own and reads those of another one."""
+    return "reads the keys of another layer", layer
+
+
+def refuse_computed_keys(module: torch.nn.Module, layer: PagedLayer, key: torch.Tensor) -> None:
+    """Raise [`UnsupportedAxisError`] in a rollout over a base whose keys are not those in its cache."""
+    if not is_stored(layer, key):
+        raise UnsupportedAxisError(
+            f"Rollouts cannot run on {type(module).__name__}: it computes its keys from what is in the cache, and "
+            "attention over a shared prefix reads them from there."
+        )
 
 
 def triton_supports(query: torch.Tensor, layer: object) -> bool:

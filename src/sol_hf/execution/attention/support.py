@@ -3,33 +3,46 @@
 
 """Checks whether the attention of a base can be replaced."""
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...errors import UnsupportedAxisError
+from ..decoder_layers import decoder_layers, text_config
+from .implementation_name import own_name
+
+
+def attention_configs(base: PreTrainedModel) -> list[PreTrainedConfig]:
+    """The configs from which the decoder layers read their attention implementation, each once.
+
+    Usually it is one. Layers that are deep copies have a config of their own.
+    """
+    layers = decoder_layers(base)
+    modules: list[nn.Module] = [base] if layers is None else list(layers.modules())
+    configs = [vars(module).get("config") for module in modules]
+    found = {id(config): config for config in configs if isinstance(config, PreTrainedConfig)}
+    return list(found.values()) or [text_config(base)]
 
 
 def check_attention(base: PreTrainedModel) -> None:
     """Raise [`UnsupportedAxisError`] if the attention of `base` cannot be reached through AttentionInterface."""
-    config = base.config.get_text_config(decoder=True)
+    config = text_config(base)
+    start = f"The axis `token_keep` cannot be controlled on {type(base).__name__}"
     if not base._supports_attention_backend:
-        raise UnsupportedAxisError(
-            f"The axis `token_keep` cannot be controlled on {type(base).__name__}: its attention does not go through "
-            "transformers' AttentionInterface."
-        )
+        raise UnsupportedAxisError(f"{start}: its attention does not go through transformers' AttentionInterface.")
     softcap = getattr(config, "attn_logit_softcapping", None)
     if softcap is not None:
         raise UnsupportedAxisError(
-            f"The axis `token_keep` cannot be controlled on {type(base).__name__}: its attention soft-caps the scores "
-            f"(softcap={softcap:g}), which attention over selected keys does not support."
+            f"{start}: its attention soft-caps the scores (softcap={softcap:g}), which attention over selected keys "
+            "does not support."
         )
     if any(name.rpartition(".")[2] == "sinks" for name, _ in base.named_parameters()):
         raise UnsupportedAxisError(
-            f"The axis `token_keep` cannot be controlled on {type(base).__name__}: its attention has learned sinks, "
-            "which attention over selected keys does not support."
+            f"{start}: its attention has learned sinks, which attention over selected keys does not support."
         )
-    if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
-        raise UnsupportedAxisError(
-            f"The axis `token_keep` cannot be controlled on {type(base).__name__} with the attention implementation "
-            f"{config._attn_implementation!r}: load the base with attn_implementation='sdpa' or 'eager'."
-        )
+    for name in map(own_name, (part._attn_implementation for part in attention_configs(base))):
+        if name not in ALL_MASK_ATTENTION_FUNCTIONS:
+            raise UnsupportedAxisError(
+                f"{start} with the attention implementation {name!r}: load the base with attn_implementation='sdpa' "
+                "or 'eager'."
+            )

@@ -3,25 +3,28 @@
 
 """The axis `token_keep`: attention reads the keys that the plan's criterion selects.
 
-While a generation runs, the attention implementation in the base's config is replaced by our registered version of it,
-which reads the plan. Full-attention layers carry it out. Layers with a sliding window stay dense, unless all layers
-have one.
+While a generation runs, the attention implementation in the configs of the base is replaced by our registered version
+of it, which reads the plan. Full-attention layers carry it out. Layers with a sliding window stay dense, unless all
+layers have one.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...cache.sol_cache import SOLCache
 from ...errors import UnsupportedAxisError
+from ..attention.implementation_name import ImplementationName, own_name
 from ..attention.interface import register_attention
-from ..attention.support import check_attention
+from ..attention.stored_keys import sharing_part
+from ..attention.support import attention_configs, check_attention
+from ..decoder_layers import text_config
 from ..executors import AxisExecutor, Change, register_executor
 
 
 @register_executor("token_keep")
 class TokenKeepExecutor(AxisExecutor):
-    """Replaces the attention implementation of a base.
+    """Replaces the attention implementation of a base, in every config that its decoder layers hold.
 
     Args:
         base (`PreTrainedModel`): The base.
@@ -31,16 +34,23 @@ class TokenKeepExecutor(AxisExecutor):
 
     def __init__(self, base: PreTrainedModel):
         check_attention(base)
-        self._config = base.config.get_text_config(decoder=True)
+        self._configs = attention_configs(base)
+        config = text_config(base)
+        types = getattr(config, "layer_types", None) or []
+        modes = getattr(config, "kv_sharing_modes", None) or []
+        reused = [i for i, mode in enumerate(modes) if (mode or "").startswith("reuse")]
+        self._layer_types, self._reused = list(types), [layer for layer in reused if layer < len(types)]
 
     def changes(self) -> Iterable[Change]:
-        return [Change("attention", self._config, self._exchange_attention)]
+        return [Change("attention", config, lambda config=config: _exchange(config)) for config in self._configs]
 
     def parts(self, cache: SOLCache) -> Mapping[Hashable, str]:
-        return {layer: f"the attention of layer {layer}" for layer in sorted(cache.sparse_layers)}
+        parts: dict[Hashable, str] = {layer: f"the attention of layer {layer}" for layer in sorted(cache.sparse_layers)}
+        shared = {sharing_part(layer): f"the attention of layer {layer}" for layer in self._sharing_layers(cache)}
+        return parts | shared
 
     def layers(self, cache: SOLCache) -> Sequence[int]:
-        return sorted(cache.sparse_layers)
+        return sorted(cache.sparse_layers | set(self._sharing_layers(cache)))
 
     def check_cache(self, cache: SOLCache, name: str) -> None:
         if not cache.sparse_layers:
@@ -48,7 +58,15 @@ class TokenKeepExecutor(AxisExecutor):
                 f"The axis `token_keep` cannot be controlled on {name}: none of its cache layers holds all keys."
             )
 
-    def _exchange_attention(self) -> Callable[[], None]:
-        config, own = self._config, self._config._attn_implementation
-        config._attn_implementation = register_attention(own)
-        return lambda: setattr(config, "_attn_implementation", own)
+    def _sharing_layers(self, cache: SOLCache) -> list[int]:
+        """Layers without keys of their own that read those of a layer which `token_keep` applies to."""
+        kinds = {self._layer_types[layer] for layer in cache.sparse_layers if layer < len(self._layer_types)}
+        return [layer for layer in self._reused if self._layer_types[layer] in kinds]
+
+
+def _exchange(config: PreTrainedConfig) -> Callable[[], None]:
+    """Exchange the implementation in one config, not in those of towers that may be part of it."""
+    own = own_name(config._attn_implementation)
+    register_attention(own)
+    config._attn_implementation_internal = ImplementationName(own)
+    return lambda: setattr(config, "_attn_implementation_internal", own)

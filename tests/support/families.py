@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tiny random models of every causal-LM family of the installed transformers that can be built from a config."""
+
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+FAMILY_NAMES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+DECODER = dict(
+    vocab_size=99,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=256,
+    pad_token_id=None,
+    bos_token_id=1,
+    eos_token_id=None,
+    tie_word_embeddings=False,
+)
+OTHER_NAMES = dict(
+    ffn_dim=64,
+    ffn_hidden_size=64,
+    d_ff=64,
+    d_kv=8,
+    decoder_layers=2,
+    decoder_ffn_dim=64,
+    decoder_attention_heads=4,
+    encoder_layers=2,
+    encoder_ffn_dim=64,
+    encoder_attention_heads=4,
+    shared_intermediate_size=64,
+)
+EXPERTS = dict(
+    num_local_experts=4,
+    num_experts=4,
+    n_routed_experts=4,
+    moe_num_experts=4,
+    num_experts_per_tok=2,
+    n_group=1,
+    topk_group=1,
+    moe_intermediate_size=16,
+    moe_ffn_hidden_size=16,
+    expert_ffn_hidden_size=16,
+    shared_expert_intermediate_size=16,
+    moe_shared_expert_intermediate_size=16,
+    n_shared_experts=1,
+    decoder_sparse_step=1,
+    first_k_dense_replace=1,
+)
+LATENT = dict(q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8)
+INDEXED = dict(index_n_heads=2, index_head_dim=16, index_topk=12)
+RECURRENT = dict(
+    linear_num_key_heads=2,
+    linear_num_value_heads=2,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    mamba_n_heads=4,
+    mamba_d_head=16,
+    mamba_d_state=8,
+    mamba_expand=2,
+    mamba_num_heads=4,
+    mamba_head_dim=16,
+    ssm_state_size=8,
+    n_groups=1,
+    chunk_size=8,
+)
+PER_LAYER = dict(hidden_size_per_layer_input=8, vocab_size_per_layer_input=99, laurel_rank=8, num_kv_shared_layers=0)
+SIZES: dict[str, Any] = {**DECODER, **OTHER_NAMES, **EXPERTS, **LATENT, **INDEXED, **RECURRENT, **PER_LAYER}
+
+VISION = dict(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+)
+"""As many layers as the text part, so that the two can be mistaken for each other."""
+QWEN_VISION = dict(
+    depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=32, num_position_embeddings=16
+)
+FULL = ["full_attention"] * 2
+SLIDING = ["sliding_attention", "full_attention"]
+LINEAR = ["linear_attention", "full_attention"]
+SHARED = dict(num_hidden_layers=6, num_kv_shared_layers=4, layer_types=SLIDING * 3, sliding_window=16)
+
+
+def text(family: str, **overrides: Any) -> dict[str, Any]:
+    """The config of a text part, for composite models."""
+    return {**SIZES, **OVERRIDES.get(family, {}), **overrides, "model_type": family}
+
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"layer_types": SLIDING, "sliding_window": 16},
+    "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "n_positions": 256},
+    "dots3_note": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3_text": {"layer_types": SLIDING, "sliding_window": 16},
+    "gemma3n_text": {**SHARED, "intermediate_size": [64] * 6, "activation_sparsity_pattern": [0.0] * 6},
+    "gemma4_text": SHARED,
+    "gemma4_unified_text": SHARED,
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"expand": 2, "num_heads": 8, "head_dim": 8, "state_size": 8},
+    "modernbert-decoder": {"pad_token_id": 0, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+    "prophetnet": {
+        "num_encoder_layers": 2, "num_decoder_layers": 2, "num_decoder_attention_heads": 4, "is_decoder": True,
+        "add_cross_attention": False,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
+    "roc_bert": {"pronunciation_vocab_size": 99, "shape_vocab_size": 99},
+    "zaya": {"num_experts_per_tok": 1},
+    "kimi_linear": {"linear_attn_config": None},
+    "zamba": {"layer_types": ["linear_attention", "hybrid"], "attn_layer_period": 2, "attn_layer_offset": 1},
+    "zamba2": {"layer_types": ["linear_attention", "hybrid"], "num_mem_blocks": 1, "mamba_ngroups": 1},
+    "cpmant": {"dim_model": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 64, "prompt_types": 2},
+}
+BLT = {k: v for k, v in DECODER.items() if k != "head_dim"} | {"hidden_size_global": 32, "cross_attn_k": 1}
+OVERRIDES |= {
+    "emu3": {"text_config": text("emu3_text_model", pad_token_id=0)},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 99,
+        **{f"{part}_config": BLT for part in ("patcher", "encoder", "decoder", "global")},
+    },
+    "gemma3": {"text_config": text("gemma3_text"), "vision_config": VISION | {"model_type": "siglip_vision_model"}},
+    "gemma4": {"text_config": text("gemma4_text")},
+    "gemma4_unified": {"text_config": text("gemma4_unified_text")},
+    "git": {"vision_config": VISION},
+    "got_ocr2": {
+        "text_config": text("qwen2"),
+        "vision_config": VISION | {"mlp_dim": 32, "output_channels": 8, "global_attn_indexes": [1], "window_size": 2},
+    },
+    "llama4": {"text_config": text("llama4_text"), "vision_config": VISION},
+    "mllama": {"text_config": text("mllama_text_model"), "vision_config": VISION},
+    "moss_transcribe_diarize": {
+        "text_config": text("qwen3"),
+        "audio_config": dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2),
+    },
+    "phi4_multimodal": {
+        "vision_config": VISION | {"image_size": 16, "crop_size": 16},
+        "audio_config": dict(
+            hidden_size=16, intermediate_size=32, num_blocks=1, num_attention_heads=2, ext_pw_out_channel=16,
+            depthwise_separable_out_channel=16, nemo_conv_channels=16,
+        ),
+    },
+    "qwen3_5": {"text_config": text("qwen3_5_text", layer_types=LINEAR), "vision_config": QWEN_VISION},
+    "qwen3_5_moe": {"text_config": text("qwen3_5_moe_text", layer_types=LINEAR), "vision_config": QWEN_VISION},
+    "qwen4_exp": {"text_config": text("qwen4_exp_text"), "vision_config": QWEN_VISION},
+}
+
+UNSETTABLE = {
+    "prophetnet": ("num_hidden_layers",),
+    "xlnet": ("max_position_embeddings",),
+    "dots3_note": ("hidden_size",),
+}
+
+
+def sizes_of(family: str) -> dict[str, Any]:
+    """The sizes that a family's config accepts; some names are read-only there."""
+    kind = CONFIG_MAPPING[family]
+    members = {name: getattr(kind, name, None) for name in SIZES}
+    fixed = {name for name, member in members.items() if isinstance(member, property) and member.fset is None}
+    return {name: SIZES[name] for name in SIZES if name not in fixed and name not in UNSETTABLE.get(family, ())}
+
+
+def family_base(family: str, **overrides: Any) -> PreTrainedModel:
+    """A tiny random model of a family, in float32."""
+    config = AutoConfig.for_model(family, **{**sizes_of(family), **OVERRIDES.get(family, {}), **overrides})
+    torch.manual_seed(7)
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    base.generation_config.pad_token_id = 0
+    return base
