@@ -3,7 +3,6 @@
 
 """A step that was not computed as planned raises and names the missing parts; coverage lists the reached layers."""
 
-import copy
 import pickle
 import threading
 
@@ -18,7 +17,7 @@ from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.plan import StepPlan, active_forward
 from sol_hf.selection.rule import SelectionRule
 from support.bases import tiny_base
-from support.cases import HALF, SETTINGS, control, prompts, sol_model
+from support.cases import SETTINGS, control, prompts, sol_model
 
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}

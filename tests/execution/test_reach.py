@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from sol_hf import FixedController, SOLConfig, SOLForCausalLM
+from sol_hf.execution.attention.step import gather
 from support.bases import SIZES, tiny_base
 from support.cases import control, prompts, sol_model
 
@@ -108,11 +109,16 @@ class TestTowers:
 
 KV_SHARED = dict(
     num_hidden_layers=6, num_kv_shared_layers=4, layer_types=["sliding_attention", "full_attention"] * 3,
-    sliding_window=16, hidden_size_per_layer_input=8, vocab_size_per_layer_input=99,
+    sliding_window=16, hidden_size_per_layer_input=8, vocab_size_per_layer_input=99, laurel_rank=8,
 )  # fmt: skip
 SHARING = {
     "gemma4_text": {**KV_SHARED, "global_head_dim": 8},
-    "gemma3n_text": {**KV_SHARED, "intermediate_size": [64] * 6, "activation_sparsity_pattern": [0.0] * 6, "laurel_rank": 8},
+    "gemma3n_text": {
+        **KV_SHARED,
+        "intermediate_size": [64] * 6,
+        "activation_sparsity_pattern": [0.0] * 6,
+        "laurel_rank": 8,
+    },
 }
 
 
@@ -122,12 +128,13 @@ class TestSharedKeys:
         """Every full-attention layer attends to as many keys as the action says, those that share keys too."""
         model, read = control(from_sizes(family, **SHARING[family])), []
         assert model.coverage().layers["token_keep"] == (1, 3, 5)
-        from sol_hf.execution.attention.step import gather
-
         original = gather.scaled_dot_product_attention
-        monkeypatch.setattr(
-            gather, "scaled_dot_product_attention", lambda q, k, v, **o: read.append(k.shape[2]) or original(q, k, v, **o)
-        )
+
+        def counting(query, key, value, **options):
+            read.append(key.shape[2])
+            return original(query, key, value, **options)
+
+        monkeypatch.setattr(gather, "scaled_dot_product_attention", counting)
         output = model.generate(
             prompts(1, 60), **OPTIONS, token_keep=0.2, controller=FixedController(), backend="reference"
         )

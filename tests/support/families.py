@@ -94,7 +94,9 @@ def text(family: str, **overrides: Any) -> dict[str, Any]:
     return {**SIZES, **OVERRIDES.get(family, {}), **overrides, "model_type": family}
 
 
+NO_GROUPS = {"num_key_value_heads": 4}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    **{name: NO_GROUPS for name in ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")},
     "cohere_compass_text": {"layer_types": SLIDING, "sliding_window": 16},
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "n_positions": 256},
     "dots3_note": {"num_key_value_heads": 4},
@@ -109,7 +111,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"expand": 2, "num_heads": 8, "head_dim": 8, "state_size": 8},
     "modernbert-decoder": {"pad_token_id": 0, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
     "prophetnet": {
-        "num_encoder_layers": 2, "num_decoder_layers": 2, "num_decoder_attention_heads": 4, "is_decoder": True,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "num_decoder_attention_heads": 4,
+        "is_decoder": True,
         "add_cross_attention": False,
     },
     "reformer": {"is_decoder": True, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
@@ -144,8 +149,13 @@ OVERRIDES |= {
     "phi4_multimodal": {
         "vision_config": VISION | {"image_size": 16, "crop_size": 16},
         "audio_config": dict(
-            hidden_size=16, intermediate_size=32, num_blocks=1, num_attention_heads=2, ext_pw_out_channel=16,
-            depthwise_separable_out_channel=16, nemo_conv_channels=16,
+            hidden_size=16,
+            intermediate_size=32,
+            num_blocks=1,
+            num_attention_heads=2,
+            ext_pw_out_channel=16,
+            depthwise_separable_out_channel=16,
+            nemo_conv_channels=16,
         ),
     },
     "qwen3_5": {"text_config": text("qwen3_5_text", layer_types=LINEAR), "vision_config": QWEN_VISION},
@@ -169,9 +179,14 @@ def sizes_of(family: str) -> dict[str, Any]:
 
 
 def family_base(family: str, **overrides: Any) -> PreTrainedModel:
-    """A tiny random model of a family, in float32."""
+    """A tiny random model of a family, in float64 if it can run in it, with weights large enough to matter."""
     config = AutoConfig.for_model(family, **{**sizes_of(family), **OVERRIDES.get(family, {}), **overrides})
     torch.manual_seed(7)
     base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in base.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(0.25 / parameter.std().clamp(min=1e-6))
     base.generation_config.pad_token_id = 0
+    base.generation_config.eos_token_id = None
     return base

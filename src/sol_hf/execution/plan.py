@@ -206,8 +206,8 @@ class RefreshPlan:
 class ForwardContext:
     """The plan of a running forward of the base (`plan` or `refresh`), and what was seen of it.
 
-    `hidden_states` is the LM head's input, of shape `(rows, tokens, hidden_size)`. `masks` are the attention masks that
-    transformers has made, and `mask_kinds` those that layers have got, with what they do.
+    `hidden_states` is the LM head's input, of shape `(rows, tokens, hidden_size)`. `masks` are the attention masks
+    that transformers has made, and `mask_kinds` those that layers have got, with what they do.
     """
 
     plan: StepPlan | None = None

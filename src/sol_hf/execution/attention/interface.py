@@ -11,7 +11,6 @@ selected keys only.
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -151,14 +150,12 @@ def _original(implementation: str, module: torch.nn.Module) -> Callable:
     """The original attention function; that of `eager` is defined in each model file."""
     if implementation in ALL_ATTENTION_FUNCTIONS:
         return ALL_ATTENTION_FUNCTIONS[implementation]
-    return eager_attention_of(type(module))
+    return eager_attention_of(type(module).forward)
 
 
 @functools.lru_cache
-def eager_attention_of(kind: type) -> Callable:
-    """The eager attention that a class of modules passes to transformers as the default."""
-    function = inspect.unwrap(kind.forward)
+def eager_attention_of(forward: Callable) -> Callable:
+    """The eager attention that the forward of a class of modules passes to transformers as the default."""
+    function = inspect.unwrap(forward)
     names = [name for name in function.__code__.co_names if name.endswith("eager_attention_forward")]
-    if len(names) == 1 and names[0] in function.__globals__:
-        return function.__globals__[names[0]]
-    return vars(sys.modules[kind.__module__])["eager_attention_forward"]
+    return function.__globals__[names[0] if len(names) == 1 else "eager_attention_forward"]

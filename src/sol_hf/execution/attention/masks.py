@@ -25,9 +25,7 @@ PLAIN, HIDES, ADDS = "plain", "hides", "adds"
 """What a mask does: hide padding only, hide further keys too, change the scores of visible keys."""
 
 
-def kind_of_mask(
-    context: ForwardContext, mask: object, padding: torch.Tensor | None = None, dropped: int = 0
-) -> str:
+def kind_of_mask(context: ForwardContext, mask: object, padding: torch.Tensor | None = None, dropped: int = 0) -> str:
     """What an attention mask does in a step or a KV refresh: [`PLAIN`], [`HIDES`] or [`ADDS`].
 
     On the CPU its values are checked, once if all layers get the same mask. On other devices this would stall the
@@ -89,6 +87,4 @@ def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind:
         )
     for name in UNSUPPORTED_ARGUMENTS:
         if arguments.get(name) is not None:
-            raise UnsupportedAxisError(
-                f"{start} uses `{name}`, which attention over selected keys does not support."
-            )
+            raise UnsupportedAxisError(f"{start} uses `{name}`, which attention over selected keys does not support.")

@@ -8,6 +8,7 @@ of it, which reads the plan. Full-attention layers carry it out. Layers with a s
 layers have one.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -42,10 +43,12 @@ class TokenKeepExecutor(AxisExecutor):
         self._layer_types, self._reused = list(types), [layer for layer in reused if layer < len(types)]
 
     def changes(self) -> Iterable[Change]:
-        return [Change("attention", config, lambda config=config: _exchange(config)) for config in self._configs]
+        return [Change("attention", config, functools.partial(_exchange, config)) for config in self._configs]
 
     def parts(self, cache: SOLCache) -> Mapping[Hashable, str]:
-        parts: dict[Hashable, str] = {layer: f"the attention of layer {layer}" for layer in sorted(cache.sparse_layers)}
+        parts: dict[Hashable, str] = {
+            layer: f"the attention of layer {layer}" for layer in sorted(cache.sparse_layers)
+        }
         shared = {sharing_part(layer): f"the attention of layer {layer}" for layer in self._sharing_layers(cache)}
         return parts | shared
 
@@ -66,7 +69,7 @@ class TokenKeepExecutor(AxisExecutor):
 
 def _exchange(config: PreTrainedConfig) -> Callable[[], None]:
     """Exchange the implementation in one config, not in those of towers that may be part of it."""
-    own = own_name(config._attn_implementation)
+    own = str(own_name(config._attn_implementation))
     register_attention(own)
     config._attn_implementation_internal = ImplementationName(own)
     return lambda: setattr(config, "_attn_implementation_internal", own)
