@@ -9,18 +9,22 @@ BIN_OLDEST := $(VENV_OLDEST)/bin
 INSTALLED_OLDEST := $(VENV_OLDEST)/.installed
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+SEED ?= 0
+CASES ?= 5000
+JOBS ?= 1
 
 # What differs between versions: what is relied on in other packages, and what each part takes from them.
 OLDEST_TESTS := test_upstream or test_golden or test_generate or test_kv_refresh or test_cuda_graphs or \
 	test_configuration_sol or test_policy or test_public_api or test_hub or test_peft or test_grpo_trainer or \
 	test_budgeted_perplexity or test_lm_eval_adapter or test_sweep_figures or test_smollm2 or test_linear or test_demo
 
-.PHONY: help venv venv-oldest demo test test-oldest test-slow quality style doctest clean
+.PHONY: help venv venv-oldest demo test test-oldest test-slow fuzz quality style doctest clean
 
 help:
 	@echo "make demo       the same prompt, dense and at three budgets, side by side (DEMO_ARGS=... for options)"
 	@echo "make test       the quick tests (PYTEST_ARGS=... for options)"
 	@echo "make test-slow  the tests that take long or need the network"
+	@echo "make fuzz       drawn cases against everything that is promised (SEED=0 CASES=5000 JOBS=1)"
 	@echo "make quality    lint, formatting and types, changing nothing"
 	@echo "make style      fix lint and formatting"
 	@echo "make doctest    run the examples in the docstrings"
@@ -64,6 +68,10 @@ test-oldest: venv-oldest
 
 test-slow: venv
 	$(BIN)/python -m pytest -m "slow and not gpu and not invariant" $(PYTEST_ARGS)
+
+# Each process has one torch thread.
+fuzz: venv
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m fuzz --seed $(SEED) --cases $(CASES) --jobs $(JOBS)
 
 quality: venv
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache.sol_cache import SOLCache
 from ..controllers.base import Observation
+from ..controllers.choice import best_actions, drawn_actions, refuse_nan
 from ..execution.plan import StepPlan, active_forward
 from .base_forward import ForwardInputs, base_forward, dense_forward, embed, logits_digest
 from .captured import current_capture, is_captured
@@ -72,12 +73,10 @@ def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
             f"{type(controls.controller).__name__} returned scores of shape {tuple(scores.shape)}, expected "
             f"{(observation.rows, len(space))}."
         )
+    refuse_nan(scores, controls.controller)
     action_ids = cache.episode.actions(observation.rows, scores.device)
     scores = controls.processors(action_ids, scores, observation=observation)
-    if controls.do_sample:
-        actions = torch.multinomial((scores / controls.temperature).softmax(dim=-1), 1).squeeze(1)
-    else:
-        actions = scores.argmax(dim=-1)
+    actions = drawn_actions(scores, controls.temperature) if controls.do_sample else best_actions(scores)
     return torch.where(observation.controllable, actions, space.dense_id)
 
 

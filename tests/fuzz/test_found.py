@@ -1,0 +1,29 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Cases that broke a promise once, as simple as they were found."""
+
+import pytest
+
+from fuzz.campaign import describe
+from fuzz.case import Case
+from fuzz.examine import examine
+
+
+FOUND = {
+    "infinite scores": Case(
+        budget={"token_keep": 0.5}, controller="infinite", options={"do_sample_actions": True}, turns=(2,)
+    ),
+    "no number": Case(budget={"token_keep": 0.5}, controller="not a number", options={"do_sample_actions": True}),
+    "all ruled out": Case(
+        budget={"token_keep": 0.5},
+        processor="nothing",
+        options={"do_sample_actions": True, "budget_mode": "soft"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name):
+    report = examine(FOUND[name])
+    assert not report.violations, describe(report)
