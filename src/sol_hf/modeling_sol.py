@@ -28,9 +28,17 @@ from .configuration_sol import SOLConfig
 from .controllers.base import Controller
 from .decoding.aligned_rows import align_rows
 from .decoding.base_forward import ForwardInputs, accepted_arguments
-from .decoding.controls import DecodeControls
-from .decoding.generate_checks import check_generate_arguments, find_prompt, refuse_continuous_batching, refuse_mode
-from .decoding.options import DecodeOptions, explain_unknown, pop_options, resolve_options
+from .decoding.custom_loop import custom_loop, inherit
+from .decoding.executed import check_executed
+from .decoding.generate_checks import (
+    begin_of_text,
+    check_generate_arguments,
+    find_prompt,
+    refuse_continuous_batching,
+    refuse_mode,
+)
+from .decoding.kept_cache import keep_cache
+from .decoding.options import explain_unknown, pop_options, resolve_options
 from .decoding.outputs import SOLScoreOutput, attach_steps
 from .decoding.row_ends import ObservedStoppingCriteriaList, RowEnds
 from .decoding.scoring import score_rows, score_rows_densely
@@ -219,19 +227,11 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): As in the base; 0 keeps all.
             kwargs: For the base.
         """
+        given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
+        DecodingSession.refuse_forward(self.base, past_key_values)
         if not isinstance(past_key_values, SOLCache):
-            arguments = dict(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-            )
             accepted = accepted_arguments(self.base.__class__)
-            return self.base(**{k: v for k, v in arguments.items() if v is not None and k in accepted}, **kwargs)
+            return self.base(**{k: v for k, v in given.items() if v is not None and k in accepted}, **kwargs)
         if labels is not None:
             raise ValueError("There is no loss under a budget: use `score`.")
         tokens = input_ids if inputs_embeds is None else inputs_embeds
@@ -312,10 +312,13 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: for a budget that cannot be met, before any compute.
         """
-        given = pop_options(locals(), kwargs)
+        given = inherit(pop_options(locals(), kwargs), kwargs)
         options = resolve_options(given, generation_config, self.generation_config, self.config)
         prompt = find_prompt(inputs, kwargs)
-        controls = self._controls(options, 1 if prompt is None else len(prompt))
+        if prompt is None and not options.is_dense:
+            prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, self.base.device)
+        rows = 1 if prompt is None else len(prompt)
+        controls = controls_for(options, self.base, self.policy, self.config, rows)
         cache: Any = kwargs.get("past_key_values")
         if controls is not None:
             check_generate_arguments(prompt, kwargs, generation_config, self.generation_config, self.base.device)
@@ -328,15 +331,14 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         with contextlib.ExitStack() as stack:
             if controls is not None:
                 stack.enter_context(Instrumentation.of(self.base))
-            if session is not None:
-                stack.enter_context(session.running())
+            stack.enter_context(DecodingSession.none_running() if session is None else session.running())
+            loop = stack.enter_context(custom_loop(given, kwargs))
             output = super().generate(inputs, generation_config=generation_config, **kwargs)
-        if options.is_empty or not isinstance(output, ModelOutput):
+        if controls is not None and not loop.calls:  # calls of a custom loop check themselves
+            check_executed(session, output, prompt, len(row_ends.ended))
+        if options.is_empty or loop.calls or not isinstance(output, ModelOutput):
             return output
         return attach_steps(output, row_ends, None if controls is None else cache.trace, self.action_space)
-
-    def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
-        return controls_for(options, self.base, self.policy, self.config, rows)
 
     @torch.no_grad()
     def score(
@@ -368,7 +370,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         if input_ids.device != self.base.device:
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {self.base.device}.")
         rows = align_rows(input_ids, attention_mask, context_length)
-        controls = self._controls(resolve_options(options, None, self.generation_config, self.config), len(input_ids))
+        resolved = resolve_options(options, None, self.generation_config, self.config)
+        controls = controls_for(resolved, self.base, self.policy, self.config, len(input_ids))
         if controls is None:
             with evaluating(self.base):
                 return score_rows_densely(self.base, rows, self.action_space, return_logits)
@@ -379,7 +382,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
-        return self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        prepared = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return keep_cache(self.base, prepared)
 
     def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
         return ObservedStoppingCriteriaList(super()._get_stopping_criteria(*args, **kwargs))

@@ -138,6 +138,18 @@ class SOLCache(DynamicCache):
         self.trace.append((action, counted))
         self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
 
+    def record_dense(self) -> None:
+        """Store that the last token was computed by a dense forward and not by a step; it counts in no average."""
+        rows, device = self.rows, self.ledger.total_counts.device
+        action = torch.full((rows,), self.action_space.dense_id, dtype=torch.long, device=device)
+        self.trace.append((action, torch.zeros(rows, dtype=torch.bool, device=device)))
+
+    def forget_tokens(self) -> None:
+        """Drop all keys and values, to compute the same text again. Ledger, trace and targets continue."""
+        for layer in self.layers:
+            layer.reset()
+        self.end_episode(None)
+
     def fan_out(
         self, repeats: int, hidden_state: torch.Tensor, length: int | Sequence[int] | None = None
     ) -> "SOLCache":

@@ -26,6 +26,24 @@ def find_prompt(inputs: torch.Tensor | None, arguments: Mapping[str, Any]) -> to
     return next((prompt for prompt in candidates if prompt is not None), None)
 
 
+def begin_of_text(
+    arguments: Mapping[str, Any],
+    generation_config: GenerationConfig | None,
+    stored: GenerationConfig,
+    device: torch.device,
+) -> torch.Tensor:
+    """The prompt of a call without one: the token that begins a text, as in transformers, ids `(1, 1)`.
+
+    Raises:
+        ValueError: if neither the call nor a generation config has a `bos_token_id`.
+    """
+    sources = [arguments, *(vars(config) for config in (generation_config, stored) if config is not None)]
+    token = next((source["bos_token_id"] for source in sources if source.get("bos_token_id") is not None), None)
+    if token is None:
+        raise ValueError("There is no prompt, and no `bos_token_id` to begin a text with: pass `input_ids`.")
+    return torch.full((1, 1), int(token), dtype=torch.long, device=device)
+
+
 def check_generate_arguments(
     prompt: torch.Tensor | None,
     arguments: Mapping[str, Any],
@@ -63,6 +81,12 @@ def check_generate_arguments(
         name: next((source[name] for source in sources if source.get(name) is not None), None)
         for name in ("use_cache", "cache_implementation")
     }
+    guidance = arguments.get("guidance_scale", getattr(generation_config, "guidance_scale", None))
+    if guidance not in (None, 1, 1.0):
+        raise ValueError(
+            f"`guidance_scale={guidance}` runs the base a second time for every token, densely: leave it out, or the "
+            "budget."
+        )
     if in_force["use_cache"] is False:
         raise ValueError("A budget needs the cache: remove `use_cache=False`.")
     if in_force["cache_implementation"] not in (None, "dynamic"):

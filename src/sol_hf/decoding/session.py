@@ -57,6 +57,8 @@ class DecodingSession:
     cache: SOLCache
     controls: DecodeControls | None = None
     decode_from: int | None = None
+    is_recomputing: bool = False
+    """Whether the next forward processes all of its tokens densely, since the base computes the whole text again."""
 
     @classmethod
     def of(cls, base: PreTrainedModel, cache: SOLCache) -> "DecodingSession":
@@ -87,6 +89,21 @@ class DecodingSession:
         """The session that is running in this thread, if there is one."""
         return _RUNNING.get()
 
+    @classmethod
+    def refuse_forward(cls, base: PreTrainedModel, cache: Cache | None) -> None:
+        """Raise a ValueError for a forward within a call under a budget that does not use the cache of the call."""
+        session = cls.current()
+        if (
+            session is not None
+            and session.controls is not None
+            and session.base is base
+            and session.cache is not cache
+        ):
+            raise ValueError(
+                "A forward within a call under a budget must use the `past_key_values` of the call: without them it "
+                "would run densely. For a dense forward, call `model.base`."
+            )
+
     @contextmanager
     def running(self) -> Iterator["DecodingSession"]:
         """Begin the call. Within the block, forwards of this thread over the cache belong to it."""
@@ -94,6 +111,16 @@ class DecodingSession:
         token = _RUNNING.set(self)
         try:
             yield self
+        finally:
+            _RUNNING.reset(token)
+
+    @staticmethod
+    @contextmanager
+    def none_running() -> Iterator[None]:
+        """Within the block, forwards of this thread belong to no call."""
+        token = _RUNNING.set(None)
+        try:
+            yield
         finally:
             _RUNNING.reset(token)
 

@@ -137,6 +137,8 @@ def decode_forward(
     dense = length - 1
     if session.controls is None:
         dense = length
+    elif session.is_recomputing:
+        dense = length
     elif session.decode_from is not None:
         dense = min(max(session.decode_from - cache.get_seq_length(), 0), length)
     outputs = []
@@ -148,6 +150,9 @@ def decode_forward(
                 again, prefix = embed(base, again), embed(base, prefix)
             prefix = torch.cat([again, prefix], dim=1)
         outputs.append(dense_forward(session, prefix, inputs, dense if all_logits else 1))
+    if session.is_recomputing:
+        cache.record_dense()
+        session.is_recomputing = False
     for index in range(dense, length):
         outputs.append(decode_step(session, tokens[:, index : index + 1], inputs, active))
     last = outputs[-1]
