@@ -70,6 +70,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = SOLConfig
     base_model_prefix = "base"
     main_input_name = "input_ids"
+    training_recipe: dict[str, dict[str, Any]] | None = None
+    """How the policy was made, by stage of the training, for its model card; trainers write it."""
     _supports_sdpa = True
     _supports_attention_backend = True
 

@@ -4,7 +4,9 @@
 """Model cards of policies."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -13,6 +15,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..budget.axes import PUBLISHED_AXES
 from ..configuration_sol import SOLConfig
+from .base_license import base_license
+from .recipe import recipe_text
 
 
 CARD_NAME = "README.md"
@@ -24,22 +28,32 @@ CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 TAGS = ("sol", "self-optimizing-language-model", "adaptive-compute", "sol_hf")
 
 
-def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | None = None) -> ModelCard:
-    """The model card of a policy, from the template.
+def build_card(
+    config: SOLConfig,
+    repo_id: str | None = None,
+    tags: list[str] | None = None,
+    *,
+    recipe: Mapping[str, Mapping[str, Any]] | None = None,
+    ask_hub: bool = False,
+) -> ModelCard:
+    """The model card of a policy, from the template. Its licence is that of the base, where the base's card says one.
 
     Args:
         config ([`SOLConfig`]): The policy's config.
         repo_id (`str`, *optional*): Repository of the policy, for the code example.
         tags (`list[str]`, *optional*): Further tags.
+        recipe (`Mapping`, *optional*): How the policy was made: settings by stage of the training, see [`recipe_of`].
+        ask_hub (`bool`, *optional*, defaults to `False`): Whether the base's card may be downloaded for its licence.
     """
     base = config.base_model_name_or_path
     on_hub = base if base and not os.path.isabs(base) and not os.path.isdir(base) else None
+    license_fields: dict[str, Any] = base_license(config.base_model_name_or_path, config.base_model_revision, ask_hub)
     data = ModelCardData(
         base_model=on_hub,
         base_model_relation="adapter" if on_hub else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        license="apache-2.0",
+        **license_fields,
         tags=[*TAGS, *(tag for tag in tags or [] if tag not in TAGS)],
     )
     space = config.action_space
@@ -60,6 +74,8 @@ def build_card(config: SOLConfig, repo_id: str | None = None, tags: list[str] | 
         further=further,
         n_actions=len(space),
         config=config,
+        license_name=license_fields.get("license_name") or license_fields.get("license"),
+        recipe=recipe_text(recipe),
         versions={
             "transformers": transformers.__version__,
             "torch": torch.__version__,

@@ -52,7 +52,7 @@ def save_policy(model: PreTrainedModel, folder: str | os.PathLike, repo_id: str 
     Path(folder, REMOTE_CODE_NAME).write_text(REMOTE_CODE, encoding="utf-8")
     card = Path(folder, CARD_NAME)
     if not card.exists():
-        build_card(model.config, repo_id).save(card)
+        build_card(model.config, repo_id, recipe=model.training_recipe).save(card)
 
 
 def push_policy(
@@ -80,7 +80,7 @@ def push_policy(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        card = build_card(model.config, repo_id, tags)
+        card = build_card(model.config, repo_id, tags, recipe=model.training_recipe, ask_hub=True)
         if api.file_exists(repo_id, CARD_NAME, revision=revision):
             card = ModelCard.load(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))
             card.data.tags = [*(card.data.tags or []), *(tag for tag in tags or [] if tag not in card.data.tags)]

@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotat
 from transformers.utils import PushInProgress
 
 from ..hub import saving as hub
+from ..hub.recipe import recipe_of
 
 
 UNFINISHED = ".unfinished"
@@ -105,6 +106,7 @@ class AtomicCheckpoints(Trainer):
         """Write the policy in the format of the Hub, or its adapter, and the arguments as JSON."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        self._note_recipe()
         hub.save_policy(self.sol, folder, self.hub_model_id)
         (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
 
@@ -113,7 +115,13 @@ class AtomicCheckpoints(Trainer):
         card = Path(self.args.output_dir, hub.CARD_NAME)
         if self.is_world_process_zero() and not card.exists():
             card.parent.mkdir(parents=True, exist_ok=True)
-            hub.build_card(self.sol.config, self.hub_model_id).save(card)
+            self._note_recipe()
+            hub.build_card(self.sol.config, self.hub_model_id, recipe=self.sol.training_recipe).save(card)
+
+    def _note_recipe(self) -> None:
+        """Tell the policy's card how it was made."""
+        stage = recipe_of(self.args, updates=self.state.global_step)
+        self.sol.training_recipe = {**(self.sol.training_recipe or {}), type(self).__name__: stage}
 
     def _save_rollouts(self, folder: Path) -> None:
         """Store the batch of rollouts of this process, if there are more updates on it."""

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from ..budget.axes import AXES, PUBLISHED_AXES
 from ..episodes.counterfactuals import Counterfactuals, Probes, levels_to_probe
 from ..episodes.measurements import Measurements
+from ..hub.recipe import recipe_of
 from ..modeling_sol import SOLForCausalLM
 from .warmup_targets import WarmupTargets, run_on_policy
 
@@ -164,6 +165,7 @@ class CounterfactualWarmup:
             written.write_text(json.dumps(settings), encoding="utf-8")
         state.wait_for_everyone()
         self.model.policy.load_state_dict(load_file(self.folder / FITTED))
+        self.model.training_recipe = {type(self).__name__: recipe_of(self.config, blocks=len(blocks))}
 
     def _network(self) -> dict:
         settings = self.model.config.to_dict()
