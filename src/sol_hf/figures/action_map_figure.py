@@ -3,6 +3,7 @@
 
 """An action map as a figure: text on a grid of equal cells; the background of a token shows its net keep."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ CELL_WIDTH, CELL_HEIGHT = 0.602 * 8 / 72, 1.7 * 8 / 72
 
 MARGIN, HEAD = 0.15, 0.6
 """Margin around the text, and space above it for title and scale, in inches."""
+SCALE = 2.2
+"""Width of the scale with its labels, in inches."""
+TITLE_WIDTH, SPENDING_WIDTH = 0.095, 0.068
+"""Width of a character of the title, and of the line with the means, in inches; wide ones."""
 
 SOFT = "#6d635c"
 HEAT_MAP = LinearSegmentedColormap.from_list("heat", [tuple(part / 255 for part in colour) for colour in HEAT])
@@ -84,7 +89,8 @@ def plot_action_map(action_map: ActionMap, columns: int = 100) -> Figure:
     pieces = list(lay_out(action_map, columns))
     lines = pieces[-1].line + 1
     width, height = columns * CELL_WIDTH, lines * CELL_HEIGHT
-    size = (width + 2 * MARGIN, height + HEAD + 2 * MARGIN)
+    head = Head.of(action_map, width)
+    size = (width + 2 * MARGIN, height + head.height + 2 * MARGIN)
     figure = Figure(figsize=size)
     axes = figure.add_axes((MARGIN / size[0], MARGIN / size[1], width / size[0], height / size[1]))
     axes.set(xlim=(0, columns), ylim=(lines, 0))
@@ -99,7 +105,7 @@ def plot_action_map(action_map: ActionMap, columns: int = 100) -> Figure:
             color = INK if piece.ground else SOFT
             place = (piece.column, piece.line + 0.5)
             axes.text(*place, text, fontproperties=FONT, color=color, va="center_baseline", parse_math=False)
-    _draw_head(figure, action_map, size)
+    _draw_head(figure, action_map, head, size)
     return figure
 
 
@@ -110,11 +116,39 @@ def _corners(piece: Piece) -> list[tuple[float, float]]:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def _draw_head(figure: Figure, action_map: ActionMap, size: tuple[float, float]) -> None:
-    top = 1 - MARGIN / size[1]
-    figure.text(MARGIN / size[0], top, action_map.title, va="top", weight="bold")
-    figure.text(MARGIN / size[0], top - 0.2 / size[1], action_map.spending, va="top", color=SOFT, size=8)
-    bar = figure.add_axes((1 - (MARGIN + 2.2) / size[0], top - 0.14 / size[1], 2.0 / size[0], 0.11 / size[1]))
+@dataclass(frozen=True)
+class Head:
+    """Title, means and scale above the text: the scale is to the right of the words, or below them if it does not fit."""
+
+    title: list[str]
+    spending: list[str]
+    below: bool
+
+    @classmethod
+    def of(cls, action_map: ActionMap, width: float) -> "Head":
+        """The head of a figure with so many inches for it."""
+        beside = width - SCALE - 0.2
+        longest = max(len(action_map.title) * TITLE_WIDTH, len(action_map.spending) * SPENDING_WIDTH)
+        below = longest > beside
+        room = width if below else beside
+        title = textwrap.wrap(action_map.title, int(room / TITLE_WIDTH))
+        return cls(title, textwrap.wrap(action_map.spending, int(room / SPENDING_WIDTH)), below)
+
+    @property
+    def height(self) -> float:
+        """In inches."""
+        words = 0.2 * len(self.title) + 0.15 * len(self.spending)
+        return words + HEAD if self.below else max(HEAD, words + 0.1)
+
+
+def _draw_head(figure: Figure, action_map: ActionMap, head: Head, size: tuple[float, float]) -> None:
+    top, left = 1 - MARGIN / size[1], MARGIN / size[0]
+    figure.text(left, top, "\n".join(head.title), va="top", weight="bold")
+    words = 0.2 * len(head.title)
+    figure.text(left, top - words / size[1], "\n".join(head.spending), va="top", color=SOFT, size=8)
+    down = words + 0.15 * len(head.spending) + 0.05 if head.below else 0.0
+    place = (MARGIN + 0.1) / size[0] if head.below else 1 - (MARGIN + SCALE) / size[0]
+    bar = figure.add_axes((place, top - (down + 0.14) / size[1], (SCALE - 0.2) / size[0], 0.11 / size[1]))
     low, high = action_map.scale
     scale = ScalarMappable(Normalize(low, high), HEAT_MAP)
     ticks = [low, (low + high) / 2, high]
