@@ -128,17 +128,16 @@ def texts_table(continuations: tuple[Continuation, ...]) -> Table:
     return table
 
 
-def numbers_table(comparison: Comparison) -> Table:
-    """Budget, realised means, quality and speed."""
+def numbers_table(comparison: Comparison, items: tuple[Continuation, ...]) -> Table:
+    """Budget, realised means, quality and speed of some continuations."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("spent of asked", no_wrap=True)
-    for continuation in comparison.continuations:
-        table.add_column(continuation.title, justify="right", no_wrap=True)
-    rows = zip(*(continuation.spending() for continuation in comparison.continuations), strict=True)
+    for item in items:
+        table.add_column(item.title, justify="right", no_wrap=True)
+    rows = zip(*(item.spending() for item in items), strict=True)
     for row in rows:
         cells = (f"{cell.text(cell.spent)} of {cell.text(cell.asked)}" for cell in row)
         table.add_row(row[0].name, *cells, end_section=row[0].name == "net keep")
-    items = comparison.continuations
     table.add_row("log-prob per token", *(f"{item.mean_log_prob:.2f}" for item in items))
     table.add_row("tokens per second", *(number(item.tokens_per_second, ".1f") for item in items))
     table.add_row("speed, counted", *(f"{item.counted_speedup:.2f}" for item in items))
@@ -148,16 +147,17 @@ def numbers_table(comparison: Comparison) -> Table:
 
 def show(comparison: Comparison, console: Console) -> None:
     """Prints the comparison; as many columns side by side as the width can hold."""
-    columns = max(1, min(len(comparison.continuations), console.width // 28))
+    items = comparison.continuations
+    texts, numbers = (max(1, min(len(items), room)) for room in (console.width // 28, (console.width - 18) // 15))
     prompt = Text(visible(comparison.prompt).replace("↵", ""))
     parts: list[RenderableType] = [
         Text(f"{comparison.model}, controller: {comparison.controller}", style="bold"),
         Panel(prompt, title="prompt", title_align="left", border_style="dim"),
-        legend(comparison.continuations[0].axes),
+        legend(items[0].axes),
     ]
-    for begin in range(0, len(comparison.continuations), columns):
-        parts.append(texts_table(comparison.continuations[begin : begin + columns]))
-    parts += [numbers_table(comparison), Rule(style="dim")]
+    parts += [texts_table(items[begin : begin + texts]) for begin in range(0, len(items), texts)]
+    parts += [numbers_table(comparison, items[begin : begin + numbers]) for begin in range(0, len(items), numbers)]
+    parts.append(Rule(style="dim"))
     parts += [Text(note, style="italic") for note in comparison.footnotes]
     console.print(Group(*parts))
 

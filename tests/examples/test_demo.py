@@ -10,9 +10,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from support.page_layout import BROWSER, layout_problems
 from support.paths import EXAMPLES
 
 
+WIDTHS = [320, 400, 500, 800, 1000, 1300, 1600, 1920]
 TEXTS = ["The", " light", "house", "\n", " <b>shone</b>", " & \x1b[31mred", "", "é", "\t日本", ".", "∎"]
 
 
@@ -82,6 +84,33 @@ def test_terminal_shows_everything(render, comparison, width):
     for token in comparison.continuations[0].tokens:
         for word in token.shown.split():
             assert text.count(word) >= 4
+
+
+@pytest.mark.parametrize("width", [36, 44, 60, 70])
+def test_narrow_terminals_cut_nothing_off(render, comparison, width):
+    text = shown_in_terminal(render, comparison, width)
+    assert "…" not in text and max(len(line) for line in text.splitlines()) <= width
+    for item in comparison.continuations:
+        assert text.count(item.title) >= 2
+        for cell in item.spending():
+            assert f"{cell.text(cell.spent)} of {cell.text(cell.asked)}" in text
+    for number in ("1.00", "1.22", "2.02", "2.24", "25.0", "30.0"):
+        assert number in text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_the_page_fits_every_width(render, comparison, tmp_path):
+    found = layout_problems(render.render_page(comparison), WIDTHS, tmp_path)
+    assert found == {width: [] for width in WIDTHS}
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_what_does_not_fit_is_seen(render, comparison, tmp_path):
+    """A page of which each number is on one line, as it once was."""
+    style = ".numbers { display: flex !important; } .numbers span { white-space: nowrap; flex: 0 0 2rem; }"
+    page = render.render_page(comparison).replace("</style>", f"{style}</style>")
+    found = layout_problems(page, WIDTHS, tmp_path)
+    assert any("overlaps" in problem for problem in found[1300])
 
 
 def test_terminal_obeys_no_escape_of_the_model(render, comparison):

@@ -3,6 +3,7 @@
 
 """Action maps: their contents, and that page and figure show them."""
 
+import dataclasses
 import html
 import re
 import runpy
@@ -23,6 +24,7 @@ from sol_hf import (
 )
 from sol_hf.figures.action_map import Token, compute_of, heat_colour, heat_of
 from sol_hf.figures.action_map_figure import CELL_WIDTH, FONT, lay_out
+from support.page_layout import BROWSER, layout_problems
 from support.paths import EXAMPLES
 
 
@@ -49,6 +51,25 @@ def action_map():
     actions = [CHEAP, MIDDLE, DENSE] * 3
     tokens = tuple(Token(word, action, -0.5) for word, action in zip(words, actions, strict=True))
     return ActionMap("tiny <base>", "policy", MIDDLE, (0.45, 0.65, 7.5), "Twice a <day> ", tokens)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_the_page_fits_every_width(action_map, tmp_path):
+    widths = [320, 400, 800, 1300, 1920]
+    assert layout_problems(render_action_map(action_map), widths, tmp_path) == {width: [] for width in widths}
+
+
+@pytest.mark.parametrize("columns", [40, 55, 70, 100, 140])
+def test_title_means_and_scale_do_not_overlap(action_map, columns):
+    long = dataclasses.replace(action_map, model="SmolLM2-135M-Instruct", controller="policy sol-smollm2-135m")
+    figure = plot_action_map(long, columns=columns)
+    figure.draw_without_rendering()
+    page, bar = figure.bbox, figure.axes[-1].get_tightbbox()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert not any(box.overlaps(bar) for box in boxes) and not boxes[0].overlaps(boxes[1])
+    text = figure.axes[0].get_tightbbox()
+    for box in (*boxes, bar):
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and box.y1 <= page.y1 and not box.overlaps(text)
 
 
 class TestMap:

@@ -108,6 +108,7 @@ def shuffle_policy(model, seed: int) -> None:
 
 def push_bases() -> Report:
     """Push two revisions of a public base, load both back, and push a private base."""
+    from huggingface_hub import HfApi
     from transformers import AutoModelForCausalLM
 
     report: Report = {"revisions": [], "pushed": [], "loaded": []}
@@ -121,6 +122,8 @@ def push_bases() -> Report:
     report["missing"] = error_of(lambda: AutoModelForCausalLM.from_pretrained("user/nothing"))
     report["unknown"] = error_of(lambda: AutoModelForCausalLM.from_pretrained(BASE, revision="nothing"))
     tiny_tokenizer().push_to_hub(BASE, token=TOKEN)
+    card = dict(path_or_fileobj=b"---\nlicense: mit\n---\n# A base\n", path_in_repo="README.md")
+    HfApi().upload_file(repo_id=BASE, token=TOKEN, **card)
     tiny_llama(2).push_to_hub(PRIVATE_BASE, token=TOKEN, private=True)
     return report
 
@@ -407,7 +410,7 @@ def test_card_has_the_metadata_of_the_hub(hub_server: HubServer, published: Repo
         "base_model": BASE,
         "base_model_relation": "adapter",
         "library_name": "transformers",
-        "license": "apache-2.0",
+        "license": "mit",
         "pipeline_tag": "text-generation",
     }
     assert "pinned" in card_metadata(hub_server.files(PINNED)["README.md"].decode())["tags"]

@@ -118,7 +118,7 @@ def _corners(piece: Piece) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Head:
-    """Title, means and scale above the text: the scale is to the right of the words, or below them if it does not fit."""
+    """Title, means and scale above the text; the scale is beside the words, or below them if it does not fit there."""
 
     title: list[str]
     spending: list[str]
