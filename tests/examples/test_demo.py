@@ -98,12 +98,14 @@ def test_narrow_terminals_cut_nothing_off(render, comparison, width):
         assert number in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_the_page_fits_every_width(render, comparison, tmp_path):
     found = layout_problems(render.render_page(comparison), WIDTHS, tmp_path)
     assert found == {width: [] for width in WIDTHS}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_what_does_not_fit_is_seen(render, comparison, tmp_path):
     """A page of which each number is on one line, as it once was."""

@@ -53,6 +53,7 @@ def action_map():
     return ActionMap("tiny <base>", "policy", MIDDLE, (0.45, 0.65, 7.5), "Twice a <day> ", tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_the_page_fits_every_width(action_map, tmp_path):
     widths = [320, 400, 800, 1300, 1920]
