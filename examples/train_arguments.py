@@ -5,6 +5,7 @@
 Every argument is an entry of the YAML file and an option of the command line, which has precedence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import datasets
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.episodes.text_blocks import load_text
-from sol_hf.integrations.smollm2 import fetch_smollm2
+from sol_hf.integrations.smollm2 import HUB_ID, fetch_smollm2
 
 
 SMOLLM2 = "smollm2-135m"
@@ -89,6 +90,8 @@ class ScriptArguments:
         base = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=self.dtype, attn_implementation=self.attn_implementation
         )
+        if self.base == SMOLLM2:
+            base.config.name_or_path = HUB_ID  # so that the policy names it, and no folder of this machine
         return base, AutoTokenizer.from_pretrained(source, revision=revision)
 
     def load_texts(self) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
@@ -145,6 +148,21 @@ class PolicyArguments:
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], metadata={"help": "Modules that get one."}
     )
+
+    def check_belongs_to_base(self, arguments: Sequence[str]) -> None:
+        """Raise an error if the command names another base than the file, whose name and revision would be stored.
+
+        Args:
+            arguments (`Sequence[str]`): Arguments of the command line.
+        """
+        given = {text.partition("=")[0].lstrip("-").replace("-", "_") for text in arguments if text.startswith("--")}
+        for name in ("base_model_name_or_path", "base_model_revision"):
+            value = getattr(self, name)
+            if "base" in given and "config" in given and name not in given and value is not None:
+                raise ValueError(
+                    f"`--base` is given, but `{name}` {value!r} in the file belongs to the base of the file: give "
+                    f"`--{name}` too, or remove it from the file."
+                )
 
     def load_model(self, base: PreTrainedModel) -> SOLForCausalLM:
         """A policy on `base`: a fresh one, or the released one.

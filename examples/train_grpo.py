@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
@@ -21,26 +22,42 @@ from trl import TrlParser
 from sol_hf.episodes.text_blocks import pack_blocks
 from sol_hf.training.grpo_config import SOLGRPOConfig
 from sol_hf.training.grpo_trainer import SOLGRPOTrainer
-from sol_hf.training.warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
+from sol_hf.training.warmup import CounterfactualWarmup, warmup_blocks
+from sol_hf.training.warmup_config import CounterfactualWarmupConfig
 from train_arguments import PolicyArguments, ScriptArguments
 
 
 ARGUMENTS = (ScriptArguments, PolicyArguments, SOLGRPOConfig, CounterfactualWarmupConfig)
 
 
+def warm_up(model, config: CounterfactualWarmupConfig, args: SOLGRPOConfig, texts, tokenizer) -> None:
+    """Fits the policy to measured costs, on the device of the trainer."""
+    PartialState(cpu=args.use_cpu)
+    starter = CounterfactualWarmup(model, config)
+    longest = model.config.base_max_position_embeddings
+    blocks = warmup_blocks(pack_blocks(texts, tokenizer, starter.block_length, max_positions=longest), config)
+    if args.shard_base and not starter.is_fitted(blocks):
+        raise ValueError(
+            "The warmup measures the whole base in every process, before it is sharded. Run it first, with this "
+            "command and `--shard_base false --max_steps 0` in as many processes as can hold the base; then give this "
+            "command again, with the same `warmup_dir`."
+        )
+    starter.run(blocks)
+
+
 def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> SOLGRPOTrainer:
     """Runs the training and returns the trainer."""
     script, policy, args, warmup = TrlParser(ARGUMENTS).parse_args_and_config(arguments)
+    policy.check_belongs_to_base(sys.argv[1:] if arguments is None else arguments)
     set_seed(args.seed)
     base, tokenizer = script.load_base(policy.base_model_revision)
     model = policy.load_model(base)
     train_dataset, eval_dataset = script.load_texts()
     if warmup.warmup_dir is not None:
-        starter = CounterfactualWarmup(model, warmup)
-        packed = pack_blocks(train_dataset, tokenizer, starter.block_length)
-        starter.run(warmup_blocks(packed, warmup))
+        warm_up(model, warmup, args, train_dataset, tokenizer)
     checkpoint = get_last_checkpoint(args.output_dir) if script.resume and os.path.isdir(args.output_dir) else None
 
+    steps, args.max_steps = args.max_steps, args.max_steps or 1  # a trainer for a stream wants a number of steps
     trainer = SOLGRPOTrainer(
         model,
         args,
@@ -50,7 +67,8 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
         peft_config=policy.peft_config(),
         callbacks=list(callbacks),
     )
-    if args.max_steps != 0:
+    args.max_steps = steps
+    if steps != 0:
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
     trainer.save_model()

@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from .integrations.lm_eval_adapter import SOLLM
     from .training.grpo_config import SOLGRPOConfig
     from .training.grpo_trainer import SOLGRPOTrainer
-    from .training.warmup import CounterfactualWarmup, CounterfactualWarmupConfig, warmup_blocks
+    from .training.warmup import CounterfactualWarmup, warmup_blocks
+    from .training.warmup_config import CounterfactualWarmupConfig
 
 _LAZY = {
     "ActionMap": "figures.action_map",
@@ -73,7 +74,7 @@ _LAZY = {
     "BudgetedPerplexity": "integrations.budgeted_perplexity",
     "CostModel": "episodes.cost_model",
     "CounterfactualWarmup": "training.warmup",
-    "CounterfactualWarmupConfig": "training.warmup",
+    "CounterfactualWarmupConfig": "training.warmup_config",
     "Counterfactuals": "episodes.counterfactuals",
     "ImpulseResponse": "evaluation.kv_pollution",
     "Measurements": "episodes.measurements",

@@ -168,6 +168,68 @@ def test_a_run_leaves_a_policy_and_its_state(script, tmp_path, base):
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
 
 
+class TestNameOfTheBase:
+    """The base that was loaded is the one that config and card name."""
+
+    def test_another_base_than_that_of_the_file(self, script, tmp_path, base):
+        config = tmp_path / "config.yaml"
+        settings = SETTINGS | {"output_dir": str(tmp_path / "out"), "max_steps": 0}
+        config.write_text(yaml.safe_dump(settings | {"base": "smollm2-135m"}))
+        script.main(["--config", str(config), "--base", base])
+        saved = SOLPolicyModel.from_pretrained(tmp_path / "out").config
+        assert "SmolLM2" not in str(saved.base_model_name_or_path)
+        assert "SmolLM2" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("name", ["base_model_name_or_path", "base_model_revision"])
+    def test_what_the_file_says_about_its_base_is_not_kept_for_another(self, script, tmp_path, base, name):
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump({"base": "user/one", name: "user/one", **SETTINGS}))
+        with pytest.raises(ValueError, match=f"`--base` is given, but `{name}` 'user/one' in the file belongs to"):
+            script.main(["--config", str(config), "--base", base, "--output_dir", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+
+    def test_no_shipped_file_names_its_base_twice(self):
+        for path in CONFIGS.glob("*.yaml"):
+            assert "base_model_name_or_path" not in yaml.safe_load(path.read_text(encoding="utf-8"))
+
+    def test_smollm2_is_named_as_on_the_hub(self, script, monkeypatch, base):
+        monkeypatch.setattr(sys.modules["train_arguments"], "fetch_smollm2", lambda: base)
+        arguments = script.ScriptArguments(train_file=TEXTS)
+        model = script.PolicyArguments(policy_hidden_size=32).load_model(arguments.load_base()[0])
+        assert model.config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+WARMUP = dict(
+    warmup_blocks=2,
+    warmup_context_length=12,
+    warmup_steps_per_block=8,
+    warmup_token_keep=[0.5],
+    warmup_mlp_keep=[0.5],
+    warmup_bits=[8],
+    warmup_cost_models=2,
+    warmup_updates=2,
+    warmup_practice_rounds=0,
+    max_steps=0,
+)
+
+
+def test_a_warmup_on_streamed_texts(script, tmp_path, base):
+    measured = str(tmp_path / "measured")
+    trainer = run(script, tmp_path / "one", base, streaming=True, warmup_dir=measured, **WARMUP)
+    again = run(script, tmp_path / "two", base, streaming=True, warmup_dir=measured, **WARMUP)
+    one, two = (x.sol.policy.state_dict() for x in (trainer, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert (tmp_path / "measured" / "measured-00000.safetensors").exists()
+
+
+def test_a_warmup_over_a_sharded_base_is_refused_before_it_measures(script, tmp_path, base):
+    with pytest.raises(
+        ValueError, match="before it is sharded. Run it first, with this command and `--shard_base fal"
+    ):
+        run(script, tmp_path, base, shard_base=True, warmup_dir=str(tmp_path / "measured"), **WARMUP)
+    assert not list(tmp_path.glob("measured/measured*"))
+
+
 def test_a_run_goes_on_from_its_last_checkpoint(script, tmp_path, base):
     whole = run(script, tmp_path / "whole", base)
     out = tmp_path / "again" / "out"

@@ -11,7 +11,8 @@ If steps were independent, the schedule of least cost at a given mean would take
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch import nn
 from ..budget.action_space import ActionSpace
 from ..budget.axes import Axis
 from .counterfactuals import Probes
+from .step_inputs import Rows
 
 
 LOWEST_COST = 1e-4
@@ -29,6 +31,8 @@ the variance of its error by 4."""
 FALL_TO_DENSE = 3.0
 """Fall of the log-cost of any other axis, from the largest probe to the largest level."""
 PRICES = 96
+CHUNK = 8192
+"""Steps that are in float32 at the same time."""
 
 
 class CostModel(nn.Module):
@@ -40,7 +44,8 @@ class CostModel(nn.Module):
     weight.
 
     Args:
-        inputs (`torch.Tensor` of shape `(steps, features)`): Inputs, whose mean and spread are used for normalization.
+        inputs (`torch.Tensor` or [`Rows`] of shape `(steps, features)`): Inputs, whose mean and spread are used for
+            normalization.
         costs (`torch.Tensor` of shape `(steps, probes)`): Costs, whose mean is the initial prediction.
         places (`int`): Positions in a page; 1 without pages.
         width (`int`, *optional*, defaults to 384): Hidden units.
@@ -51,12 +56,13 @@ class CostModel(nn.Module):
     spread: torch.Tensor
     mean_cost: torch.Tensor
 
-    def __init__(self, inputs: torch.Tensor, costs: torch.Tensor, places: int, width: int = 384, dropout: float = 0.4):
+    def __init__(self, inputs: Rows, costs: torch.Tensor, places: int, width: int = 384, dropout: float = 0.4):
         super().__init__()
-        self.register_buffer("mean", inputs.mean(dim=0))
-        self.register_buffer("spread", inputs.std(dim=0).clamp(min=1e-6))
+        mean, spread = _mean_and_spread(inputs)
+        self.register_buffer("mean", mean)
+        self.register_buffer("spread", spread.clamp(min=1e-6))
         self.register_buffer("mean_cost", costs.clamp(min=LOWEST_COST).mean(dim=0))
-        self.first = nn.Sequential(nn.Dropout(dropout / 2), nn.Linear(inputs.shape[1], width))
+        self.first = nn.Sequential(nn.Dropout(dropout / 2), nn.Linear(len(mean), width))
         self.place = nn.Embedding(places, width)
         last = nn.Linear(width // 2, len(costs[0]))
         self.network = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width // 2), nn.GELU(), last)
@@ -83,35 +89,77 @@ class CostModel(nn.Module):
         return (costs.clamp(min=LOWEST_COST) / self.mean_cost * (-predicted).exp() + predicted).mean()
 
     @torch.no_grad()
-    def costs(self, inputs: torch.Tensor, places: torch.Tensor, chunk: int = 8192) -> torch.Tensor:
+    def costs(self, inputs: Rows, places: torch.Tensor) -> torch.Tensor:
         """Mean costs in nats, `(steps, features)` and `(steps,)` to `(steps, probes)`."""
-        pairs = zip(inputs.split(chunk), places.split(chunk), strict=True)
-        return torch.cat([self(*some).exp() * self.mean_cost for some in pairs])
+        device = self.mean.device
+        parts = [self(inputs[some], places[some].to(device)).exp() * self.mean_cost for some in _chunks(len(inputs))]
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class SelectedRows:
+    """Some rows of others.
+
+    Args:
+        inputs ([`Rows`]): The others.
+        chosen (`torch.LongTensor` of shape `(n,)`): Indices of the rows.
+    """
+
+    inputs: Rows
+    chosen: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.inputs[self.chosen[rows]]
+
+
+def _chunks(rows: int) -> Iterator[torch.Tensor]:
+    """Indices of all rows, some at a time."""
+    yield from torch.arange(rows).split(CHUNK)
+
+
+def _mean_and_spread(inputs: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the columns of `inputs`, `(features,)` each."""
+    number = len(inputs)
+    sums = [inputs[some].double().sum(dim=0) for some in _chunks(number)]
+    mean = torch.stack(sums).sum(dim=0) / number
+    squares = [(inputs[some].double() - mean).square().sum(dim=0) for some in _chunks(number)]
+    return mean.float(), (torch.stack(squares).sum(dim=0) / (number - 1)).sqrt().float()
 
 
 def fit_cost_model(
-    inputs: torch.Tensor, places: torch.Tensor, costs: torch.Tensor, held_out: torch.Tensor, seed: int = 0, **fit
+    inputs: Rows, places: torch.Tensor, costs: torch.Tensor, held_out: torch.Tensor, seed: int = 0, **fit
 ) -> tuple[CostModel, float]:
     """Fit a [`CostModel`], and keep the state with the lowest loss on held-out steps.
 
     Args:
-        inputs (`torch.Tensor` of shape `(steps, features)`): Hidden states and embeddings.
+        inputs (`torch.Tensor` or [`Rows`] of shape `(steps, features)`): Hidden states and embeddings. The model is
+            where these are.
         places (`torch.LongTensor` of shape `(steps,)`): Position of the token in its page.
         costs (`torch.Tensor` of shape `(steps, probes)`): Measured costs in nats.
         held_out (`torch.BoolTensor` of shape `(steps,)`): Steps that the model is not fitted to.
         seed (`int`, *optional*, defaults to 0): Seed of weights and batches.
-        fit: `steps` (600), `batch_size` (1024), `learning_rate` (1e-3), `weight_decay` (0.1).
+        fit: `steps` (600), `batch_size` (1024), `learning_rate` (1e-3), `weight_decay` (0.1), and `advance`, a
+            function that is called after every step.
 
     Returns:
         The model, and its loss on the held-out steps: below 1 if the costs can be predicted from the inputs.
     """
     steps, batch_size = fit.get("steps", 600), fit.get("batch_size", 1024)
     peak, decay = fit.get("learning_rate", 1e-3), fit.get("weight_decay", 0.1)
-    with torch.random.fork_rng(devices=[]):
+    advance = fit.get("advance", lambda: None)
+    fitted, other = (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+    device = inputs[fitted[:1]].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = CostModel(inputs[~held_out], costs[~held_out], int(places.max()) + 1)
+        model = CostModel(SelectedRows(inputs, fitted), costs[fitted], int(places.max()) + 1).to(device)
         optimizer = _optimizer(model, decay)
-        fitted, other = (~held_out).nonzero().squeeze(1), (inputs[held_out], places[held_out], costs[held_out])
+
+        def loss_on(rows: torch.Tensor) -> torch.Tensor:
+            return model.loss(inputs[rows], places[rows].to(device), costs[rows].to(device))
+
         best, state = math.inf, model.state_dict()
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -119,11 +167,14 @@ def fit_cost_model(
                 group["lr"] = peak * group["factor"] * shape
             some = fitted[torch.randint(len(fitted), (batch_size,))]
             optimizer.zero_grad()
-            model.train().loss(inputs[some], places[some], costs[some]).backward()
+            model.train()
+            loss_on(some).backward()
             optimizer.step()
+            advance()
             if (step + 1) % 50 == 0 or step + 1 == steps:
+                model.eval()
                 with torch.no_grad():
-                    now = model.eval().loss(*other).item()
+                    now = sum(loss_on(part).item() * len(part) for part in other.split(CHUNK)) / len(other)
                 if now < best:
                     best, state = now, {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(state)

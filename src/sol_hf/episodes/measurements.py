@@ -8,20 +8,23 @@ folder/settings.json                the settings of the measurements
        measured-00001.safetensors   ...
 """
 
-import json
-import os
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..modeling_sol import SOLForCausalLM
 from .counterfactuals import Counterfactuals, Probes, measure
+from .fingerprint import config_fingerprint, fingerprint, first_token, text_fingerprint
+from .stored_files import DamagedFileError, load_tensors, read_json, store_tensors, write_json
 
 
+logger = logging.get_logger(__name__)
+TEXT = "text"
 SETTINGS = "settings.json"
 STORED_AS = {
     "hidden_states": torch.bfloat16,
@@ -54,8 +57,6 @@ class Measurements:
     def collect(self, model: SOLForCausalLM, blocks: torch.Tensor) -> Counterfactuals:
         """Measure the parts that are not in the folder yet, and load all.
 
-        Processes of an `accelerate launch` share the work.
-
         Args:
             model ([`SOLForCausalLM`]): Its base is measured.
             blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
@@ -63,75 +64,131 @@ class Measurements:
         Raises:
             ValueError: if the folder holds measurements with other settings or of other text.
         """
-        state = PartialState()
-        self._claim(model)
-        parts = list(enumerate(blocks.split(self.blocks_per_part)))
-        mine = parts[state.process_index :: state.num_processes]
-        for number, part in tqdm(mine, desc="Measuring", disable=not state.is_main_process):
-            if not self._path(number).exists():
-                self._store(self._measure(model, part, number), number)
-        state.wait_for_everyone()
-        return Counterfactuals.concatenate([self._load(number, part) for number, part in parts])
+        self.fill(model, blocks)
+        return self.load(blocks)
 
-    def _measure(self, model: SOLForCausalLM, blocks: torch.Tensor, number: int) -> Counterfactuals:
+    def fill(self, model: SOLForCausalLM, blocks: torch.Tensor) -> None:
+        """Measure the parts that are not in the folder yet.
+
+        Processes of an `accelerate launch` share the work. Damaged parts are measured again, with a warning.
+
+        Args:
+            model ([`SOLForCausalLM`]): Its base is measured, on the device where it is.
+            blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
+
+        Raises:
+            ValueError: if the folder holds measurements with other settings or of other text, or what the base
+                predicts is not finite.
+        """
+        state = PartialState()
+        self._claim(model, blocks)
+        missing = [number for number, part in self._parts(blocks) if not self._is_there(number, part)]
+        state.wait_for_everyone()  # all have seen the same parts before the first one is added
+        mine, parts = missing[state.process_index :: state.num_processes], dict(self._parts(blocks))
+        total = sum(len(parts[number]) for number in mine)
+        with tqdm(total=total, desc="Measuring", unit="block", disable=not state.is_main_process) as bar:
+            for number in mine:
+                self._store(self._measure(model, parts[number], number, bar.update), number, parts[number])
+        state.wait_for_everyone()
+
+    def load(self, blocks: torch.Tensor) -> Counterfactuals:
+        """The measurements of `blocks`, which are all in the folder.
+
+        Raises:
+            DamagedFileError: if a part cannot be read.
+            ValueError: if a part is of other text.
+        """
+        whole: dict[str, torch.Tensor] = {}
+        for number, part in self._parts(blocks):
+            begin = number * self.blocks_per_part
+            for name, value in self._load(number, part).items():
+                if name not in whole:
+                    whole[name] = torch.empty(len(blocks), *value.shape[1:], dtype=value.dtype)
+                whole[name][begin : begin + len(part)] = value
+        return Counterfactuals(**{field.name: whole[field.name] for field in fields(Counterfactuals)})
+
+    def _parts(self, blocks: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        return list(enumerate(blocks.split(self.blocks_per_part)))
+
+    def _is_there(self, number: int, blocks: torch.Tensor) -> bool:
+        """Whether a part is in the folder and can be read. A damaged one is removed."""
+        if not self._path(number).exists():
+            return False
+        try:
+            self._load(number, blocks)
+            return True
+        except DamagedFileError as error:
+            logger.warning(str(error))
+            self._path(number).unlink(missing_ok=True)
+            return False
+
+    def _measure(
+        self, model: SOLForCausalLM, blocks: torch.Tensor, number: int, advance: Callable[[int], object]
+    ) -> Counterfactuals:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         steps = blocks.shape[1] - self.context_length - 1
         actions = torch.randint(len(model.action_space), (len(blocks), steps), generator=generator)
         batches = zip(blocks.split(self.batch_size), actions.split(self.batch_size), strict=True)
-        device = model.base.device
-        return Counterfactuals.concatenate(
-            [
-                measure(model, some.to(device), self.context_length, self.probes, drawn.to(device))
-                for some, drawn in batches
-            ]
-        )
+        device, found = model.base.device, []
+        for some, drawn in batches:
+            part = measure(model, some.to(device), self.context_length, self.probes, drawn.to(device))
+            found.append(Counterfactuals(**{name: value.cpu() for name, value in vars(part).items()}))
+            advance(len(some))
+        measured = Counterfactuals.concatenate(found)
+        if not all(bool(x.isfinite().all()) for x in (measured.divergence, measured.losses, measured.hidden_states)):
+            raise ValueError(
+                f"The base predicts infinite or undefined numbers in {model.base.dtype}: load it in bfloat16 or "
+                "float32."
+            )
+        return measured
 
-    def _claim(self, model: SOLForCausalLM) -> None:
+    def _claim(self, model: SOLForCausalLM, blocks: torch.Tensor) -> None:
         """Write the settings of the measurements, or compare them with those in the folder."""
-        rule = model.config.selection_rule
         settings = {
-            "base": model.config.base_model_name_or_path,
+            "base": fingerprint(model.base),
+            "base_config": config_fingerprint(model.base.config),
             "dtype": str(model.base.dtype),
             "context_length": self.context_length,
-            "selection": [rule.criterion, rule.page_size, rule.page_selection],
+            "first_token": first_token(blocks),
+            "selection": asdict(model.config.selection_rule),
+            "levels": {axis: list(levels) for axis, levels in model.action_space.levels.items()},
             "blocks_per_part": self.blocks_per_part,
             "seed": self.seed,
             "probes": [
                 list(pair) for pair in zip(self.probes.axes, (round(x, 6) for x in self.probes.levels), strict=True)
             ],
         }
-        path = self.folder / SETTINGS
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            different = sorted(name for name in settings if found.get(name) != settings[name])
-            if different:
+        path, state = self.folder / SETTINGS, PartialState()
+        if state.is_main_process and not path.exists():
+            if list(self.folder.glob("measured-*")):
                 raise ValueError(
-                    f"{self.folder} holds measurements with another {', '.join(different)}: choose another folder."
+                    f"{self.folder} holds measurements, but {SETTINGS} is missing, so it is not known of what: choose "
+                    "another folder, or delete this one."
                 )
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._replace(path, lambda partial: partial.write_text(json.dumps(settings, indent=2), encoding="utf-8"))
+            write_json(path, settings)
+        state.wait_for_everyone()
+        found = read_json(path, f"delete {self.folder} to measure again, or choose another folder")
+        different = sorted(name for name in settings if found.get(name) != settings[name])
+        if different:
+            raise ValueError(
+                f"{self.folder} holds measurements with another {', '.join(different)}: choose another folder."
+            )
 
     def _path(self, number: int) -> Path:
         return self.folder / f"measured-{number:05d}.safetensors"
 
-    def _store(self, measured: Counterfactuals, number: int) -> None:
+    def _store(self, measured: Counterfactuals, number: int, blocks: torch.Tensor) -> None:
         tensors = {
-            field.name: getattr(measured, field.name).to(STORED_AS.get(field.name, torch.float32)).cpu().contiguous()
+            field.name: getattr(measured, field.name).to(STORED_AS.get(field.name, torch.float32))
             for field in fields(Counterfactuals)
         }
-        self._replace(self._path(number), lambda partial: save_file(tensors, partial))
+        store_tensors(self._path(number), tensors, {TEXT: text_fingerprint(blocks)})
 
-    def _replace(self, path: Path, write) -> None:
-        """Write a file atomically, so that it is complete or absent."""
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        write(partial)
-        partial.replace(path)
-
-    def _load(self, number: int, blocks: torch.Tensor) -> Counterfactuals:
-        tensors = load_file(self._path(number))
-        for name in ("tokens", "next_actions"):
-            tensors[name] = tensors[name].long()
-        if not torch.equal(tensors["tokens"], blocks[:, self.context_length : -1].cpu()):
-            raise ValueError(f"{self._path(number)} holds measurements of other text: choose another folder.")
-        return Counterfactuals(**tensors)
+    def _load(self, number: int, blocks: torch.Tensor) -> dict[str, torch.Tensor]:
+        path, again = self._path(number), "it is measured again"
+        tensors, notes = load_tensors(path, again)
+        if set(tensors) != {field.name for field in fields(Counterfactuals)}:
+            raise DamagedFileError(f"{path} is damaged (it lacks measurements): {again}.")
+        if notes.get(TEXT) != text_fingerprint(blocks):
+            raise ValueError(f"{path} holds measurements of other text: choose another folder.")
+        return tensors | {name: tensors[name].long() for name in ("tokens", "next_actions")}

@@ -8,110 +8,47 @@ of a level given the inputs of a policy. [`Allocation`] computes the levels of l
 is trained to choose these levels from its observations and the budget. The targets do not compensate for earlier steps
 of an episode that spent more than the budget: the budget is kept on average over many episodes, which allows for a
 larger gain. With `budget_mode="hard"` it is kept in every episode.
+
+    folder/settings.json, measured-*     the measurements, which all processes share
+           fit/                          the state of an unfinished fit; it continues where it was stopped
+           policy.safetensors            the fitted policy, and in its notes the settings; fit.json has them to read
 """
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
+from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..budget.axes import AXES, PUBLISHED_AXES
-from ..episodes.counterfactuals import Counterfactuals, Probes, levels_to_probe
+from ..episodes.counterfactuals import Counterfactuals, Probes
+from ..episodes.fingerprint import fingerprint, text_fingerprint
+from ..episodes.folder_lock import folder_lock
 from ..episodes.measurements import Measurements
+<<<<<<< HEAD
 from ..hub.recipe import recipe_of
+=======
+from ..episodes.stored_files import DamagedFileError, load_tensors, store_tensors, write_json
+>>>>>>> a20c6e0 (The warmup: on the device, from streams, with progress, resumable, in proportion to its blocks; --base names the base; a quick recipe)
 from ..modeling_sol import SOLForCausalLM
+from .warmup_config import CounterfactualWarmupConfig
+from .warmup_progress import FitState
 from .warmup_targets import WarmupTargets, run_on_policy
 
 
-FITTED, FITTED_SETTINGS = "policy.safetensors", "fit.json"
-PUBLISHED_NAMES = tuple(axis.name for axis in PUBLISHED_AXES)
-PROBES_PER_AXIS = 4
+FITTED, FITTED_SETTINGS, SETTINGS_NOTE = "policy.safetensors", "fit.json", "settings"
+BLOCKS_PER_PART = 10
+SHUFFLED_BLOCKS = 4
+"""Blocks of a stream among which one is drawn, per block that is measured."""
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class CounterfactualWarmupConfig:
-    """
-    Settings of the measurements, and of the fit of the policy to them.
-
-    Args:
-        warmup_dir (`str`, *optional*): Folder of the measurements. `None` for no warmup.
-        warmup_blocks (`int`, *optional*, defaults to 1000): Blocks of text to measure.
-        warmup_context_length (`int`, *optional*, defaults to 192): Tokens of a block before the first step.
-        warmup_steps_per_block (`int`, *optional*, defaults to 128): Steps of a block.
-        warmup_token_keep (`list[float]`, *optional*): Levels of `token_keep` to measure.
-        warmup_mlp_keep (`list[float]`, *optional*): Levels of `mlp_keep` to measure.
-        warmup_bits (`list[float]`, *optional*): Levels of `bits` to measure.
-        warmup_axis_levels (`dict[str, list[float]]`, *optional*): Levels of further axes to measure, by name; by
-            default up to four of each.
-        warmup_batch_size (`int`, *optional*, defaults to 4): Blocks that are measured at the same time.
-        warmup_cost_models (`int`, *optional*, defaults to 4): Number of cost models, at least 2. Each estimates the
-            costs of an equal share of the blocks, and is fitted to all others.
-        warmup_updates (`int`, *optional*, defaults to 1500): Updates of the policy.
-        warmup_episodes (`int`, *optional*, defaults to 64): Episodes of an update.
-        warmup_learning_rate (`float`, *optional*, defaults to 7e-4): Largest learning rate.
-        warmup_repayment_spread (`float`, *optional*, defaults to 3.0): Initial spread of the budget prior.
-        warmup_practice_rounds (`int`, *optional*, defaults to 4): Rounds of on-policy episodes, whose observations and
-            spent compute are used in the fit.
-        warmup_practice_episodes (`int`, *optional*, defaults to 512): Episodes of a round.
-        warmup_save_every (`int`, *optional*, defaults to 0): Updates between saved copies of the policy in the
-            folder, named `update-00100` and so on; 0 for none.
-        warmup_seed (`int`, *optional*, defaults to 0): Seed of measurements and fit.
-    """
-
-    warmup_dir: str | None = field(default=None, metadata={"help": "Folder of measurements; no warmup without one."})
-    warmup_blocks: int = field(default=1000, metadata={"help": "Blocks of text to measure."})
-    warmup_context_length: int = field(default=192, metadata={"help": "Tokens before the first step of a block."})
-    warmup_steps_per_block: int = field(default=128, metadata={"help": "Steps of a block."})
-    warmup_token_keep: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.4, 0.7], metadata={"help": "Levels."})
-    warmup_mlp_keep: list[float] = field(default_factory=lambda: [0.4, 0.5, 0.65], metadata={"help": "Levels."})
-    warmup_bits: list[float] = field(default_factory=lambda: [5.0, 6.0], metadata={"help": "Levels."})
-    warmup_axis_levels: dict[str, list[float]] | str | None = field(
-        default=None, metadata={"help": "Levels of further axes, as a dictionary."}
-    )
-    warmup_batch_size: int = field(default=4, metadata={"help": "Blocks that are measured at the same time."})
-    warmup_cost_models: int = field(default=4, metadata={"help": "Cost models, each for blocks it was not fitted to."})
-    warmup_updates: int = field(default=1500, metadata={"help": "Updates of the policy."})
-    warmup_episodes: int = field(default=64, metadata={"help": "Episodes of an update."})
-    warmup_learning_rate: float = field(default=7e-4, metadata={"help": "Largest learning rate."})
-    warmup_repayment_spread: float = field(default=3.0, metadata={"help": "Initial spread of the budget prior."})
-    warmup_practice_rounds: int = field(default=4, metadata={"help": "Rounds of on-policy episodes."})
-    warmup_practice_episodes: int = field(default=512, metadata={"help": "Episodes of a round."})
-    warmup_save_every: int = field(default=0, metadata={"help": "Updates between kept copies of the policy; 0: none."})
-    warmup_seed: int = field(default=0, metadata={"help": "Seed of measurements and fit."})
-
-    def __post_init__(self):
-        least = {f"warmup_{name}": 1 for name in ("updates", "episodes", "practice_episodes")}
-        least |= {f"warmup_{name}": 0 for name in ("repayment_spread", "practice_rounds", "save_every")}
-        least |= {"warmup_cost_models": 2, "warmup_blocks": self.warmup_cost_models}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
-        if isinstance(self.warmup_axis_levels, str):  # from a command line
-            self.warmup_axis_levels = dict(json.loads(self.warmup_axis_levels))
-        for axis in self.warmup_axis_levels or ():
-            if axis not in AXES or axis in PUBLISHED_NAMES:
-                raise ValueError(f"`warmup_axis_levels` names {axis!r}, which is no further axis.")
-
-    def levels_of(self, axis: str, levels: Sequence[float]) -> list[float]:
-        """Levels of an axis to measure.
-
-        Args:
-            axis (`str`): Name of the axis.
-            levels (`Sequence[float]`): All levels of the axis.
-        """
-        if axis in PUBLISHED_NAMES:
-            return getattr(self, f"warmup_{axis}")
-        named = self.warmup_axis_levels
-        given = named.get(axis) if isinstance(named, dict) else None
-        return levels_to_probe(levels, PROBES_PER_AXIS) if given is None else given
 
 
 class CounterfactualWarmup:
@@ -135,6 +72,16 @@ class CounterfactualWarmup:
         self.probes = Probes.at(
             space, {axis: config.levels_of(axis, own) for axis, own in space.levels.items() if len(own) > 1}
         )
+        self.begun = fingerprint(model.policy)
+        self.base_print: str | None = None
+        self.store = Measurements(
+            self.folder,
+            config.warmup_context_length,
+            self.probes,
+            BLOCKS_PER_PART,
+            config.warmup_batch_size,
+            config.warmup_seed,
+        )
 
     @property
     def block_length(self) -> int:
@@ -144,9 +91,16 @@ class CounterfactualWarmup:
     def run(self, blocks: torch.Tensor) -> None:
         """Fit the policy, or load it from the folder if it was fitted there with the same settings.
 
+        The base is measured, and the policy fitted, on the device of this process (that of `accelerate`), unless the
+        base was put on another one, or on several. The main process fits the policy; the others wait for its file.
+
         Args:
-            blocks (`torch.LongTensor` of shape `(blocks, block_length)`): Token ids.
+            blocks (`torch.LongTensor` of shape `(blocks, block_length)`): Token ids, the same in every process.
+
+        Raises:
+            ValueError: if the folder belongs to something else or is in use, or blocks have another length.
         """
+<<<<<<< HEAD
         state, settings = PartialState(), asdict(self.config) | {"policy": self._network()}
         settings.pop("warmup_dir")
         if settings["warmup_axis_levels"] is None:  # folders of earlier versions lack this setting
@@ -166,61 +120,167 @@ class CounterfactualWarmup:
         state.wait_for_everyone()
         self.model.policy.load_state_dict(load_file(self.folder / FITTED))
         self.model.training_recipe = {type(self).__name__: recipe_of(self.config, blocks=len(blocks))}
+=======
+        if blocks.dim() != 2 or blocks.shape[1] != self.block_length:
+            raise ValueError(f"Blocks have {self.block_length} tokens each, got {tuple(blocks.shape)}.")
+        state, settings = PartialState(), self._settings(blocks)
+        with folder_lock(self.folder) if state.is_main_process else nullcontext():
+            state.wait_for_everyone()
+            if not self._load_fitted(settings):
+                self._place(state.device)
+                self._measure_and_fit(blocks, settings)
+            state.wait_for_everyone()
+
+    def is_fitted(self, blocks: torch.Tensor) -> bool:
+        """Whether the folder has the policy that these settings and blocks give."""
+        return self._read_fitted(self._settings(blocks)) is not None
+
+    def _measure_and_fit(self, blocks: torch.Tensor, settings: dict[str, Any]) -> None:
+        state, path = PartialState(), self.folder / FITTED
+        if state.is_main_process:
+            path.unlink(missing_ok=True)
+        self.store.fill(self.model, blocks)
+        if state.is_main_process:
+            self.fit(self.store.load(blocks), blocks)
+            notes = {SETTINGS_NOTE: json.dumps(settings, sort_keys=True)}
+            write_json(self.folder / FITTED_SETTINGS, settings)
+            store_tensors(path, self.model.policy.state_dict(), notes)
+            FitState(self.folder, settings).remove()
+        else:
+            while not path.exists():  # a barrier would end after some minutes, which a fit may take
+                time.sleep(0.5)
+        if not self._load_fitted(settings):
+            raise ValueError(f"{path} is not what the main process fitted: use one folder for all processes.")
+
+    def _read_fitted(self, settings: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        path = self.folder / FITTED
+        if not path.exists():
+            return None
+        try:
+            weights, notes = load_tensors(path, "the policy is fitted again")
+        except DamagedFileError as error:
+            logger.warning(str(error))
+            return None
+        return weights if notes.get(SETTINGS_NOTE) == json.dumps(settings, sort_keys=True) else None
+
+    def _load_fitted(self, settings: dict[str, Any]) -> bool:
+        weights = self._read_fitted(settings)
+        if weights is None:
+            return False
+        self.model.policy.load_state_dict(weights)
+        return True
+
+    def _place(self, device: torch.device) -> None:
+        """Move base and policy to the device of this process, or the policy to where the base is already."""
+        base = self.model.base
+        if base.device.type == "cpu" and device.type != "cpu" and getattr(base, "hf_device_map", None) is None:
+            base.to(device)
+        self.model.policy.to(base.device)
+
+    def _settings(self, blocks: torch.Tensor) -> dict[str, Any]:
+        """All that the fitted policy depends on."""
+        config = asdict(self.config)
+        for name in ("warmup_dir", "warmup_save_every", "warmup_batch_size"):
+            config.pop(name)
+        if config["warmup_axis_levels"] is None:
+            config.pop("warmup_axis_levels")
+        config |= {
+            "warmup_updates": self.config.updates_for(len(blocks), self.model.config.episode_length),
+            "warmup_practice_episodes": self.config.practice_episodes_for(len(blocks)),
+        }
+        if self.base_print is None:
+            self.base_print = fingerprint(self.model.base)
+        before = {
+            "base": self.base_print,
+            "dtype": str(self.model.base.dtype),
+            "policy_before": self.begun,
+        }
+        return config | before | {"text": text_fingerprint(blocks), "policy": self._network()}
+>>>>>>> a20c6e0 (The warmup: on the device, from streams, with progress, resumable, in proportion to its blocks; --base names the base; a quick recipe)
 
     def _network(self) -> dict:
         settings = self.model.config.to_dict()
+        named = ("episode_length", "criterion", "page_size", "page_selection", "sink_tokens", "window_tokens")
         fields = {
             name: value
             for name, value in settings.items()
-            if name.startswith(("policy_", "action_", "budget_", "observe_"))
+            if name in named or name.startswith(("policy_", "action_", "budget_", "observe_"))
         }
         return fields | {"levels": {axis: list(levels) for axis, levels in self.model.action_space.levels.items()}}
 
     def fit(self, measured: Counterfactuals, blocks: torch.Tensor) -> list[float]:
-        """Fit the policy to measured costs of `blocks`; returns the loss of every update."""
-        config, losses = self.config, []
-        with torch.random.fork_rng(devices=[]):
+        """Fit the policy to measured costs of `blocks`; returns the loss of every update.
+
+        A fit that was stopped continues with the next update, and ends with the same policy.
+
+        Raises:
+            ValueError: if the loss is not a finite number.
+        """
+        config, model = self.config, self.model
+        updates = config.updates_for(len(blocks), model.config.episode_length)
+        stored = FitState(self.folder, self._settings(blocks))
+        policy = model.policy.float().train()
+        with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(config.warmup_seed)
             targets = WarmupTargets(
-                self.model,
+                model,
                 measured,
                 self.probes,
                 config.warmup_context_length,
                 config.warmup_episodes,
                 config.warmup_cost_models,
+                stored,
             )
-            policy = self.model.policy.float().train()
             if policy.budget_prior is not None:
                 with torch.no_grad():
                     policy.budget_prior.repayment_spread.fill_(config.warmup_repayment_spread)
-            optimizer, rounds = _optimizer(policy, config.warmup_learning_rate), self._on_policy_rounds()
-            for update in tqdm(range(config.warmup_updates), desc="Fitting"):
-                if update in rounds:
-                    self._add_on_policy(targets, blocks)
-                rate = min(1.0, (update + 1) / 50) * 0.5 * (1 + math.cos(math.pi * update / config.warmup_updates))
-                for group in optimizer.param_groups:
-                    group["lr"] = config.warmup_learning_rate * (rate + 0.02)
-                loss = targets.loss(policy)
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-                optimizer.step()
-                losses.append(loss.item())
-                if config.warmup_save_every and (update + 1) % config.warmup_save_every == 0:
-                    self.model.save_pretrained(self.folder / f"update-{update + 1:05d}")
+            optimizer = _optimizer(policy, config.warmup_learning_rate)
+            losses = stored.load(policy, optimizer, targets)
+            bar = tqdm(range(len(losses), updates), desc="Fitting", initial=len(losses), total=updates)
+            for update in bar:
+                losses.append(self._update(update, updates, optimizer, targets, blocks))
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+                stored.save_sometimes(losses, policy, optimizer, targets)
         policy.eval()
         return losses
 
-    def _on_policy_rounds(self) -> set[int]:
+    def _update(
+        self,
+        update: int,
+        updates: int,
+        optimizer: torch.optim.Optimizer,
+        targets: WarmupTargets,
+        blocks: torch.Tensor,
+    ) -> float:
+        """One update of the policy, after on-policy episodes if it is time for them; returns the loss."""
+        config, policy = self.config, self.model.policy
+        if update in self._on_policy_rounds(updates):
+            self._add_on_policy(targets, blocks)
+        rate = min(1.0, (update + 1) / 50) * 0.5 * (1 + math.cos(math.pi * update / updates))
+        for group in optimizer.param_groups:
+            group["lr"] = config.warmup_learning_rate * (rate + 0.02)
+        loss = targets.loss(policy)
+        if not bool(loss.isfinite()):
+            raise ValueError(f"The loss of update {update + 1} is {loss.item()}: lower `warmup_learning_rate`.")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        if config.warmup_save_every and (update + 1) % config.warmup_save_every == 0:
+            self.model.save_pretrained(self.folder / f"update-{update + 1:05d}")
+        return loss.item()
+
+    def _on_policy_rounds(self, updates: int) -> set[int]:
         """The updates before which the policy runs episodes, distributed over the middle of the fit."""
-        rounds, updates = self.config.warmup_practice_rounds, self.config.warmup_updates
+        rounds = self.config.warmup_practice_rounds
         return {int(updates * (0.3 + 0.5 * number / rounds)) for number in range(rounds)}
 
     def _add_on_policy(self, targets: WarmupTargets, blocks: torch.Tensor) -> None:
-        budgets = targets.draw_budgets(self.config.warmup_practice_episodes)
+        budgets = targets.draw_budgets(self.config.practice_episodes_for(len(blocks)))
         episodes = run_on_policy(self.model, blocks, self.config.warmup_context_length, budgets)
         error = targets.add_on_policy(episodes)
-        logger.info(f"Spent more than the budget: {', '.join(f'{x:+.3f}' for x in error.tolist())}.")
+        missed = zip(self.model.action_space.axis_names, error.tolist(), strict=True)
+        tqdm.write("On-policy episodes spent " + ", ".join(f"{x:+.3f} of {axis}" for axis, x in missed))
         self.model.policy.train()
 
 
@@ -233,18 +293,29 @@ def _optimizer(policy: torch.nn.Module, learning_rate: float) -> torch.optim.Opt
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
 
 
-def warmup_blocks(packed, config: CounterfactualWarmupConfig, seed: int = 42) -> torch.Tensor:
+def warmup_blocks(
+    packed: Dataset | IterableDataset, config: CounterfactualWarmupConfig, seed: int = 42
+) -> torch.Tensor:
     """The blocks to measure: `warmup_blocks` of a packed dataset, drawn without replacement.
 
     Args:
-        packed (`Dataset`): Blocks in a column `input_ids`.
+        packed (`Dataset` or `IterableDataset`): Blocks in a column `input_ids`. Of a stream as much is read as is
+            needed to draw from four times as many blocks.
         config ([`CounterfactualWarmupConfig`]): The number of blocks.
         seed (`int`, *optional*, defaults to 42): Seed of the draw.
 
     Raises:
         ValueError: if the dataset has fewer blocks.
     """
-    if len(packed) < config.warmup_blocks:
-        raise ValueError(f"`warmup_blocks` is {config.warmup_blocks}, but the texts make {len(packed)} blocks only.")
-    chosen: Sequence = packed.shuffle(seed=seed).select(range(config.warmup_blocks))["input_ids"]
-    return torch.tensor(list(chosen))
+    number = config.warmup_blocks
+    if isinstance(packed, IterableDataset):
+        shuffled = packed.shuffle(seed=seed, buffer_size=SHUFFLED_BLOCKS * number)
+        chosen = [row["input_ids"] for row in islice(shuffled, number)]
+    else:
+        chosen = list(packed.shuffle(seed=seed).select(range(min(number, len(packed))))["input_ids"])
+    if len(chosen) < number:
+        raise ValueError(
+            f"`warmup_blocks` is {number}, but the texts make {len(chosen)} blocks only: give more text, or "
+            f"`warmup_blocks` {len(chosen)}."
+        )
+    return torch.tensor(chosen)

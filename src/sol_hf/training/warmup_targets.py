@@ -10,26 +10,35 @@ budgets. [`BudgetCorrection`] estimates the error from the policy's own episodes
 allocation.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import dropout
+from tqdm.auto import tqdm
 
 from ..budget.action_space import ActionSpace
 from ..budget.ledger import BudgetLedger
 from ..controllers.policy import PolicyController
-from ..episodes.cost_model import Allocation, fit_cost_model, level_costs
+from ..controllers.processors import ActionProcessorList, budget_processors
+from ..episodes.block_runner import left_dense
+from ..episodes.cost_model import Allocation, SelectedRows, fit_cost_model, level_costs
 from ..episodes.counterfactuals import Counterfactuals, Probes
 from ..episodes.rollouts import Rollouts, prefill, roll_out
+from ..episodes.step_inputs import MeasuredSteps, StepRows
 from ..modeling_sol import SOLForCausalLM
 from ..modeling_sol_policy import SOLPolicyModel
+from .warmup_progress import FitState
 
 
 JITTER = 2
 """Largest number of levels by which a disturbed action of a synthetic history differs."""
 UNLIMITED_SHARE = 0.15
 """Share of budgets that have the largest level as the target of an axis."""
+PASSES, ROWS_PER_STEP = 20, 1024
+"""How often the rows of a cost model are drawn, at most, and how many in a step."""
+MOST_STEPS = 600
 RIDGE = 1.0
 """Weight of the squared coefficients in the fit of a [`BudgetCorrection`]."""
 
@@ -117,6 +126,7 @@ class WarmupTargets:
         context_length (`int`): Tokens of a block before the first measured step.
         episodes (`int`): Episodes of an update.
         cost_models (`int`): Number of cost models, at least 2. Each estimates the blocks that it was not fitted to.
+        stored ([`FitState`]): Keeps the estimates of the cost models that are fitted already.
     """
 
     def __init__(
@@ -127,40 +137,46 @@ class WarmupTargets:
         context_length: int,
         episodes: int,
         cost_models: int,
+        stored: FitState,
     ):
         self.space, self.steps, self.episodes = model.action_space, model.config.episode_length, episodes
         rule, counts = model.config.selection_rule, context_length + 1 + torch.arange(measured.tokens.shape[1])
         self.page_fill = rule.page_fill(counts)
         places = (counts - 1) % rule.page_size if model.config.observe_page_fill else torch.zeros_like(counts)
-        embed = model.base.get_input_embeddings()
-        with torch.no_grad():
-            self.embeddings = embed(measured.tokens.to(embed.weight.device)).to("cpu", torch.bfloat16)
-        self.dense = measured.hidden_states.to(torch.bfloat16)
-        after = [self.dense[:, :1], measured.next_states[:, :-1].to(torch.bfloat16)]
-        self.sparse = torch.cat(after, dim=1)  # the state after a cheap step
-        self.costs = level_costs(self._expected(measured, places, cost_models), probes, self.space)
+        self.measured = MeasuredSteps(measured, model.base.get_input_embeddings())
+        expected = self._expected(measured.divergence, places, cost_models, model.policy.device, stored)
+        self.costs = level_costs(expected, probes, self.space)
         self.allocation = Allocation([table.flatten(0, 1) for table in self.costs], self.space)
         self.lowest, self.highest = self.space.min_ratio(), self.space.max_ratio()
         self.correction = BudgetCorrection(self.lowest, self.highest)
         self.on_policy: OnPolicyEpisodes | None = None
+        self.practice_rounds = 0
 
-    def _expected(self, measured: Counterfactuals, places: torch.Tensor, cost_models: int) -> torch.Tensor:
+    def _expected(
+        self, divergence: torch.Tensor, places: torch.Tensor, cost_models: int, device: torch.device, stored: FitState
+    ) -> torch.Tensor:
         """Expected costs of the probes `(blocks, steps, probes)`, by cost models that are fitted to dense and sparse
         states.
 
         A model that was fitted to a block would predict its costs better than those of new text. So every block is
         estimated by the one model that was not fitted to it.
         """
-        states = [torch.cat([x, self.embeddings], dim=-1).float().flatten(0, 1) for x in (self.dense, self.sparse)]
-        inputs, costs = torch.cat(states), measured.divergence.float().flatten(0, 1)
-        blocks, length = measured.tokens.shape
+        inputs, costs = StepRows(self.measured, device), divergence.float().flatten(0, 1)
+        blocks, length = divergence.shape[:2]
         places = places.repeat(2 * blocks)
         fold_of_step = (torch.arange(blocks) % cost_models).repeat_interleave(length)
-        expected = torch.zeros_like(costs)
-        for fold in range(cost_models):
-            mine = fold_of_step == fold
-            fitted, _ = fit_cost_model(inputs, places, costs.repeat(2, 1), mine.repeat(2), seed=fold)
-            expected[mine] = fitted.costs(inputs[: len(costs)][mine], places[: len(costs)][mine])
+        steps, batch_size = _cost_model_steps(2 * len(costs) * (cost_models - 1) // cost_models)
+        found = stored.read("expected") or {"expected": torch.zeros_like(costs), "folds": torch.tensor(0)}
+        expected, done = found["expected"], int(found["folds"])
+        with tqdm(total=steps * cost_models, initial=steps * done, desc="Cost models") as bar:
+            for fold in range(done, cost_models):
+                mine = fold_of_step == fold
+                fit = {"steps": steps, "batch_size": batch_size, "advance": bar.update}
+                fitted, loss = fit_cost_model(inputs, places, costs.repeat(2, 1), mine.repeat(2), seed=fold, **fit)
+                rows = mine.nonzero().squeeze(1)
+                expected[mine] = fitted.costs(SelectedRows(inputs, rows), places[rows]).cpu()
+                stored.write("expected", {"expected": expected, "folds": torch.tensor(fold + 1)})
+                bar.set_postfix(held_out_loss=f"{loss:.3f}")
         return expected.view(blocks, length, -1)
 
     def draw_budgets(self, episodes: int) -> torch.Tensor:
@@ -177,15 +193,23 @@ class WarmupTargets:
             `torch.Tensor` of shape `(axes,)`: Mean of spent level minus budget, in ratio units.
         """
         self.on_policy = episodes
+        self.practice_rounds += 1
         return self.correction.update(episodes.rollouts.targets, episodes.spent(self.space))
+
+    def restore(self, episodes: tuple[Rollouts, torch.Tensor, torch.Tensor], rounds: int) -> None:
+        """Take up the episodes of the last round of an earlier run; the correction is restored apart."""
+        self.on_policy, self.practice_rounds = OnPolicyEpisodes(*episodes), rounds
 
     def loss(self, policy: SOLPolicyModel) -> torch.Tensor:
         """Cross-entropy of the policy's levels, summed over the axes, on newly drawn episodes and budgets."""
+        device = policy.device
         inputs, wanted = self._synthetic()
         if self.on_policy is not None:
             own, also = self._recorded(self.on_policy)
             inputs = PolicyInputs(*(torch.cat(pair) for pair in zip(inputs, own, strict=True)))
             wanted = [torch.cat(pair) for pair in zip(wanted, also, strict=True)]
+        inputs = PolicyInputs(*(tensor.to(device) for tensor in inputs))
+        wanted = [tensor.to(device) for tensor in wanted]
         hidden, embeddings = dropout(inputs.hidden_states.float(), 0.1), dropout(inputs.token_embeddings.float(), 0.1)
         logits = policy(hidden, embeddings, inputs.scalars, inputs.previous_actions).logits.log_softmax(dim=-1)
         marginals = level_logprobs(logits, self.space)
@@ -193,24 +217,27 @@ class WarmupTargets:
         return torch.stack(losses).sum()
 
     def _synthetic(self) -> tuple[PolicyInputs, list[torch.Tensor]]:
-        blocks, length = self.dense.shape[:2]
-        block = torch.randint(blocks, (self.episodes, 1))
-        where = block, torch.randint(length - self.steps + 1, (self.episodes, 1)) + torch.arange(self.steps)
+        measured = self.measured
+        block = torch.randint(measured.blocks, (self.episodes, 1))
+        start = torch.randint(measured.length - self.steps + 1, (self.episodes, 1))
+        where = block.expand(-1, self.steps), start + torch.arange(self.steps)
         budgets = self.draw_budgets(self.episodes)
         wanted, levels = self._wanted(where, budgets)
-        mixed = torch.where(torch.rand(self.episodes, self.steps, 1) < 0.5, self.dense[where], self.sparse[where])
+        is_dense = torch.rand(self.episodes, self.steps, 1) < 0.5
+        mixed = torch.where(is_dense, measured.dense(*where), measured.sparse(*where))
         scalars, previous = self._history(levels, budgets)
         scalars = torch.cat([scalars, self.page_fill[where[1], None]], dim=-1)
-        return PolicyInputs(mixed, self.embeddings[where], scalars, previous), wanted
+        return PolicyInputs(mixed, measured.embeddings(*where), scalars, previous), wanted
 
     def _recorded(self, own: OnPolicyEpisodes) -> tuple[PolicyInputs, list[torch.Tensor]]:
         some = torch.randint(len(own.blocks), (self.episodes,))
-        where = own.blocks[some, None], own.starts[some, None] + torch.arange(self.steps)
+        steps = own.starts[some, None] + torch.arange(self.steps)
+        where = own.blocks[some, None].expand_as(steps), steps
         rollouts = own.rollouts
         wanted, _ = self._wanted(where, rollouts.targets[some])
-        hidden = rollouts.hidden_states[some].to(self.dense.dtype)
+        hidden = rollouts.hidden_states[some].to(torch.bfloat16)
         scalars, previous = rollouts.scalars[some], rollouts.previous_actions[some]
-        return PolicyInputs(hidden, self.embeddings[where], scalars, previous), wanted
+        return PolicyInputs(hidden, self.measured.embeddings(*where), scalars, previous), wanted
 
     def _wanted(self, where: tuple, budgets: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Target probabilities of every axis `(episodes, steps, levels)`, and indices of the best levels `(episodes,
@@ -238,6 +265,12 @@ class WarmupTargets:
         return torch.stack(scalars, dim=1), torch.stack(previous[:-1], dim=1)
 
 
+def _cost_model_steps(rows: int) -> tuple[int, int]:
+    """Steps of the fit of a cost model, and rows in each: every row is drawn some times, unless there are many."""
+    batch_size = min(ROWS_PER_STEP, max(rows, 1))
+    return min(MOST_STEPS, math.ceil(PASSES * rows / batch_size)), batch_size
+
+
 def level_logprobs(logprobs: torch.Tensor, space: ActionSpace) -> list[torch.Tensor]:
     """Log-probabilities of the levels of every axis, from those of the actions `(..., n_actions)`.
 
@@ -259,7 +292,8 @@ def run_on_policy(
     """Run an episode of the policy of `model` per budget, on measured blocks that are drawn at random.
 
     Args:
-        model ([`SOLForCausalLM`]): Its policy chooses the action of the highest score, as in `generate`.
+        model ([`SOLForCausalLM`]): Its policy chooses the action of the highest score, as in `generate` in soft mode.
+            An axis that a budget leaves dense stays dense.
         blocks (`torch.LongTensor` of shape `(blocks, context + measured steps + 1)`): Token ids.
         context_length (`int`): Tokens before the first measured step.
         budgets (`torch.Tensor` of shape `(episodes, axes)`): In ratio units. Up to four budgets use the same
@@ -277,7 +311,8 @@ def run_on_policy(
         block = torch.randint(len(blocks), (len(wanted) // together,))
         tokens = blocks[block, : context_length + start + steps + 1].to(device)
         prefix = prefill(model, tokens, context_length + start)
-        parts.append(roll_out(model, prefix, tokens, wanted.to(device), controller).to("cpu"))
+        held = ActionProcessorList(budget_processors(left_dense(wanted, model.action_space), hard=False))
+        parts.append(roll_out(model, prefix, tokens, wanted.to(device), controller, held).to("cpu"))
         chosen.append(block.repeat_interleave(together))
         starts.append(torch.full((len(wanted),), start))
     return OnPolicyEpisodes(Rollouts.concatenate(parts), torch.cat(chosen), torch.cat(starts))
