@@ -33,11 +33,8 @@ from ..episodes.counterfactuals import Counterfactuals, Probes
 from ..episodes.fingerprint import fingerprint, text_fingerprint
 from ..episodes.folder_lock import folder_lock
 from ..episodes.measurements import Measurements
-<<<<<<< HEAD
-from ..hub.recipe import recipe_of
-=======
 from ..episodes.stored_files import DamagedFileError, load_tensors, store_tensors, write_json
->>>>>>> a20c6e0 (The warmup: on the device, from streams, with progress, resumable, in proportion to its blocks; --base names the base; a quick recipe)
+from ..hub.recipe import recipe_of
 from ..modeling_sol import SOLForCausalLM
 from .warmup_config import CounterfactualWarmupConfig
 from .warmup_progress import FitState
@@ -100,27 +97,6 @@ class CounterfactualWarmup:
         Raises:
             ValueError: if the folder belongs to something else or is in use, or blocks have another length.
         """
-<<<<<<< HEAD
-        state, settings = PartialState(), asdict(self.config) | {"policy": self._network()}
-        settings.pop("warmup_dir")
-        if settings["warmup_axis_levels"] is None:  # folders of earlier versions lack this setting
-            settings.pop("warmup_axis_levels")
-        store = Measurements(
-            self.folder, self.config.warmup_context_length, self.probes, 10, self.config.warmup_batch_size
-        )
-        measured = store.collect(self.model, blocks)
-        written = self.folder / FITTED_SETTINGS
-        done = written.exists() and json.loads(written.read_text(encoding="utf-8")) == settings
-        if not done and state.is_main_process:
-            self.fit(measured, blocks)
-            weights = {name: tensor.contiguous() for name, tensor in self.model.policy.state_dict().items()}
-            written.unlink(missing_ok=True)
-            save_file(weights, self.folder / FITTED)
-            written.write_text(json.dumps(settings), encoding="utf-8")
-        state.wait_for_everyone()
-        self.model.policy.load_state_dict(load_file(self.folder / FITTED))
-        self.model.training_recipe = {type(self).__name__: recipe_of(self.config, blocks=len(blocks))}
-=======
         if blocks.dim() != 2 or blocks.shape[1] != self.block_length:
             raise ValueError(f"Blocks have {self.block_length} tokens each, got {tuple(blocks.shape)}.")
         state, settings = PartialState(), self._settings(blocks)
@@ -130,6 +106,7 @@ class CounterfactualWarmup:
                 self._place(state.device)
                 self._measure_and_fit(blocks, settings)
             state.wait_for_everyone()
+        self.model.training_recipe = {type(self).__name__: recipe_of(self.config, blocks=len(blocks))}
 
     def is_fitted(self, blocks: torch.Tensor) -> bool:
         """Whether the folder has the policy that these settings and blocks give."""
@@ -196,7 +173,6 @@ class CounterfactualWarmup:
             "policy_before": self.begun,
         }
         return config | before | {"text": text_fingerprint(blocks), "policy": self._network()}
->>>>>>> a20c6e0 (The warmup: on the device, from streams, with progress, resumable, in proportion to its blocks; --base names the base; a quick recipe)
 
     def _network(self) -> dict:
         settings = self.model.config.to_dict()
