@@ -45,6 +45,7 @@ from .decoding.scoring import score_rows, score_rows_densely
 from .decoding.session import DecodingSession
 from .decoding.setup import controls_for, new_cache
 from .decoding.step import decode_forward
+from .execution.base_device import compute_device
 from .execution.coverage import Coverage
 from .execution.instrumentation import Instrumentation
 from .execution.watch import evaluating, watching
@@ -101,7 +102,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         for name, value in (base_sizes(base) | base_facts(base)).items():
             if getattr(config, name) is None:
                 setattr(config, name, value)
-        return cls(config, base, SOLPolicyModel(config).to(base.device).eval())
+        return cls(config, base, SOLPolicyModel(config).to(compute_device(base)).eval())
 
     @classmethod
     def from_pretrained(
@@ -142,7 +143,7 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
                 **hub_arguments,
                 **kwargs,
             )
-        model = cls(config, base, policy.to(base.device))
+        model = cls(config, base, policy.to(compute_device(base)))
         with contextlib.suppress(OSError):  # a repository without generation_config.json keeps the base's
             model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **location)
         return model.eval()
@@ -201,6 +202,19 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self):
         return self.base.get_output_embeddings()
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.base.set_input_embeddings(value)
+
+    def set_output_embeddings(self, value: torch.nn.Module) -> None:
+        self.base.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> torch.nn.Embedding:
+        """Resize those of the base, as in transformers; the policy does not depend on their number."""
+        embeddings = self.base.resize_token_embeddings(*args, **kwargs)
+        for config in (self.config, self.policy.config):
+            config.base_vocab_size = base_sizes(self.base)["base_vocab_size"]
+        return embeddings
 
     def forward(
         self,
@@ -316,14 +330,14 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         """
         given = inherit(pop_options(locals(), kwargs), kwargs)
         options = resolve_options(given, generation_config, self.generation_config, self.config)
-        prompt = find_prompt(inputs, kwargs)
+        prompt, device = find_prompt(inputs, kwargs), compute_device(self.base)
         if prompt is None and not options.is_dense:
-            prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, self.base.device)
+            prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
         rows = 1 if prompt is None else len(prompt)
         controls = controls_for(options, self.base, self.policy, self.config, rows)
         cache: Any = kwargs.get("past_key_values")
         if controls is not None:
-            check_generate_arguments(prompt, kwargs, generation_config, self.generation_config, self.base.device)
+            check_generate_arguments(prompt, kwargs, generation_config, self.generation_config, device)
             cache = kwargs["past_key_values"] = self.new_cache() if cache is None else cache
         session = DecodingSession.after_prompt(self.base, cache, controls, prompt, kwargs.get("attention_mask"))
         refuse_continuous_batching(kwargs, generation_config)
@@ -369,8 +383,8 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if context_length is None:
             raise ValueError("`context_length` is needed: how many tokens of every row are processed densely.")
-        if input_ids.device != self.base.device:
-            raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {self.base.device}.")
+        if input_ids.device != compute_device(self.base):
+            raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {compute_device(self.base)}.")
         rows = align_rows(input_ids, attention_mask, context_length)
         resolved = resolve_options(options, None, self.generation_config, self.config)
         controls = controls_for(resolved, self.base, self.policy, self.config, len(input_ids))

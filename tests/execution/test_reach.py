@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from sol_hf import FixedController, SOLConfig, SOLForCausalLM
+from sol_hf import FixedController, SOLConfig, SOLForCausalLM, UnsupportedAxisError
 from sol_hf.execution.attention.step import gather
 from support.bases import SIZES, tiny_base
 from support.cases import control, prompts, sol_model
@@ -182,3 +182,120 @@ class TestDense:
         with torch.no_grad():
             expected = base(ids[:, :-1]).logits[:, 4:]
         assert torch.equal(model.score(ids, context_length=4, return_logits=True).logits, expected)
+
+
+class TestHeadsAndEmbeddings:
+    """After a first generation, and for a new wrapper too."""
+
+    def used(self, family: str = "llama") -> SOLForCausalLM:
+        model = sol_model(family)
+        first_logits(model, **CHEAPEST)
+        return model
+
+    def assert_works(self, model: SOLForCausalLM, vocabulary: int) -> None:
+        base, ids = model.base, prompts(length=40)
+        for wrapper in (model, control(base)):
+            output = wrapper.generate(ids, **OPTIONS, **CHEAPEST)
+            assert output.realised[0].tolist() == pytest.approx([0.2, 0.4, 3])
+            assert torch.stack(output.logits).shape[-1] == vocabulary
+            expected = base.generate(ids, **OPTIONS)
+            assert torch.equal(torch.stack(wrapper.generate(ids, **OPTIONS).logits), torch.stack(expected.logits))
+
+    def test_resized_embeddings_of_the_base(self):
+        model = self.used()
+        model.base.resize_token_embeddings(120)
+        self.assert_works(model, 120)
+
+    def test_resized_embeddings_of_the_model(self, tmp_path):
+        model = self.used()
+        model.resize_token_embeddings(120)
+        assert model.base.config.vocab_size == model.config.base_vocab_size == 120
+        assert model.base.get_input_embeddings().weight.shape[0] == 120
+        self.assert_works(model, 120)
+        model.save_pretrained(tmp_path)
+        loaded = SOLForCausalLM.from_pretrained(tmp_path, base=model.base)
+        assert loaded.config.base_vocab_size == 120
+
+    def test_another_head(self):
+        model = self.used()
+        model.base.set_output_embeddings(copy.deepcopy(model.base.get_output_embeddings()))
+        self.assert_works(model, 99)
+        model.set_output_embeddings(copy.deepcopy(model.base.get_output_embeddings()))
+        self.assert_works(model, 99)
+
+    def test_modules_to_save(self):
+        peft = pytest.importorskip("peft")
+        model = self.used()
+        adapter = peft.LoraConfig(target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"])
+        peft.get_peft_model(model.base, adapter)
+        self.assert_works(model, 99)
+
+    def test_a_head_that_accepts_no_empty_input(self):
+        """As heads in int8 do: at a KV refresh, whose logits nobody needs, they get one token."""
+
+        class Picky(torch.nn.Linear):
+            def forward(self, x):
+                if x.numel() == 0:
+                    raise TypeError("no tokens")
+                return super().forward(x)
+
+        expected, model = sol_model(), sol_model()
+        head = Picky(32, 99, bias=False, dtype=torch.float64)
+        head.load_state_dict(model.base.lm_head.state_dict())
+        model.base.lm_head = head
+        options = {**OPTIONS, "max_new_tokens": 10, **CHEAPEST}
+        outputs = [m.generate(prompts(length=40), **options) for m in (expected, model)]
+        assert torch.equal(outputs[0].sequences, outputs[1].sequences)
+
+
+class TestOffloadedBases:
+    @pytest.mark.parametrize("place", ["cpu", "disk"])
+    def test_the_policy_stays_and_the_result_is_the_same(self, place, tmp_path):
+        accelerate = pytest.importorskip("accelerate")
+        expected = first_logits(sol_model(), **CHEAPEST)
+        base = tiny_base("llama", torch.float64)
+        if place == "cpu":
+            accelerate.cpu_offload(base, execution_device=torch.device("cpu"))
+        else:
+            accelerate.disk_offload(base, str(tmp_path), execution_device=torch.device("cpu"))
+        assert base.device.type == "meta"
+        model = control(base)
+        assert model.policy.device.type == "cpu"
+        assert torch.equal(first_logits(model, **CHEAPEST), expected)
+        ids = prompts(length=20)
+        scores = [m.score(ids, context_length=9, token_keep=0.5).logprobs for m in (model, sol_model())]
+        assert torch.equal(*scores)
+
+    def test_a_base_without_weights_says_so(self):
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
+        with pytest.raises(ValueError, match="meta device, without weights: load it first"):
+            control(base)
+
+
+class TestBasesWithAnotherCache:
+    SIZES = {
+        "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 99},
+        "xlstm": {"num_heads": 4, "num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 99},
+        "minimax": {**SIZES, "num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"]},
+    }
+
+    @pytest.mark.parametrize("family", SIZES)
+    def test_a_budget_is_refused_before_any_compute(self, family):
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **self.SIZES[family])).eval()
+        model, calls = control(base), []
+        base.register_forward_pre_hook(lambda *_: calls.append(1))
+        for budget in ({"token_keep": 0.5}, {"mlp_keep": 0.5}, {"bits": 8}):
+            with pytest.raises(
+                UnsupportedAxisError, match="cannot be controlled: .*(cache of its own|takes no `past)"
+            ):
+                model.generate(prompts(), max_new_tokens=2, **budget)
+        assert not calls and set(model.coverage().layers.values()) == {()}
+
+    def test_gpt2_that_upcasts_its_scores(self):
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 99}
+        config = AutoConfig.for_model("gpt2", **sizes, reorder_and_upcast_attn=True)
+        model = control(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
+        with pytest.raises(UnsupportedAxisError, match="`reorder_and_upcast_attn`.*attn_implementation='sdpa'"):
+            model.generate(prompts(), max_new_tokens=2, token_keep=0.5)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from ..cache.sol_cache import SOLCache
 from ..configuration_sol import SOLConfig
 from ..controllers.policy import PolicyController
+from ..execution.base_device import compute_device
 from ..execution.instrumentation import Instrumentation
 from ..modeling_sol_policy import SOLPolicyModel
 from .controls import DecodeControls
@@ -47,8 +48,9 @@ def controls_for(
     instrumentation.require_cache(new_cache(base, config), axes, options.kv_refresh)
     if options.cuda_graphs:
         instrumentation.require_graphs(new_cache(base, config), config.selection_rule)
-    if policy.device.type != base.device.type:
-        raise ValueError(f"The policy is on {policy.device}, the base on {base.device}.")
+    device = compute_device(base)
+    if policy.device.type != device.type:
+        raise ValueError(f"The policy is on {policy.device}, the base on {device}.")
     controller = options.controller or PolicyController(policy)
     if controller.needs_budget and budget is None:
         raise ValueError(f"{type(controller).__name__} needs a budget.")

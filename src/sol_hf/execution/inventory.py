@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedAxisError
+from .cache_support import reason_against_cache
 from .executors import EXECUTORS, AxisExecutor
 from .lm_head import lm_head_of
 from .step_part import StepPart
@@ -34,6 +35,7 @@ class Inventory:
         self.head = lm_head_of(base)
         self._modules = [weakref.ref(module) for module in base.modules()]
         self._settings = [_settings(module) for module in base.modules()]
+        self._no_cache = reason_against_cache(base)
         self._executors: dict[str, AxisExecutor] = {}
         self._reasons: dict[str, str] = {}
 
@@ -77,6 +79,8 @@ class Inventory:
         """
         if axis not in EXECUTORS:  # one may be registered later
             return f"The axis `{axis}` has no executor: register one with `register_executor`."
+        if self._no_cache is not None:
+            return f"The axis `{axis}` cannot be controlled: {self._no_cache}."
         if axis not in self._executors and axis not in self._reasons:
             try:
                 self._executors[axis] = EXECUTORS[axis](self.base)

@@ -3,6 +3,7 @@
 
 """The hidden state that the LM head of a base receives."""
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -25,10 +26,14 @@ def lm_head_of(base: PreTrainedModel) -> nn.Module:
 def capture_hidden_state(module: nn.Module, args: tuple) -> tuple | None:
     """Forward pre-hook of the LM head: store its input in the context of this thread's forward.
 
-    If logits are not needed, the head gets an input without tokens, so that it computes nothing.
+    If logits are not needed, a plain head gets an input without tokens, so that it computes nothing. A quantized head
+    may not accept one; it gets the last token.
     """
     context = ACTIVE.get()
     if context is None:
         return None
     context.hidden_states = args[0]
-    return (args[0][:, :0], *args[1:]) if context.skips_head else None
+    if not context.skips_head:
+        return None
+    is_plain = type(module) is nn.Linear and type(module.weight) in (nn.Parameter, torch.Tensor)
+    return (args[0][:, :0] if is_plain else args[0][:, -1:], *args[1:])

@@ -40,9 +40,19 @@ def check_attention(base: PreTrainedModel) -> None:
         raise UnsupportedAxisError(
             f"{start}: its attention has learned sinks, which attention over selected keys does not support."
         )
+    if own_name(config._attn_implementation) == "eager" and _upcasts(base):
+        raise UnsupportedAxisError(
+            f"{start} with `reorder_and_upcast_attn` and eager attention, which computes its scores by code of its own: "
+            "load the base with attn_implementation='sdpa'."
+        )
     for name in map(own_name, (part._attn_implementation for part in attention_configs(base))):
         if name not in ALL_MASK_ATTENTION_FUNCTIONS:
             raise UnsupportedAxisError(
                 f"{start} with the attention implementation {name!r}: load the base with attn_implementation='sdpa' "
                 "or 'eager'."
             )
+
+
+def _upcasts(base: PreTrainedModel) -> bool:
+    """Whether the attention of GPT-2 goes around the attention function."""
+    return any(getattr(module, "reorder_and_upcast_attn", False) for module in base.modules())
