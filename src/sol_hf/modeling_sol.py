@@ -46,6 +46,7 @@ from .decoding.session import DecodingSession
 from .decoding.setup import controls_for, new_cache
 from .decoding.step import decode_forward
 from .execution.base_device import compute_device
+from .execution.base_embeddings import EmbeddingsOfBase
 from .execution.coverage import Coverage
 from .execution.instrumentation import Instrumentation
 from .execution.watch import evaluating, watching
@@ -57,7 +58,7 @@ from .modeling_sol_policy import SOLPolicyModel
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
 
 
-class SOLForCausalLM(PreTrainedModel, GenerationMixin):
+class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
     """A frozen causal LM, and the policy that chooses how much of it every decode step uses.
 
     Make one with [`SOLForCausalLM.from_base`] (fresh policy) or [`SOLForCausalLM.from_pretrained`] (trained policy).
@@ -196,25 +197,6 @@ class SOLForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
         """Nothing to register: a saved folder finds the classes through its own stub file."""
-
-    def get_input_embeddings(self):
-        return self.base.get_input_embeddings()
-
-    def get_output_embeddings(self):
-        return self.base.get_output_embeddings()
-
-    def set_input_embeddings(self, value: torch.nn.Module) -> None:
-        self.base.set_input_embeddings(value)
-
-    def set_output_embeddings(self, value: torch.nn.Module) -> None:
-        self.base.set_output_embeddings(value)
-
-    def resize_token_embeddings(self, *args, **kwargs) -> torch.nn.Embedding:
-        """Resize those of the base, as in transformers; the policy does not depend on their number."""
-        embeddings = self.base.resize_token_embeddings(*args, **kwargs)
-        for config in (self.config, self.policy.config):
-            config.base_vocab_size = base_sizes(self.base)["base_vocab_size"]
-        return embeddings
 
     def forward(
         self,

@@ -42,7 +42,7 @@ def check_attention(base: PreTrainedModel) -> None:
         )
     if own_name(config._attn_implementation) == "eager" and _upcasts(base):
         raise UnsupportedAxisError(
-            f"{start} with `reorder_and_upcast_attn` and eager attention, which computes its scores by code of its own: "
+            f"{start} with `reorder_and_upcast_attn` and eager attention, which goes around the attention function: "
             "load the base with attn_implementation='sdpa'."
         )
     for name in map(own_name, (part._attn_implementation for part in attention_configs(base))):
