@@ -8,11 +8,15 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from ..version import __version__
+from .adapter_saving import save_adapter
 from .model_card import CARD_NAME, build_card
 
+
+logger = logging.get_logger(__name__)
 
 REMOTE_CODE_NAME = "sol_remote.py"
 
@@ -33,7 +37,8 @@ AUTO_MAP = {
 def save_policy(model: PreTrainedModel, folder: str | os.PathLike, repo_id: str | None, **kwargs) -> None:
     """Write the files of a policy repository; a model card that is already in the folder is kept.
 
-    Of a policy with an adapter (PEFT), only the adapter is written, which names its policy.
+    Of a policy with an adapter (PEFT), the adapter is written. The policy beneath is written, too, if it cannot be loaded
+    by its name.
 
     Args:
         model (`PreTrainedModel`): A [`SOLForCausalLM`]; its policy, configs and card are written, its base is not.
@@ -41,18 +46,34 @@ def save_policy(model: PreTrainedModel, folder: str | os.PathLike, repo_id: str 
         repo_id (`str`, *optional*): Repository of the policy, for the code example in the card.
         kwargs: For `PreTrainedModel.save_pretrained`.
     """
-    if hasattr(model.policy, "peft_config"):
-        return model.policy.save_pretrained(folder)
-    config = model.policy.config
+    policy = model.policy
+    if hasattr(policy, "peft_config"):
+        policy = save_adapter(policy, folder, is_for_others=repo_id is not None)
+        if policy is None:
+            return
+    config = policy.config
     config.sol_hf_version, config.auto_map = __version__, dict(AUTO_MAP)
-    model.policy.save_pretrained(folder, **kwargs)
+    policy.save_pretrained(folder, **kwargs)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    save_generation_config(model.generation_config, folder)
     Path(folder, REMOTE_CODE_NAME).write_text(REMOTE_CODE, encoding="utf-8")
     card = Path(folder, CARD_NAME)
     if not card.exists():
         build_card(model.config, repo_id, recipe=model.training_recipe).save(card)
+
+
+def save_generation_config(config: GenerationConfig, folder: str | os.PathLike) -> None:
+    """Write `generation_config.json`.
+
+    Its options are mostly the base's, which may contradict each other (a temperature without sampling, for example).
+    transformers warns of such options when it loads them, but does not save them. Here they are saved as they are.
+    """
+    try:
+        config.save_pretrained(folder)
+    except ValueError as error:
+        logger.warning(f"The generation config is saved as it is, though transformers objects to it: {error}")
+        config.to_json_file(os.path.join(folder, GENERATION_CONFIG_NAME), use_diff=True)
 
 
 def push_policy(

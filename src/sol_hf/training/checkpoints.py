@@ -5,29 +5,35 @@
 
 A checkpoint is written to a folder inside `.unfinished`, and moved to its final path when it is complete. If a process
 is killed while it writes, there is no incomplete checkpoint. The policy is stored in the format of the Hub. A
-checkpoint between the updates on one batch of rollouts contains those rollouts, too.
+checkpoint between the updates on one batch of rollouts contains those rollouts, too. A [`CheckpointRecord`] says what
+is in it.
 """
 
-import json
 import os
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
-from transformers.utils import PushInProgress
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress, logging
 
 from ..hub import saving as hub
+from ..hub.adapter_saving import load_beneath
 from ..hub.recipe import recipe_of
+from .checkpoint_record import UNFINISHED, CheckpointRecord, next_number, remove_old
 
 
-UNFINISHED = ".unfinished"
+logger = logging.get_logger(__name__)
+
 TRAINER_STATE = "trainer_state.json"
 ROLLOUTS = "rollouts-{rank}.safetensors"
+REFERENCE = "reference.safetensors"
 NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{UNFINISHED}/*"]
 
 
@@ -35,6 +41,12 @@ class AtomicCheckpoints(Trainer):
     """Mixin of [`SOLGRPOTrainer`]: how its checkpoints are written and loaded."""
 
     push_in_progress: PushInProgress | None
+    sol: Any
+    ref_model: torch.nn.Module | None
+    num_generations: int
+    num_iterations: int
+    _step: int
+    _buffered_inputs: list[dict[str, torch.Tensor]] | None
     _is_writing = False
 
     def _get_output_dir(self, trial) -> str:
@@ -60,25 +72,43 @@ class AtomicCheckpoints(Trainer):
         if self.args.should_save:
             self._publish(staged, run / staged.name)
             self._push_from_checkpoint(str(run / staged.name))
-            rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            best = self.state.best_model_checkpoint
+            keep = [run / staged.name, *([Path(best)] if best is not None else [])]
+            remove_old(run, self.args.save_total_limit, keep)
         self.accelerator.wait_for_everyone()
 
     def _publish(self, staged: Path, final: Path) -> None:
         """Move a complete checkpoint to its final path."""
+        if self.ref_model is not None:
+            save_file(self._reference_weights(), staged / REFERENCE)
         self.state.save_to_json(str(staged / TRAINER_STATE))
-        for path in staged.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+        record = CheckpointRecord(
+            number=next_number(final.parent),
+            forward_passes=self._step,
+            processes=self.args.world_size,
+            trains_adapter=hasattr(self.sol.policy, "peft_config"),
+            can_be_resumed=not self.args.save_only_model,
+            batching=self.batching(),
+        )
+        record.write(staged)
+        for path in [*staged.rglob("*"), staged, staged.parent]:
+            flush(path)
         if final.exists():  # from an earlier run that was resumed from a step before it
             final.rename(staged.parent / f"replaced-{final.name}")
         staged.rename(final)
+        flush(final.parent)
         shutil.rmtree(staged.parent)
+
+    def batching(self) -> dict[str, Any]:
+        """Settings that say which blocks are in which batch, and in which order."""
+        names = "per_device_train_batch_size gradient_accumulation_steps steps_per_generation num_iterations".split()
+        names += ["num_generations", "seed", "shuffle_dataset", "context_length"]
+        blocks = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        return {name: getattr(self.args, name) for name in names} | {"blocks": blocks}
+
+    def _reference_weights(self) -> dict[str, torch.Tensor]:
+        weights = self.accelerator.unwrap_model(self.ref_model).state_dict()
+        return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As in `Trainer`, but after the checkpoint was moved to its final path, and without pickled arguments."""
@@ -103,12 +133,26 @@ class AtomicCheckpoints(Trainer):
         self.push_in_progress = PushInProgress(jobs + (current.jobs if current is not None else []))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the policy in the format of the Hub, or its adapter, and the arguments as JSON."""
+        """Write the policy in the format of the Hub, or its adapter, and the arguments as JSON.
+
+        Every file is complete or what it was before.
+        """
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        staged = folder if UNFINISHED in folder.parts else folder / UNFINISHED / "policy"
+        staged.mkdir(parents=True, exist_ok=True)
         self._note_recipe()
-        hub.save_policy(self.sol, folder, self.hub_model_id)
-        (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+        hub.save_policy(self.sol, staged, self.hub_model_id)
+        (staged / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+        if staged == folder:
+            return
+        for path in [path for path in staged.rglob("*") if path.is_file()]:
+            target = folder / path.relative_to(staged)
+            if path.name == hub.CARD_NAME and target.exists():
+                continue  # somebody may have written into it
+            target.parent.mkdir(parents=True, exist_ok=True)
+            flush(path)
+            path.replace(target)
+        shutil.rmtree(staged.parent)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """Write the card of a policy repository; an existing card is kept."""
@@ -137,21 +181,61 @@ class AtomicCheckpoints(Trainer):
     def _steps_per_batch(self) -> int:
         return self.args.steps_per_generation * self.num_iterations
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """As in `Trainer`; with an adapter, also the policy beneath it if the checkpoint has that."""
+        model = self.model if model is None else model
+        if not isinstance(model, PeftModel):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model.load_adapter(resume_from_checkpoint, model.active_adapters[0], is_trainable=True)
+        load_beneath(model, resume_from_checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        state = json.loads(Path(checkpoint, TRAINER_STATE).read_text(encoding="utf-8"))
-        self._step = state["global_step"] * self.args.gradient_accumulation_steps
-        path = Path(checkpoint, ROLLOUTS.format(rank=self.accelerator.process_index))
+        folder, device = Path(checkpoint), str(self.accelerator.device)
+        record = CheckpointRecord.read(folder)
+        self._step = record.forward_passes
+        if self.ref_model is not None:
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(load_file(folder / REFERENCE, device=device))
         if self._step % self._steps_per_batch():
-            if not path.exists():
-                raise ValueError(
-                    f"{checkpoint} was written between two updates on one batch of rollouts, but {path.name} is "
-                    "missing: resume with the number of processes that wrote it."
-                )
             parts: list[dict[str, torch.Tensor]] = [{} for _ in range(self.args.steps_per_generation)]
-            for name, value in load_file(path, device=str(self.accelerator.device)).items():
+            path = folder / ROLLOUTS.format(rank=self.accelerator.process_index)
+            for name, value in load_file(path, device=device).items():
                 number, _, key = name.partition(".")
                 parts[int(number)][key] = value
             self._buffered_inputs = parts
+        self._find_best(folder)
+
+    def _find_best(self, checkpoint: Path) -> None:
+        """The best checkpoint so far is where it was, or beside the one that is resumed if the run was moved."""
+        stored = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        if stored.best_model_checkpoint is None or self.state.best_model_checkpoint is not None:
+            return
+        beside = checkpoint.parent / Path(stored.best_model_checkpoint).name
+        if beside.is_dir():
+            self.state.best_model_checkpoint = str(beside)
+        else:
+            logger.warning(f"The best of the evaluations after {checkpoint} counts as the best of the run.")
+            self.state.best_metric = self.state.best_global_step = None
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Loading a checkpoint into another policy is an error, not a warning."""
+        names = [f"missing {name}" for name in load_result.missing_keys]
+        names += [f"unexpected {name}" for name in load_result.unexpected_keys]
+        if names:
+            raise ValueError(
+                f"The checkpoint is of another policy than the trainer's: {', '.join(names[:4])}"
+                f"{', ...' if len(names) > 4 else ''}. Make the trainer with the policy and `peft_config` of that run."
+            )
+
+
+def flush(path: Path) -> None:
+    """Have the operating system write a file, or the names in a folder, to the disk."""
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

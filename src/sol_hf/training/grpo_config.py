@@ -4,22 +4,18 @@
 """Arguments of [`SOLGRPOTrainer`]: those of TRL, and further ones for episodes, rewards and budgets."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 from trl import GRPOConfig
 
 from ..budget.axes import AXES, PUBLISHED_AXES, Axis
+from .option_kinds import check_accelerator, check_options
 from .rewards import ADVANTAGE_SCALES, RETURN_KINDS
 
 
 ADVANTAGE_LEVELS = ("process", "outcome")
-WITHOUT_MEANING = """
-    model_init_kwargs chat_template_kwargs generation_kwargs cache_implementation use_vllm use_transformers_paged
-    use_transformers_continuous_batching transformers_continuous_batching_config use_liger_kernel reward_weights
-    mask_truncated_completions max_tool_calling_iterations top_k min_p cast_lm_head_to_fp32 router_aux_loss_coef
-    log_multimodal pad_to_multiple_of max_completion_length off_policy_mask_threshold
-""".split()
+SMALLER_IS_BETTER = ("loss", "perplexity", "error", "net_keep")
+"""Ends of the names of metrics; of all others, a greater value is better."""
 PUBLISHED_BUDGETS = {axis.name: f"{axis.name}_budgets" for axis in PUBLISHED_AXES}
 """The fields with the budgets of the published axes."""
 
@@ -31,9 +27,11 @@ class SOLGRPOConfig(GRPOConfig):
 
     The parameters of [`~trl.GRPOConfig`] keep their meaning, with rollouts of actions instead of completions:
     `num_generations` are the rollouts of a block, `temperature` is that of the policy, `beta` weighs the KL divergence
-    to the initial policy. Parameters of text generation cannot be changed.
+    to the initial policy. An argument of TRL or transformers that does nothing here is refused, or named in a warning;
+    [`option_kinds`] has them all. Of a `metric_for_best_model` it is known whether a greater value is better.
 
     Args:
+        text_column (`str`, *optional*, defaults to `"text"`): Column of a dataset that holds the text.
         context_length (`int`, *optional*, defaults to 512): Tokens of a block that are processed densely.
         rollout_batch_size (`int`, *optional*, defaults to 32): Rollouts that run at the same time; a multiple of
             `num_generations`.
@@ -74,7 +72,9 @@ class SOLGRPOConfig(GRPOConfig):
     gradient_accumulation_steps: int = field(default=4, metadata={"help": "Minibatches of an update."})
     entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the entropy bonus."})
     activation_checkpointing: bool | None = field(default=False, metadata={"help": "Not needed: the policy is small."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Its name before transformers 5.23."})
     bf16: bool | None = field(default=False, metadata={"help": "Autocast the policy to bfloat16."})
+    text_column: str = field(default="text", metadata={"help": "Column of a dataset that holds the text."})
     context_length: int = field(default=512, metadata={"help": "Tokens of a block that are processed densely."})
     rollout_batch_size: int = field(default=32, metadata={"help": "Rollouts that run at the same time."})
     return_kind: str = field(default="sum", metadata={"help": "How rewards become returns: sum or max."})
@@ -106,11 +106,14 @@ class SOLGRPOConfig(GRPOConfig):
     shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
 
     def __post_init__(self):
-        self._refuse_what_has_no_meaning()
-        if self.activation_checkpointing is not None:
-            self.gradient_checkpointing = self.activation_checkpointing  # its name before transformers 5.23
+        check_options(self, {field.name: field for field in fields(GRPOConfig)})
+        check_accelerator(self.accelerator_config)
         # without `use_cpu` accelerate does not connect processes on CPUs
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
+        if self.fp16 and self.use_cpu:
+            raise ValueError("`fp16` has no effect on a CPU: use `bf16=True`, or leave both out.")
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = is_better_if_greater(self.metric_for_best_model)
         super().__post_init__()
         choices = {
             "return_kind": RETURN_KINDS,
@@ -177,11 +180,7 @@ class SOLGRPOConfig(GRPOConfig):
         published = list(PUBLISHED_BUDGETS)
         return self.penalty_weights[published.index(axis.name)] if axis.name in published else axis.penalty_weight
 
-    def _refuse_what_has_no_meaning(self) -> None:
-        defaults: dict[str, Any] = {f.name: f.default for f in fields(GRPOConfig)}
-        changed = [name for name in WITHOUT_MEANING if getattr(self, name) != defaults[name]]
-        if changed:
-            raise ValueError(
-                f"{', '.join(f'`{name}`' for name in changed)}: no text is generated when a policy is trained, the "
-                "tokens are given and the actions are the completion. Leave these options at their defaults."
-            )
+
+def is_better_if_greater(metric: str) -> bool:
+    """Whether a greater value of a metric of an evaluation is the better one; `metric` may end with a budget."""
+    return not metric.partition("/")[0].endswith(SMALLER_IS_BETTER)

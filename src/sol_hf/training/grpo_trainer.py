@@ -16,17 +16,27 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, models
-from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, TrainerCallback
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 from trl import GRPOTrainer
+from trl.trainer.callbacks import SyncRefModelCallback
 
 from ..budget.action_space import ActionSpace
 from ..episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
 from ..episodes.text_blocks import pack_blocks
 from ..modeling_sol import SOLForCausalLM
+from .block_order import EndlessBlocks, EpochSampler, check_enough_blocks
 from .checkpoints import AtomicCheckpoints
 from .grpo_config import SOLGRPOConfig
 from .metrics import BudgetMetrics
 from .rewards import budget_penalty, discounted_returns, group_advantages, outcome_returns, task_reward, whiten
+from .run_checks import check_evaluated_blocks, check_run
+from .run_start import CheckedStart
 from .sharding import place_base
 
 
@@ -46,7 +56,7 @@ def _rewards_come_from_rollouts(completions: list, **kwargs) -> list[float]:
     raise RuntimeError("SOLGRPOTrainer computes its rewards from rollouts.")
 
 
-class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
+class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
     """GRPO on teacher-forced episodes.
 
     Args:
@@ -83,34 +93,36 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
         args = args if args is not None else SOLGRPOConfig("sol-policy")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required: texts, or blocks of token ids in a column `input_ids`.")
-        self.sol, self.reward_terms = model, list(reward_terms)
+        self.sol, self.reward_terms, self.args = model, list(reward_terms), args
         self.episode_length = model.config.episode_length
-        self._check_batches(args)
-        args.max_completion_length = self.episode_length
+        self._text_tokenizer = getattr(processing_class, "tokenizer", processing_class)  # of a processor, its tokenizer
+        check_run(args, self.evaluation_budgets(), train_dataset, eval_dataset)
+        train_blocks, eval_blocks = self._packed(train_dataset), self._packed(eval_dataset)
+        check_enough_blocks(train_blocks, args.generation_batch_size // args.num_generations)
+        check_evaluated_blocks(eval_blocks)
         model.base.requires_grad_(False)
         model.policy.value_head.requires_grad_(False)  # not part of the loss, and DDP waits for all gradients
-        self.args, self._text_tokenizer = args, processing_class
-        self.evaluation_budgets()
-        beta, args.beta = args.beta, 0.0
-        try:
-            with self._as_language_model(model.policy):
-                super().__init__(
-                    model=model.policy,
-                    reward_funcs=_rewards_come_from_rollouts,
-                    args=args,
-                    train_dataset=self._packed(train_dataset),
-                    eval_dataset=self._packed(eval_dataset, documents=True),
-                    processing_class=action_tokenizer(model.action_space),
-                    callbacks=callbacks,
-                    optimizers=optimizers,
-                    peft_config=peft_config,
-                )
-        finally:
-            args.beta = beta
+        with self._as_language_model(model.policy), self._without_reference(args):
+            super().__init__(
+                model=model.policy,
+                reward_funcs=_rewards_come_from_rollouts,
+                args=args,
+                train_dataset=train_blocks,
+                eval_dataset=eval_blocks,
+                processing_class=action_tokenizer(model.action_space),
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
+        if not any(weight.requires_grad for weight in self.model.parameters()):
+            raise ValueError(
+                "Nothing of the policy can be trained, all of its weights are frozen: give a `peft_config`, or load an "
+                "adapter with `PeftModel.from_pretrained(model.policy, folder, is_trainable=True)`."
+            )
         self.processing_class = None  # the tokenizer of actions is not saved
         self.sol.policy = self.model
         place_base(self.sol.base, self.accelerator, shard=args.shard_base)
-        self._set_reference(beta)
+        self._set_reference()
         self._show_progress()
 
     @contextmanager
@@ -123,32 +135,75 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
         policy.generation_config, policy.config = None, config
         policy.__dict__.pop("forward", None)  # the fused LM head
 
-    def _set_reference(self, beta: float) -> None:
-        self.beta = beta
-        if beta and not hasattr(self.model, "peft_config"):
+    @contextmanager
+    def _without_reference(self, args: SOLGRPOConfig):
+        """Arguments with which TRL makes no reference policy, and takes an episode for a completion."""
+        own = {"beta": 0.0, "sync_ref_model": False, "max_completion_length": self.episode_length}
+        given = {name: getattr(args, name) for name in own}
+        try:
+            vars(args).update(own)
+            yield
+        finally:
+            vars(args).update(given)
+
+    def _set_reference(self) -> None:
+        """Keep a copy of the policy as it is now, with its adapter if it has one."""
+        self.beta = self.args.beta
+        if self.beta:
             reference = copy.deepcopy(self.model).requires_grad_(False)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
-
-    def _check_batches(self, args: SOLGRPOConfig) -> None:
-        local = args.per_device_train_batch_size * args.steps_per_generation
-        if local % args.num_generations:
-            raise ValueError(
-                f"A process runs {local} rollouts at a time (`per_device_train_batch_size` * "
-                f"`steps_per_generation`), which must be a multiple of `num_generations` ({args.num_generations}): "
-                "the rollouts of a block share its prefix."
-            )
+            if self.args.sync_ref_model:
+                self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
 
     def _packed(self, dataset, documents: bool = False):
         """Cut texts into blocks; blocks are returned unchanged. Accepts a dictionary of datasets and `None`, too."""
         if dataset is None or isinstance(dataset, dict):
-            return dataset and {name: self._packed(part, documents) for name, part in dataset.items()}
+            return dataset and {name: self._packed(part) for name, part in dataset.items()}
+        column = self.args.text_column
+        if self._text_tokenizer is None and column in (dataset.column_names or next(iter(dataset), {})):
+            self._text_tokenizer = self._tokenizer_of_base()
         return pack_blocks(
             dataset,
             self._text_tokenizer,
             self.args.context_length + self.episode_length + 1,
+            text_column=column,
             max_positions=self.sol.config.base_max_position_embeddings,
             documents=documents,
         )
+
+    def _tokenizer_of_base(self) -> PreTrainedTokenizerBase:
+        name = self.sol.base.config.name_or_path
+        try:
+            if not name:
+                raise ValueError("the base has no name")
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=self.args.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                "A dataset of texts needs the tokenizer of the base as `processing_class`: none was given, and none "
+                f"was found with the base ({error}). Blocks of token ids in a column `input_ids` need none."
+            ) from error
+
+    def get_train_dataloader(self):
+        """As in TRL. Differences: the order of every epoch is known from its number, and a stream has no end."""
+        if isinstance(self.train_dataset, Dataset):
+            return super().get_train_dataloader()
+        return self._get_dataloader(
+            dataset=EndlessBlocks(self.train_dataset, **self._order()),
+            description="Training",
+            batch_size=self._train_batch_size * self.args.steps_per_generation,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(len(self.train_dataset), **self._order())
+
+    def _order(self) -> dict[str, Any]:
+        return {
+            "blocks": self.args.generation_batch_size // self.num_generations,
+            "generations": self.num_generations,
+            "repeats": self._steps_per_batch(),
+            "seed": self.args.seed if self.shuffle_dataset else None,
+        }
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = ["input_ids"]
@@ -195,7 +250,7 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         repeats = self.num_generations
         blocks = torch.tensor([example["input_ids"] for example in inputs[::repeats]])
-        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
+        generation = self._step // self._steps_per_batch()
         rollouts = self.roll_out(blocks, self.accelerator.process_index * len(blocks), generation)
         mask = rollouts.controllable.long()
         empty = mask.new_zeros(len(mask), 0)
@@ -208,10 +263,11 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
             "num_items_in_batch": self.accelerator.reduce(mask.sum(), reduction="sum"),
             **{name: getattr(rollouts, name) for name in OBSERVATIONS},
         }
-        if self.num_iterations > 1 or self.args.steps_per_generation > self.args.gradient_accumulation_steps:
+        if self.args.gradient_accumulation_steps % self._steps_per_batch():  # an update may lie before the last loss
             output["old_per_token_logps"] = rollouts.action_logprobs
         if self.beta:
-            output["ref_per_token_logps"] = self._reference_logprobs(output)
+            with torch.no_grad():
+                output["ref_per_token_logps"] = self._score_actions(self.ref_model, output)[0]
         return output
 
     def _advantages(self, rollouts: Rollouts) -> torch.Tensor:
@@ -236,14 +292,6 @@ class SOLGRPOTrainer(AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
             return advantages
         begin = self.accelerator.process_index * len(advantages)
         return whiten(self.accelerator.gather(advantages))[begin : begin + len(advantages)]
-
-    def _reference_logprobs(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        model = self.accelerator.unwrap_model(self.model)
-        with torch.no_grad():
-            if self.ref_model is not None:
-                return self._score_actions(self.ref_model, inputs)[0]
-            with model.disable_adapter():
-                return self._score_actions(model, inputs)[0]
 
     def _score_actions(self, model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of the actions and entropies, `(rows, steps)` each, at the training temperature."""

@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A run that is resumed, from any checkpoint, ends with the weights of the run that was not interrupted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from support.trainers import blocks, losses, model_on, trainer_of
+
+
+BLOCKS = 22
+"""Blocks of the texts: 5 batches of 4, and 2 blocks that are left over."""
+TO_THE_END = dict(max_steps=8, save_strategy="steps", save_steps=1, learning_rate=1e-2)
+
+
+def texts(kind: str):
+    return blocks(BLOCKS) if kind == "dataset" else blocks(BLOCKS).to_iterable_dataset()
+
+
+def train(folder: Path, kind: str, checkpoint: Path | None = None, **arguments: Any):
+    trainer = trainer_of(folder, model_on(), train_dataset=texts(kind), **{**TO_THE_END, **arguments})
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer
+
+
+def last_weights(folder: Path, step: int = 8) -> dict[str, torch.Tensor]:
+    checkpoint = folder / f"checkpoint-{step}"
+    return {file.name: load_file(file) for file in sorted(checkpoint.glob("*model.safetensors"))}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        one[file].keys() == other[file].keys()
+        and all(torch.equal(one[file][name], other[file][name]) for name in one[file])
+        for file in one
+    )
+
+
+def check(folder: Path, kind: str, stops: list[int], **arguments: Any) -> None:
+    """Resume a run from its checkpoints after `stops` updates, and compare what comes out, bit by bit."""
+    whole = train(folder / "whole", kind, **arguments)
+    assert whole.state.global_step == 8
+    wanted = last_weights(folder / "whole")
+    assert wanted and not same(wanted, last_weights(folder / "whole", 7))
+    for stop in stops:
+        resumed = train(folder / f"from-{stop}", kind, folder / "whole" / f"checkpoint-{stop}", **arguments)
+        assert same(last_weights(folder / f"from-{stop}"), wanted), stop
+        assert losses(resumed) == losses(whole), stop
+
+
+@pytest.mark.parametrize("kind", ["dataset", "stream"])
+def test_after_the_first_epoch(tmp_path, kind):
+    check(tmp_path, kind, [5, 6])
+
+
+def test_batches_of_rollouts_that_do_not_divide_into_updates(tmp_path):
+    check(tmp_path, "dataset", [3, 7], steps_per_generation=3)
+
+
+BATCHING = {
+    "plain": dict(),
+    "three of two": dict(steps_per_generation=3),
+    "one of two": dict(steps_per_generation=1),
+    "two of three": dict(steps_per_generation=2, gradient_accumulation_steps=3),
+    "iterations": dict(steps_per_generation=3, num_iterations=2),
+    "unshuffled": dict(shuffle_dataset=False, gradient_accumulation_steps=1),
+    "dropout": dict(peft_config=LoraConfig(target_modules=["q_proj", "v_proj"], lora_dropout=0.3)),
+    "reference": dict(beta=0.1, sync_ref_model=True, ref_model_sync_steps=3),
+    "entropy": dict(use_adaptive_entropy=True, entropy_target=3.0, entropy_coef_delta=0.05, entropy_coef=0.05),
+    "workers": dict(dataloader_num_workers=1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", BATCHING)
+@pytest.mark.parametrize("kind", ["dataset", "stream"])
+def test_from_every_checkpoint(tmp_path, kind, batching):
+    stops = [2, 5, 7] if batching != "plain" else list(range(1, 8))
+    check(tmp_path, kind, stops, **BATCHING[batching])
+
+
+@pytest.mark.parametrize("kind", ["dataset", "stream"])
+def test_a_finished_run_is_not_trained_further(tmp_path, kind):
+    train(tmp_path, kind, max_steps=3)
+    before = last_weights(tmp_path, 3)
+    again = train(tmp_path, kind, tmp_path / "checkpoint-3", max_steps=3)
+    assert again.state.global_step == 3
+    again.save_model(tmp_path / "again")
+    assert same({"model.safetensors": load_file(tmp_path / "again" / "model.safetensors")}, before)
