@@ -35,7 +35,7 @@ def blocks(number: int = 32, seed: int = 0) -> Dataset:
 
 
 def trainer_of(
-    folder, eval_dataset=None, train_dataset=None, peft_config=None, budget_prior=True, **arguments
+    folder, eval_dataset=None, train_dataset=None, peft_config=None, budget_prior=True, reward_terms=(), **arguments
 ) -> SOLGRPOTrainer:
     settings = dict(
         context_length=CONTEXT,
@@ -61,6 +61,7 @@ def trainer_of(
         train_dataset=train_dataset if train_dataset is not None else blocks(),
         eval_dataset=eval_dataset,
         peft_config=peft_config,
+        reward_terms=reward_terms,
     )
 
 
@@ -183,7 +184,8 @@ class TestLogs:
     def test_the_histogram_is_that_of_the_actions(self, tmp_path):
         trainer = trainer_of(tmp_path)
         rollouts = trainer.roll_out(torch.tensor(blocks(4)["input_ids"]), 0, 0)
-        figures = rollout_figures(rollouts, torch.zeros(len(rollouts.actions)), trainer.sol.action_space)
+        nothing = torch.zeros(len(rollouts.actions))
+        figures = rollout_figures(rollouts, rollouts.label_logprobs, nothing, trainer.sol.action_space)
         taken = trainer.sol.action_space.values[rollouts.actions].flatten(0, 1)
         for number, axis in enumerate(LEVELS):
             shares = [figures[f"sol/{axis}/{level:g}"].item() for level in LEVELS[axis]]
@@ -196,7 +198,8 @@ class TestLogs:
         trainer = trainer_of(tmp_path, context_length=5, train_dataset=short_blocks())
         rollouts = trainer.roll_out(torch.tensor(short_blocks()["input_ids"][:4]), 0, 0)
         assert 0 < rollouts.controllable.float().mean() < 1
-        figures = rollout_figures(rollouts, torch.zeros(len(rollouts.actions)), trainer.sol.action_space)
+        nothing = torch.zeros(len(rollouts.actions))
+        figures = rollout_figures(rollouts, rollouts.label_logprobs, nothing, trainer.sol.action_space)
         taken = trainer.sol.action_space.values[rollouts.actions][rollouts.controllable]
         assert figures["sol/bits/16"].item() == pytest.approx((taken[:, 2] == 16).float().mean().item())
 
@@ -208,6 +211,31 @@ class TestLogs:
         assert {f"sol/{axis}/{level:g}" for axis in LEVELS for level in LEVELS[axis]} <= set(logged)
         mean = sum(level * logged[f"sol/token_keep/{level:g}"] for level in LEVELS["token_keep"])
         assert mean == pytest.approx(logged["sol/token_keep"], abs=1e-5)
+
+    def test_the_reward_is_the_one_that_was_asked_for(self, tmp_path):
+        def bonus(rollouts):
+            return torch.full_like(rollouts.label_logprobs, 3.0)
+
+        mixed = trainer_of(tmp_path, max_steps=1, kl_reward_weight=0.5, reward_terms=[bonus])
+        mixed.train()
+        logged = mixed.state.log_history[0]
+        rollouts = trainer_of(tmp_path, kl_reward_weight=0.5).roll_out(first_blocks(mixed), 0, 0)
+        rewards = 0.5 * rollouts.label_logprobs - 0.5 * rollouts.divergence + 3
+        assert logged["sol/task_reward"] == pytest.approx(rewards.mean().item(), abs=1e-4)
+        assert logged["sol/label_logprob"] == pytest.approx(rollouts.label_logprobs.mean().item(), abs=1e-4)
+        assert logged["sol/task_reward"] != pytest.approx(logged["sol/label_logprob"], abs=0.1)
+        assert logged["reward"] == pytest.approx(STEPS * rewards.mean().item() - logged["sol/penalty"], abs=1e-3)
+        assert logged["reward_std"] > 0 and logged["frac_reward_zero_std"] == 0
+
+    def test_groups_without_a_difference_are_counted(self, tmp_path):
+        def cancel(rollouts):
+            return -rollouts.label_logprobs
+
+        trainer = trainer_of(tmp_path, max_steps=1, reward_terms=[cancel], penalty_weights=[0.0, 0.0, 0.0])
+        trainer.train()
+        logged = trainer.state.log_history[0]
+        assert logged["reward"] == logged["reward_std"] == logged["sol/task_reward"] == 0
+        assert logged["frac_reward_zero_std"] == 1
 
     def test_tensorboard_gets_them(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
@@ -242,6 +270,12 @@ class TestProgress:
         without = trainer_of(tmp_path, disable_tqdm=True).callback_handler.callbacks
         assert not any(isinstance(x, ProgressCallback) for x in without)
         assert any(isinstance(x, PrinterCallback) for x in without)
+
+
+def first_blocks(trainer) -> torch.Tensor:
+    """The blocks of the first batch of rollouts."""
+    rows = next(iter(trainer.get_train_dataloader()))
+    return torch.tensor([row["input_ids"] for row in rows[:: trainer.num_generations]])
 
 
 def short_blocks() -> Dataset:

@@ -39,15 +39,13 @@ def save_adapter(policy: PreTrainedModel, folder: str | os.PathLike, is_for_othe
     path = Path(folder, ADAPTER_CONFIG)
     stored = json.loads(path.read_text(encoding="utf-8"))
     name, commit = stored.get("base_model_name_or_path") or "", getattr(policy.config, "_commit_hash", None)
-    beneath = policy_beneath(policy)
-    is_local = os.path.isdir(name)
-    if name and not (is_local and is_for_others) and _is_stored(beneath, name, None if is_local else commit):
-        stored["revision"] = None if is_local else commit or stored.get("revision")
-        beneath = None
-    else:
-        stored["base_model_name_or_path"] = stored["revision"] = None
+    beneath, is_local = policy_beneath(policy), os.path.isdir(name)
+    is_named = bool(name) and not (is_local and is_for_others)
+    is_named = is_named and _is_stored(beneath, name, None if is_local else commit)
+    stored["base_model_name_or_path"] = name if is_named else None
+    stored["revision"] = (commit or stored.get("revision")) if is_named and not is_local else None
     path.write_text(json.dumps(stored, indent=2, sort_keys=True), encoding="utf-8")
-    return beneath
+    return None if is_named else beneath
 
 
 def policy_beneath(policy: PreTrainedModel) -> SOLPolicyModel:

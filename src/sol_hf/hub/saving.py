@@ -37,8 +37,8 @@ AUTO_MAP = {
 def save_policy(model: PreTrainedModel, folder: str | os.PathLike, repo_id: str | None, **kwargs) -> None:
     """Write the files of a policy repository; a model card that is already in the folder is kept.
 
-    Of a policy with an adapter (PEFT), the adapter is written. The policy beneath is written, too, if it cannot be loaded
-    by its name.
+    Of a policy with an adapter (PEFT), the adapter is written. The policy beneath is written, too, if it cannot be
+    loaded by its name.
 
     Args:
         model (`PreTrainedModel`): A [`SOLForCausalLM`]; its policy, configs and card are written, its base is not.

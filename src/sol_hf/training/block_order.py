@@ -40,7 +40,13 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, length: int, blocks: int, generations: int, repeats: int, seed: int | None):
-        self.length, self.blocks, self.generations, self.repeats, self.seed = length, blocks, generations, repeats, seed
+        self.length, self.blocks, self.generations, self.repeats, self.seed = (
+            length,
+            blocks,
+            generations,
+            repeats,
+            seed,
+        )
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -114,6 +120,6 @@ def too_few_blocks(found: int, blocks: int) -> str:
     """The message for texts that are too short for a batch."""
     return (
         f"The texts have {found} block{'' if found == 1 else 's'}, but a batch of rollouts needs {blocks}: "
-        "`per_device_train_batch_size` * `steps_per_generation` * processes / `num_generations`. Give more text, lower "
-        "one of the first two, or shorten the blocks (`context_length`)."
+        "`per_device_train_batch_size` * `steps_per_generation` * processes / `num_generations`. Give more text, "
+        "lower one of the first two, or shorten the blocks (`context_length`)."
     )

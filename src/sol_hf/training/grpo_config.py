@@ -113,7 +113,7 @@ class SOLGRPOConfig(GRPOConfig):
         if self.fp16 and self.use_cpu:
             raise ValueError("`fp16` has no effect on a CPU: use `bf16=True`, or leave both out.")
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            self.greater_is_better = is_better_if_greater(self.metric_for_best_model)
+            self.greater_is_better: bool | None = is_better_if_greater(self.metric_for_best_model)
         super().__post_init__()
         choices = {
             "return_kind": RETURN_KINDS,

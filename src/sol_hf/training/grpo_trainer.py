@@ -9,7 +9,7 @@ Loss, clipping, entropy bonus, KL divergence, iterations, accumulation and loggi
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,14 +34,22 @@ from .block_order import EndlessBlocks, EpochSampler, check_enough_blocks
 from .checkpoints import AtomicCheckpoints
 from .grpo_config import SOLGRPOConfig
 from .metrics import BudgetMetrics
-from .rewards import budget_penalty, discounted_returns, group_advantages, outcome_returns, task_reward, whiten
-from .run_checks import check_evaluated_blocks, check_run
+from .rewards import (
+    RewardTerm,
+    budget_penalty,
+    checked_rewards,
+    discounted_returns,
+    group_advantages,
+    outcome_returns,
+    task_reward,
+    whiten,
+)
+from .run_checks import check_controllable, check_evaluated_blocks, check_run
 from .run_start import CheckedStart
 from .sharding import place_base
 
 
 OBSERVATIONS = ("hidden_states", "token_embeddings", "scalars", "previous_actions")
-RewardTerm = Callable[[Rollouts], torch.Tensor]
 
 
 def action_tokenizer(space: ActionSpace) -> PreTrainedTokenizerBase:
@@ -54,6 +62,17 @@ def action_tokenizer(space: ActionSpace) -> PreTrainedTokenizerBase:
 def _rewards_come_from_rollouts(completions: list, **kwargs) -> list[float]:
     """The reward function that TRL requires; [`SOLGRPOTrainer`] computes rewards per step instead."""
     raise RuntimeError("SOLGRPOTrainer computes its rewards from rollouts.")
+
+
+@contextmanager
+def evaluation_mode(policy: torch.nn.Module):
+    """Without dropout, so that an action depends on its own row only."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
 
 
 class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
@@ -95,8 +114,9 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
             raise ValueError("`train_dataset` is required: texts, or blocks of token ids in a column `input_ids`.")
         self.sol, self.reward_terms, self.args = model, list(reward_terms), args
         self.episode_length = model.config.episode_length
-        self._text_tokenizer = getattr(processing_class, "tokenizer", processing_class)  # of a processor, its tokenizer
+        self._text_tokenizer = getattr(processing_class, "tokenizer", processing_class)  # that of a processor
         check_run(args, self.evaluation_budgets(), train_dataset, eval_dataset)
+        check_controllable(model.config.selection_rule, args.context_length + self.episode_length)
         train_blocks, eval_blocks = self._packed(train_dataset), self._packed(eval_dataset)
         check_enough_blocks(train_blocks, args.generation_batch_size // args.num_generations)
         check_evaluated_blocks(eval_blocks)
@@ -116,8 +136,8 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
             )
         if not any(weight.requires_grad for weight in self.model.parameters()):
             raise ValueError(
-                "Nothing of the policy can be trained, all of its weights are frozen: give a `peft_config`, or load an "
-                "adapter with `PeftModel.from_pretrained(model.policy, folder, is_trainable=True)`."
+                "Nothing of the policy can be trained, all of its weights are frozen: give a `peft_config`, or load "
+                "an adapter with `PeftModel.from_pretrained(model.policy, folder, is_trainable=True)`."
             )
         self.processing_class = None  # the tokenizer of actions is not saved
         self.sol.policy = self.model
@@ -141,10 +161,10 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         own = {"beta": 0.0, "sync_ref_model": False, "max_completion_length": self.episode_length}
         given = {name: getattr(args, name) for name in own}
         try:
-            vars(args).update(own)
+            args.__dict__.update(own)
             yield
         finally:
-            vars(args).update(given)
+            args.__dict__.update(given)
 
     def _set_reference(self) -> None:
         """Keep a copy of the policy as it is now, with its adapter if it has one."""
@@ -234,17 +254,18 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         args, device, repeats = self.args, self.accelerator.device, self.num_generations
         at_once, parts = args.rollout_batch_size // repeats, []
         policy = self.accelerator.unwrap_model(self.model)
-        for begin in range(0, len(blocks), at_once):
-            chunk = blocks[begin : begin + at_once].to(device)
-            budgets, uniforms = [], []
-            for block in range(first_block + begin, first_block + begin + len(chunk)):
-                budgets.append(self._draw_budget(self._generator(0, generation, block)))
-                draw = self._generator(1, generation, block)
-                uniforms.append(torch.rand(repeats, self.episode_length, generator=draw))
-            targets = torch.stack(budgets).repeat_interleave(repeats, dim=0).to(device)
-            sampler = SampledPolicyController(policy, torch.cat(uniforms).to(device), self.temperature)
-            prefix = prefill(self.sol, chunk, args.context_length, dense=args.kl_reward_weight > 0)
-            parts.append(roll_out(self.sol, prefix, chunk, targets, sampler))
+        with evaluation_mode(policy):
+            for begin in range(0, len(blocks), at_once):
+                chunk = blocks[begin : begin + at_once].to(device)
+                budgets, uniforms = [], []
+                for block in range(first_block + begin, first_block + begin + len(chunk)):
+                    budgets.append(self._draw_budget(self._generator(0, generation, block)))
+                    draw = self._generator(1, generation, block)
+                    uniforms.append(torch.rand(repeats, self.episode_length, generator=draw))
+                targets = torch.stack(budgets).repeat_interleave(repeats, dim=0).to(device)
+                sampler = SampledPolicyController(policy, torch.cat(uniforms).to(device), self.temperature)
+                prefix = prefill(self.sol, chunk, args.context_length, dense=args.kl_reward_weight > 0)
+                parts.append(roll_out(self.sol, prefix, chunk, targets, sampler))
         return Rollouts.concatenate(parts)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -275,7 +296,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         args, space = self.args, self.sol.action_space
         rewards = task_reward(rollouts.label_logprobs, rollouts.divergence, args.kl_reward_weight)
         for term in self.reward_terms:
-            rewards = rewards + term(rollouts)
+            rewards = rewards + checked_rewards(term, rollouts)
         ratios = space.ratios_on(rollouts.actions.device)[rollouts.actions]
         weights = [args.penalty_weight(axis) for axis in space.axes]
         free = [count > 1 for count in space.level_counts]
@@ -287,7 +308,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         else:
             returns = outcome_returns(rewards, penalty)
         advantages = group_advantages(returns, self.num_generations, args.advantage_scale)
-        self._log_rollouts(rollouts, penalty)
+        self._log_rollouts(rollouts, rewards, penalty)
         if not args.whiten_advantages:
             return advantages
         begin = self.accelerator.process_index * len(advantages)

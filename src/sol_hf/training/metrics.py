@@ -5,6 +5,9 @@
 
 sol/token_keep          mean of the levels of the rollouts          sol/requested_token_keep    mean of the budgets
 sol/token_keep/0.2      share of the steps at this level            sol/budget_error            |spent - budget|
+sol/task_reward         mean reward of a step                       sol/penalty                 mean of a rollout
+reward, reward_std      of the rollouts: rewards of the steps added up, minus the penalty; as in TRL
+frac_reward_zero_std    share of the rollouts whose group has equal rewards; as in TRL
 eval_gain               nats per token over the fixed schedule      eval_gain/0.5-0.7-8         at one budget
 
 Means are in ratio units. For axes with another unit the name has a suffix, as in `sol/bits_ratio`.
@@ -39,23 +42,27 @@ DETAIL = re.compile(r"^(sol/\w+|eval_\w+)/[\d.-]+$")
 """Metrics of a single level or budget."""
 
 
-def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpace) -> dict[str, torch.Tensor]:
+def rollout_figures(
+    rollouts: Rollouts, rewards: torch.Tensor, penalty: torch.Tensor, space: ActionSpace
+) -> dict[str, torch.Tensor]:
     """Metrics of a batch of rollouts, as scalars.
 
     Args:
         rollouts ([`Rollouts`]): The batch.
+        rewards (`torch.Tensor` of shape `(rows, steps)`): Rewards of the steps, all terms included.
         penalty (`torch.Tensor` of shape `(rows,)`): Penalty of every rollout for missing its budget.
         space ([`ActionSpace`]): Meaning of the actions.
 
     Returns:
-        `dict[str, torch.Tensor]`: Reward, penalty, budgets and means in ratio units, and for every level of every axis
-        the share of the controllable steps that chose it.
+        `dict[str, torch.Tensor]`: Reward, log-probability of the labels, penalty, budgets and means in ratio units,
+        and for every level of every axis the share of the controllable steps that chose it.
     """
     counted = rollouts.controllable[..., None].float()
     ratios = space.ratios_on(rollouts.actions.device)[rollouts.actions]
     realised = (ratios * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
     figures = {
-        "sol/task_reward": rollouts.label_logprobs.mean(),
+        "sol/task_reward": rewards.mean(),
+        "sol/label_logprob": rollouts.label_logprobs.mean(),
         "sol/penalty": penalty.mean(),
         "sol/net_keep": realised.mean(),
         "sol/budget_error": (realised - rollouts.targets).abs().mean(),
@@ -70,6 +77,21 @@ def rollout_figures(rollouts: Rollouts, penalty: torch.Tensor, space: ActionSpac
         shares = (column[:, None] == taken.new_tensor(levels)).float().sum(dim=0) / max(len(taken), 1)
         figures |= {f"sol/{name}/{level:g}": share for level, share in zip(levels, shares, strict=True)}
     return figures
+
+
+def reward_figures(totals: torch.Tensor, group_size: int) -> dict[str, float]:
+    """The metrics of TRL's `GRPOTrainer` about the rewards of a batch.
+
+    Args:
+        totals (`torch.Tensor` of shape `(rows,)`): Reward of every rollout of all processes, group after group.
+        group_size (`int`): Rollouts in a group.
+    """
+    spread = totals.unflatten(0, (-1, group_size)).std(dim=1)
+    return {
+        "reward": totals.mean().item(),
+        "reward_std": totals.std().item(),
+        "frac_reward_zero_std": torch.isclose(spread, torch.zeros_like(spread)).float().mean().item(),
+    }
 
 
 def evaluation_figures(evaluations: Sequence[BudgetEvaluation], prefix: str = "eval") -> dict[str, float]:
@@ -127,6 +149,7 @@ class BudgetMetrics(Trainer):
 
     sol: Any
     control: Any
+    num_generations: int
     _metrics: Any
     _packed: Any
 
@@ -205,8 +228,10 @@ class BudgetMetrics(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(BudgetProgress)
 
-    def _log_rollouts(self, rollouts: Rollouts, penalty: torch.Tensor) -> None:
-        figures = rollout_figures(rollouts, penalty, self.sol.action_space)
+    def _log_rollouts(self, rollouts: Rollouts, rewards: torch.Tensor, penalty: torch.Tensor) -> None:
+        figures = rollout_figures(rollouts, rewards, penalty, self.sol.action_space)
         values = self.accelerator.gather(torch.stack(list(figures.values()))[None]).mean(dim=0)
-        for name, value in zip(figures, values.tolist(), strict=True):
+        totals = self.accelerator.gather(rewards.sum(dim=1) - penalty)
+        logged = dict(zip(figures, values.tolist(), strict=True)) | reward_figures(totals, self.num_generations)
+        for name, value in logged.items():
             self._metrics["train"][name].append(value)

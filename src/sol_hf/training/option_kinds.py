@@ -54,8 +54,8 @@ _REASONS: dict[str, str] = {
         vllm_tensor_parallel_size vllm_importance_sampling_correction vllm_importance_sampling_mode
         vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min vllm_importance_sampling_cap
     """,
-    "the rewards of a rollout are added up as they are, and `advantage_scale` and `whiten_advantages` say how they are "
-    "scaled; use these, or weigh your `reward_terms` yourself": """
+    "the rewards of a step are added up, and `advantage_scale` and `whiten_advantages` say how they are scaled; use "
+    "these, or weigh your `reward_terms` yourself": """
         scale_rewards reward_weights multi_objective_aggregation
     """,
     "completions are actions, not text: their shares are logged as `sol/token_keep/0.2` and the like. Leave it at its "

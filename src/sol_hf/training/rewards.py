@@ -15,14 +15,17 @@ advantage of exactly zero. Otherwise the rounding error of the mean would be amp
 deviation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+
+from ..episodes.rollouts import Rollouts
 
 
 RETURN_KINDS = ("sum", "max")
 ADVANTAGE_SCALES = ("center", "zscore")
 EPSILON = 1e-8
+RewardTerm = Callable[[Rollouts], torch.Tensor]
 
 
 def task_reward(label_logprobs: torch.Tensor, divergence: torch.Tensor | None, kl_weight: float) -> torch.Tensor:
@@ -49,6 +52,27 @@ def task_reward(label_logprobs: torch.Tensor, divergence: torch.Tensor | None, k
             f"`kl_weight` is {kl_weight}, but there is no `divergence`: give it, or set `kl_weight` to 0."
         )
     return (1 - kl_weight) * label_logprobs - kl_weight * divergence
+
+
+def checked_rewards(term: RewardTerm, rollouts: Rollouts) -> torch.Tensor:
+    """Rewards `(rows, steps)` of a user's function, on the device of the rollouts.
+
+    Raises:
+        ValueError: if it does not give one finite number for each step of each row.
+    """
+    rewards, wanted = term(rollouts), rollouts.label_logprobs
+    name = getattr(term, "__name__", type(term).__name__)
+    if not isinstance(rewards, torch.Tensor) or rewards.shape != wanted.shape:
+        found = tuple(rewards.shape) if isinstance(rewards, torch.Tensor) else type(rewards).__name__
+        raise ValueError(
+            f"The reward term {name} gave {found}: it must give a tensor {tuple(wanted.shape)}, one reward for each "
+            "row and step. Repeat a reward of whole rollouts over their steps."
+        )
+    if not torch.isfinite(rewards).all():
+        raise ValueError(
+            f"The reward term {name} gave a number that is not finite: advantages of all rows would be lost."
+        )
+    return rewards.detach().to(wanted)
 
 
 def discounted_returns(rewards: torch.Tensor, gamma: float, kind: str = "sum") -> torch.Tensor:

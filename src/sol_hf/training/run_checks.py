@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from datasets import IterableDataset
 
 from .grpo_config import SOLGRPOConfig
@@ -57,13 +58,28 @@ def _check_best(args: SOLGRPOConfig, budgets: Sequence[Sequence[float]], eval_da
         )
 
 
+def check_controllable(rule: Any, longest: int) -> None:
+    """Raise a ValueError if no step of an episode is controllable, so that there is nothing to learn.
+
+    Args:
+        rule ([`SelectionRule`]): Settings of the selection.
+        longest (`int`): Tokens that the last step of an episode sees.
+    """
+    if not rule.is_controllable(torch.tensor(longest)):
+        raise ValueError(
+            f"No step of an episode can be controlled: {longest} tokens (`context_length` + `episode_length`) are not "
+            f"more than `sink_tokens` + `window_tokens` + 1 = {rule.sink_tokens + rule.window_tokens + 1}. Give a "
+            "longer `context_length`."
+        )
+
+
 def check_evaluated_blocks(dataset: Any) -> None:
     """Raise a ValueError if there are less than the two blocks of an evaluation, in any of several datasets."""
     for name, part in _datasets(dataset):
         if len(list(islice(iter(part), 2))) < 2:
             raise ValueError(
-                f"The texts to evaluate on{name} have less than the 2 blocks that an evaluation needs: give more text, "
-                "or shorten the blocks (`context_length`)."
+                f"The texts to evaluate on{name} have less than the 2 blocks that an evaluation needs: give more "
+                "text, or shorten the blocks (`context_length`)."
             )
 
 

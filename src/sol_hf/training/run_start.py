@@ -128,8 +128,8 @@ class CheckedStart(Trainer):
             )
         if self.beta and REFERENCE not in record.files:
             raise ValueError(
-                f"{folder} is of a run with `beta` 0, so it has no reference policy: leave `beta` at 0, or start a new "
-                "run from the policy in it."
+                f"{folder} is of a run with `beta` 0, so it has no reference policy: leave `beta` at 0, or start a "
+                "new run from the policy in it."
             )
 
     def _check_batching(self, folder: Path, record: CheckpointRecord) -> None:
@@ -154,4 +154,3 @@ class CheckedStart(Trainer):
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(*args, **kwargs)
-
