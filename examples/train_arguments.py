@@ -67,7 +67,6 @@ class ScriptArguments:
     dataset_split: str = field(default="train", metadata={"help": "Its split, also as train[:1%%]."})
     dataset_eval_split: str | None = field(default=None, metadata={"help": "Its split to evaluate on."})
     streaming: bool = field(default=False, metadata={"help": "Read texts while training; needs max_steps."})
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     shuffle_texts_seed: int | None = field(
         default=None, metadata={"help": "Shuffle texts before they are cut into blocks. Blocks are always shuffled."}
     )
@@ -107,11 +106,8 @@ class ScriptArguments:
 
     def _texts(self, file: str | None, split: str | None) -> Dataset | IterableDataset:
         if file is not None:
-            texts = load_text(file, streaming=self.streaming)
-        else:
-            source = self.dataset_name, self.dataset_config
-            texts = datasets.load_dataset(*source, split=split, streaming=self.streaming)
-        return texts if self.text_column == "text" else texts.rename_column(self.text_column, "text")
+            return load_text(file, streaming=self.streaming)
+        return datasets.load_dataset(self.dataset_name, self.dataset_config, split=split, streaming=self.streaming)
 
 
 @dataclass

@@ -10,16 +10,16 @@ nothing is trained, and the policy is saved as it is. The arguments are those of
 `SOLGRPOConfig`, which has those of TRL's `GRPOConfig` and of transformers' `TrainingArguments`.
 """
 
-import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from sol_hf.episodes.text_blocks import pack_blocks
+from sol_hf.training.checkpoint_record import has_checkpoint
 from sol_hf.training.grpo_config import SOLGRPOConfig
 from sol_hf.training.grpo_trainer import SOLGRPOTrainer
 from sol_hf.training.warmup import CounterfactualWarmup, warmup_blocks
@@ -35,7 +35,8 @@ def warm_up(model, config: CounterfactualWarmupConfig, args: SOLGRPOConfig, text
     PartialState(cpu=args.use_cpu)
     starter = CounterfactualWarmup(model, config)
     longest = model.config.base_max_position_embeddings
-    blocks = warmup_blocks(pack_blocks(texts, tokenizer, starter.block_length, max_positions=longest), config)
+    packed = pack_blocks(texts, tokenizer, starter.block_length, text_column=args.text_column, max_positions=longest)
+    blocks = warmup_blocks(packed, config)
     if args.shard_base and not starter.is_fitted(blocks):
         raise ValueError(
             "The warmup measures the whole base in every process, before it is sharded. Run it first, with this "
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
     train_dataset, eval_dataset = script.load_texts()
     if warmup.warmup_dir is not None:
         warm_up(model, warmup, args, train_dataset, tokenizer)
-    checkpoint = get_last_checkpoint(args.output_dir) if script.resume and os.path.isdir(args.output_dir) else None
+    resume = script.resume and has_checkpoint(Path(args.output_dir))
 
     steps, args.max_steps = args.max_steps, args.max_steps or 1  # a trainer for a stream wants a number of steps
     trainer = SOLGRPOTrainer(
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
     )
     args.max_steps = steps
     if steps != 0:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=resume)
         trainer.save_state()
     trainer.save_model()
     if eval_dataset is not None:

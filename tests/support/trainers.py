@@ -29,7 +29,14 @@ def model_on(family: str = "llama", dtype: torch.dtype = torch.float32, **settin
 
 
 def trainer_of(
-    folder, model=None, reward_terms=(), peft_config=None, train_dataset=None, **arguments
+    folder,
+    model=None,
+    reward_terms=(),
+    peft_config=None,
+    train_dataset=None,
+    eval_dataset=None,
+    processing_class=None,
+    **arguments,
 ) -> SOLGRPOTrainer:
     settings = dict(
         context_length=CONTEXT,
@@ -48,6 +55,8 @@ def trainer_of(
         model if model is not None else model_on(),
         SOLGRPOConfig(output_dir=str(folder), **{**settings, **arguments}),
         train_dataset=train_dataset if train_dataset is not None else blocks(),
+        eval_dataset=eval_dataset,
+        processing_class=processing_class,
         reward_terms=reward_terms,
         peft_config=peft_config,
     )

@@ -117,7 +117,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         self._text_tokenizer = getattr(processing_class, "tokenizer", processing_class)  # that of a processor
         check_run(args, self.evaluation_budgets(), train_dataset, eval_dataset)
         check_controllable(model.config.selection_rule, args.context_length + self.episode_length)
-        train_blocks, eval_blocks = self._packed(train_dataset), self._packed(eval_dataset)
+        train_blocks, eval_blocks = self._packed(train_dataset), self._packed(eval_dataset, documents=True)
         check_enough_blocks(train_blocks, args.generation_batch_size // args.num_generations)
         check_evaluated_blocks(eval_blocks)
         model.base.requires_grad_(False)
@@ -178,7 +178,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
     def _packed(self, dataset, documents: bool = False):
         """Cut texts into blocks; blocks are returned unchanged. Accepts a dictionary of datasets and `None`, too."""
         if dataset is None or isinstance(dataset, dict):
-            return dataset and {name: self._packed(part) for name, part in dataset.items()}
+            return dataset and {name: self._packed(part, documents) for name, part in dataset.items()}
         column = self.args.text_column
         if self._text_tokenizer is None and column in (dataset.column_names or next(iter(dataset), {})):
             self._text_tokenizer = self._tokenizer_of_base()

@@ -130,7 +130,7 @@ def check_options(args: Any, inherited: Mapping[str, Field]) -> None:
     Raises:
         ValueError: if an argument was changed that can have no effect; it names all of them.
     """
-    changed = [field.name for field in fields(args) if getattr(args, field.name) != default(field)]
+    changed = [field.name for field in fields(args) if not _is_default(field, getattr(args, field.name))]
     problems: dict[str, list[str]] = {}
     for name in changed:
         if name in REFUSED:
@@ -145,6 +145,11 @@ def check_options(args: Any, inherited: Mapping[str, Field]) -> None:
         for beginning, (needed, is_met) in _NEEDS.items():
             if (name == beginning or (beginning.endswith("_") and name.startswith(beginning))) and not is_met(args):
                 logger.warning(f"`{name}` has no effect: it needs {needed}.")
+
+
+def _is_default(field: Field, value: Any) -> bool:
+    """Whether an argument was left as it is; a command line makes `False` of "no"."""
+    return value == default(field) or (value is False and default(field) == "no")
 
 
 def default(field: Field) -> Any:

@@ -62,7 +62,7 @@ class CheckedStart(Trainer):
         result, error = None, None
         try:
             result = action()
-        except (OSError, RuntimeError, ValueError) as raised:
+        except Exception as raised:
             error = raised
         failed = [message for message in gather_object([str(error) if error else None]) if message]
         if error is not None:
@@ -82,6 +82,8 @@ class CheckedStart(Trainer):
             raise OSError(
                 f"The policy cannot be saved in {run} ({error}): make room there, or choose another `output_dir`."
             ) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The policy cannot be saved in {run}, mend this first: {error}") from error
         finally:
             shutil.rmtree(run / UNFINISHED, ignore_errors=True)
         trained = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
