@@ -3,6 +3,7 @@
 
 """PEFT: an adapter on a released policy, and a base with an adapter."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 
 from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
+from sol_hf.hub.saving import save_policy
 from support.adapters import LORA, PADDED, PROMPT, continuation
 from support.bases import tiny_base
 from support.cases import HALF, SETTINGS, control
@@ -95,6 +97,77 @@ class TestAdapterOnAPolicy:
         trainer_of(tmp_path / "further", model).train()
         assert changed(before, model.policy) == {name for name in before if "lora" in name}
         assert "forward" not in vars(model.policy.get_base_model())
+
+
+class TestPolicyBeneathAnAdapter:
+    """Where the policy that an adapter was trained on comes from when the adapter is loaded."""
+
+    def test_a_fresh_policy_is_saved_too(self, tmp_path):
+        model = control(tiny_base("llama"))
+        model.policy.float()
+        trainer = trainer_of(
+            tmp_path, model, peft_config=LORA, learning_rate=1e-2, save_strategy="steps", save_steps=1
+        )
+        trainer.train()
+        trainer.save_model()
+        for folder in (tmp_path, tmp_path / "checkpoint-2"):
+            assert adapter_config(folder)["base_model_name_or_path"] is None
+            again = load(folder)
+            assert torch.equal(continuation(again), continuation(model))
+            assert torch.equal(logits(again), logits(model))
+
+    def test_a_policy_that_was_trained_further_is_saved_too(self, released, tmp_path):
+        model = load(released)
+        trainer_of(tmp_path / "further", model, learning_rate=1e-2).train()
+        trainer = trainer_of(tmp_path / "adapter", model, peft_config=LORA, learning_rate=1e-2)
+        trainer.train()
+        trainer.save_model()
+        assert torch.equal(logits(load(tmp_path / "adapter")), logits(model))
+
+    def test_a_run_on_a_fresh_policy_goes_on(self, tmp_path):
+        arguments = dict(peft_config=LORA, max_steps=3, save_strategy="steps", save_steps=2, learning_rate=1e-2)
+        whole = trainer_of(tmp_path / "whole", control(tiny_base("llama")), **arguments)
+        whole.train()
+        other = control(tiny_base("llama"))
+        torch.manual_seed(99)
+        other.policy.apply(lambda module: getattr(module, "reset_parameters", lambda: None)())
+        resumed = trainer_of(tmp_path / "resumed", other, **arguments)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+        assert changed(weights(whole.sol.policy), resumed.sol.policy) == set()
+
+    def test_saving_changes_nothing_that_is_drawn(self, tmp_path):
+        model = control(tiny_base("llama"))
+        trainer = trainer_of(tmp_path, model, peft_config=LORA)
+        before = torch.random.get_rng_state()
+        trainer.save_model()
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_a_local_folder_is_no_name_for_others(self, released, tmp_path):
+        model = load(released)
+        trainer_of(tmp_path, model, peft_config=LORA)
+        save_policy(model, tmp_path / "here", None)
+        save_policy(model, tmp_path / "there", "somebody/adapter")
+        assert adapter_config(tmp_path / "here")["base_model_name_or_path"] == str(released)
+        assert adapter_config(tmp_path / "there")["base_model_name_or_path"] is None
+        assert (tmp_path / "there" / "model.safetensors").exists()
+        assert not (tmp_path / "here" / "model.safetensors").exists()
+
+
+def adapter_config(folder: Path) -> dict:
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+@torch.no_grad()
+def logits(model: SOLForCausalLM) -> torch.Tensor:
+    """Of the policy, for made-up observations."""
+    generator = torch.Generator().manual_seed(0)
+    config, width = model.config, 2 + 2 * len(model.action_space.axes)
+    return model.policy(
+        hidden_states=torch.randn(2, 6, config.base_hidden_size, generator=generator),
+        token_embeddings=torch.randn(2, 6, config.base_embedding_size, generator=generator),
+        scalars=torch.rand(2, 6, width, generator=generator),
+        previous_actions=torch.zeros(2, 6, dtype=torch.long),
+    ).logits
 
 
 class TestBaseWithAnAdapter:

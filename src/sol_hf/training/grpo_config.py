@@ -102,7 +102,7 @@ class SOLGRPOConfig(GRPOConfig):
     draw_from_list: bool = field(default=False, metadata={"help": "Draw budgets from the lists, not their range."})
     eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Budgets to evaluate at."})
     eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation runs."})
-    num_generations_eval: int | None = field(default=1, metadata={"help": "Not used: evaluation is greedy."})
+    num_generations_eval: int | None = field(default=1, metadata={"help": "Must be 1: evaluation is greedy."})
     shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
 
     def __post_init__(self):
