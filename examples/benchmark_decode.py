@@ -52,7 +52,6 @@ from benchmark_prompt import Prompt, RandomPrompt, UnfitBaseError
 from benchmark_stopwatch import Stopwatch, TimedController
 from sol_hf import Controller, FixedController, PolicyController, ScheduleController, SOLForCausalLM
 from sol_hf.decoding import step as decoding
-from sol_hf.execution.autotune import measured_choices
 from sol_hf.execution.decoder_layers import decoder_layers
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.discovery import find_mlps
@@ -101,7 +100,8 @@ def make_variants(model: SOLForCausalLM, options: argparse.Namespace) -> dict[st
             is_dense = budget is not None and budget == (1, 1, 16)
             cache = prompt.for_base() if is_dense else prompt.for_sol()
             controller = None if is_dense else TimedController(inner, watch)
-            extra = dict(backend=options.backend, kv_refresh=options.kv_refresh, controller=controller)
+            backend = None if is_dense else options.backend
+            extra = dict(backend=backend, kv_refresh=options.kv_refresh, controller=controller)
             return model.generate(**kwargs, **targets, **extra, past_key_values=cache)
 
         return run
@@ -213,7 +213,7 @@ def run_case(
             bar.update()
             return watch
 
-        for name in variants:  # so that the measured runs find everything warm, and choices of a backend made
+        for name in variants:  # so that the measured runs find everything warm
             run(name)
         rounds = [{name: run(name) for name in variants} for _ in range(options.repeats)]
     return summarise(model, prompt, rounds, options)
@@ -262,7 +262,6 @@ def write_report(
     report = {"machine": options.machine, **{name: getattr(options, name) for name in SETTINGS}, "note": NOTE}
     report |= {"complete": complete, "results": [asdict(result) for result in results]}
     report["skipped"] = [asdict(case) for case in skipped]
-    report["choices"] = sorted({f"{situation[0]}: {name}" for situation, name in measured_choices().items()})
     part = options.json.with_name(options.json.name + ".part")
     part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     os.replace(part, options.json)

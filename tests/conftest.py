@@ -22,7 +22,6 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from sol_hf import SOLConfig, SOLForCausalLM  # noqa: E402
-from sol_hf.execution import autotune, dispatch  # noqa: E402
 from support.extra_axis import mlp_noise  # noqa: E402, F401
 from support.paths import DATA  # noqa: E402
 
@@ -33,20 +32,6 @@ GOLDEN = DATA / "golden"
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def nothing_by_the_clock(monkeypatch):
-    """`backend="auto"` uses the reference implementation, so that equal calls have equal results to the bit."""
-    monkeypatch.setattr(dispatch, "run_fastest", lambda situation, usable: next(iter(usable.values()))())
-
-
-@pytest.fixture
-def by_the_clock(monkeypatch, nothing_by_the_clock):
-    """`backend="auto"` chooses by measured times, as it does for users; no times are measured yet."""
-    monkeypatch.setattr(autotune, "_FASTEST", {})
-    monkeypatch.setattr(autotune, "_TRIALS", {})
-    monkeypatch.setattr(dispatch, "run_fastest", autotune.run_fastest)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from .budget.action_space import ActionSpace
 from .budget.axes import AXES, PUBLISHED_AXES, Axis
-from .budget.budget import Budget
-from .budget.calibration import check_calibration
+from .budget.budget import AxisTarget, Budget
+from .budget.calibration import check_calibration, expected_loss
 from .selection.criterion import CRITERIA
 from .selection.rule import PAGE_SELECTIONS, SelectionRule
 
@@ -76,7 +76,7 @@ class SOLConfig(PreTrainedConfig):
             are not read.
         calibration (`list[dict]`, *optional*): The policy's front, from which `generate(compute=...)` takes its
             budget: `net_keep`, `token_keep`, `mlp_keep`, `bits` and `log_perplexity` of every point, by ascending net
-            keep rate. Written by `sol-hf pareto --save`.
+            keep rate, the last of them dense. Written by `sol-hf pareto --save`.
         base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
         base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
         base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
@@ -213,6 +213,17 @@ class SOLConfig(PreTrainedConfig):
         """The [`ActionSpace`] of the levels of all axes."""
         names = self.axes or [axis.name for axis in PUBLISHED_AXES]
         return ActionSpace.of({name: getattr(self, name) or () for name in names})
+
+    def expected_loss(self, compute: AxisTarget) -> float | list[float]:
+        """What `generate(compute=...)` costs: log-perplexity above that of the base alone, in nats per token.
+
+        Args:
+            compute (`float` or a sequence of them): Net keep rate.
+
+        Raises:
+            ValueError: if there is no calibration table, or one without a dense row.
+        """
+        return expected_loss(compute, self.calibration)
 
     @property
     def selection_rule(self) -> SelectionRule:

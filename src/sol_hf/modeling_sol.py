@@ -295,8 +295,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
                 finished episode densely; with `"auto"` only of episodes with low keep rates.
             action_temperature (`float`, *optional*, defaults to 1.0): Divides the action scores before drawing.
             do_sample_actions (`bool`, *optional*, defaults to `False`): Draw actions instead of taking the best.
-            backend (`str`, *optional*, defaults to `"auto"`): `"reference"` is plain torch, `"fast"` uses
-                every fast path, `"auto"` those that are measured to be faster.
+            backend (`str`, *optional*, defaults to `"auto"`): `"reference"` is plain torch, `"auto"` uses fast paths
+                where they should be faster, `"fast"` all of them, in dense calls too, up to rounding.
             bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
                 in int8.
             cuda_graphs (`bool` or `int`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast
@@ -313,10 +313,9 @@ class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
         given = inherit(pop_options(locals(), kwargs), kwargs)
         options = resolve_options(given, generation_config, self.generation_config, self.config)
         prompt, device = find_prompt(inputs, kwargs), compute_device(self.base)
-        if prompt is None and not options.is_dense:
+        if prompt is None and not options.runs_base:
             prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
-        rows = 1 if prompt is None else len(prompt)
-        controls = controls_for(options, self.base, self.policy, self.config, rows)
+        controls = controls_for(options, self.base, self.policy, self.config, 1 if prompt is None else len(prompt))
         cache: Any = kwargs.get("past_key_values")
         if controls is not None:
             check_generate_arguments(prompt, kwargs, generation_config, self.generation_config, device)
@@ -324,7 +323,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
         session = DecodingSession.after_prompt(self.base, cache, controls, prompt, kwargs.get("attention_mask"))
         refuse_continuous_batching(kwargs, generation_config)
         row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
-        if not options.is_empty:
+        if not options.is_bare:
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
         with contextlib.ExitStack() as stack:
             if controls is not None:
@@ -334,9 +333,9 @@ class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
             output = super().generate(inputs, generation_config=generation_config, **kwargs)
         if controls is not None and not loop.calls:  # calls of a custom loop check themselves
             check_executed(session, output, prompt, len(row_ends.ended))
-        if options.is_empty or loop.calls or not isinstance(output, ModelOutput):
+        if options.is_bare or loop.calls or not isinstance(output, ModelOutput):
             return output
-        return attach_steps(output, row_ends, None if controls is None else cache.trace, self.action_space)
+        return attach_steps(output, row_ends, None if options.is_dense else cache.trace, self.action_space)
 
     @torch.no_grad()
     def score(
@@ -370,7 +369,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
         rows = align_rows(input_ids, attention_mask, context_length)
         resolved = resolve_options(options, None, self.generation_config, self.config)
         controls = controls_for(resolved, self.base, self.policy, self.config, len(input_ids))
-        if controls is None:
+        if resolved.is_dense or controls is None:  # one forward for all tokens, which is faster than any step
             with evaluating(self.base):
                 return score_rows_densely(self.base, rows, self.action_space, return_logits)
         with Instrumentation.of(self.base):

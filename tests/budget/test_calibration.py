@@ -21,6 +21,8 @@ def point(net_keep, token_keep, mlp_keep, bits, log_perplexity) -> dict:
 
 
 TABLE = [point(0.4, 0.2, 0.5, 6, 3.0), point(0.6, 0.6, 0.7, 8, 2.5), point(0.7, 0.6, 0.9, 10, 2.4)]
+"""As tables were before they had a dense row."""
+WITH_DENSE = [*TABLE, point(1.0, 1.0, 1.0, 16.0, 2.3)]
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def model() -> SOLForCausalLM:
     return model
 
 
+@pytest.mark.parametrize("table", [TABLE, WITH_DENSE])
 @pytest.mark.parametrize(
     ("compute", "triple"),
     [
@@ -41,9 +44,11 @@ def model() -> SOLForCausalLM:
         (1, (1, 1, 16)),
     ],
 )
-def test_a_budget_is_interpolated_between_points(compute, triple):
-    budget = budget_for(compute, TABLE)
-    assert (budget.token_keep, budget.mlp_keep, budget.bits) == pytest.approx(triple)
+def test_a_budget_is_interpolated_between_points(compute, triple, table):
+    budget = budget_for(compute, table)
+    assert budget.is_dense == (compute == 1) and (budget.token_keep, budget.mlp_keep, budget.bits) == pytest.approx(
+        triple
+    )
 
 
 def test_rows_may_have_rates_of_their_own():
@@ -57,6 +62,34 @@ def test_rows_may_have_rates_of_their_own():
 def test_rates_out_of_the_table_are_refused(compute):
     with pytest.raises(BudgetError, match="`compute` must"):
         budget_for(compute, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("compute", "loss"), [(0.4, 0.7), (0.5, 0.45), (0.6, 0.2), (0.85, 0.05), (1, 0), ([0.5, 1.0], [0.45, 0])]
+)
+def test_the_table_says_what_a_rate_costs(compute, loss):
+    config = SOLConfig(**SETTINGS, calibration=WITH_DENSE)
+    assert config.expected_loss(compute) == pytest.approx(loss)
+
+
+def test_a_table_without_a_dense_row_says_how_to_make_one_that_has_it():
+    with pytest.raises(ValueError, match="no dense row.*make it again.*`sol-hf pareto POLICY --data .* --save`"):
+        SOLConfig(**SETTINGS, calibration=TABLE).expected_loss(0.6)
+    with pytest.raises(ValueError, match="needs a calibration table"):
+        SOLConfig(**SETTINGS).expected_loss(1.0)
+    with pytest.raises(BudgetError, match=r"must lie in 0.4..1"):
+        SOLConfig(**SETTINGS, calibration=WITH_DENSE).expected_loss(0.3)
+
+
+def test_cheap_steps_may_be_better_than_dense_ones():
+    table = [TABLE[0], point(0.6, 0.6, 0.7, 8, 2.2), point(1.0, 1, 1, 16, 2.3)]
+    assert SOLConfig(**SETTINGS, calibration=table).expected_loss([0.6, 0.8]) == pytest.approx([-0.1, -0.05])
+
+
+def test_full_compute_needs_no_table():
+    model, ids, options = sol_model(), prompts(), dict(max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(model.generate(ids, compute=1.0, **options), model.base.generate(ids, **options))
+    assert budget_for([1.0, 1], None).bits == (16, 16)
 
 
 def test_generate_and_score_take_the_budget_of_the_table(model):
@@ -136,12 +169,13 @@ def test_saving_a_front_changes_nothing_else(tmp_path):
     model.save_pretrained(tmp_path)
     before = json.loads((tmp_path / "config.json").read_text())
     front = [row | {"more": 1} for row in TABLE]
-    assert save_calibration(tmp_path, {"controllers": {"policy": {"front": front}}}) == 3
+    summary = {"dense": {"log_perplexity": 2.3}, "controllers": {"policy": {"front": front}}}
+    assert save_calibration(tmp_path, summary) == 4
     after = json.loads((tmp_path / "config.json").read_text())
-    assert after == before | {"calibration": TABLE} and "auto_map" in after
+    assert after == before | {"calibration": WITH_DENSE} and "auto_map" in after
     assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(ValueError, match="must be a front"):
-        save_calibration(tmp_path, {"controllers": {"policy": {"front": front[::-1]}}})
+        save_calibration(tmp_path, summary | {"controllers": {"policy": {"front": front[::-1]}}})
     assert json.loads((tmp_path / "config.json").read_text()) == after
 
 

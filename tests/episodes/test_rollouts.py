@@ -8,7 +8,6 @@ import torch
 
 from sol_hf import Budget, PolicyController, ScheduleController
 from sol_hf.episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
-from sol_hf.execution import autotune
 from sol_hf.selection.criterion import CRITERIA
 from support.bases import FAMILIES, tiny_base
 from support.cases import HALF, SETTINGS, control
@@ -59,16 +58,6 @@ def check_against_rows_of_their_own(model, context: int) -> None:
     torch.testing.assert_close(rollouts.label_logprobs, alone.logprobs.to(rollouts.label_logprobs.dtype))
     assert torch.equal(rollouts.actions, alone.actions)
     assert rollouts.label_logprobs.std() > 0.1
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mistral"])  # mistral has no layer that shares a prefix
-def test_rollouts_compute_nothing_by_the_clock(by_the_clock, family):
-    model, context = control(tiny_base(family)), 20
-    blocks, schedule = blocks_of(model, context), ScheduleController(random_schedule(model, BLOCKS))
-    roll_out(model, prefill(model, blocks, context), blocks, targets(BLOCKS), schedule)
-    assert not autotune._TRIALS and not autotune._FASTEST
-    model.score(blocks, context_length=context, controller=schedule, **HALF, budget_mode="soft")
-    assert autotune._TRIALS or autotune._FASTEST, "these rows, on their own, are of those that are timed"
 
 
 def test_replaying_a_generation_gives_its_log_probabilities():

@@ -15,11 +15,11 @@ from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ActionSpace, SOLCache
-from sol_hf.execution import dispatch
 from sol_hf.execution.attention import grouped_queries
 from sol_hf.execution.attention.grouped_queries import attend_grouped
 from sol_hf.execution.attention.interface import register_attention
 from sol_hf.execution.attention.refresh.operation import RefreshAttention, attend_refresh
+from sol_hf.execution.attention.step import masked as masked_attention
 from sol_hf.execution.attention.step import numba_pages, operation
 from sol_hf.execution.attention.step.gather import attend_selected
 from sol_hf.execution.attention.step.operation import StepAttention, attend_step
@@ -177,7 +177,7 @@ def test_attention_under_a_mask_equals_the_reference(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operation, "LEAST_KEYS", 0)
         patch.setattr(numba_pages, "has_numba", lambda: False)
-        patch.setattr(dispatch, "run_fastest", lambda situation, usable: usable["masked"]())
+        patch.setattr(masked_attention, "LEAST_SHARE", 0)
         output = masked.attend("auto", keep)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
 
@@ -202,22 +202,21 @@ def test_dense_steps_through_the_kernel(padding, threads):
     assert torch.equal(outputs[1], expected)
 
 
-@needs_numba
-def test_what_is_fastest_for_dense_steps_says_nothing_of_nearly_dense_ones(monkeypatch):
-    situations = []
-
-    def noting(situation, usable):
-        situations.append(situation)
-        return next(iter(usable.values()))()
-
-    monkeypatch.setattr(dispatch, "run_fastest", noting)
-    steps = Steps((2, 3, 16, 16), 8, [0], 300)
-    steps.attend("auto", [1.0])
-    module = SimpleNamespace(layer_idx=0, num_key_value_groups=3, is_causal=True)
-    with active_forward(StepPlan(steps.cache, steps.rule)):
-        function = ALL_ATTENTION_FUNCTIONS[register_attention("sdpa")]
-        function(module, steps.random(1, 6, 1, 16), steps.key, steps.value, None)
-    assert len(situations) == len(set(situations)) == 2
+@pytest.mark.parametrize(
+    ("length", "keep", "taken"),
+    [(31, 0.4, "gather"), (64, 0.4, "masked"), (65, 0.4, "gather"), (65, 0.5, "masked"), (400, 0.5, "masked")],
+)
+def test_what_auto_takes_without_numba(length, keep, taken, monkeypatch):
+    monkeypatch.setattr(numba_pages, "has_numba", lambda: False)
+    steps = Steps((2, 3, 8, 8), 8, [0], length)
+    plan = StepPlan(steps.cache, steps.rule, levels={"token_keep": torch.tensor([keep])})
+    call = StepAttention(plan, 0, steps.random(1, 6, 1, 8), steps.key, steps.value)
+    usable, ran = operation.STEP_ATTENTION.usable(call), []
+    for name in ("gather", "masked"):
+        way = operation.STEP_ATTENTION[name]
+        monkeypatch.setattr(way, "prepare", lambda call, name=name: lambda: ran.append(name) or usable[name]())
+    attend_step(call)
+    assert ran == [taken]
 
 
 @needs_numba

@@ -17,11 +17,11 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from sol_hf import ScheduleController, SOLConfig, UnsupportedAxisError
 from sol_hf.cache.sol_cache import SOLCache
-from sol_hf.execution import autotune
 from sol_hf.execution.attention.step import numba_pages
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.discovery import find_mlps
 from sol_hf.execution.mlp.int8 import Int8Linear, Int8MLP, quantize_rows
+from sol_hf.execution.mlp.kept_channels import input_major
 from sol_hf.execution.mlp.kept_channels.input_major import InputMajorMLP
 from sol_hf.execution.mlp.kept_channels.operation import keep_channels
 from sol_hf.execution.mlp.parts import ACTIVATIONS, MLPParts, find_parts
@@ -327,14 +327,20 @@ class TestInstalled:
             mlp.module(x[:1].clone().requires_grad_())
         assert mlp.nbytes == 0
 
-    def test_auto_measures_once(self, mlp, by_the_clock):
+    @pytest.mark.parametrize(("share", "copies"), [(0.5, True), (0.75, True), (0.8, False)])
+    def test_auto_copies_weights_where_few_are_read(self, mlp, share, copies, monkeypatch):
+        monkeypatch.setattr(input_major, "IS_MEASURED", True)
+        monkeypatch.setattr(input_major, "LEAST_WEIGHTS", mlp.weights)
         x = drawn((1, 1, 32), torch.float32, 5)
-        with torch.no_grad(), active_forward(plan_of("auto", [0.5])):
-            for _ in range(2 * (1 + autotune.REPEATS)):
-                mlp.module(x)
-            choices = autotune.measured_choices()
-            mlp.module(2 * x)
-        assert list(choices.values()) in (["all_weights"], ["input_major"]) and autotune.measured_choices() == choices
+        with torch.no_grad(), active_forward(plan_of("auto", [share])):
+            mlp.module(x)
+        assert bool(mlp.nbytes) == (copies and sparse_mlp.has_numba())
+
+    def test_auto_leaves_small_mlps_alone(self, mlp):
+        assert mlp.weights < input_major.LEAST_WEIGHTS
+        with torch.no_grad(), active_forward(plan_of("auto", [0.3])):
+            mlp.module(drawn((1, 1, 32), torch.float32, 5))
+        assert mlp.nbytes == 0
 
 
 @pytest.mark.parametrize("bits_backend", ["fake", "int8"])

@@ -17,6 +17,7 @@ from ..budget.budget import Budget
 from ..budget.calibration import budget_for
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
+from ..controllers.dense import DenseController
 from ..controllers.processors import ActionProcessorList, budget_processors
 from ..execution.plan import BACKENDS, BITS_BACKENDS
 from .controls import DecodeControls
@@ -43,6 +44,8 @@ class DecodeOptions:
     backend: str
     bits_backend: str
     cuda_graphs: bool | int
+    asks_fast: bool = False
+    """Whether the call itself, not a stored config, asks for fast code: by `backend="fast"` or `cuda_graphs`."""
 
     def __post_init__(self):
         choices: dict[str, tuple] = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
@@ -68,7 +71,7 @@ class DecodeOptions:
 
     @property
     def is_dense(self) -> bool:
-        """Whether all steps would be dense, so that the base itself can run.
+        """Whether all steps would be dense.
 
         In hard mode this holds if all targets are dense. In soft mode a controller that was passed explicitly may
         still choose other levels.
@@ -76,6 +79,16 @@ class DecodeOptions:
         if self.budget is None:
             return self.controller is None
         return self.budget.is_dense and (self.controller is None or self.budget_mode == "hard")
+
+    @property
+    def runs_base(self) -> bool:
+        """Whether `generate` leaves the call to the base itself, bit for bit."""
+        return self.is_dense and not self.asks_fast
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the call asks for nothing that transformers' own generation would not do."""
+        return self.is_empty and self.runs_base
 
     def controls_axis(self, axis: str, space: ActionSpace) -> bool:
         """Whether steps may be less than dense on an axis."""
@@ -101,6 +114,20 @@ class DecodeOptions:
         elif self.budget is not None:
             held |= set(space.axis_names) - self.budget.controlled
         return frozenset(dense & held)
+
+    def dense_controls(self, config: SOLConfig) -> DecodeControls:
+        """The settings of decode steps that are all dense, by the fast paths."""
+        return DecodeControls(
+            controller=DenseController(),
+            budget=None,
+            processors=ActionProcessorList(),
+            rule=config.selection_rule,
+            episode_length=config.episode_length,
+            kv_refresh=False,
+            backend="fast",
+            cuda_graphs=self.cuda_graphs,
+            dense_axes=frozenset(config.action_space.axis_names),
+        )
 
     def controls(self, controller: Controller, config: SOLConfig) -> DecodeControls:
         """The settings of the decode steps.
@@ -172,6 +199,7 @@ def resolve_options(
         controller=given.get("controller"),
         action_processors=given.get("action_processors"),
         cuda_graphs=given.get("cuda_graphs", False),
+        asks_fast=given.get("backend") == "fast" or bool(given.get("cuda_graphs")),
         **resolved,
     )
 

@@ -9,6 +9,7 @@ from ..cache.sol_cache import SOLCache
 from ..configuration_sol import SOLConfig
 from ..controllers.policy import PolicyController
 from ..execution.base_device import compute_device
+from ..execution.forked_process import check_fork
 from ..execution.instrumentation import Instrumentation
 from ..modeling_sol_policy import SOLPolicyModel
 from .controls import DecodeControls
@@ -23,7 +24,9 @@ def new_cache(base: PreTrainedModel, config: SOLConfig) -> SOLCache:
 def controls_for(
     options: DecodeOptions, base: PreTrainedModel, policy: SOLPolicyModel, config: SOLConfig, rows: int
 ) -> DecodeControls | None:
-    """The settings of the decode steps of a call; `None` if all steps would be dense.
+    """The settings of the decode steps of a call; `None` if the base itself is to run, since all would be dense.
+
+    A call that asks for fast code has decode steps in any case.
 
     Args:
         options ([`DecodeOptions`]): Options of the call.
@@ -36,18 +39,22 @@ def controls_for(
         BudgetError: for a budget that no schedule can meet.
         UnsupportedAxisError: if the base cannot be controlled on an axis that the budget sets.
         ValueError: for options that contradict each other or do not fit this base.
+        RuntimeError: in a forked process whose threads torch would wait for.
     """
+    check_fork()
     budget, space = options.budget, config.action_space
     if budget is not None:
         budget.check(space, rows)
-    if options.is_dense:
+    if options.runs_base:
         return None
     instrumentation = Instrumentation.at_start(base)
-    axes = options.controlled_axes(space)
+    axes = [] if options.is_dense else options.controlled_axes(space)
     instrumentation.require(axes, options.bits_backend)
-    instrumentation.require_cache(new_cache(base, config), axes, options.kv_refresh)
+    instrumentation.require_cache(new_cache(base, config), axes, bool(axes) and options.kv_refresh)
     if options.cuda_graphs:
         instrumentation.require_graphs(new_cache(base, config), config.selection_rule)
+    if options.is_dense:
+        return options.dense_controls(config)
     device = compute_device(base)
     if policy.device.type != device.type:
         raise ValueError(f"The policy is on {policy.device}, the base on {device}.")

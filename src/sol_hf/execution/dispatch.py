@@ -3,33 +3,27 @@
 
 """Operations with several implementations, and the choice of one of them for every call.
 
-An [`Operation`] is a registry of [`Implementation`]s, one per file. Each of them checks whether it can compute a call.
-Of those that can, the backend chooses:
+An [`Operation`] is a registry of [`Implementation`]s, one per file. Each of them says which calls it can compute. Of
+those that can, the backend chooses:
 
     "reference"   the first in order, plain torch or the base's own code
     "fast"        the last in order
-    "auto"        the one that is measured to be the fastest, see `autotune.py`; without measurements, the first
+    "auto"        the last in order that is expected to be faster: see [`Implementation.suits`]
 
-Implementations of an operation agree up to rounding.
+Implementations of an operation agree up to rounding. The choice depends on nothing but the call: its shapes, dtype,
+levels and number of threads. No times are measured, so equal calls have equal results to the bit, in every process.
+What the rules of `suits` are based on was measured, see `docs/performance.md`.
 """
 
-from collections.abc import Callable, Hashable
-from typing import ClassVar, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
 from ..registry import Registry
-from .autotune import known_fastest, run_fastest
 
 
-class Call(Protocol):
-    """The arguments of an operation."""
-
-    def situation(self) -> Hashable:
-        """The key for measured times, coarse enough to occur repeatedly."""
-
-
-AnyCall = TypeVar("AnyCall", bound=Call)
+AnyCall = TypeVar("AnyCall")
 Prepared = Callable[[], torch.Tensor]
 
 
@@ -38,22 +32,25 @@ class Implementation(Generic[AnyCall]):
 
     Class attributes:
         order (`int`): Position among the implementations; later ones are expected to be faster.
-        is_measured (`bool`): Whether `backend="auto"` measures it. One that is not measured is used for every call
-            that it can compute. This holds for GPU kernels: a launch returns before the kernel has run.
-        is_fallback (`bool`): Whether it is considered only if no later implementation can be used. It may be slower
-            than the first, and is therefore used only if it is measured to be faster.
+        is_fallback (`bool`): Whether `backend="fast"` leaves it out, because it may be slower than the first.
     """
 
     order: ClassVar[int]
-    is_measured: ClassVar[bool] = True
     is_fallback: ClassVar[bool] = False
 
     def prepare(self, call: AnyCall) -> Prepared | None:
         """The computation of a call as a function to run; `None` if this implementation cannot be used.
 
-        Time spent here is not part of the measured time.
+        This may compile code, or copy weights.
         """
         raise NotImplementedError
+
+    def suits(self, call: AnyCall) -> bool:
+        """Whether it is expected to be faster than those before it, so that `backend="auto"` uses it if it can.
+
+        The answer must follow from the call alone, and must not depend on what was computed before.
+        """
+        return True
 
 
 class Operation(Registry[Implementation[AnyCall]]):
@@ -88,51 +85,24 @@ class Operation(Registry[Implementation[AnyCall]]):
         prepared = {name: implementation.prepare(call) for name, implementation in self.ordered}
         return {name: run for name, run in prepared.items() if run is not None}
 
-    def run(self, call: AnyCall, backend: str, is_timed: bool) -> torch.Tensor | None:
+    def run(self, call: AnyCall, backend: str) -> torch.Tensor | None:
         """Compute a call.
 
         Args:
             call: The arguments.
             backend (`str`): `"reference"`, `"fast"` or `"auto"`.
-            is_timed (`bool`): Whether `"auto"` may measure this call.
 
         Returns:
             `torch.Tensor`: The result; `None` if no implementation can be used.
         """
-        if backend == "auto":
-            return self._run_fastest(call, is_timed)
-        return self._run_first(call) if backend == "reference" else self._run_last(call)
-
-    def _run_first(self, call: AnyCall) -> torch.Tensor | None:
+        if backend != "reference":
+            for _, implementation in reversed(self._ordered or self.ordered):
+                wanted = implementation.suits(call) if backend == "auto" else not implementation.is_fallback
+                prepared = implementation.prepare(call) if wanted else None
+                if prepared is not None:
+                    return prepared()
         for _, implementation in self._ordered or self.ordered:
             prepared = implementation.prepare(call)
             if prepared is not None:
                 return prepared()
         return None
-
-    def _run_last(self, call: AnyCall) -> torch.Tensor | None:
-        for _, implementation in reversed(self._ordered or self.ordered):
-            prepared = None if implementation.is_fallback else implementation.prepare(call)
-            if prepared is not None:
-                return prepared()
-        return None
-
-    def _run_fastest(self, call: AnyCall, is_timed: bool) -> torch.Tensor | None:
-        situation = call.situation() if is_timed else None
-        known = known_fastest(situation) if is_timed else None
-        if known in self._members:  # the common case: prepare nothing else
-            prepared = self._members[known].prepare(call)
-            if prepared is not None:
-                return prepared()
-        usable: dict[str, Prepared] = {}
-        for name, implementation in reversed(self._ordered or self.ordered):
-            if (implementation.is_measured and not is_timed) or (implementation.is_fallback and usable):
-                continue
-            prepared = implementation.prepare(call)
-            if prepared is not None:
-                if not implementation.is_measured:
-                    return prepared()
-                usable[name] = prepared
-        if len(usable) < 2:
-            return self._run_first(call) if not usable else next(iter(usable.values()))()
-        return run_fastest(situation, {name: usable[name] for name in reversed(usable)})

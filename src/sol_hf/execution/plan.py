@@ -67,11 +67,9 @@ class SharedByLayers:
 
     Args:
         kernels (`dict[str, list[AttentionKernel]]`): Kernels that are set up, by the name of the fast path.
-        kept_share (`int` or `str`, *optional*): Mean `token_keep` in eighths, `"all"` if it is not planned.
     """
 
     kernels: dict[str, list[AttentionKernel]] = field(default_factory=dict)
-    kept_share: int | str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ class StepPlan:
         rule ([`SelectionRule`]): How keys are selected.
         levels (`Mapping[str, torch.Tensor]`): Per axis that is not dense for all rows the levels `(rows,)`, in axis
             units, on the device.
-        backend (`str`): `"reference"`, `"fast"`, or `"auto"` for the one that is measured to be the fastest.
+        backend (`str`): `"reference"`, `"fast"`, or `"auto"` for the one that is expected to be the fastest.
         bits_backend (`str`): `"fake"` quantizes MLP outputs and back, `"int8"` multiplies in int8 at 8 bits and below.
         parts (`Parts`, *optional*): The parts that have to carry out each axis; `None` for no check.
         rows_on_device ([`DeviceRows`], *optional*): In a forward that is captured in a CUDA graph.
@@ -141,12 +139,9 @@ class StepPlan:
         return self.cache.is_fanned_out
 
     @cached_property
-    def is_timed(self) -> bool:
-        """Whether `backend="auto"` may choose implementations by measured times.
-
-        It may not in rollouts: their results must be reproducible to the bit.
-        """
-        return self.backend == "auto" and not self.is_fanned_out
+    def kept_share(self) -> float:
+        """Mean `token_keep` of the rows, read by the host."""
+        return 1.0 if self.token_keep is None else float(self.token_keep.mean())
 
     @cached_property
     def sparse_layers(self) -> frozenset[int]:
@@ -196,11 +191,6 @@ class RefreshPlan:
     chunk_kernels: dict[torch.device, ChunkKernel] = field(default_factory=dict, init=False, repr=False)
     """Kernels that are set up, for the layers of every device."""
 
-    @property
-    def is_timed(self) -> bool:
-        """Whether `backend="auto"` may choose implementations by measured times."""
-        return self.backend == "auto"
-
 
 @dataclass
 class ForwardContext:
@@ -221,13 +211,10 @@ class ForwardContext:
     """The plan of the step or of the refresh; `None` for an ordinary forward of the base."""
     may_round_differently: bool = field(init=False)
     """Whether this is a decode step or a KV refresh whose results may differ from the base's by rounding."""
-    is_timed: bool = field(init=False)
-    """Whether `backend="auto"` may choose implementations by measured times."""
 
     def __post_init__(self):
         self.told = self.plan or self.refresh
         self.may_round_differently = self.told is not None and self.told.backend != "reference"
-        self.is_timed = self.told is not None and self.told.is_timed
 
     @property
     def skips_head(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...budget.calibration import point_keys
+from ...budget.calibration import NET_KEEP, dense_row, point_keys
 from ...configuration_sol import SOLConfig
 from ...episodes.stored_files import read_json, write_atomically
 
@@ -34,7 +34,7 @@ def check_savable(policy: str | os.PathLike, controllers: Sequence[str]) -> None
 
 
 def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> int:
-    """Write the policy's front into its `config.json`; all other values in that file are kept.
+    """Write the policy's front and the dense row into its `config.json`; all other values in that file are kept.
 
     Args:
         policy (`str` or `os.PathLike`): Folder of the policy.
@@ -50,9 +50,10 @@ def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> i
     front = summary["controllers"]["policy"]["front"]
     written = read_json(path, "download the policy again, or save it again")
     written.pop("calibration", None)
-    keys = point_keys(SOLConfig.from_dict(dict(written)).action_space)
-    written["calibration"] = [{key: point[key] for key in keys} for point in front]
+    space = SOLConfig.from_dict(dict(written)).action_space
+    points = [{key: point[key] for key in point_keys(space)} for point in front if point[NET_KEEP] < 1]
+    written["calibration"] = [*points, dense_row(space, summary["dense"]["log_perplexity"])]
     SOLConfig.from_dict(dict(written))  # checks the table
     text = json.dumps(written, indent=2, sort_keys=True) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return len(front)
+    return len(written["calibration"])

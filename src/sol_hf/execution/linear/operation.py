@@ -3,7 +3,6 @@
 
 """The product of a few tokens with the weights of a linear layer, and all of its implementations."""
 
-from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -23,12 +22,6 @@ class LinearCall(NamedTuple):
     x: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor | None
-
-    def situation(self) -> Hashable:
-        """The key for measured times: sizes of the weight, dtype, number of tokens and number of threads."""
-        tokens = self.x.numel() // self.x.shape[-1]
-        shape = (*self.weight.shape, self.x.dtype, tokens.bit_length())
-        return "linear", shape, torch.get_num_threads()
 
 
 LINEAR: Operation[LinearCall] = Operation("implementation of a linear layer", package=__package__)

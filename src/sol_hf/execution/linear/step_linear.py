@@ -73,8 +73,7 @@ class StepLinear(StepPart):
             or not supports(input, module.weight)
         ):
             return functional.linear(input, module.weight, module.bias)
-        # If `backend="auto"` may not measure, as in rollouts, it chooses like `"fast"`.
-        is_timed = context.is_timed
-        output = LINEAR.run(LinearCall(input, module.weight, module.bias), "auto" if is_timed else "fast", is_timed)
+        backend = "auto" if context.told is None else context.told.backend
+        output = LINEAR.run(LinearCall(input, module.weight, module.bias), backend)
         assert output is not None, "torch's own product can compute every call"
         return output

@@ -46,8 +46,8 @@ class StepMLP(StepPart):
 
     def __init__(self, module: nn.Module):
         super().__init__(module)
-        self.sizes = tuple(parameter.shape for parameter in module.parameters())
-        """Shapes of the weights, on which times depend."""
+        self.weights = sum(parameter.numel() for parameter in module.parameters())
+        """Number of its weights, on which the fastest implementation depends."""
         self._copies: dict[type[MLPCopy], MLPCopy | None] = {}
         self._lock = threading.Lock()
 
@@ -131,7 +131,7 @@ class StepMLP(StepPart):
         """The MLP over the channels that the plan keeps."""
         if keep is None:
             return own(x)
-        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self), plan.backend, plan.is_timed)
+        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self), plan.backend)
         assert output is not None, "the MLP's own forward can compute every call"
         return output
 

@@ -15,6 +15,8 @@ TASKS_EACH = 8
 """Tasks per thread above which the keys are not split. An uneven division of tasks then costs little."""
 LEAST_BLOCKS = 4
 """Minimum number of blocks of keys in a part, since merging parts takes time."""
+LEAST_FILLED = 0.8
+"""Share of the columns that must be in use for the kernel to be faster than torch."""
 
 
 def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> bool:
@@ -29,6 +31,19 @@ def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: 
         and mask.dtype == torch.bool
         and loads("numba_chunk_attention")
     )
+
+
+def fills_columns(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether queries `(rows, heads, tokens, head_dim)` fill most of the columns that the kernel computes with.
+
+    The queries of a group of heads that share keys are padded to a multiple of `COLUMNS`.
+    """
+    if not loads("numba_chunk_attention"):
+        return False
+    from . import numba_chunk_attention as kernel
+
+    lines = query.shape[1] // key.shape[1] * query.shape[2]
+    return lines >= LEAST_FILLED * -(-lines // kernel.COLUMNS) * kernel.COLUMNS
 
 
 def attend_chunk(

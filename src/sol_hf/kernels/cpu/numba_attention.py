@@ -17,8 +17,9 @@ All arguments are in one array of int64: addresses, sizes, and the counters from
 """
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import types
 
+from .code_cache import cfunc, njit
 from .numba_memory import (
     FAST_MATH,
     bits_of,
@@ -50,13 +51,13 @@ ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _widen(memory, begin, count, tile):
     for i in range(count):
         tile[i] = widen(memory[begin + i])
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _dots(query, tile, count, dim, answer):
     """Products of one query with `count` keys."""
     j = 0
@@ -79,7 +80,7 @@ def _dots(query, tile, count, dim, answer):
         j += 1
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _accumulate(weights, tile, count, dim, total):
     """Add `count` weighted values to `total`."""
     j = 0
@@ -98,7 +99,7 @@ def _accumulate(weights, tile, count, dim, total):
         j += 1
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _index_pages(args, task, first, keys, upper, lower):
     """Update the maxima and minima of the pages of one key-value head."""
     dim, size, slots = args[DIM], args[PAGE_SIZE], args[SLOTS]
@@ -120,7 +121,7 @@ def _index_pages(args, task, first, keys, upper, lower):
         page += 1
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _score_pages(positive, negative, choosers, pages, dim, upper, lower, base, scores, stride):
     """Upper bounds of `q . k` for every chooser and page, as in `page_scores`."""
     for page in range(pages):
@@ -133,14 +134,14 @@ def _score_pages(positive, negative, choosers, pages, dim, upper, lower, base, s
             scores[chooser * stride + page] = a + b
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _rank(x):
     """A float32 as a uint32 with the same order; NaN is last or first, depending on its sign."""
     bits = bits_of(x)
     return bits ^ (ALL_BITS if bits & SIGN else SIGN)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _least_kept(scores, begin, total, wanted, bins):
     """The rank of the `wanted`-th largest score, and how many scores of that rank to keep, by radix selection."""
     prefix, known, left = np.uint32(0), np.uint32(0), wanted
@@ -160,7 +161,7 @@ def _least_kept(scores, begin, total, wanted, bins):
     return prefix, left
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _mark(scores, begin, total, wanted, bins, marks, bit):
     """Set `bit` in the marks of the `wanted` pages of highest score; of equal ones the first."""
     least, ties = _least_kept(scores, begin, total, wanted, bins)
@@ -173,7 +174,7 @@ def _mark(scores, begin, total, wanted, bins, marks, bit):
             ties -= 1
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _choose(args, task, query, keys, upper, lower):
     """Write which pages the query heads of one key-value head read, as `[number, pages..., marks...]`."""
     row, head = task // args[KV_HEADS], task % args[KV_HEADS]
@@ -231,7 +232,7 @@ def _choose(args, task, query, keys, upper, lower):
     number[0] = count
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _update_softmax(logits, count, dim, state, total):
     """Turn the logits of a block into weights, and rescale the previous sums to the new maximum.
 
@@ -256,7 +257,7 @@ def _update_softmax(logits, count, dim, state, total):
     return True
 
 
-@njit(cache=True)
+@njit()
 def _prefetch_page(args, memory, task, page, first, dim):
     """Prefetch the keys or values of a page. The hardware does not prefetch them, since pages are not contiguous."""
     begin = first + page * args[PAGE_SIZE]
@@ -266,7 +267,7 @@ def _prefetch_page(args, memory, task, page, first, dim):
         prefetch(address + offset)
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _attend(args, task, split, keys, values):
     """Attention of one key-value head's group over a part of its pages: `(maximum, sum, weighted values)` per head."""
     group, dim, value_dim = args[GROUP], args[DIM], args[VALUE_DIM]
@@ -321,7 +322,7 @@ def _attend(args, task, split, keys, values):
         place = last
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _combine(args, task, output):
     """Merge the splits of one key-value head."""
     group, dim, splits = args[GROUP], args[VALUE_DIM], args[SPLITS]
@@ -341,7 +342,7 @@ def _combine(args, task, output):
             store(output, (task * group + g) * dim + i, state[2 + i] / weight)
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _work(args, query, keys, values, upper, lower, output):
     """Take tasks until none is left."""
     pairs, splits = args[ROWS] * args[KV_HEADS], args[SPLITS]
@@ -364,7 +365,7 @@ def _work(args, query, keys, values, upper, lower, output):
 _SIGNATURE = types.void(types.CPointer(types.int64))
 
 
-@cfunc(_SIGNATURE, error_model="numpy", cache=True)
+@cfunc(_SIGNATURE, error_model="numpy")
 def attend_float32(args):
     """The kernel for float32 memory."""
     query, keys, values = float32_at(args[QUERY]), float32_at(args[KEYS]), float32_at(args[VALUES])
@@ -372,7 +373,7 @@ def attend_float32(args):
     _work(args, query, keys, values, upper, lower, output)
 
 
-@cfunc(_SIGNATURE, error_model="numpy", cache=True)
+@cfunc(_SIGNATURE, error_model="numpy")
 def attend_bfloat16(args):
     """The kernel for bfloat16 memory."""
     query, keys, values = uint16_at(args[QUERY]), uint16_at(args[KEYS]), uint16_at(args[VALUES])

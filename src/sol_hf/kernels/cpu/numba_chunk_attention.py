@@ -18,9 +18,10 @@ are split into parts, whose results are merged afterwards.
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from .code_cache import cfunc, njit
 from .numba_linear import TILE_LINES
 from .numba_memory import FAST_MATH, exp_of_negative, fetch_add, float32_at, prefetch, uint8_at, uint16_at, widen
 from .numba_vectors import FLOAT, LANES, LONG, VECTOR, add_product, spread
@@ -100,7 +101,7 @@ _score_many, _score_one = _multiply_tile(TILE_LINES, adds=False), _multiply_tile
 _add_many, _add_one = _multiply_tile(TILE_LINES, adds=True), _multiply_tile(1, adds=True)
 
 
-@njit(cache=True)
+@njit()
 def _prefetch_tile(memory, stride, dim):
     """Prefetch the keys or values of a tile."""
     for n in range(TILE_LINES):
@@ -108,7 +109,7 @@ def _prefetch_tile(memory, stride, dim):
             prefetch(memory + 4 * n * stride + offset)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _widen_lines(source, stride, count, dim, target):
     """Vectors of bfloat16 as float32, one after the other."""
     for n in range(count):
@@ -117,7 +118,7 @@ def _widen_lines(source, stride, count, dim, target):
             place[i] = widen(numbers[i])
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _score(args, keys, stride, values, count, queries, scores):
     """Products of `count` keys with all columns. Prefetches their values, which are needed next, and later keys."""
     dim = args[DIM]
@@ -133,7 +134,7 @@ def _score(args, keys, stride, values, count, queries, scores):
         key += 1
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _add_values(values, stride, count, weights, value_dim, output):
     """Add `count` values, weighted for every column."""
     channel = 0
@@ -145,7 +146,7 @@ def _add_values(values, stride, count, weights, value_dim, output):
         channel += 1
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _hide(args, row, part, begin, count, scores):
     """Set the scores of keys that a column's token does not see to -inf."""
     tokens, memory = args[TOKENS], args[MASK] + row * args[MASK_ROW] + begin
@@ -163,7 +164,7 @@ def _hide(args, row, part, begin, count, scores):
                 scores[j * COLUMNS + column] = NOTHING
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _update_softmax(scores, count, state, value_dim, output):
     """Turn scores into weights, and rescale the previous sums to the new maximum.
 
@@ -190,7 +191,7 @@ def _update_softmax(scores, count, state, value_dim, output):
             state[sums + c] += weight
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def _attend(args, task):
     """Attention of some columns of one key-value head over a part of its keys.
 
@@ -232,7 +233,7 @@ def _attend(args, task):
                 output[i * COLUMNS + c] /= state[COLUMNS + c]
 
 
-@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy", cache=True)
+@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy")
 def attend(args):
     """The kernel: takes tasks until none is left."""
     while True:

@@ -16,10 +16,11 @@ Weights are float32 or bfloat16, which is widened in the registers.
 """
 
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .code_cache import cfunc, njit
 from .numba_memory import FAST_MATH, ask_for, fetch_add, float32_at, uint16_at
 from .numba_vectors import FLOAT, HAS_WIDE_VECTORS, LANES, LONG, VECTOR, add_product, load_vector
 
@@ -98,7 +99,7 @@ _many_lines, _two_lines = _multiply_tile(TILE_LINES, TILE_OUTPUTS), _multiply_ti
 _one_line, _one_product = _multiply_tile(1, TILE_OUTPUTS), _multiply_tile(1, 1)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _begin_answer(args, first, last):
     """Set outputs to the bias, or to zero."""
     for line in range(args[LINES]):
@@ -107,7 +108,7 @@ def _begin_answer(args, first, last):
             answer[output] = float32_at(args[BIAS])[output] if args[BIAS] else 0.0
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _multiply_lines(args, x, weights, first, depth, answer):
     """All lines with the outputs of one tile, over one block of channels. Only the first tile prefetches weights."""
     channels, outputs = args[CHANNELS], args[OUTPUTS]
@@ -124,7 +125,7 @@ def _multiply_lines(args, x, weights, first, depth, answer):
         _one_line(x, channels, weights, first, channels, depth, ahead, answer, outputs)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _multiply_outputs(args, weights, first, last):
     """All lines with the outputs from `first` to `last`."""
     channels, outputs = args[CHANNELS], args[OUTPUTS]
@@ -143,7 +144,7 @@ def _multiply_outputs(args, weights, first, last):
             output += 1
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _multiply(args, weights):
     """Takes tasks until none is left."""
     while True:
@@ -153,11 +154,11 @@ def _multiply(args, weights):
         _multiply_outputs(args, weights, first, min(first + TASK_OUTPUTS, args[OUTPUTS]))
 
 
-@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy", cache=True)
+@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy")
 def multiply_float32(args):
     _multiply(args, float32_at(args[WEIGHT]))
 
 
-@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy", cache=True)
+@cfunc(types.void(types.CPointer(types.int64)), error_model="numpy")
 def multiply_bfloat16(args):
     _multiply(args, uint16_at(args[WEIGHT]))

@@ -8,8 +8,10 @@ bfloat16 is passed as uint16. It is the upper half of a float32, so a shift conv
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from .code_cache import njit
 
 
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -126,7 +128,7 @@ def power_of_two(typing, exponent):
     return types.float32(types.int32), generate
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy", cache=True)
+@njit(fastmath=FAST_MATH, error_model="numpy")
 def exp_of_negative(x):
     """`exp(x)` of a float32 that is not positive, to 2e-7 relative; a loop over it becomes SIMD code."""
     x = max(x, LEAST_EXPONENT)

@@ -21,8 +21,9 @@ threads take their blocks. A *line* is the input or output of one token.
 import math
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import types
 
+from .code_cache import cfunc, njit
 from .numba_memory import (
     FAST_MATH,
     exp_of_negative,
@@ -51,9 +52,11 @@ LEAST_MAXIMUM = np.float32(1e-8)
 TO_WHOLE = np.float32(12582912.0)
 """1.5 * 2^23: adding and subtracting it rounds a float32 below 2^22 to a whole number, half to even."""
 DENSE_BITS = 16
+_KEEP = "int64(int64, int64, int64, int64, int64, int64, int64, int64)"
+_QUANTIZE = "void(int64, int64, int64, int64, int64, int64)"
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _threshold(words, begin, channels, count, magnitude, digits):
     """The largest threshold that at least `count` magnitudes reach, found bit by bit.
 
@@ -71,7 +74,7 @@ def _threshold(words, begin, channels, count, magnitude, digits):
     return least
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _keep(words, kept, lines, channels, fractions, lines_each, magnitude, digits, in_use, listed):
     """Copy the largest channels of every line, zero the others, and list those that any line keeps."""
     for i in range(channels):
@@ -102,7 +105,7 @@ def _keep(words, kept, lines, channels, fractions, lines_each, magnitude, digits
     return number
 
 
-@njit(cache=True, nogil=True)
+@njit(_KEEP, nogil=True)
 def keep_float32(words, kept, lines, channels, fractions, lines_each, in_use, listed):
     """[`_keep`] of float32 at addresses; `listed` has one entry more than there are channels."""
     magnitude = np.uint32(0x7FFFFFFF)
@@ -111,7 +114,7 @@ def keep_float32(words, kept, lines, channels, fractions, lines_each, in_use, li
     return _keep(source, target, lines, channels, settings, lines_each, magnitude, 31, flags, numbers)
 
 
-@njit(cache=True, nogil=True)
+@njit(_KEEP, nogil=True)
 def keep_bfloat16(words, kept, lines, channels, fractions, lines_each, in_use, listed):
     """[`_keep`] of bfloat16 at addresses."""
     magnitude = np.uint32(0x7FFF)
@@ -120,7 +123,7 @@ def keep_bfloat16(words, kept, lines, channels, fractions, lines_each, in_use, l
     return _keep(source, target, lines, channels, settings, lines_each, magnitude, 15, flags, numbers)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _quantize(source, target, lines, channels, bits, lines_each):
     """[`fake_quantize`], operation by operation, so that the results are the same to the bit."""
     for line in range(lines):
@@ -144,19 +147,19 @@ def _quantize(source, target, lines, channels, bits, lines_each):
             store(target, begin + i, (clamped if rounded == rounded else rounded) * scale)
 
 
-@njit(cache=True, nogil=True)
+@njit(_QUANTIZE, nogil=True)
 def quantize_float32(source, target, lines, channels, bits, lines_each):
     """[`_quantize`] of float32 at addresses."""
     _quantize(float32_at(source), float32_at(target), lines, channels, float32_at(bits), lines_each)
 
 
-@njit(cache=True, nogil=True)
+@njit(_QUANTIZE, nogil=True)
 def quantize_bfloat16(source, target, lines, channels, bits, lines_each):
     """[`_quantize`] of bfloat16 at addresses."""
     _quantize(uint16_at(source), uint16_at(target), lines, channels, float32_at(bits), lines_each)
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH)
 def _add_lines(args, weights, bias, begin, end, sums):
     """Outputs `begin` to `end` of the product of every line of input with the kept lines of `weights`."""
     lines, channels, width, number = args[LINES], args[CHANNELS], args[WIDTH], args[NUMBER]
@@ -190,13 +193,13 @@ def _add_lines(args, weights, bias, begin, end, sums):
                 sums[line * width + j] += offsets[j]
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH)
 def _sigmoid(x):
     small = exp_of_negative(-abs(x))
     return (ONE if x >= ZERO else small) / (ONE + small)
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH)
 def _activate(kind, values, begin, end):
     if kind == SILU:
         for j in range(begin, end):
@@ -213,7 +216,7 @@ def _activate(kind, values, begin, end):
             values[j] = max(values[j], ZERO)
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH)
 def _expand(args, gate, up):
     """`activation(gate) * up` of all lines, one block of outputs at a time."""
     width, block = args[WIDTH], args[BLOCK]
@@ -234,7 +237,7 @@ def _expand(args, gate, up):
                     hidden[j] *= up_sums[j]
 
 
-@njit(fastmath=FAST_MATH, cache=True)
+@njit(fastmath=FAST_MATH)
 def _contract(args, down, output):
     """The product with the last projection, whose weights are output-major, `(outputs, width)`."""
     width, outputs, block = args[WIDTH], args[OUTPUTS], args[BLOCK]
@@ -252,21 +255,21 @@ def _contract(args, down, output):
                 store(output, line * outputs + j, total + offset)
 
 
-@cfunc(types.void(types.CPointer(types.int64)), cache=True)
+@cfunc(types.void(types.CPointer(types.int64)))
 def expand_float32(args):
     _expand(args, float32_at(args[GATE]), float32_at(args[UP]))
 
 
-@cfunc(types.void(types.CPointer(types.int64)), cache=True)
+@cfunc(types.void(types.CPointer(types.int64)))
 def expand_bfloat16(args):
     _expand(args, uint16_at(args[GATE]), uint16_at(args[UP]))
 
 
-@cfunc(types.void(types.CPointer(types.int64)), cache=True)
+@cfunc(types.void(types.CPointer(types.int64)))
 def contract_float32(args):
     _contract(args, float32_at(args[DOWN]), float32_at(args[OUTPUT]))
 
 
-@cfunc(types.void(types.CPointer(types.int64)), cache=True)
+@cfunc(types.void(types.CPointer(types.int64)))
 def contract_bfloat16(args):
     _contract(args, uint16_at(args[DOWN]), uint16_at(args[OUTPUT]))

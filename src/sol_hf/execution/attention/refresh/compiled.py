@@ -11,6 +11,10 @@ from ...dispatch import Implementation, Prepared
 from .operation import REFRESH_ATTENTION, RefreshAttention
 
 
+LEAST_KEYS = 512
+"""Least number of keys for which it was measured to be faster."""
+
+
 class Compiled(Implementation[RefreshAttention]):
     """A kernel for a few tokens and many keys, see `kernels/cpu/numba_chunk_attention.py`."""
 
@@ -21,6 +25,10 @@ class Compiled(Implementation[RefreshAttention]):
         if mask is None or not chunk_attention.supports(*tensors, mask):
             return None
         return functools.partial(chunk_attention.attend_chunk, *tensors, mask, call.scaling)
+
+    def suits(self, call: RefreshAttention) -> bool:
+        is_long = call.query.device.type == "cpu" and call.key.shape[2] >= LEAST_KEYS
+        return is_long and chunk_attention.fills_columns(call.query, call.key)
 
 
 REFRESH_ATTENTION.register("compiled", Compiled())

@@ -6,7 +6,6 @@
 If none of them can be used, the base's own attention is the fallback.
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +49,6 @@ class RefreshAttention:
         is_grouped = self.query.shape[1] > self.key.shape[1]
         return self.mask if is_grouped and isinstance(self.mask, torch.Tensor) and self.mask.dim() == 4 else None
 
-    def situation(self) -> Hashable:
-        """The key for measured times: shapes, number of keys and number of threads."""
-        key = self.key
-        shape = (*self.query.shape, key.shape[1], self.value.shape[3], key.shape[2].bit_length())
-        return "refresh", shape, torch.get_num_threads()
-
 
 REFRESH_ATTENTION: Operation[RefreshAttention] = Operation(
     "implementation of a refresh's attention", package=__package__
@@ -73,4 +66,4 @@ def attend_refresh(call: RefreshAttention) -> torch.Tensor | None:
     """
     if isinstance(call.mask, torch.Tensor) and call.mask.dtype != torch.bool:
         return None
-    return REFRESH_ATTENTION.run(call, call.plan.backend, call.plan.is_timed)
+    return REFRESH_ATTENTION.run(call, call.plan.backend)

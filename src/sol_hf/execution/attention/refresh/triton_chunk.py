@@ -39,7 +39,6 @@ class TritonChunk(Implementation[RefreshAttention]):
     """[`TritonChunkAttention`], set up once for all layers on a device."""
 
     order: ClassVar[int] = 20
-    is_measured: ClassVar[bool] = False
 
     def prepare(self, call: RefreshAttention) -> Prepared | None:
         layer, query = call.layer, call.query

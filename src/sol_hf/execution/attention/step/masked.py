@@ -14,6 +14,11 @@ from .operation import STEP_ATTENTION, StepAttention
 from .selected_keys import select_keys
 
 
+FEW_KEYS = 64
+LEAST_SHARE = 0.5
+"""Mean `token_keep` from which on it is faster with any number of keys."""
+
+
 class Masked(Implementation[StepAttention]):
     """Hides the keys that are not selected. With long contexts it is slower than the reference."""
 
@@ -22,6 +27,10 @@ class Masked(Implementation[StepAttention]):
 
     def prepare(self, call: StepAttention) -> Prepared | None:
         return None if call.plan.token_keep is None else functools.partial(attend_masked, call)
+
+    def suits(self, call: StepAttention) -> bool:
+        """Gathering copies what is read, so reading all keys is faster if there are few, or half of them are read."""
+        return call.is_long and (call.key.shape[2] <= FEW_KEYS or call.plan.kept_share >= LEAST_SHARE)
 
 
 def attend_masked(call: StepAttention) -> torch.Tensor:

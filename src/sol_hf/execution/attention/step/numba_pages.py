@@ -37,6 +37,9 @@ class NumbaPages(Implementation[StepAttention]):
             return None
         return functools.partial(self._kernel(call, layer), call.query, layer)
 
+    def suits(self, call: StepAttention) -> bool:
+        return call.is_long
+
     def _kernel(self, call: StepAttention, layer: PagedLayer) -> AttentionKernel:
         plan, query = call.plan, call.query
         kernels = plan.shared.kernels.setdefault("numba", [])

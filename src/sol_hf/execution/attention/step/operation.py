@@ -4,10 +4,10 @@
 """The attention of one layer in a decode step, and all of its implementations.
 
 With a `token_keep` they attend to the keys that the plan's criterion selects, without one to all keys. The first
-implementation is then the base's own attention. Below `LEAST_KEYS` keys no times are measured.
+implementation is then the base's own attention.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from ..stored_keys import is_stored
 
 
 LEAST_KEYS = 32
-"""Least number of keys for which times are measured. Below it, compiling or loading a kernel does not pay off."""
+"""Least number of keys for other code than the reference. Below it, compiling or loading a kernel does not pay off."""
 
 
 @dataclass(eq=False)
@@ -67,18 +67,9 @@ class StepAttention:
         return self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
 
     @property
-    def is_timed(self) -> bool:
-        """Whether the times of implementations may be measured."""
-        return self.plan.is_timed and self.query.device.type == "cpu" and self.key.shape[2] >= LEAST_KEYS
-
-    def situation(self) -> Hashable:
-        """The key for measured times: shapes, dtype, number of keys, share of keys read, rule and threads."""
-        plan, query, key = self.plan, self.query, self.key
-        if plan.shared.kept_share is None:
-            plan.shared.kept_share = "all" if plan.token_keep is None else round(8 * float(plan.token_keep.mean()))
-        shape = (*query.shape[:2], key.shape[1], key.shape[3], query.dtype, key.shape[2].bit_length())
-        settings = (plan.rule, plan.shared.kept_share, torch.get_num_threads())
-        return "attention", shape, settings
+    def is_long(self) -> bool:
+        """Whether the text is long enough for `backend="auto"` to use another implementation than the reference."""
+        return self.query.device.type == "cpu" and self.key.shape[2] >= LEAST_KEYS
 
 
 STEP_ATTENTION: Operation[StepAttention] = Operation("implementation of a step's attention", package=__package__)
@@ -91,6 +82,6 @@ def attend_step(call: StepAttention) -> torch.Tensor:
     Raises:
         ValueError: in a captured forward, if the Triton kernels cannot be used.
     """
-    output = STEP_ATTENTION.run(call, call.plan.backend, call.is_timed)
+    output = STEP_ATTENTION.run(call, call.plan.backend)
     assert output is not None, "either the base or `gather` can compute every call"
     return output

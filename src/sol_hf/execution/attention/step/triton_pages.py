@@ -26,7 +26,6 @@ class TritonPages(Implementation[StepAttention]):
     """
 
     order: ClassVar[int] = 40
-    is_measured: ClassVar[bool] = False
 
     def prepare(self, call: StepAttention) -> Prepared | None:
         plan, layer, query = call.plan, call.layer, call.query

@@ -10,6 +10,7 @@ weights of the kept channels. Both are faster for a few tokens only.
 """
 
 import functools
+import platform
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,17 @@ from ...dispatch import Implementation, Prepared
 from ..parts import ACTIVATIONS, MLPParts
 from ..weight_copy import MLPCopy
 from .operation import KEPT_CHANNELS, MOST_TOKENS, MLPCall
+
+
+LEAST_WEIGHTS = 1 << 16
+"""Number of an MLP's weights below which the overhead of choosing exceeds the gain."""
+MOST_READ = {
+    torch.float32: {1: 0.75, 2: 0.5, 3: 0.35, 4: 0.35},
+    torch.bfloat16: {1: 0.5, 2: 0.35},
+}
+"""By dtype and number of tokens, the share of the channels up to which this is faster than to read all weights."""
+IS_MEASURED = platform.machine().lower() in ("x86_64", "amd64")
+"""Other processors were not measured."""
 
 
 class InputMajorMLP(MLPCopy):
@@ -76,6 +88,13 @@ class InputMajor(Implementation[MLPCall]):
         if copy is None or copy.gate.dtype != x.dtype:
             return None
         return functools.partial(copy, call.kept)
+
+    def suits(self, call: MLPCall) -> bool:
+        """Few enough weights are read, by compiled code. The limits were measured, see `docs/performance.md`."""
+        most = MOST_READ.get(call.x.dtype, {}).get(call.tokens)
+        if most is None or not call.compiles or not IS_MEASURED:
+            return False
+        return call.copies.weights >= LEAST_WEIGHTS and call.read_share <= most
 
 
 KEPT_CHANNELS.register("input_major", InputMajor())

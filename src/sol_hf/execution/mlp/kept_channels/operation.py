@@ -3,7 +3,7 @@
 
 """The MLP of a step with an `mlp_keep`, and all of its implementations."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -20,8 +20,6 @@ from ..weight_copy import MLPCopy
 
 MOST_TOKENS = 8
 """Number of tokens in a forward above which all weights are read."""
-SHARES = 8
-"""Times are measured separately for this many intervals of the share of channels that are read."""
 
 Copy = TypeVar("Copy", bound=MLPCopy)
 
@@ -29,7 +27,8 @@ Copy = TypeVar("Copy", bound=MLPCopy)
 class HasCopies(Protocol):
     """An object with copies of an MLP's weights: its [`StepMLP`]."""
 
-    sizes: tuple[torch.Size, ...]
+    weights: int
+    """Their number."""
 
     def copy_of(self, kind: type[Copy]) -> Copy | None:
         """The copy of a kind, made now if there is none; `None` if the MLP is not of a known kind."""
@@ -79,10 +78,10 @@ class MLPCall:
             return self.kept.x
         return keep_top_channels(self.x, self.keep)
 
-    def situation(self) -> Hashable:
-        """The key for measured times: sizes of the MLP, dtype, tokens, share of channels read and threads."""
-        share = -(-SHARES * len(self.kept.listed) // self.x.shape[-1])
-        return "mlp", self.copies.sizes, self.x.dtype, self.tokens, share, torch.get_num_threads()
+    @property
+    def read_share(self) -> float:
+        """Share of the channels that any token keeps, so that their weights have to be read."""
+        return len(self.kept.listed) / self.x.shape[-1]
 
 
 def keep_channels(x: torch.Tensor, mask: torch.Tensor) -> KeptChannels:

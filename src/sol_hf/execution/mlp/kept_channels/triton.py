@@ -64,16 +64,22 @@ class TritonMLP(MLPCopy):
 
 
 class Triton(Implementation[MLPCall]):
-    """[`TritonMLP`], for forwards of a few tokens under `backend="fast"`."""
+    """[`TritonMLP`], for forwards of a few tokens.
+
+    Its copy of the weights may not fit into memory, so only `backend="fast"` makes it.
+    """
 
     order: ClassVar[int] = 20
 
     def prepare(self, call: MLPCall) -> Prepared | None:
-        asked = call.plan.backend == "fast" and call.tokens <= MOST_TOKENS and triton_support.supports(call.x)
-        copy = call.copies.copy_of(TritonMLP) if asked else None
+        few = call.tokens <= MOST_TOKENS and triton_support.supports(call.x)
+        copy = call.copies.copy_of(TritonMLP) if few else None
         if copy is None or copy.gate.dtype != call.x.dtype:
             return None
         return functools.partial(copy, call.x, call.keep)
+
+    def suits(self, call: MLPCall) -> bool:
+        return False
 
 
 KEPT_CHANNELS.register("triton", Triton())
