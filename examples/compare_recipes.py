@@ -31,6 +31,7 @@ import evaluate_policy
 import train_grpo
 from sol_hf.budget.axes import AXES
 from sol_hf.cli.inputs import SMOLLM2
+from sol_hf.episodes.stored_files import DamagedFileError, read_json, write_json
 from sol_hf.evaluation.clusters import standard_error
 from sol_hf.evaluation.policy_evaluation import PUBLISHED_NAMES
 
@@ -100,11 +101,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
-    """One run, unless its results are in the folder."""
+    """One run, unless its results are in the folder; an error if they are of another run."""
     folder = options.out / f"{recipe}-{seed}"
     done = folder / "done.json"
-    if done.exists():
-        return
     given = {"config": str(CONFIG), "train_file": options.train_file, "base": options.base, "dtype": options.dtype}
     given |= {
         "context_length": options.context_length,
@@ -118,25 +117,46 @@ def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
         given |= {"warmup_updates": options.warmup_updates, "warmup_practice_rounds": 2, "warmup_seed": seed}
         given |= {"warmup_practice_episodes": 128}
     arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    settings = {"minutes": options.minutes, "arguments": [*arguments, *options.others]}
+    if done.exists():
+        found = read_json(done, f"delete {folder} to run it again")
+        if found.get("settings", settings) != settings:
+            raise ValueError(f"{folder} holds a run with other arguments (see {done}): choose another --out.")
+        return
     snapshots = Snapshots(folder, options.minutes * 60)
-    trainer = train_grpo.main([*arguments, *options.others], callbacks=[snapshots])
-    done.write_text(json.dumps({"updates": trainer.state.global_step, "minutes": options.minutes}))
+    trainer = train_grpo.main(settings["arguments"], callbacks=[snapshots])
+    write_json(done, {"updates": trainer.state.global_step, "minutes": options.minutes, "settings": settings})
+
+
+def is_evaluated(path: Path, options: argparse.Namespace) -> bool:
+    """Whether a file has the evaluation that is asked for; files of earlier versions do not say."""
+    if not path.exists():
+        return False
+    try:
+        found = read_json(path, "the policy is evaluated again")
+    except DamagedFileError as error:
+        print(error)
+        return False
+    asked = {name: getattr(options, name) for name in ("base", "dtype", "blocks", "context_length")}
+    asked |= {"texts": options.valid_file, "budgets": [list(budget) for budget in BUDGETS]}
+    made_with = found.get("settings", asked)
+    return "evaluations" in found and all(made_with.get(name) == value for name, value in asked.items())
 
 
 def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
-    """Gains of a snapshot over the fixed schedule, per budget and block; read from its file if it exists.
+    """Gains of a snapshot over the fixed schedule, per budget and block; read from its file if that has them.
 
     Files of earlier versions do not name their axes; these are the published ones.
     """
     path = snapshot / "evaluation.json"
-    if not path.exists():
+    if not is_evaluated(path, options):
         budgets = [",".join(map(str, budget)) for budget in BUDGETS]
         evaluate_policy.main(
             [str(snapshot), options.valid_file, "--base", options.base, "--dtype", options.dtype]
             + ["--blocks", str(options.blocks), "--context-length", str(options.context_length)]
             + ["--batch-size", "16", "--json", str(path), "--budgets", *budgets]
         )
-    rows = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+    rows = read_json(path, "delete it")["evaluations"]
     gains = [[fixed - mine for fixed, mine in zip(r["fixed_losses"], r["losses"], strict=True)] for r in rows]
     per_block = [sum(column) / len(column) for column in zip(*gains, strict=True)]
     misses = [

@@ -11,7 +11,6 @@ text for `--blocks` blocks of context, episode and one token is read. `docs/trai
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from sol_hf import __version__
 from sol_hf.cli.inputs import add_input_arguments, load_policy_and_blocks
+from sol_hf.episodes.stored_files import write_json
 from sol_hf.evaluation.policy_evaluation import (
     BudgetEvaluation,
     budgets_within,
@@ -27,6 +28,7 @@ from sol_hf.evaluation.policy_evaluation import (
     format_table,
     to_rows,
 )
+from sol_hf.evaluation.sweep.folder import describe
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -64,8 +66,10 @@ def main(arguments: list[str] | None = None) -> list[BudgetEvaluation]:
         if options.json is not None:
             rows = [asdict(x) | row for x, row in zip(evaluations, to_rows(evaluations), strict=True)]
             settings = {name: str(value) if name == "json" else value for name, value in vars(options).items()}
-            options.json.write_text(
-                json.dumps({"settings": settings, "processes": state.num_processes, "evaluations": rows}, indent=1)
+            made_with = {"sol_hf": __version__, "processes": state.num_processes, **describe(model, blocks.tokens)}
+            write_json(
+                options.json,
+                {"settings": settings, "processes": state.num_processes, "made_with": made_with, "evaluations": rows},
             )
     return evaluations
 

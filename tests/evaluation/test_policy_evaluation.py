@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sol_hf import ActionSpace, Budget, BudgetError, FixedController, Observation, ScheduleController
 from sol_hf.budget.ledger import BudgetLedger
 from sol_hf.controllers.fixed import fixed_schedule
+from sol_hf.evaluation.clusters import standard_error
 from sol_hf.evaluation.policy_evaluation import BUDGETS, budgets_within, evaluate_budgets, format_table, to_rows
 from support.bases import tiny_base
 from support.cases import AXES, DENSE, HALF, SETTINGS, control
@@ -201,6 +202,22 @@ def test_the_default_budgets_are_brought_into_an_action_space():
     assert budgets_within(one_axis) == [(0.5, 1.0, 16), (0.7, 1.0, 16), (1.0, 1.0, 16), (0.8, 1.0, 16)]
 
 
+def test_losses_that_are_no_numbers_are_an_error():
+    model = model_of()
+    model.base.lm_head.weight.data[5] = math.inf
+    with pytest.raises(ValueError, match=f"losses of {BLOCKS} of {BLOCKS} blocks are infinite or undefined, first"):
+        evaluate_budgets(model, blocks_of(), CONTEXT, WANTED)
+
+
+def test_errors_are_over_documents():
+    apart, together = (
+        evaluate_budgets(model_of(), blocks_of(), CONTEXT, WANTED[1:2], documents=documents)[0]
+        for documents in (None, [4, 4, 4, 9, 9])
+    )
+    assert apart.losses == together.losses and together.documents == (4, 4, 4, 9, 9)
+    assert together.gain_error == standard_error(together.gains, [4, 4, 4, 9, 9]) != apart.gain_error
+
+
 def test_rows_and_table():
     found = evaluate_budgets(model_of(), blocks_of(), CONTEXT, WANTED)
     rows = json.loads(json.dumps(to_rows(found)))
@@ -229,6 +246,8 @@ def test_rows_and_table():
         (dict(blocks=blocks_of()[:, 1:]), f"a block has {CONTEXT + STEPS + 1} tokens"),
         (dict(blocks=blocks_of()[0]), "do not fit"),
         (dict(blocks=blocks_of(1)), "2 blocks or more"),
+        (dict(blocks=torch.tensor([])), "2 blocks or more, got 0: give more text"),
+        (dict(documents=[0, 1]), f"2 documents for {BLOCKS} blocks"),
         (dict(blocks=blocks_of(context=1), context_length=1), "no step of an episode is controllable"),
         (dict(batch_size=0), "at least 1"),
     ],

@@ -70,6 +70,33 @@ def test_every_recipe_trains_until_time_is_up_and_is_drawn(script, command, tmp_
     assert script.main([*arguments, "--draw"]) == curves
 
 
+def test_what_was_made_with_other_settings_is_not_taken(script, tmp_path, capsys):
+    options = script.parse(["a", "b", "--out", str(tmp_path)])
+    made = {"base": options.base, "dtype": options.dtype, "blocks": options.blocks, "texts": "b"}
+    made |= {"context_length": options.context_length, "budgets": [list(budget) for budget in script.BUDGETS]}
+    path = tmp_path / "evaluation.json"
+    assert not script.is_evaluated(path, options)
+    path.write_text(json.dumps({"evaluations": [], "settings": made}))
+    assert script.is_evaluated(path, options)
+    for name, value in {"texts": "c", "blocks": 3, "dtype": "float32", "budgets": [], "context_length": 1}.items():
+        path.write_text(json.dumps({"evaluations": [], "settings": made | {name: value}}))
+        assert not script.is_evaluated(path, options), name
+    path.write_text('{"evaluations"')
+    assert not script.is_evaluated(path, options) and f"{path} is damaged" in capsys.readouterr().out
+
+
+def test_a_run_with_other_arguments_is_refused(script, tmp_path):
+    folder = tmp_path / "prior-0"
+    folder.mkdir()
+    (folder / "done.json").write_text(json.dumps({"updates": 1, "settings": {"minutes": 3}}))
+    options = script.parse(["a", "b", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="holds a run with other arguments .*: choose another --out"):
+        script.train(options, "prior", 0)
+    (folder / "done.json").write_text("")
+    with pytest.raises(ValueError, match=f"done.json is damaged .*: delete {folder} to run it again"):
+        script.train(options, "prior", 0)
+
+
 def test_a_point_is_the_mean_over_budgets_with_its_error_over_blocks(script, tmp_path):
     snapshot = tmp_path / "000120000"
     snapshot.mkdir()

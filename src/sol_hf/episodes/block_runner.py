@@ -160,9 +160,20 @@ class BlockRunner:
                 if self.advance is not None:
                     self.advance(kept * len(run.targets))
         return [
-            RunResult(self.gather(a).double(), self.gather(b).double(), self.gather(c))
+            RunResult(self._finite(self.gather(a)), self._finite(self.gather(b)), self.gather(c))
             for a, b, c in zip(losses, divergences, actions, strict=True)
         ]
+
+    def _finite(self, found: torch.Tensor) -> torch.Tensor:
+        """Losses `(blocks, ...)` in double precision, the same in every process; an error if some are no numbers."""
+        wrong = (~found.isfinite()).flatten(1).any(dim=1) if found.dim() > 1 else ~found.isfinite()
+        if bool(wrong.any()):
+            raise ValueError(
+                f"The losses of {int(wrong.sum())} of {len(found)} blocks are infinite or undefined, first that of "
+                f"block {int(wrong.nonzero()[0])}: load the base in bfloat16 or float32 (it is in "
+                f"{self.model.base.dtype}), and check its weights and those of the policy."
+            )
+        return found.double()
 
     def _run_batch(self, run: Run, prefix: DensePrefix, tokens: torch.Tensor, controller: Controller) -> RunResult:
         wanted = run.targets.repeat(len(tokens), 1).to(tokens.device)
@@ -182,7 +193,7 @@ class BlockRunner:
             assert logprobs is not None, "computed with `dense`"
             found = -logprobs.gather(2, tokens[:, self.context_length + 1 :, None]).mean(dim=(1, 2)).cpu()
             losses[some] = found[: some.stop - some.start]
-        return self.gather(losses).double()
+        return self._finite(self.gather(losses))
 
 
 @contextmanager
@@ -210,6 +221,8 @@ def check_blocks(model: SOLForCausalLM, blocks: torch.Tensor, context_length: in
         ValueError: if there are less than 2 blocks, blocks of another length, or no controllable step.
     """
     episode = model.config.episode_length
+    if len(blocks) < 2:
+        raise ValueError(f"A standard error needs 2 blocks or more, got {len(blocks)}: give more text.")
     if context_length < 1 or batch_size < 1:
         raise ValueError(f"`context_length` ({context_length}) and `batch_size` ({batch_size}) must be at least 1.")
     if blocks.dim() != 2 or blocks.shape[1] != context_length + episode + 1:
@@ -217,8 +230,6 @@ def check_blocks(model: SOLForCausalLM, blocks: torch.Tensor, context_length: in
             f"Blocks of shape {tuple(blocks.shape)} do not fit: with a context of {context_length} tokens and "
             f"episodes of {episode} steps, a block has {context_length + episode + 1} tokens. See `pack_blocks`."
         )
-    if len(blocks) < 2:
-        raise ValueError(f"A standard error needs 2 blocks or more, got {len(blocks)}: give more text.")
     rule = model.config.selection_rule
     counted = rule.is_controllable(torch.arange(context_length + 1, context_length + episode + 1))
     if not bool(counted.any()):
