@@ -19,6 +19,7 @@ from sol_hf.evaluation.policy_evaluation import budgets_within, evaluate_budgets
 from sol_hf.training.grpo_config import SOLGRPOConfig
 from sol_hf.training.grpo_trainer import SOLGRPOTrainer
 from sol_hf.training.metrics import BudgetProgress, rollout_figures
+from sol_hf.training.trend import TRENDS, WINDOW, trends
 from support.bases import tiny_base
 from support.cases import LEVELS, SETTINGS, control
 
@@ -67,6 +68,23 @@ def trainer_of(
 
 def evaluations_of(trainer) -> list[dict]:
     return [entry for entry in trainer.state.log_history if "eval_gain" in entry]
+
+
+class TestTrend:
+    def test_the_log_has_running_means(self, tmp_path):
+        trainer = trainer_of(tmp_path, max_steps=4)
+        trainer.train()
+        entries = [entry for entry in trainer.state.log_history if "sol/task_reward" in entry]
+        assert len(entries) == 4
+        for name, metric in TRENDS.items():
+            values = [entry[metric] for entry in entries]
+            means = [sum(values[: end + 1]) / (end + 1) for end in range(4)]
+            assert [entry[name] for entry in entries] == pytest.approx(means)
+
+    def test_old_entries_do_not_count(self):
+        history = [{"sol/net_keep": 9.0}] + [{"sol/net_keep": 1.0}, {"eval_gain": 0.1}] * (WINDOW - 1)
+        assert trends({"sol/net_keep": [1.0, 3.0]}, history) == {"trend/net_keep": (WINDOW + 1) / WINDOW}
+        assert trends({}, history) == {}
 
 
 class TestEvaluate:

@@ -8,6 +8,7 @@ sol/token_keep/0.2      share of the steps at this level            sol/budget_e
 sol/task_reward         mean reward of a step                       sol/penalty                 mean of a rollout
 reward, reward_std      of the rollouts: rewards of the steps added up, minus the penalty; as in TRL
 frac_reward_zero_std    share of the rollouts whose group has equal rewards; as in TRL
+trend/reward            running mean over the last 50 entries of the log, also of net_keep and budget_error
 eval_gain               nats per token over the fixed schedule      eval_gain/0.5-0.7-8         at one budget
 
 Means are in ratio units. For axes with another unit the name has a suffix, as in `sol/bits_ratio`.
@@ -35,6 +36,7 @@ from ..evaluation.policy_evaluation import (
     check_budgets,
     evaluate_budgets,
 )
+from .trend import trends
 
 
 BlockDataset: TypeAlias = Dataset | IterableDataset
@@ -152,6 +154,13 @@ class BudgetMetrics(Trainer):
     num_generations: int
     _metrics: Any
     _packed: Any
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log metrics, in training with the running means of [`trends`]."""
+        if self.model.training:
+            for name, value in trends(self._metrics["train"], self.state.log_history).items():
+                self._metrics["train"][name] = [value]
+        super().log(logs, start_time)
 
     def evaluate(
         self,
