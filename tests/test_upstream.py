@@ -19,6 +19,7 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModel,
+    AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -354,6 +355,29 @@ class TestLoading:
         Probe(ProbeConfig()).save_pretrained(tmp_path)
         Probe.from_pretrained(tmp_path)
         assert devices == ["cpu", "meta"]
+
+    def test_configs_are_read_by_a_method_that_can_be_replaced(self, tmp_path, monkeypatch):
+        read = []
+        monkeypatch.setattr(
+            SOLConfig, "_dict_from_json_file", classmethod(lambda cls, path: read.append(str(path)) or {})
+        )
+        (tmp_path / "config.json").write_text("null")
+        SOLConfig.from_pretrained(tmp_path)
+        assert read == [str(tmp_path / "config.json")]
+
+    def test_an_auto_class_names_the_adapter_that_it_has_found(self, tmp_path, monkeypatch):
+        asked = {}
+        monkeypatch.setattr(
+            SOLForCausalLM, "from_pretrained", classmethod(lambda cls, name, **kwargs: asked.update(kwargs, name=name))
+        )
+        SOLConfig().save_pretrained(tmp_path / "policy")
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(tmp_path / "policy")})
+        )
+        AutoModelForCausalLM.from_pretrained(tmp_path / "adapter", token="hf_x")
+        assert asked["name"] == str(tmp_path / "policy") and asked["token"] == "hf_x"
+        assert asked["adapter_kwargs"]["_adapter_model_path"] == tmp_path / "adapter"
 
     def test_a_plain_config_keeps_misspelt_keys_in_silence(self):
         config = PreTrainedConfig(pagesize=4)

@@ -10,7 +10,7 @@ imported when one of their names is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from .budget.action_space import ActionSpace
 from .budget.axes import Axis, register_axis
@@ -38,6 +38,7 @@ from .errors import BudgetError, PlanNotExecutedError, UnsupportedAxisError
 from .errors import missing_extra as _missing_extra
 from .execution.coverage import Coverage
 from .execution.executors import AxisExecutor, register_executor
+from .hub.tokenizer import SOLTokenizer as _SOLTokenizer
 from .modeling_sol import SOLForCausalLM
 from .modeling_sol_policy import SOLPolicyModel, SOLPolicyOutput
 from .selection.criterion import Criterion, register_criterion
@@ -115,6 +116,7 @@ _TRAINING = ("SOLGRPOConfig", "SOLGRPOTrainer", "load_text", "pack_blocks")
 AutoConfig.register("sol", SOLConfig)
 AutoModel.register(SOLConfig, SOLPolicyModel)
 AutoModelForCausalLM.register(SOLConfig, SOLForCausalLM)
+AutoTokenizer.register(SOLConfig, tokenizer_class=_SOLTokenizer)
 
 __all__ = [
     "ActionMap",

@@ -7,27 +7,42 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
 
-from .budget.action_space import ActionSpace
+from .budget.action_space import MOST_LEVELS, ActionSpace, check_size
 from .budget.axes import AXES, PUBLISHED_AXES, Axis
 from .budget.budget import AxisTarget, Budget
 from .budget.calibration import check_calibration, expected_loss
 from .selection.criterion import CRITERIA
 from .selection.rule import PAGE_SELECTIONS, SelectionRule
+from .stored.config_keys import check_common_fields, keys_that_count, known_classes
+from .stored.fields import MOST_PARAMETERS, check_fields, is_number, shown
+from .stored.fingerprint import check_fingerprint
+from .stored.hub_names import hub_id
+from .stored.json_files import read_json_object
 
 
 logger = logging.get_logger(__name__)
 
 ACTION_HEADS = ("joint", "factored")
+AUTO_MAP = {
+    "AutoConfig": "sol_remote.SOLConfig",
+    "AutoModel": "sol_remote.SOLPolicyModel",
+    "AutoModelForCausalLM": "sol_remote.SOLForCausalLM",
+}
+"""The classes of this package, in the stub file that every policy repository has."""
 _WRITTEN_BY_TRANSFORMERS = frozenset(
     "name_or_path _name_or_path _commit_hash output_attentions attn_implementation experts_implementation "
     "per_layer_config auto_map model_type transformers_version torch_dtype".split()
 )
+
+_COMMON = frozenset(field.name for field in dataclasses.fields(PreTrainedConfig))
 
 _ARGUMENTS_OF_GENERATE = frozenset(
     "compute budget budget_mode controller action_processors kv_refresh action_temperature do_sample_actions backend "
@@ -45,8 +60,10 @@ class SOLConfig(PreTrainedConfig):
     are filled in by [`SOLForCausalLM.from_base`].
 
     Args:
-        base_model_name_or_path (`str`, *optional*): Hub id or folder of the frozen base model.
+        base_model_name_or_path (`str`, *optional*): Hub id or folder of the frozen base model. Only a Hub id is
+            written to a file.
         base_model_revision (`str`, *optional*): Branch, tag or commit of the base model.
+        base_fingerprint (`dict`, *optional*): By what the base is recognised: its sizes and a few of its weights.
         token_keep (`list[float]`, *optional*, defaults to 0.1, 0.2, ... 1.0): Levels of the KV axis.
         mlp_keep (`list[float]`, *optional*, defaults to 0.40, 0.45, ... 1.0): Levels of the MLP axis.
         bits (`list[int]`, *optional*, defaults to 5, 6, ... 16): Levels of the bit-width axis.
@@ -87,7 +104,8 @@ class SOLConfig(PreTrainedConfig):
             space, and its levels are an attribute of the config.
 
     Raises:
-        ValueError: for an unknown keyword, an axis that is not registered, or a value that is not allowed.
+        ValueError: for an unknown keyword, an axis that is not registered, or a value that is not allowed: of another
+            type, not finite, or above a limit. Nothing is allocated before.
 
     Examples:
 
@@ -108,6 +126,7 @@ class SOLConfig(PreTrainedConfig):
 
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
+    base_fingerprint: dict | None = None
     token_keep: list[float | int] | tuple[float | int, ...] | None = None
     mlp_keep: list[float | int] | tuple[float | int, ...] | None = None
     bits: list[int] | tuple[int, ...] | None = None
@@ -134,6 +153,11 @@ class SOLConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     sol_hf_version: str | None = None
 
+    def __new__(cls, *args, **fields):
+        """Check the fields before `@strict` does, whose errors are not ValueErrors."""
+        _check_given(fields)
+        return super().__new__(cls)
+
     def __post_init__(self, **kwargs):
         unknown = sorted(set(kwargs) - set(AXES) - _WRITTEN_BY_TRANSFORMERS)
         if unknown:
@@ -145,12 +169,18 @@ class SOLConfig(PreTrainedConfig):
         for axis in axes:
             setattr(self, axis.name, _as_levels(axis, given.get(axis.name)))
         super().__post_init__(**kwargs)
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError that names the first field with a value that is not allowed."""
+        check_fields({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        names = self.axes or [axis.name for axis in PUBLISHED_AXES]
+        check_size({name: len(getattr(self, name) or ()) for name in names})
         space = self.action_space
         if self.calibration is not None:
             check_calibration(self.calibration, space)
+        if self.base_fingerprint is not None:
+            check_fingerprint(self.base_fingerprint)
         if self.criterion not in CRITERIA:
             raise CRITERIA.unknown(self.criterion)
         choices = {"page_selection": PAGE_SELECTIONS, "action_head": ACTION_HEADS}
@@ -159,18 +189,33 @@ class SOLConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if self.observe_page_fill and not CRITERIA[self.criterion].chooses_pages:
             raise ValueError(f"`observe_page_fill` needs pages, as criterion `quest` has, got {self.criterion!r}.")
-        sizes = "page_size episode_length action_embedding_size policy_hidden_size policy_num_layers policy_num_heads"
-        for name in sizes.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.policy_mlp_ratio <= 0:
-            raise ValueError(f"`policy_mlp_ratio` must be positive, got {self.policy_mlp_ratio}.")
-        if min(self.sink_tokens, self.window_tokens) < 0:
-            raise ValueError("`sink_tokens` and `window_tokens` cannot be negative.")
         if self.policy_hidden_size % self.policy_num_heads:
             raise ValueError(
                 f"`policy_hidden_size` ({self.policy_hidden_size}) must be a multiple of `policy_num_heads` "
                 f"({self.policy_num_heads})."
+            )
+        self._check_sizes(space)
+
+    def _check_sizes(self, space: ActionSpace) -> None:
+        """Raise a ValueError if the policy would be too large, or no step of any text would be controllable."""
+        longest, kept = self.base_max_position_embeddings, self.sink_tokens + self.window_tokens
+        if longest is not None and kept + 1 >= longest:
+            raise ValueError(
+                f"No step would be controllable: `sink_tokens` and `window_tokens` are {kept} together, and the "
+                f"longest text of the base has {longest} tokens (`base_max_position_embeddings`)."
+            )
+        size, observed = self.policy_hidden_size, (self.base_hidden_size or 0) + (self.base_embedding_size or 0)
+        parameters = (
+            (len(space) + 1) * self.action_embedding_size
+            + (observed + self.action_embedding_size) * size
+            + self.policy_num_layers * int(size * size * (4 + 2 * self.policy_mlp_ratio))
+            + (len(space) + self.episode_length + self.page_size) * size
+        )
+        if parameters > MOST_PARAMETERS:
+            raise ValueError(
+                f"The policy would have about {parameters:,} parameters, but at most {MOST_PARAMETERS:,} are allowed: "
+                "choose smaller values of `policy_hidden_size`, `policy_num_layers`, `policy_mlp_ratio`, "
+                "`action_embedding_size` or `episode_length`, or fewer levels."
             )
 
     @classmethod
@@ -182,30 +227,76 @@ class SOLConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Build a config from a loaded file: keys that this version does not know are dropped with one warning.
 
+        Fields of transformers that have no effect on a policy, or that could change how its base is loaded, are
+        dropped in the same way.
+
         Raises:
-            ValueError: if the file names an axis that is not registered.
+            ValueError: if this is the config of another model, names an axis that is not registered, or has a value
+                that is not allowed; the message names the field, and the file if it is known.
         """
-        _find_axes(config_dict.get("axes"), {})
-        known = cls.known_keys() | _WRITTEN_BY_TRANSFORMERS
-        unknown = sorted(set(config_dict) - known)
-        if unknown:
+        source = kwargs.get("name_or_path")
+        where = f"{_config_file(source)}: " if source else ""
+        if not isinstance(config_dict, Mapping):
+            raise ValueError(f"{where}A config must be a JSON object, got {shown(config_dict)}.")
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"{where}This is the config of a model of type {shown(model_type)}, not of a policy. To control that "
+                "model, load it with AutoModelForCausalLM and use SOLForCausalLM.from_base(model)."
+            )
+        try:
+            _check_given(config_dict)
+            check_common_fields(config_dict)
+            _find_axes(config_dict.get("axes"), {})
+            stored, ignored = keys_that_count(config_dict, cls.known_keys() - _COMMON)
+            if "auto_map" in stored:
+                stored["auto_map"] = known_classes(given := stored.pop("auto_map"), AUTO_MAP)
+                ignored += ["auto_map"] if given and len(stored["auto_map"]) < len(given) else []
+            result = super().from_dict(stored, **kwargs)
+            config = result[0] if isinstance(result, tuple) else result
+            config.check()
+        except (ValueError, StrictDataclassError) as error:
+            raise ValueError(f"{where}{error}") from error
+        if ignored:
             writer = config_dict.get("sol_hf_version")
             logger.warning(
-                f"Ignoring keys of the configuration that this version of sol_hf does not know: {unknown}"
+                f"Ignoring keys of the configuration that this version of sol_hf does not know: {ignored}"
                 + (f" (the file was written by sol_hf {writer})." if writer else ".")
             )
-            config_dict = {key: value for key, value in config_dict.items() if key in known}
-        return super().from_dict(config_dict, **kwargs)
+        return result
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of the stored config, and the arguments that are left."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return config_dict, {"name_or_path": str(pretrained_model_name_or_path), **kwargs}
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file) -> dict[str, Any]:
+        return cls._decode_special_floats(read_json_object(json_file))
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+        """Write `config.json`; the name of the base only if it is a Hub id."""
+        self.check()
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing to register: a saved folder names its classes in its own `sol_remote.py`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All values as plain types. `axes` is left out for the published three, as in files of earlier versions."""
+        """All values as plain types, without local paths.
+
+        `axes` is left out for the published three, as in files of earlier versions, and the fingerprint if there is
+        none. A base that is a folder is not named: its path would mean nothing elsewhere, and tell about its writer.
+        """
         output = super().to_dict()
-        if output.get("axes") is None:
-            output.pop("axes", None)
+        for name in ("axes", "base_fingerprint"):
+            if output.get(name) is None:
+                output.pop(name, None)
+        if output.get("_name_or_path") and not hub_id(output["_name_or_path"]):
+            output["_name_or_path"] = ""
+        output["base_model_name_or_path"] = hub_id(output.get("base_model_name_or_path"))
         return output
 
     @property
@@ -270,11 +361,22 @@ def _as_levels(axis: Axis, levels: Any) -> list[float]:
     """Levels as a list of numbers; the axis's own for `None`."""
     if levels is None:
         levels = axis.default_levels
-    if not isinstance(levels, list | tuple) or any(
-        isinstance(x, bool) or not isinstance(x, int | float) for x in levels
-    ):
-        raise ValueError(f"`{axis.name}` must be a list of numbers, got {levels!r}.")
+    if not isinstance(levels, list | tuple) or not all(is_number(level) for level in levels[: MOST_LEVELS + 1]):
+        raise ValueError(f"`{axis.name}` must be a list of numbers, got {shown(levels)}.")
+    check_size({axis.name: len(levels)})
     return list(levels) if axis.is_integral else [float(level) for level in levels]
+
+
+def _check_given(values: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a value of another type, not finite, or above a limit."""
+    check_fields(values)
+    for name in set(AXES) & set(values):
+        _as_levels(AXES[name], values[name])
+
+
+def _config_file(source: str) -> str:
+    """The file that a config came from, for messages."""
+    return str(Path(source, "config.json")) if Path(source).is_dir() else f"{source} (config.json)"
 
 
 def _describe_unknown(unknown: list[str], known: frozenset[str]) -> str:

@@ -7,15 +7,16 @@ import contextlib
 import copy
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     Cache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -38,6 +39,7 @@ from .decoding.generate_checks import (
     refuse_mode,
 )
 from .decoding.kept_cache import keep_cache
+from .decoding.option_names import stored_names
 from .decoding.options import explain_unknown, pop_options, resolve_options
 from .decoding.outputs import SOLScoreOutput, attach_steps
 from .decoding.row_ends import ObservedStoppingCriteriaList, RowEnds
@@ -50,23 +52,28 @@ from .execution.base_embeddings import EmbeddingsOfBase
 from .execution.coverage import Coverage
 from .execution.instrumentation import Instrumentation
 from .execution.watch import evaluating, watching
-from .hub.loading import base_facts, base_sizes, check_fit, load_policy, without_wrapper
+from .hub.base_model import check_fit, without_wrapper
+from .hub.fingerprint import check_fingerprint_of
+from .hub.policy_loading import PolicyLoading
 from .hub.saving import push_policy, save_policy
+from .hub.stored_options import merge_stored_options
 from .modeling_sol_policy import SOLPolicyModel
 
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
-
-
-class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
+class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
     """A frozen causal LM, and the policy that chooses how much of it every decode step uses.
 
     Make one with [`SOLForCausalLM.from_base`] (fresh policy) or [`SOLForCausalLM.from_pretrained`] (trained policy).
 
     Args:
         config ([`SOLConfig`]): Config of the policy.
-        base (`PreTrainedModel`): The causal LM, a `PeftModel` too. It is neither changed nor saved.
+        base (`PreTrainedModel`): The causal LM, a `PeftModel` too. It is frozen: `requires_grad` is off for all of its
+            parameters from then on. Its weights are neither changed nor saved.
         policy ([`SOLPolicyModel`]): The policy.
+        check_base (`bool`, *optional*, defaults to `True`): Refuse a base that is another model than the config says.
+
+    Raises:
+        ValueError: if the base is no causal LM, or the policy does not fit it.
     """
 
     config_class = SOLConfig
@@ -77,102 +84,87 @@ class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    def __init__(self, config: SOLConfig, base: PreTrainedModel | None = None, policy: SOLPolicyModel | None = None):
+    def __init__(
+        self,
+        config: SOLConfig,
+        base: PreTrainedModel | None = None,
+        policy: SOLPolicyModel | None = None,
+        check_base: bool = True,
+    ):
         super().__init__(config)
         if base is None or policy is None:
             raise ValueError("SOLForCausalLM needs a base and a policy: use `from_base` or `from_pretrained`.")
         base = without_wrapper(base)
-        check_fit(config, base, policy)
-        self.base = base
+        check_fit(config, base, policy, check_base)
+        if check_base:
+            check_fingerprint_of(base, config.base_fingerprint, config.base_model_name_or_path)
+        self.base = base.requires_grad_(False)
         self.policy = policy
         self.action_space: ActionSpace = config.action_space
         self.generation_config = copy.deepcopy(base.generation_config)
         self.generation_config._from_model_config = False  # without this the options stored in it are not loaded again
         self.all_tied_weights_keys = {f"base.{k}": f"base.{v}" for k, v in base.all_tied_weights_keys.items()}
 
-    @classmethod
-    def from_base(cls, base: PreTrainedModel, config: SOLConfig | None = None) -> "SOLForCausalLM":
-        """Put a fresh policy on a loaded base.
+    policy_device = staticmethod(compute_device)
 
-        Args:
-            base (`PreTrainedModel`): A causal LM.
-            config ([`SOLConfig`], *optional*): Sizes and settings. Values that depend on the base are filled
-                in on a copy.
-        """
-        config = copy.deepcopy(config) if config is not None else SOLConfig()
-        for name, value in (base_sizes(base) | base_facts(base)).items():
-            if getattr(config, name) is None:
-                setattr(config, name, value)
-        return cls(config, base, SOLPolicyModel(config).to(compute_device(base)).eval())
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *,
-        config: SOLConfig | None = None,
-        base: PreTrainedModel | None = None,
-        revision: str = "main",
-        subfolder: str = "",
-        **kwargs,
-    ) -> "SOLForCausalLM":
-        """Load a trained policy, and the base that its config names.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Policy repository or folder.
-            config ([`SOLConfig`], *optional*): Instead of the stored one.
-            base (`PreTrainedModel`, *optional*): An already loaded base, instead of the one that the config names.
-            revision (`str`, *optional*, defaults to `"main"`): Of the policy repository.
-            subfolder (`str`, *optional*): Of the policy repository.
-            kwargs: Hub arguments (`token`, `cache_dir`, `local_files_only`, ...) serve both repositories; all others
-                (`dtype`, `device_map`, `attn_implementation`, ...) load the base.
+    def with_stored_options(self, path: Path) -> GenerationConfig:
+        """The generation config of the base, with what a policy's `generation_config.json` may set.
 
         Raises:
-            ValueError: if the file is damaged, does not fit its config, or the policy does not fit the base.
+            ValueError: if the file is damaged, or no generation could keep the budget in it.
         """
-        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        location = dict(revision=revision, subfolder=subfolder, **hub_arguments)
-        kwargs.pop("adapter_kwargs", None)  # the Auto classes put the policy's commit there, which the base lacks
-        policy = load_policy(pretrained_model_name_or_path, config, location)
-        config = policy.config
-        if base is None:
-            if config.base_model_name_or_path is None:
-                raise ValueError("The config names no base model: pass `base=`.")
-            base = AutoModelForCausalLM.from_pretrained(
-                config.base_model_name_or_path,
-                revision=config.base_model_revision or "main",
-                **hub_arguments,
-                **kwargs,
-            )
-        model = cls(config, base, policy.to(compute_device(base)))
-        with contextlib.suppress(OSError):  # a repository without generation_config.json keeps the base's
-            model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **location)
-        return model.eval()
+        merged = merge_stored_options(path, self.base.generation_config, stored_names())
+        merged._from_model_config = False
+        try:
+            budget = resolve_options({}, None, merged, self.config).budget
+            if budget is not None:
+                budget.check(self.action_space)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        return merged
+
+    def train(self, mode: bool = True) -> "SOLForCausalLM":
+        """Training mode for the policy only: a base in training mode would drop out parts of itself."""
+        self.training = mode
+        self.policy.train(mode)
+        if not mode:
+            self.base.eval()
+        return self
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, is_main_process: bool = True, **kwargs
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        push_to_hub: bool = False,
+        is_main_process: bool = True,
+        **kwargs,
     ) -> None:
         """Write config, policy (safetensors), generation config and, if there is none yet, a model card.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to write to.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): The base's tokenizer, to be stored with the policy.
+                Without one, `AutoTokenizer` takes that of the base, if the config names one.
             push_to_hub (`bool`, *optional*, defaults to `False`): Also upload; the arguments of `push_to_hub` are then
                 taken from `kwargs`.
             is_main_process (`bool`, *optional*, defaults to `True`): Other processes of a run write nothing.
-            kwargs: For `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
+            kwargs: For `PreTrainedModel.save_pretrained`, such as `max_shard_size`, or `state_dict`, from which only
+                the policy is written.
         """
         names = "repo_id token private revision commit_message commit_description create_pr tags".split()
         upload = {name: kwargs.pop(name) for name in names if name in kwargs}
         if is_main_process:
-            save_policy(self, save_directory, upload.get("repo_id"), **kwargs)
+            save_policy(self, save_directory, upload.get("repo_id"), tokenizer, **kwargs)
             if push_to_hub:
                 upload.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
-                self.push_to_hub(**upload)
+                self.push_to_hub(tokenizer=tokenizer, **upload)
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         commit_message: str | None = None,
         commit_description: str | None = None,
         private: bool | None = None,
@@ -185,6 +177,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PreTrainedModel, GenerationMixin):
         return push_policy(
             self,
             repo_id,
+            tokenizer=tokenizer,
             commit_message=commit_message,
             commit_description=commit_description,
             private=private,

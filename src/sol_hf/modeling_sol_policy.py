@@ -3,21 +3,29 @@
 
 """The policy: a small causal transformer that reads the LM's state before every decode step and scores actions."""
 
+import copy
+import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .budget.scalars import ScalarColumns
 from .configuration_sol import SOLConfig
 from .policy.budget_prior import BudgetPrior
 from .policy.factored_head import joint_logits
+from .stored.json_files import read_json_object
+from .stored.source import find_policy
+from .stored.weights import check_finite, check_headers, find_weights
 
+
+logger = logging.get_logger(__name__)
 
 SCALAR_FEATURES = 64
 BUDGET_FEATURES = 32
@@ -124,6 +132,7 @@ class SOLPolicyModel(PreTrainedModel):
     _no_split_modules = ["SOLPolicyLayer"]
 
     def __init__(self, config: SOLConfig):
+        config.check()
         super().__init__(config)
         if config.base_hidden_size is None or config.base_embedding_size is None:
             raise ValueError(
@@ -143,6 +152,7 @@ class SOLPolicyModel(PreTrainedModel):
         self.layers = nn.ModuleList(SOLPolicyLayer(config, i) for i in range(config.policy_num_layers))
         self.final_norm = nn.LayerNorm(size)
         self.level_counts = space.level_counts
+        self._fresh_versions: list[int] | None = None
         outputs = sum(self.level_counts) if config.action_head == "factored" else n_actions
         self.action_head = nn.Linear(size, outputs)
         self.budget_head = nn.Sequential(
@@ -151,6 +161,52 @@ class SOLPolicyModel(PreTrainedModel):
         self.value_head = nn.Linear(size, 1)
         self.budget_prior = BudgetPrior(space, config.episode_length) if config.budget_prior else None
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        """Load a policy, and the adapter on it if there is one.
+
+        The weights are read from safetensors files only. Their names, shapes and dtypes are compared with the config
+        before any of them is read.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Policy repository or folder, or that of an adapter.
+            args: For the constructor.
+            kwargs: Arguments of `PreTrainedModel.from_pretrained`. None of them reaches a base.
+
+        Raises:
+            ValueError: if a file is damaged, or the weights do not fit the config; the message names the file.
+        """
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("Weights of policies are read from safetensors files only: leave out `use_safetensors`.")
+        if pretrained_model_name_or_path is None:  # config and state dict are given
+            return super().from_pretrained(None, *args, **kwargs)
+        kwargs.pop("trust_remote_code", None)  # the classes are those of this package
+        names = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token", "proxies")
+        location = {name: kwargs.pop(name) for name in names if name in kwargs}
+        source = find_policy(pretrained_model_name_or_path, location, kwargs.pop("adapter_kwargs", None))
+        config = kwargs.pop("config", None)
+        if not isinstance(config, SOLConfig):
+            stored = read_json_object(source.config)
+            config, kwargs = SOLConfig.from_dict(
+                stored, name_or_path=source.name_or_path, return_unused_kwargs=True, **kwargs
+            )
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in cls(copy.deepcopy(config)).state_dict().items()}
+        files = find_weights(source.name_or_path, source.location, kwargs.get("variant"))
+        check_headers(files, wanted, source.name_or_path)
+        with_info = kwargs.pop("output_loading_info", False)
+        arguments: dict[str, Any] = dict(config=config, use_safetensors=True, output_loading_info=True)
+        policy, info = super().from_pretrained(
+            source.name_or_path, *args, adapter_kwargs=source.adapter, **arguments, **source.location, **kwargs
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"The adapter in {pretrained_model_name_or_path} lacks {', '.join(sorted(info['missing_keys'])[:8])}: "
+                "it does not fit the policy that it names."
+            )
+        check_finite(policy, pretrained_model_name_or_path)
+        return (policy, info) if with_info else policy
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -218,6 +274,19 @@ class SOLPolicyModel(PreTrainedModel):
         if self.config.action_head == "factored":
             return joint_logits(logits if prior is None else logits + prior, self.level_counts)
         return logits if prior is None else logits + joint_logits(prior, self.level_counts)
+
+    def mark_fresh(self) -> None:
+        """Remember that the weights are random, until any of them is changed."""
+        self._fresh_versions = [parameter._version for parameter in self.parameters()]
+
+    def warn_if_fresh(self) -> None:
+        """Warn, once, if this policy was never trained and has no prior that keeps it near the budget."""
+        versions, self._fresh_versions = self._fresh_versions, None
+        if versions == [parameter._version for parameter in self.parameters()] and not self.config.budget_prior:
+            logger.warning(
+                "This policy was never trained: within the budget it chooses at random. Train it, load a trained one "
+                "with SOLForCausalLM.from_pretrained, or pass `controller=FixedController()`."
+            )
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

@@ -22,6 +22,7 @@ from sol_hf.cli import main as cli
 from sol_hf.controllers.registry import CONTROLLERS
 from sol_hf.evaluation.sweep.table import read_table
 from support.paths import DATA, ROOT
+from support.policy_folders import change_json
 from support.sudden_death import kill
 
 
@@ -49,6 +50,7 @@ def trained(tmp_path_factory) -> Path:
     )
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     SOLForCausalLM.from_base(base, config).save_pretrained(folder / "policy")
+    change_json(folder / "policy" / "config.json", base_model_name_or_path=str(folder / "base"))
     return folder / "policy"
 
 

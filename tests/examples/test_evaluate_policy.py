@@ -8,6 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.episodes.text_blocks import load_text, pack_blocks
 from sol_hf.evaluation.policy_evaluation import evaluate_budgets, format_table
 from support.paths import DATA, ROOT
+from support.policy_folders import change_json
 
 
 TEXTS = str(DATA / "texts.jsonl.gz")
@@ -44,6 +46,7 @@ def policy(base, tmp_path_factory) -> str:
         token_keep=[0.2, 1.0], mlp_keep=[0.6, 1.0], bits=[8, 16], episode_length=4, policy_hidden_size=32
     )
     SOLForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    change_json(Path(folder, "config.json"), base_model_name_or_path=base)
     return folder
 
 

@@ -123,7 +123,7 @@ def push_bases() -> Report:
     report["unknown"] = error_of(lambda: AutoModelForCausalLM.from_pretrained(BASE, revision="nothing"))
     tiny_tokenizer().push_to_hub(BASE, token=TOKEN)
     card = dict(path_or_fileobj=b"---\nlicense: mit\n---\n# A base\n", path_in_repo="README.md")
-    HfApi().upload_file(repo_id=BASE, token=TOKEN, **card)
+    report["latest_commit"] = HfApi().upload_file(repo_id=BASE, token=TOKEN, **card).oid
     tiny_llama(2).push_to_hub(PRIVATE_BASE, token=TOKEN, private=True)
     return report
 
@@ -186,7 +186,7 @@ def publish(old_base: str) -> Report:
 
 def consume(first: str) -> Report:
     """Load everything that was published, with `sol_hf` imported."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     import sol_hf
 
@@ -207,7 +207,11 @@ def consume(first: str) -> Report:
     report["second"] = describe(load(SOL, token=READER))
     report["branch"] = describe(load(SOL, revision="experiment"))
     report["pinned"] = describe(load(PINNED))
-    report["private"] = describe(load(PRIVATE_SOL, token=TOKEN))
+    report["private_base"] = error_of(lambda: load(PRIVATE_SOL, token=TOKEN))
+    report["private"] = describe(load(PRIVATE_SOL, token=TOKEN, base_token=TOKEN))
+    report["private_auto"] = describe(AutoModelForCausalLM.from_pretrained(PRIVATE_SOL, token=TOKEN, base_token=TOKEN))
+    report["tokenizer"] = AutoTokenizer.from_pretrained(SOL, token=READER)("w3 w14").input_ids
+    report["loaded_revision"] = load(SOL).config.base_model_revision
     return report
 
 
@@ -350,12 +354,27 @@ def test_base_revision_of_the_config_is_loaded(
     assert same_model(consumed["pinned"], published["pinned"])
 
 
-def test_token_reaches_the_policy_and_its_base(hub_server: HubServer, published: Report, consumed: Report):
+def test_policy_and_base_have_a_token_each(hub_server: HubServer, published: Report, consumed: Report):
     assert hub_server.repos[PRIVATE_SOL].private
     assert same_model(consumed["private"], published["private"])
+    assert same_model(consumed["private_auto"], published["private"])
+    refused = consumed["private_base"]
+    assert "OSError" in refused["types"] and "RepositoryNotFoundError" in refused["types"]
+    assert f"The base {PRIVATE_BASE} of the policy in {PRIVATE_SOL} could not be loaded" in refused["text"]
+    assert "pass `base_token=`; the token of the policy is not used for it" in refused["text"]
     assert "RepositoryNotFoundError" in consumed["anonymous"]["types"]
     downloads = [entry for entry in hub_server.log if PRIVATE_BASE in entry.path and entry.method == "GET"]
-    assert downloads and {entry.user for entry in downloads} == {"user"}
+    assert {entry.user for entry in downloads if "resolve" in entry.path} == {"user"}
+    of_the_base = [entry for entry in hub_server.log if f"/{BASE}/" in entry.path and entry.user == "reader"]
+    assert not of_the_base, "the token for the policy was sent to its base"
+
+
+def test_the_commit_of_the_base_is_noted(bases: Report, consumed: Report):
+    assert consumed["loaded_revision"] == bases["latest_commit"]
+
+
+def test_the_base_lends_its_tokenizer(consumed: Report):
+    assert consumed["tokenizer"] == [3, 14]
 
 
 def test_refused_requests_raise_the_errors_of_the_client(hub_server: HubServer, published: Report, consumed: Report):

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from safetensors.torch import load_file
 
 from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
 from sol_hf.hub.saving import save_policy
 from support.adapters import LORA, PADDED, PROMPT, continuation
 from support.bases import tiny_base
 from support.cases import HALF, SETTINGS, control
+from support.policy_folders import files_with
 from support.trainers import changed, losses, trainer_of, weights
 
 
@@ -41,7 +43,7 @@ def adapt(released: Path, folder: Path, **arguments) -> SOLForCausalLM:
 
 
 class TestAdapterOnAPolicy:
-    def test_only_the_adapter_is_trained_and_saved(self, released, tmp_path):
+    def test_only_the_adapter_is_trained(self, released, tmp_path):
         before = weights(load(released).policy)
         trained = adapt(released, tmp_path / "adapter").policy
         inner = trained.get_base_model()
@@ -50,7 +52,9 @@ class TestAdapterOnAPolicy:
         assert all(weight.abs().max() > 0 for name, weight in trained.state_dict().items() if "lora_B" in name)
         files = {path.name for path in (tmp_path / "adapter").iterdir() if path.is_file()}
         assert {"adapter_model.safetensors", "adapter_config.json"} <= files
-        assert not {"model.safetensors", "config.json"} & files
+        beneath = load_file(tmp_path / "adapter" / "model.safetensors")  # the policy, which no repository holds
+        assert beneath.keys() == before.keys()
+        assert all(torch.equal(beneath[name], weight) for name, weight in before.items())
 
     def test_it_is_loaded_on_the_released_policy(self, released, tmp_path):
         trained = adapt(released, tmp_path / "adapter")
@@ -142,15 +146,17 @@ class TestPolicyBeneathAnAdapter:
         trainer.save_model()
         assert torch.equal(torch.random.get_rng_state(), before)
 
-    def test_a_local_folder_is_no_name_for_others(self, released, tmp_path):
+    def test_a_local_folder_is_no_name(self, released, tmp_path):
         model = load(released)
         trainer_of(tmp_path, model, peft_config=LORA)
         save_policy(model, tmp_path / "here", None)
         save_policy(model, tmp_path / "there", "somebody/adapter")
-        assert adapter_config(tmp_path / "here")["base_model_name_or_path"] == str(released)
-        assert adapter_config(tmp_path / "there")["base_model_name_or_path"] is None
-        assert (tmp_path / "there" / "model.safetensors").exists()
-        assert not (tmp_path / "here" / "model.safetensors").exists()
+        assert adapter_config(tmp_path / "here")["base_model_name_or_path"] is None
+        assert adapter_config(tmp_path / "there")["base_model_name_or_path"] == "somebody/adapter", (
+            "it holds the policy"
+        )
+        for folder in (tmp_path / "here", tmp_path / "there"):
+            assert (folder / "model.safetensors").exists() and files_with(folder, str(released)) == []
 
 
 def adapter_config(folder: Path) -> dict:

@@ -20,6 +20,10 @@ import torch
 from .axes import PUBLISHED_AXES, Axis, axes_named
 
 
+MOST_LEVELS, MOST_ACTIONS = 1_000, 65_536
+"""Limits of an action space, which is a table in memory. The published grid has 1,560 actions."""
+
+
 class ActionSpace:
     """The actions: the Cartesian product of the levels of some axes, the last axis varying fastest.
 
@@ -28,6 +32,9 @@ class ActionSpace:
         mlp_keep (`Sequence[float]`): Fractions in (0, 1] of the MLP input channels that are kept.
         bits (`Sequence[int]`): Bit-widths in 2..16 of the MLP output.
         further: Levels of axes that were added with [`register_axis`], by name.
+
+    Raises:
+        ValueError: for levels that an axis cannot have, more than 1,000 of one axis, or more than 65,536 actions.
 
     Examples:
 
@@ -48,6 +55,7 @@ class ActionSpace:
     ):
         given = dict(zip((axis.name for axis in PUBLISHED_AXES), (token_keep, mlp_keep, bits), strict=True)) | further
         self.axes: tuple[Axis, ...] = axes_named(given)
+        check_size({axis.name: len(given[axis.name]) for axis in self.axes})
         self.levels = {axis.name: tuple(given[axis.name]) for axis in self.axes}
         for axis in self.axes:
             axis.check_levels(self.levels[axis.name])
@@ -164,3 +172,17 @@ class ActionSpace:
     def of(cls, levels: Mapping[str, Sequence[float]]) -> "ActionSpace":
         """The action space of levels by axis name; the published axes must be among them."""
         return cls(**levels)  # type: ignore[arg-type]
+
+
+def check_size(counts: Mapping[str, int]) -> None:
+    """Raise a ValueError if an action space with these numbers of levels per axis would be too large."""
+    for name, count in counts.items():
+        if count > MOST_LEVELS:
+            raise ValueError(f"`{name}` must have at most {MOST_LEVELS:,} levels, got {count:,}.")
+    actions = math.prod(counts.values())
+    if actions > MOST_ACTIONS:
+        numbers = ", ".join(f"{count:,} of `{name}`" for name, count in counts.items())
+        raise ValueError(
+            f"The action space would have {actions:,} actions ({numbers} levels), but at most {MOST_ACTIONS:,} are "
+            "allowed: give fewer levels."
+        )

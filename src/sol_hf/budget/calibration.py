@@ -14,7 +14,7 @@ The dense budget always belongs to a net keep rate of 1. Tables from before the 
 its log-perplexity, and so nothing of the loss.
 """
 
-import math
+import reprlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -46,10 +46,10 @@ def check_calibration(points: Sequence[Any], space: ActionSpace) -> None:
     keys = point_keys(space)
     for point in points:
         if not isinstance(point, dict) or set(point) != set(keys):
-            raise ValueError(f"A point of `calibration` has the keys {', '.join(keys)}, got {point!r}.")
+            raise ValueError(f"A point of `calibration` has the keys {', '.join(keys)}, got {reprlib.repr(point)}.")
         numbers = [point[key] for key in keys]
-        if any(isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x) for x in numbers):
-            raise ValueError(f"A point of `calibration` consists of finite numbers, got {point!r}.")
+        if any(isinstance(x, bool) or not isinstance(x, int | float) or not -1e300 < x < 1e300 for x in numbers):
+            raise ValueError(f"A point of `calibration` consists of finite numbers, got {reprlib.repr(point)}.")
         if not 0 < point["net_keep"] <= 1:
             raise ValueError(f"`net_keep` in `calibration` must lie in (0, 1], got {point['net_keep']}.")
         Budget.of({axis: point[axis] for axis in space.axis_names}).check(space)

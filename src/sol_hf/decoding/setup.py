@@ -47,6 +47,8 @@ def controls_for(
         budget.check(space, rows)
     if options.runs_base:
         return None
+    if options.controller is None:
+        policy.warn_if_fresh()
     instrumentation = Instrumentation.at_start(base)
     axes = [] if options.is_dense else options.controlled_axes(space)
     instrumentation.require(axes, options.bits_backend)

@@ -3,15 +3,18 @@
 
 """Saving an adapter on a policy, such that the folder can be loaded.
 
-The folder has the adapter. If the policy beneath can be loaded by its name, unchanged, the adapter names it. Otherwise
-the folder has that policy, too: a fresh one, one that was trained further, or one in a local folder when the adapter
-is for the Hub.
+The folder has the adapter. If the policy beneath is in a repository on the Hub, unchanged, the adapter names it.
+Otherwise the folder has that policy, too: a fresh one, one that was trained further, or one from a local folder, whose
+path would mean nothing elsewhere.
 """
 
+import contextlib
 import copy
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,33 +22,61 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from ..modeling_sol_policy import SOLPolicyModel
+from ..stored.hub_names import hub_id
+from .model_card import CARD_NAME
 
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def save_adapter(policy: PreTrainedModel, folder: str | os.PathLike, is_for_others: bool) -> SOLPolicyModel | None:
+def save_adapter(
+    policy: Any,
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> SOLPolicyModel | None:
     """Write the adapter of a policy.
 
     Args:
         policy (`PeftModel` or [`SOLPolicyModel`] with an adapter): What to save.
         folder (`str` or `os.PathLike`): Folder to write to.
-        is_for_others (`bool`): It will be read on other machines, where a local folder does not exist.
+        repo_id (`str`, *optional*): Repository that the folder is for.
+        state_dict (`Mapping[str, torch.Tensor]`, *optional*): Weights instead of those that the policy has now.
 
     Returns:
         [`SOLPolicyModel`] or `None`: The policy beneath, if it has to be saved, too.
     """
-    policy.save_pretrained(folder)
-    path = Path(folder, ADAPTER_CONFIG)
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    name, commit = stored.get("base_model_name_or_path") or "", getattr(policy.config, "_commit_hash", None)
-    beneath, is_local = policy_beneath(policy), os.path.isdir(name)
-    is_named = bool(name) and not (is_local and is_for_others)
-    is_named = is_named and _is_stored(beneath, name, None if is_local else commit)
-    stored["base_model_name_or_path"] = name if is_named else None
-    stored["revision"] = (commit or stored.get("revision")) if is_named and not is_local else None
+    inner = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    name, commit = hub_id(inner.name_or_path), getattr(policy.config, "_commit_hash", None)
+    path, card = Path(folder, ADAPTER_CONFIG), Path(folder, CARD_NAME)
+    had_card = card.exists()
+    with _named(policy, inner, name):
+        policy.save_pretrained(folder, **({} if state_dict is None else {"state_dict": dict(state_dict)}))
+    stored, beneath = json.loads(path.read_text(encoding="utf-8")), policy_beneath(policy)
+    is_named = name is not None and _is_stored(beneath, name, commit)
+    stored["base_model_name_or_path"] = name if is_named else repo_id
+    stored["revision"] = (commit or stored.get("revision")) if is_named else None
     path.write_text(json.dumps(stored, indent=2, sort_keys=True), encoding="utf-8")
+    if not is_named and not had_card:
+        card.unlink(missing_ok=True)  # PEFT's card says nothing of the policy that is beside it
     return None if is_named else beneath
+
+
+@contextlib.contextmanager
+def _named(policy: Any, inner: PreTrainedModel, name: str | None) -> Iterator[None]:
+    """Let PEFT name the policy so in all that it writes, instead of by a path."""
+    configs = list(policy.peft_config.values())
+    before = [config.base_model_name_or_path for config in configs]
+    path, path_of_config = inner.__dict__["name_or_path"], inner.config.name_or_path
+    try:
+        for config in configs:
+            config.base_model_name_or_path = name
+        inner.__dict__["name_or_path"] = inner.config.name_or_path = name or ""
+        yield
+    finally:
+        inner.__dict__["name_or_path"], inner.config.name_or_path = path, path_of_config
+        for config, old in zip(configs, before, strict=True):
+            config.base_model_name_or_path = old
 
 
 def policy_beneath(policy: PreTrainedModel) -> SOLPolicyModel:
@@ -92,16 +123,12 @@ def names_beneath(policy: PreTrainedModel) -> dict[str, str]:
     return {name: found[name] for name in wanted}
 
 
-def _is_stored(policy: SOLPolicyModel, name: str, revision: str | None) -> bool:
-    """Whether the repository or folder `name` has exactly these weights; files are not fetched for that."""
-    if os.path.isdir(name):
-        file = os.path.join(name, SAFE_WEIGHTS_NAME)
-        found = file if os.path.isfile(file) else None
-    else:
-        try:
-            found = cached_file(name, SAFE_WEIGHTS_NAME, revision=revision, local_files_only=True)
-        except (OSError, ValueError):
-            found = None
+def _is_stored(policy: SOLPolicyModel, repo_id: str, revision: str | None) -> bool:
+    """Whether a repository has exactly these weights, as far as the cache knows; nothing is fetched for that."""
+    try:
+        found = cached_file(repo_id, SAFE_WEIGHTS_NAME, revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        found = None
     if found is None:
         return False
     stored = load_file(found)

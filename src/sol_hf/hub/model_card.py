@@ -3,7 +3,6 @@
 
 """Model cards of policies."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..budget.axes import PUBLISHED_AXES
 from ..configuration_sol import SOLConfig
+from ..stored.hub_names import hub_id
 from .base_license import base_license
 from .recipe import recipe_text
 
@@ -45,8 +45,7 @@ def build_card(
         recipe (`Mapping`, *optional*): How the policy was made: settings by stage of the training, see [`recipe_of`].
         ask_hub (`bool`, *optional*, defaults to `False`): Whether the base's card may be downloaded for its licence.
     """
-    base = config.base_model_name_or_path
-    on_hub = base if base and not os.path.isabs(base) and not os.path.isdir(base) else None
+    on_hub = hub_id(config.base_model_name_or_path)
     license_fields: dict[str, Any] = base_license(config.base_model_name_or_path, config.base_model_revision, ask_hub)
     data = ModelCardData(
         base_model=on_hub,

@@ -5,12 +5,15 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, ModelCard
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
+from ..configuration_sol import AUTO_MAP
 from ..version import __version__
 from .adapter_saving import save_adapter
 from .model_card import CARD_NAME, build_card
@@ -27,37 +30,43 @@ from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
 '''
 
 
-AUTO_MAP = {
-    "AutoConfig": "sol_remote.SOLConfig",
-    "AutoModel": "sol_remote.SOLPolicyModel",
-    "AutoModelForCausalLM": "sol_remote.SOLForCausalLM",
-}
-
-
-def save_policy(model: PreTrainedModel, folder: str | os.PathLike, repo_id: str | None, **kwargs) -> None:
+def save_policy(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    repo_id: str | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    **kwargs,
+) -> None:
     """Write the files of a policy repository; a model card that is already in the folder is kept.
 
-    Of a policy with an adapter (PEFT), the adapter is written. The policy beneath is written, too, if it cannot be
-    loaded by its name.
+    Of a policy with an adapter (PEFT), the adapter is written. If the policy beneath it is in a repository on the Hub,
+    the adapter names that one; otherwise the policy is written to the same folder, too.
 
     Args:
         model (`PreTrainedModel`): A [`SOLForCausalLM`]; its policy, configs and card are written, its base is not.
         folder (`str` or `os.PathLike`): Folder to write to.
         repo_id (`str`, *optional*): Repository of the policy, for the code example in the card.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): To be written, too.
+        state_dict (`Mapping[str, torch.Tensor]`, *optional*): Weights of the policy, or of the whole model, instead of
+            those that the model has now.
         kwargs: For `PreTrainedModel.save_pretrained`.
     """
-    policy = model.policy
+    policy, given = model.policy, None
     if hasattr(policy, "peft_config"):
-        policy = save_adapter(policy, folder, is_for_others=repo_id is not None)
+        policy = save_adapter(policy, folder, repo_id, state_dict)
         if policy is None:
-            return
+            return _save_tokenizer(tokenizer, folder)
+    else:
+        given = _policy_weights(policy, state_dict)
     config = policy.config
     config.sol_hf_version, config.auto_map = __version__, dict(AUTO_MAP)
-    policy.save_pretrained(folder, **kwargs)
+    policy.save_pretrained(folder, state_dict=given, **kwargs)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     save_generation_config(model.generation_config, folder)
     Path(folder, REMOTE_CODE_NAME).write_text(REMOTE_CODE, encoding="utf-8")
+    _save_tokenizer(tokenizer, folder)
     card = Path(folder, CARD_NAME)
     if not card.exists():
         build_card(model.config, repo_id, recipe=model.training_recipe).save(card)
@@ -76,10 +85,34 @@ def save_generation_config(config: GenerationConfig, folder: str | os.PathLike) 
         config.to_json_file(os.path.join(folder, GENERATION_CONFIG_NAME), use_diff=True)
 
 
+def _policy_weights(
+    policy: PreTrainedModel, state_dict: Mapping[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor] | None:
+    """The policy's part of a state dict of the policy or of the whole model."""
+    if state_dict is None:
+        return None
+    own = set(policy.state_dict())
+    found = {name.removeprefix("policy."): tensor for name, tensor in state_dict.items() if name.startswith("policy.")}
+    found = found or dict(state_dict)
+    if set(found) != own:
+        missing, strange = sorted(own - set(found)), sorted(set(found) - own)
+        raise ValueError(
+            "`state_dict` must hold the weights of the policy, alone or in the whole model; "
+            f"missing: {missing[:5]}, unknown: {strange[:5]}."
+        )
+    return found
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: str | os.PathLike) -> None:
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
 def push_policy(
     model: PreTrainedModel,
     repo_id: str,
     *,
+    tokenizer: PreTrainedTokenizerBase | None,
     commit_message: str | None,
     commit_description: str | None,
     private: bool | None,
@@ -100,7 +133,7 @@ def push_policy(
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        save_policy(model, folder, repo_id, tokenizer)
         card = build_card(model.config, repo_id, tags, recipe=model.training_recipe, ask_hub=True)
         if api.file_exists(repo_id, CARD_NAME, revision=revision):
             card = ModelCard.load(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))

@@ -18,7 +18,14 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 
-PLACES = ("_name_or_path", "name_or_path", "base_model_name_or_path", "base_model_revision", "_commit_hash")
+PLACES = (
+    "_name_or_path",
+    "name_or_path",
+    "base_model_name_or_path",
+    "base_model_revision",
+    "base_fingerprint",
+    "_commit_hash",
+)
 """Config values that say where files came from. The weights themselves are hashed."""
 WRITERS = ("transformers_version", "sol_hf_version")
 """Config values that say who wrote the file."""

@@ -9,6 +9,7 @@ checkpoint between the updates on one batch of rollouts contains those rollouts,
 is in it.
 """
 
+import json
 import os
 import shutil
 from functools import partial
@@ -19,13 +20,14 @@ import torch
 from huggingface_hub import HfApi
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerState
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress, logging
 
 from ..hub import saving as hub
 from ..hub.adapter_saving import load_beneath
 from ..hub.recipe import recipe_of
+from ..stored.hub_names import without_paths
 from .checkpoint_record import UNFINISHED, CheckpointRecord, next_number, remove_old
 
 
@@ -34,6 +36,8 @@ logger = logging.get_logger(__name__)
 TRAINER_STATE = "trainer_state.json"
 ROLLOUTS = "rollouts-{rank}.safetensors"
 REFERENCE = "reference.safetensors"
+LOCAL_ARGUMENTS = frozenset("output_dir logging_dir run_name resume_from_checkpoint".split())
+"""Arguments that are paths of this machine, which are not written; nor are paths in other arguments."""
 NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{UNFINISHED}/*"]
 
 
@@ -47,6 +51,7 @@ class AtomicCheckpoints(Trainer):
     num_iterations: int
     _step: int
     _buffered_inputs: list[dict[str, torch.Tensor]] | None
+    _text_tokenizer: object
     _is_writing = False
 
     def _get_output_dir(self, trial) -> str:
@@ -141,8 +146,10 @@ class AtomicCheckpoints(Trainer):
         staged = folder if UNFINISHED in folder.parts else folder / UNFINISHED / "policy"
         staged.mkdir(parents=True, exist_ok=True)
         self._note_recipe()
-        hub.save_policy(self.sol, staged, self.hub_model_id)
-        (staged / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+        tokenizer = self._text_tokenizer if isinstance(self._text_tokenizer, PreTrainedTokenizerBase) else None
+        hub.save_policy(self.sol, staged, self.hub_model_id, tokenizer)
+        arguments = without_paths({k: v for k, v in self.args.to_dict().items() if k not in LOCAL_ARGUMENTS})
+        (staged / "training_args.json").write_text(json.dumps(arguments, indent=2), encoding="utf-8")
         if staged == folder:
             return
         for path in [path for path in staged.rglob("*") if path.is_file()]:
