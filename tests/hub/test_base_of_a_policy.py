@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from sol_hf import SOLConfig, SOLForCausalLM
-from sol_hf.hub import base_loading
+from sol_hf.hub import base_loading, base_model
 from support.bases import tiny_base
 from support.cases import HALF, SETTINGS, control, prompts
 from support.policy_folders import change_json, files_with, load, save_policy, stored, tiny_tokenizer, warnings_of
@@ -175,6 +175,20 @@ class TestCommit:
         model = SOLForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(snapshot), SOLConfig(**SETTINGS))
         assert model.config.base_model_name_or_path == "some-body/my--base"
         assert model.config.base_model_revision == self.COMMIT
+
+    @pytest.mark.parametrize("others", ["none", "of other weights", "without weights"])
+    def test_the_only_commit_in_the_cache(self, tmp_path, monkeypatch, others):
+        snapshots = tmp_path / "models--somebody--base" / "snapshots"
+        tiny_base("llama").save_pretrained(snapshots / self.COMMIT)
+        if others == "of other weights":
+            tiny_base("llama").save_pretrained(snapshots / self.COMMIT[::-1])
+        elif others == "without weights":
+            (snapshots / self.COMMIT / "model.safetensors").unlink()
+        monkeypatch.setattr(base_model.constants, "HF_HUB_CACHE", str(tmp_path))
+        base = tiny_base("llama")
+        base.config._name_or_path = "somebody/base"
+        revision = SOLForCausalLM.from_base(base, SOLConfig(**SETTINGS)).config.base_model_revision
+        assert revision == (self.COMMIT if others == "none" else None)
 
     def test_another_base_than_the_named_one_lends_no_commit(self):
         base = tiny_base("llama")

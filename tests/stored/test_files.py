@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Remo
 from sol_hf import SOLForCausalLM
 from sol_hf.stored import files
 from sol_hf.stored.files import find_file
-from sol_hf.stored.hub_names import hub_id, snapshot_commit
+from sol_hf.stored.hub_names import hub_id, snapshot_commit, without_paths
 from support.bases import tiny_base
 from support.policy_folders import save_policy
 
@@ -101,6 +101,11 @@ def test_a_folder_that_is_here_is_no_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert hub_id("org/name") is None and hub_id("org") is None and hub_id("other/name") == "other/name"
+
+
+def test_paths_are_found_at_any_depth(tmp_path):
+    value = {"a": str(tmp_path), "b": ["/x/y", "org/name", 3, {"c": "/z"}], "d": "a/b of text", "e": None}
+    assert without_paths(value) == {"a": None, "b": [None, "org/name", 3, {"c": None}], "d": "a/b of text", "e": None}
 
 
 @pytest.mark.parametrize("end", ["", "/"])

@@ -68,7 +68,9 @@ def test_a_repository_holds_a_policy_and_nothing_of_the_run(hub_server: HubServe
     assert any(commit.title.startswith("Training in progress, step ") for commit in history)
     for commit in history:
         assert set(commit.files) <= set(files), "a push while training holds what does not belong there"
-    assert "hf_user" not in json.loads(files["training_args.json"]).values()
+    arguments = json.loads(files["training_args.json"])
+    assert "hf_user" not in arguments.values()
+    assert arguments["save_steps"] == 1 and not {"output_dir", "logging_dir"} & set(arguments)
     card = card_metadata(files["README.md"].decode())
     assert "sol" in card["tags"] and card["library_name"] == "transformers"
 

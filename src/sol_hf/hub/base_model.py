@@ -101,8 +101,11 @@ def _only_commit(repo_id: str | None) -> str | None:
     if repo_id is None:
         return None
     snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}", "snapshots")
-    commits = [path.parent.name for path in snapshots.glob("*/config.json")]
-    return commits[0] if len(commits) == 1 else None
+    commits = [path.parent for path in snapshots.glob("*/config.json")]
+    with_weights = [
+        path for path in commits if any(next(path.glob(f"*.{end}"), None) for end in ("safetensors", "bin"))
+    ]
+    return with_weights[0].name if len(commits) == len(with_weights) == 1 else None
 
 
 def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel, check_base: bool = True) -> None:
