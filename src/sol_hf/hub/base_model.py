@@ -102,10 +102,9 @@ def _only_commit(repo_id: str | None) -> str | None:
         return None
     snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}", "snapshots")
     commits = [path.parent for path in snapshots.glob("*/config.json")]
-    with_weights = [
-        path for path in commits if any(next(path.glob(f"*.{end}"), None) for end in ("safetensors", "bin"))
-    ]
-    return with_weights[0].name if len(commits) == len(with_weights) == 1 else None
+    if len(commits) != 1 or not any(any(commits[0].glob(f"*.{end}")) for end in ("safetensors", "bin")):
+        return None  # without weights it is not the one that the model is from
+    return commits[0].name
 
 
 def check_fit(config: SOLConfig, base: PreTrainedModel, policy: SOLPolicyModel, check_base: bool = True) -> None:
