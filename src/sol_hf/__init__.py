@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .episodes.text_blocks import load_text, pack_blocks
     from .evaluation.kv_pollution import ImpulseResponse, impulse_responses
     from .evaluation.policy_evaluation import BudgetEvaluation, budgets_within, evaluate_budgets, format_table, to_rows
+    from .evaluation.speed import Speed, SpeedReport, measure_speed
     from .evaluation.sweep.summary import format_summary, summarize_sweep
     from .evaluation.sweep.sweep import Sweep, SweepConfig
     from .evaluation.sweep.table import read_table
@@ -84,6 +85,8 @@ _LAZY = {
     "SOLGRPOConfig": "training.grpo_config",
     "SOLGRPOTrainer": "training.grpo_trainer",
     "SOLLM": "integrations.lm_eval_adapter",
+    "Speed": "evaluation.speed",
+    "SpeedReport": "evaluation.speed",
     "Sweep": "evaluation.sweep.sweep",
     "SweepConfig": "evaluation.sweep.sweep",
     "budgets_within": "evaluation.policy_evaluation",
@@ -95,6 +98,7 @@ _LAZY = {
     "level_costs": "episodes.cost_model",
     "load_text": "episodes.text_blocks",
     "map_actions": "figures.action_map",
+    "measure_speed": "evaluation.speed",
     "pack_blocks": "episodes.text_blocks",
     "plot_action_map": "figures.action_map_figure",
     "plot_impulse_responses": "figures.kv_pollution_figure",
@@ -163,6 +167,8 @@ __all__ = [
     "SOLPolicyOutput",
     "SOLScoreOutput",
     "ScheduleController",
+    "Speed",
+    "SpeedReport",
     "Sweep",
     "SweepConfig",
     "UnsupportedAxisError",
@@ -177,6 +183,7 @@ __all__ = [
     "load_text",
     "make_controller",
     "map_actions",
+    "measure_speed",
     "pack_blocks",
     "plot_action_map",
     "plot_impulse_responses",
