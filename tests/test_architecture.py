@@ -220,4 +220,4 @@ def test_every_test_file_begins_with_its_licence(path):
 
 def test_tests_mirror_the_wings():
     folders = {path.name for path in TESTS.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
-    assert folders - {"data", "support", "examples", "fuzz"} <= set(ALLOWED)
+    assert folders - {"data", "support", "examples", "fuzz", "reliability"} <= set(ALLOWED)

@@ -55,7 +55,7 @@ from .execution.watch import evaluating, watching
 from .hub.base_model import check_fit, without_wrapper
 from .hub.fingerprint import check_fingerprint_of
 from .hub.policy_loading import PolicyLoading
-from .hub.saving import push_policy, save_policy
+from .hub.saving import push_policy, save_whole_policy
 from .hub.stored_options import merge_stored_options
 from .modeling_sol_policy import SOLPolicyModel
 
@@ -155,7 +155,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
         names = "repo_id token private revision commit_message commit_description create_pr tags".split()
         upload = {name: kwargs.pop(name) for name in names if name in kwargs}
         if is_main_process:
-            save_policy(self, save_directory, upload.get("repo_id"), tokenizer, **kwargs)
+            save_whole_policy(self, save_directory, upload.get("repo_id"), tokenizer, **kwargs)
             if push_to_hub:
                 upload.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
                 self.push_to_hub(tokenizer=tokenizer, **upload)

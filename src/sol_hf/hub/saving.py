@@ -17,6 +17,7 @@ from ..configuration_sol import AUTO_MAP
 from ..version import __version__
 from .adapter_saving import save_adapter
 from .model_card import CARD_NAME, build_card
+from .staging import staged
 
 
 logger = logging.get_logger(__name__)
@@ -28,6 +29,12 @@ REMOTE_CODE = '''"""Where the Auto classes find this repository's classes; needs
 
 from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
 '''
+
+
+def save_whole_policy(model: PreTrainedModel, folder: str | os.PathLike, *arguments, **kwargs) -> None:
+    """[`save_policy`], of which all files are written or none; a folder that holds a policy has the old one till then."""
+    with staged(folder, keep=(CARD_NAME,)) as stage:
+        save_policy(model, stage, *arguments, **kwargs)
 
 
 def save_policy(
