@@ -32,7 +32,7 @@ from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
 
 
 def save_whole_policy(model: PreTrainedModel, folder: str | os.PathLike, *arguments, **kwargs) -> None:
-    """[`save_policy`], of which all files are written or none; a folder that holds a policy has the old one till then."""
+    """[`save_policy`], of which all files are written or none; until then the folder has what it had."""
     with staged(folder, keep=(CARD_NAME,)) as stage:
         save_policy(model, stage, *arguments, **kwargs)
 
