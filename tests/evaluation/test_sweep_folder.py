@@ -4,6 +4,7 @@
 """A sweep that is stopped at any moment, started several times, or finds damaged files."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sol_hf.evaluation.sweep.sweep import Sweep, SweepConfig
 from sol_hf.evaluation.sweep.table import SweepError, read_table
 from support.bases import tiny_base
 from support.cases import SETTINGS, control
+from support.paths import PYTHON_PATH
 
 
 CONTEXT = 12
@@ -128,7 +130,8 @@ class TestSeveralAtOnce:
     @pytest.mark.slow
     def test_four_processes(self, tmp_path, expected):
         command = [sys.executable, "-c", "import sys; from test_sweep_folder import *; run(Path(sys.argv[1]))"]
-        options = dict(cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True)
+        environment = {**os.environ, "PYTHONPATH": PYTHON_PATH}
+        options = dict(cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True, env=environment)
         running = [subprocess.Popen([*command, str(tmp_path)], **options) for _ in range(4)]
         errors = [process.communicate(timeout=200)[1] for process in running]
         failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]

@@ -3,11 +3,15 @@
 
 """The supervised start: it learns, it is fitted once, and its settings are checked."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from safetensors.torch import load_file
 
 from sol_hf import SOLForCausalLM
 from sol_hf.episodes.folder_lock import FolderInUseError, folder_lock
@@ -17,6 +21,7 @@ from sol_hf.training.warmup import CounterfactualWarmup, warmup_blocks
 from sol_hf.training.warmup_config import CounterfactualWarmupConfig
 from support.bases import tiny_base
 from support.cases import control, sol_model
+from support.paths import PYTHON_PATH, SUPPORT
 
 
 def settings_in(folder):
@@ -318,3 +323,18 @@ def test_bad_settings_are_refused(config):
         CounterfactualWarmup(sol_model("llama", torch.float32), CounterfactualWarmupConfig())
     with pytest.raises(ValueError, match="make 2 blocks only"):
         warmup_blocks(Dataset.from_dict({"input_ids": [[1], [2]]}), config)
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_policy_of_one(tmp_path):
+    found = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+        environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "CI": "1", "OMP_NUM_THREADS": "1"}
+        script = str(SUPPORT / "warm_up_tiny.py")
+        subprocess.run([*launch, script, str(folder)], check=True, env=environment, timeout=240)
+        found += [load_file(folder / f"{rank}.safetensors") for rank in range(number)]
+        assert len(list((folder / "measured").glob("measured-*"))) == 3
+    assert all(same(found[0], other) for other in found[1:])

@@ -10,7 +10,9 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
@@ -165,6 +167,14 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: Set
     return texts
 
 
+def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, with the special tokens that begin it, but without those that end it."""
+    plain, ids = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer(text)["input_ids"]
+    while plain and len(ids) > len(plain) and ids[-1] != plain[-1]:
+        ids.pop()
+    return ids
+
+
 def map_actions(
     model: SOLForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -194,16 +204,18 @@ def map_actions(
     Raises:
         ValueError: if the text has less than `context_length + 2` tokens, or the budget cannot be met.
     """
-    ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.base.device)
+    ids: Any = torch.tensor([_ids_of(tokenizer, text)], device=model.base.device)
     if ids.shape[1] < context_length + 2:
         raise ValueError(
             f"The text has {ids.shape[1]} tokens; with `context_length` {context_length} it needs at least "
             f"{context_length + 2}: give a longer text, or a shorter context."
         )
-    axes = model.action_space.axis_names
+    space, axes = model.action_space, model.action_space.axis_names
     if len(budget) != len(axes):
         raise ValueError(f"A budget has one number per axis ({', '.join(axes)}), got {tuple(budget)}.")
-    targets = Budget.of(dict(zip(axes, budget, strict=True)))
+    pairs = zip(space.axes, budget, strict=True)
+    controlled = {x.name: value for x, value in pairs if value != x.dense or max(space.levels[x.name]) != x.dense}
+    targets = Budget.of(controlled)  # without a target an axis stays dense, as in the tables of evaluations
     output = model.score(
         ids, context_length=context_length, budget=targets, budget_mode=budget_mode, controller=controller
     )
