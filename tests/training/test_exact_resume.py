@@ -79,10 +79,14 @@ BATCHING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", BATCHING)
-@pytest.mark.parametrize("kind", ["dataset", "stream"])
-def test_from_every_checkpoint(tmp_path, kind, batching):
-    stops = [2, 5, 7] if batching != "plain" else list(range(1, 8))
-    check(tmp_path, kind, stops, **BATCHING[batching])
+def test_other_ways_to_batch_and_to_train(tmp_path, batching):
+    check(tmp_path, "dataset", list(range(1, 8)) if batching == "plain" else [7], **BATCHING[batching])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", ["three of two", "two of three", "iterations", "dropout"])
+def test_the_same_for_streams(tmp_path, batching):
+    check(tmp_path, "stream", [4], **BATCHING[batching])
 
 
 @pytest.mark.parametrize("kind", ["dataset", "stream"])

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A run of the training script in two processes that is killed and resumed."""
+"""Runs that are killed and resumed: of the training script in two processes, and again and again at drawn points."""
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from sol_hf.training.checkpoint_record import CheckpointRecord
 from support.paths import ROOT
 from support.recipes import SETTINGS
 from support.sudden_death import kill
@@ -81,3 +83,31 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(config, tmp_path):
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert not (tmp_path / "killed" / ".unfinished").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "seed"), [("epochs", 1), ("stream", 2), ("adapter", 3), ("reference", 4)])
+def test_a_run_that_is_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, kind, seed):
+    """At updates, and before and in the middle of what is done to files."""
+    command = [sys.executable, "tests/support/train_until_killed.py", str(tmp_path), kind, str(seed)]
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=250)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    kills = int(re.search(r"killed (\d+) times", done.stdout).group(1))
+    assert kills >= 3
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    files = sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors"))
+    assert files and files == sorted(path.name for path in (tmp_path / "killed").glob("*.safetensors"))
+    for file in files:
+        whole, killed = (load_file(tmp_path / name / file) for name in ("whole", "killed"))
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert rest(tmp_path / "killed") == rest(tmp_path / "whole")
+    for checkpoint in (tmp_path / "killed").glob("checkpoint-*"):
+        CheckpointRecord.read(checkpoint).check_files(checkpoint)
+
+
+def rest(folder: Path) -> list[str]:
+    """What else is in the folder of a run. Killed while it removes an old checkpoint, a run may have one more."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("checkpoint-"))
