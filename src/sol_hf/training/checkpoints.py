@@ -142,6 +142,8 @@ class AtomicCheckpoints(Trainer):
 
         Every file is complete or what it was before.
         """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         staged = folder if UNFINISHED in folder.parts else folder / UNFINISHED / "policy"
         staged.mkdir(parents=True, exist_ok=True)
