@@ -98,7 +98,6 @@ EFFECTS: dict[str, dict] = {
     "use_adaptive_entropy": dict(use_adaptive_entropy=True, entropy_coef_delta=0.5, entropy_target=5.0),
     "loss_type": dict(loss_type="luspo"),
     "sapo": dict(loss_type="sapo", sapo_temperature_pos=2.0),
-    "vespo": dict(loss_type="vespo"),
     "importance_sampling_level": dict(importance_sampling_level="sequence"),
     "top_entropy_quantile": dict(top_entropy_quantile=0.3),
     "steps_per_generation": dict(steps_per_generation=4),

@@ -156,7 +156,9 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w98", unk_token="w0")
 
 
-@pytest.mark.parametrize("criterion", ["quest", "relevancy", "recency", "mine"])
+@pytest.mark.parametrize(
+    "criterion", ["mine", *(pytest.param(name, marks=pytest.mark.slow) for name in ("quest", "relevancy", "recency"))]
+)
 def test_rollouts_and_their_metrics_use_the_criterion_of_the_policy(tmp_path, criterion):
     from support.extra_criterion import LongKeys, registered
 
