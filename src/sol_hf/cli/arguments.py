@@ -4,9 +4,11 @@
 """Command line arguments that all evaluations on text have in common. Imports nothing large, for a quick `--help`."""
 
 import argparse
+from collections.abc import Callable
 
 
 SMOLLM2 = "smollm2-135m"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def budget_values(text: str) -> tuple[float, ...]:
@@ -19,6 +21,21 @@ def budget_values(text: str) -> tuple[float, ...]:
         ) from error
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for argparse: a whole number that is not smaller than `least`."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
+        return number
+
+    return read
+
+
 def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
     """Add the arguments that [`load_policy_and_blocks`] reads, except `policy` and `texts`.
 
@@ -28,11 +45,11 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
         blocks (`int`): Default number of blocks.
     """
     parser.add_argument("--base", help=f"Hub id or folder of the base; {SMOLLM2} needs no Hub, see smollm2.py")
-    parser.add_argument("--dtype", default="float32", help="of the base: auto, float32, bfloat16 or float16")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the base")
     parser.add_argument("--text-column", default="text", help="column that holds the text")
-    parser.add_argument("--blocks", type=int, default=blocks, help="number of blocks")
-    parser.add_argument("--skip-blocks", type=int, default=0, help="blocks to leave out before them")
-    parser.add_argument("--context-length", type=int, default=256, help="tokens of a block before its episode")
+    parser.add_argument("--blocks", type=at_least(1), default=blocks, help="number of blocks")
+    parser.add_argument("--skip-blocks", type=at_least(0), default=0, help="blocks to leave out before them")
+    parser.add_argument("--context-length", type=at_least(1), default=256, help="tokens of a block before its episode")
     parser.add_argument(
         "--budgets",
         type=budget_values,
@@ -40,4 +57,4 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
         help="one number per axis of the policy each: token_keep,mlp_keep,bits",
     )
     parser.add_argument("--hard", action="store_true", help="enforce the budgets, as generate does")
-    parser.add_argument("--batch-size", type=int, default=8, help="blocks that run at the same time, once per budget")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, help="blocks that run at once, for every budget")

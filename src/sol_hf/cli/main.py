@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import missing_extra
 from ..version import __version__
-from .arguments import add_input_arguments
+from .arguments import add_input_arguments, at_least
 
 
 USER_ERRORS = (ValueError, OSError)
@@ -115,7 +115,7 @@ def _add_pareto(commands: Any) -> None:
         "--grid", choices=("default", "published"), default="default", help="9 or 567 budgets, if not --budgets"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the random schedules")
-    parser.add_argument("--schedules-at-once", type=int, default=16, help="budgets that run at the same time")
+    parser.add_argument("--schedules-at-once", type=at_least(1), default=16, help="budgets that run at the same time")
     parser.add_argument(
         "--save", action="store_true", help="write the policy's front into its config, for generate(compute=...)"
     )

