@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from transformers.utils import logging
@@ -26,13 +26,21 @@ from ..episodes.stored_files import DamagedFileError, load_tensors, store_tensor
 from ..modeling_sol_policy import SOLPolicyModel
 
 
-if TYPE_CHECKING:
-    from .warmup_targets import OnPolicyEpisodes, WarmupTargets
-
 EVERY = 20.0
 """Seconds between two copies of the state."""
 SETTINGS = "settings"
 logger = logging.get_logger(__name__)
+
+
+class Fitted(Protocol):
+    """What changes in [`WarmupTargets`] while a policy is fitted to them."""
+
+    on_policy: Any
+    practice_rounds: int
+    correction: Any
+
+    def restore(self, episodes: tuple[Rollouts, torch.Tensor, torch.Tensor], rounds: int) -> None:
+        """Take up the episodes of the last on-policy round of an earlier run."""
 
 
 class FitState:
@@ -46,7 +54,7 @@ class FitState:
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         self.folder, self.settings = folder / "fit", value_fingerprint(dict(settings))
         self.saved_at = time.monotonic()
-        self.practice: OnPolicyEpisodes | None = None
+        self.practice: Any = None
 
     def read(self, name: str) -> dict[str, torch.Tensor] | None:
         """Tensors of a file, or `None` if there is none of these settings. A damaged file is a warning."""
@@ -69,7 +77,7 @@ class FitState:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save_sometimes(
-        self, losses: list[float], policy: SOLPolicyModel, optimizer: torch.optim.Optimizer, targets: "WarmupTargets"
+        self, losses: list[float], policy: SOLPolicyModel, optimizer: torch.optim.Optimizer, targets: Fitted
     ) -> None:
         """Save the state if the last copy is old enough."""
         if time.monotonic() - self.saved_at < EVERY:
@@ -89,7 +97,7 @@ class FitState:
         self.write("state", tensors)
         self.saved_at = time.monotonic()
 
-    def load(self, policy: SOLPolicyModel, optimizer: torch.optim.Optimizer, targets: "WarmupTargets") -> list[float]:
+    def load(self, policy: SOLPolicyModel, optimizer: torch.optim.Optimizer, targets: Fitted) -> list[float]:
         """Restore the state; returns the losses of the updates that are done, none if there is no state."""
         tensors = self.read("state")
         if tensors is None:
@@ -115,7 +123,7 @@ class FitState:
         return tensors["losses"].tolist()
 
 
-def _episodes_as_tensors(targets: "WarmupTargets") -> dict[str, torch.Tensor]:
+def _episodes_as_tensors(targets: Fitted) -> dict[str, torch.Tensor]:
     episodes = targets.on_policy
     assert episodes is not None, "there are on-policy episodes"
     rollouts = {f"rollouts.{field.name}": getattr(episodes.rollouts, field.name) for field in fields(Rollouts)}
