@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
 
-from .budget.action_space import MOST_LEVELS, ActionSpace, check_size
+from .budget.action_space import MOST_LEVELS, ActionSpace, check_size, shared_action_space
 from .budget.axes import AXES, PUBLISHED_AXES, Axis
 from .budget.budget import AxisTarget, Budget
 from .budget.calibration import check_calibration, expected_loss
@@ -49,6 +49,8 @@ _ARGUMENTS_OF_GENERATE = frozenset(
     "bits_backend cuda_graphs input_ids inputs_embeds attention_mask position_ids past_key_values context_length "
     "return_logits".split()
 )
+
+_BASE = "_config_of_base"
 
 
 @strict
@@ -291,6 +293,7 @@ class SOLConfig(PreTrainedConfig):
         none. A base that is a folder is not named: its path would mean nothing elsewhere, and tell about its writer.
         """
         output = super().to_dict()
+        output.pop(_BASE, None)
         for name in ("axes", "base_fingerprint"):
             if output.get(name) is None:
                 output.pop(name, None)
@@ -299,11 +302,21 @@ class SOLConfig(PreTrainedConfig):
         output["base_model_name_or_path"] = hub_id(output.get("base_model_name_or_path"))
         return output
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The config of the text model; with `decoder=True` that of the base, from which transformers makes caches."""
+        if _BASE in vars(self) and decoder and not encoder:
+            return vars(self)[_BASE].get_text_config(decoder=True)
+        return super().get_text_config(decoder=decoder, encoder=encoder)
+
+    def describe_base(self, base: PreTrainedConfig) -> None:
+        """Remember the config of the base, for [`SOLConfig.get_text_config`]. It is not written to files."""
+        self.__dict__[_BASE] = base
+
     @property
     def action_space(self) -> ActionSpace:
         """The [`ActionSpace`] of the levels of all axes."""
         names = self.axes or [axis.name for axis in PUBLISHED_AXES]
-        return ActionSpace.of({name: getattr(self, name) or () for name in names})
+        return shared_action_space(tuple((AXES[name], tuple(getattr(self, name) or ())) for name in names))
 
     def expected_loss(self, compute: AxisTarget) -> float | list[float]:
         """What `generate(compute=...)` costs: log-perplexity above that of the base alone, in nats per token.

@@ -28,31 +28,35 @@ from .cache.sol_cache import SOLCache
 from .configuration_sol import SOLConfig
 from .controllers.base import Controller
 from .decoding.aligned_rows import align_rows
-from .decoding.base_forward import ForwardInputs, accepted_arguments
+from .decoding.base_forward import accepted_arguments
+from .decoding.cache_forward import forward_over_cache
+from .decoding.controls import DecodeControls
 from .decoding.custom_loop import custom_loop, inherit
 from .decoding.executed import check_executed
 from .decoding.generate_checks import (
     begin_of_text,
+    check_continuation,
     check_generate_arguments,
     find_prompt,
+    named_arguments,
     refuse_continuous_batching,
-    refuse_mode,
 )
-from .decoding.kept_cache import keep_cache
 from .decoding.option_names import stored_names
-from .decoding.options import explain_unknown, pop_options, resolve_options
+from .decoding.options import DecodeOptions, pop_options, resolve_options
 from .decoding.outputs import SOLScoreOutput, attach_steps
-from .decoding.row_ends import ObservedStoppingCriteriaList, RowEnds
+from .decoding.policy_fit import check_agreement, unite_configs
+from .decoding.row_ends import RowEnds
 from .decoding.scoring import score_rows, score_rows_densely
 from .decoding.session import DecodingSession
-from .decoding.setup import controls_for, new_cache
-from .decoding.step import decode_forward
+from .decoding.setup import controls_for, new_cache, own_cache
+from .decoding.stored_values import replaced_values
+from .decoding.wrapped_generation import WrappedGeneration, overridden_hooks
 from .execution.base_device import compute_device
 from .execution.base_embeddings import EmbeddingsOfBase
 from .execution.coverage import Coverage
 from .execution.instrumentation import Instrumentation
-from .execution.watch import evaluating, watching
-from .hub.base_model import check_fit, without_wrapper
+from .execution.watch import evaluating
+from .hub.base_model import base_sizes, check_fit, without_wrapper
 from .hub.fingerprint import check_fingerprint_of
 from .hub.policy_loading import PolicyLoading
 from .hub.saving import push_policy, save_whole_policy
@@ -60,7 +64,7 @@ from .hub.stored_options import merge_stored_options
 from .modeling_sol_policy import SOLPolicyModel
 
 
-class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
+class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, GenerationMixin):
     """A frozen causal LM, and the policy that chooses how much of it every decode step uses.
 
     Make one with [`SOLForCausalLM.from_base`] (fresh policy) or [`SOLForCausalLM.from_pretrained`] (trained policy).
@@ -100,9 +104,11 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
             check_fingerprint_of(base, config.base_fingerprint, config.base_model_name_or_path)
         self.base = base.requires_grad_(False)
         self.policy = policy
-        self.action_space: ActionSpace = config.action_space
+        self.config = unite_configs(config, policy)
+        self.config.describe_base(base.config)
         self.generation_config = copy.deepcopy(base.generation_config)
         self.generation_config._from_model_config = False  # without this the options stored in it are not loaded again
+        self.__dict__.update(overridden_hooks(base, type(self)))
         self.all_tied_weights_keys = {f"base.{k}": f"base.{v}" for k, v in base.all_tied_weights_keys.items()}
 
     policy_device = staticmethod(compute_device)
@@ -154,6 +160,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
         """
         names = "repo_id token private revision commit_message commit_description create_pr tags".split()
         upload = {name: kwargs.pop(name) for name in names if name in kwargs}
+        check_agreement(self.config, self.policy)
         if is_main_process:
             save_whole_policy(self, save_directory, upload.get("repo_id"), tokenizer, **kwargs)
             if push_to_hub:
@@ -191,6 +198,11 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
     def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
         """Nothing to register: a saved folder finds the classes through its own stub file."""
 
+    @property
+    def action_space(self) -> ActionSpace:
+        """The actions that a step can take: [`SOLConfig.action_space`]."""
+        return self.config.action_space
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -218,33 +230,25 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): As in the base; 0 keeps all.
             kwargs: For the base.
         """
-        given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         DecodingSession.refuse_forward(self.base, past_key_values)
-        if not isinstance(past_key_values, SOLCache):
-            accepted = accepted_arguments(self.base.__class__)
-            return self.base(**{k: v for k, v in given.items() if v is not None and k in accepted}, **kwargs)
-        if labels is not None:
-            raise ValueError("There is no loss under a budget: use `score`.")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        if tokens is None:
-            raise ValueError("Pass `input_ids` or `inputs_embeds`.")
-        kwargs.pop("return_dict", None)
-        inputs, session = ForwardInputs(tokens, attention_mask, kwargs), DecodingSession.of(self.base, past_key_values)
-        session.set_up_rows(len(tokens), tokens.device)
-        past_key_values.observe_inputs(tokens, attention_mask, position_ids, session.decode_from)
-        all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
-        context = watching(self.base) if session.controls is None else Instrumentation.of(self.base)
-        with torch.no_grad(), context:
-            output = decode_forward(session, inputs, all_logits)
-        if isinstance(logits_to_keep, torch.Tensor):
-            output.logits = output.logits[:, logits_to_keep]
-        elif logits_to_keep > 1:
-            output.logits = output.logits[:, -logits_to_keep:]
-        return output
+        named: dict[str, Any] = dict(input_ids=input_ids, inputs_embeds=inputs_embeds, position_ids=position_ids)
+        if isinstance(past_key_values, SOLCache):
+            if labels is not None:
+                raise ValueError("There is no loss under a budget: use `score`.")
+            as_tuple = kwargs.pop("return_dict", None) is False
+            session = DecodingSession.of(self.base, past_key_values)
+            if session is not DecodingSession.current():
+                own_cache(past_key_values, self.base, self.config)
+            output = forward_over_cache(session, {**kwargs, **named}, attention_mask, logits_to_keep)
+            return output.to_tuple() if as_tuple else output
+        named |= dict(attention_mask=attention_mask, past_key_values=past_key_values, labels=labels)
+        named |= dict(use_cache=use_cache, logits_to_keep=logits_to_keep)
+        accepted = accepted_arguments(self.base.__class__)
+        return self.base(**{k: v for k, v in named.items() if v is not None and k in accepted}, **kwargs)
 
     def new_cache(self) -> SOLCache:
         """An empty [`SOLCache`] for this model, to be passed as `past_key_values` over several turns."""
-        return new_cache(self.base, self.config)
+        return own_cache(new_cache(self.base, self.config), self.base, self.config)
 
     def coverage(self) -> Coverage:
         """The decoder layers of the base that each axis reaches; printed, they are a table."""
@@ -254,7 +258,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        *,
+        *further: Any,
         token_keep: AxisTarget = None,
         mlp_keep: AxisTarget = None,
         bits: AxisTarget = None,
@@ -276,6 +280,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
         Args:
             inputs (`torch.Tensor` of shape `(rows, length)`, *optional*): Prompt ids.
             generation_config (`GenerationConfig`, *optional*): May hold options, but no budget, controller, processor.
+            further: Further positional arguments of transformers' generate, such as `logits_processor`.
             token_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of cached tokens read.
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
@@ -303,18 +308,26 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
         Raises:
             ValueError: for a budget that cannot be met, before any compute.
         """
+        kwargs |= named_arguments(further, kwargs)
         given = inherit(pop_options(locals(), kwargs), kwargs)
         options = resolve_options(given, generation_config, self.generation_config, self.config)
         prompt, device = find_prompt(inputs, kwargs), compute_device(self.base)
         if prompt is None and not options.runs_base:
             prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
-        controls = controls_for(options, self.base, self.policy, self.config, 1 if prompt is None else len(prompt))
+        controls = self._controls(options, 1 if prompt is None else len(prompt))
         cache: Any = kwargs.get("past_key_values")
-        if controls is not None:
-            check_generate_arguments(prompt, kwargs, generation_config, self.generation_config, device)
-            cache = kwargs["past_key_values"] = self.new_cache() if cache is None else cache
-        session = DecodingSession.after_prompt(self.base, cache, controls, prompt, kwargs.get("attention_mask"))
         refuse_continuous_batching(kwargs, generation_config)
+        replaced: dict[str, Any] = {}
+        if controls is not None:
+            replaced = replaced_values(kwargs, generation_config, self.generation_config)
+            check_generate_arguments(prompt, kwargs, device, base_sizes(self.base)["base_vocab_size"])
+            cache = kwargs["past_key_values"] = self.new_cache() if cache is None else cache
+        if isinstance(cache, SOLCache) and prompt is not None:
+            own_cache(cache, self.base, self.config)
+            check_continuation(prompt, kwargs.get("attention_mask"), cache)
+        session = DecodingSession.after_prompt(
+            self.base, cache, controls, prompt, kwargs.get("attention_mask"), replaced
+        )
         row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
         if not options.is_bare:
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
@@ -329,6 +342,10 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
         if options.is_bare or loop.calls or not isinstance(output, ModelOutput):
             return output
         return attach_steps(output, row_ends, None if options.is_dense else cache.trace, self.action_space)
+
+    def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
+        check_agreement(self.config, self.policy)
+        return controls_for(options, self.base, self.policy, self.config, rows)
 
     @torch.no_grad()
     def score(
@@ -361,29 +378,10 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, GenerationMixin):
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {compute_device(self.base)}.")
         rows = align_rows(input_ids, attention_mask, context_length)
         resolved = resolve_options(options, None, self.generation_config, self.config)
-        controls = controls_for(resolved, self.base, self.policy, self.config, len(input_ids))
+        controls = self._controls(resolved, len(input_ids))
         if resolved.is_dense or controls is None:  # one forward for all tokens, which is faster than any step
             with evaluating(self.base):
                 return score_rows_densely(self.base, rows, self.action_space, return_logits)
         with Instrumentation.of(self.base):
             session = DecodingSession(self.base, self.new_cache(), controls, decode_from=rows.context)
             return score_rows(session.begin(), rows, return_logits)
-
-    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
-        if inputs_embeds is not None:
-            kwargs["inputs_embeds"] = inputs_embeds
-        prepared = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        return keep_cache(self.base, prepared)
-
-    def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
-        return ObservedStoppingCriteriaList(super()._get_stopping_criteria(*args, **kwargs))
-
-    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        try:
-            self.base._validate_model_kwargs(model_kwargs)
-        except ValueError as error:
-            raise ValueError(str(error) + explain_unknown(model_kwargs)) from error
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args):
-        refuse_mode(model_kwargs.get("past_key_values"), generation_mode)
-        return self.base._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)

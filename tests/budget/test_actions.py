@@ -67,8 +67,8 @@ def test_index_of_a_level_that_is_none_names_the_axis():
     [
         (([0.5, 1.0], [0.5, 1.0], [8, 16]), 7),
         (([1.0, 0.5], [1.0, 0.5], [16, 8]), 0),
-        (([0.5, 1.0], [0.5, 0.9], [8, 16]), 4),  # no (1, 1, 16): the first action with all tokens
-        (([0.5, 0.9], [0.5, 1.0], [8, 16]), 0),
+        (([0.5, 1.0], [0.5, 0.9], [8, 16]), 7),  # no (1, 1, 16): the largest level of every axis
+        (([0.9, 0.5], [0.5, 1.0], [8, 16]), 3),
     ],
 )
 def test_dense_id(levels, dense_id):

@@ -546,7 +546,7 @@ class TestDevices:
     def test_base_elsewhere(self):
         model = sol_model()
         model.base.to("meta")
-        Watched(model).assert_refuses("The policy is on cpu, the base on meta", prompts(), **HALF)
+        Watched(model).assert_refuses("is on the meta device, without weights", prompts(), **HALF)
 
 
 def test_levels_are_what_these_messages_assume():

@@ -43,10 +43,10 @@ def replayed(monkeypatch) -> list[int]:
     """How many tokens every refresh processed."""
     lengths, original = [], decoding.dense_forward
 
-    def counting(base, tokens, *args, **flags):
+    def counting(session, inputs, *args, **flags):
         if flags:
-            lengths.append(tokens.shape[1])
-        return original(base, tokens, *args, **flags)
+            lengths.append(inputs.length)
+        return original(session, inputs, *args, **flags)
 
     monkeypatch.setattr(decoding, "dense_forward", counting)
     return lengths

@@ -116,7 +116,7 @@ def test_rows_that_may_differ_run_by_themselves(options, monkeypatch):
 def test_contexts_are_shared_under_any_controller(monkeypatch):
     model, rows = sol_model(), []
     forward = scoring.dense_forward
-    monkeypatch.setattr(scoring, "dense_forward", lambda *args: rows.append(len(args[1])) or forward(*args))
+    monkeypatch.setattr(scoring, "dense_forward", lambda *args: rows.append(len(args[1].tokens)) or forward(*args))
     schedule = ScheduleController(constant_schedule(model, "joint", 11))
     model.score(**family_tree(), context_length=CONTEXTS, controller=schedule)
     assert rows == [2]

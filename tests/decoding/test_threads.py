@@ -11,7 +11,7 @@ import torch
 from fuzz.oracles import aftermath
 from sol_hf import DriftController, FixedController, SOLForCausalLM
 from support.bases import tiny_base
-from support.cases import control, left_padded, prompts
+from support.cases import control, left_padded, prompts, sol_model
 
 
 THREADS = 32
@@ -46,3 +46,24 @@ def test_as_alone():
         for value, other in zip(own, expected, strict=True):
             assert torch.equal(value, other), f"thread {number}"
     aftermath.check(before, model.base, "after the threads")
+
+
+def test_conversations_of_several_turns():
+    """Every thread has a cache of its own over the same model."""
+    model, run = sol_model(), dict(max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+
+    def talk(number: int) -> list[torch.Tensor]:
+        cache, text, found = model.new_cache(), prompts(1, 10, seed=number), []
+        for turn in range(3):
+            budget = dict(token_keep=0.3 + number / 20, bits=4 + number)
+            mask = torch.ones_like(text)
+            output = model.generate(text, attention_mask=mask, past_key_values=cache, **run, **budget)
+            found.append(output.sequences)
+            text = torch.cat([output.sequences, prompts(1, 2, seed=100 + turn)], dim=1)
+        return found
+
+    alone = [talk(number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(talk, range(8)))
+    for own, expected in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(own, expected, strict=True))

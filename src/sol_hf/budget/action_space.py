@@ -12,7 +12,7 @@ Compute is counted in ratio units. Values that people read or write are in axis 
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 
 import torch
@@ -74,6 +74,17 @@ class ActionSpace:
     def __hash__(self) -> int:
         return hash(tuple(self.levels.items()))
 
+    def __copy__(self) -> "ActionSpace":
+        """A space with tables of its own, for code that may edit them."""
+        space = object.__new__(type(self))
+        vars(space).update(vars(self), levels=dict(self.levels))
+        space.values, space.scales, space.ratios = self.values.clone(), self.scales.clone(), self.ratios.clone()
+        space._on_device = {key: table.clone() for key, table in self._on_device.items()}
+        return space
+
+    def __reduce__(self) -> tuple:
+        return type(self).of, (self.levels,)  # the tables are made again, on the CPU
+
     def __repr__(self) -> str:
         return "ActionSpace({})".format(", ".join(f"{name}={list(levels)}" for name, levels in self.levels.items()))
 
@@ -97,12 +108,23 @@ class ActionSpace:
         """The dense value of every axis, in axis units; it need not be a level."""
         return tuple(axis.dense for axis in self.axes)
 
+    @property
+    def has_dense(self) -> bool:
+        """Whether the dense value of every axis is one of its levels."""
+        return self.largest == self.dense
+
+    @property
+    def largest(self) -> tuple[float, ...]:
+        """The largest level of every axis, in axis units."""
+        return tuple(max(levels) for levels in self.levels.values())
+
     @cached_property
     def dense_id(self) -> int:
-        """Id of the action that is dense on all axes; else of the first that is dense on the first axis; else 0."""
-        dense = self.dense
-        first = next((index for index, action in enumerate(self.table) if action[0] == dense[0]), 0)
-        return next((index for index, action in enumerate(self.table) if action == dense), first)
+        """Id of the dense action; in a space that has none, of the largest level of every axis.
+
+        Steps that cannot be controlled take it.
+        """
+        return self.table.index(self.largest)
 
     def index(self, *levels: float, **by_name: float) -> int:
         """Id of the action with exactly these levels, in the order of the axes or by name.
@@ -186,3 +208,9 @@ def check_size(counts: Mapping[str, int]) -> None:
             f"The action space would have {actions:,} actions ({numbers} levels), but at most {MOST_ACTIONS:,} are "
             "allowed: give fewer levels."
         )
+
+
+@lru_cache(maxsize=16)
+def shared_action_space(levels: tuple[tuple[Axis, tuple[float, ...]], ...]) -> ActionSpace:
+    """The action space of levels by axis. Its tables are made once: every call asks a config for them."""
+    return ActionSpace.of({axis.name: values for axis, values in levels})

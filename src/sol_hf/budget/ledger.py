@@ -3,6 +3,7 @@
 
 """Compute spent: per-row sums and means of an episode and of the whole generation, in ratio units."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,12 @@ class BudgetLedger:
         self.episode_counts = torch.zeros(rows, dtype=torch.float32, device=device)
         self.total_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.total_counts = torch.zeros(rows, dtype=torch.float32, device=device)
+
+    def copy(self) -> "BudgetLedger":
+        """A ledger with the same sums, in tensors of its own."""
+        ledger = copy.copy(self)
+        ledger.map_rows(torch.Tensor.clone)
+        return ledger
 
     def start_episode(self) -> None:
         """Begin the sums of a new episode. Those of the whole call continue."""

@@ -9,24 +9,45 @@ from typing import Any
 
 import torch
 
+from .token_arguments import TokenArguments
+
 
 RowFunction = Callable[[torch.Tensor], torch.Tensor]
 
 
+def owned(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is no view of a larger one, which would be kept, copied and saved with it."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone()
+
+
 @dataclass
 class StepRecord:
-    """One executed decode step: token (or its embedding), action, in which rows it counts, and the state before it."""
+    """One executed decode step.
+
+    Args:
+        token (`torch.Tensor` of shape `(rows, 1)` or `(rows, 1, embedding_size)`): The token, or its embedding.
+        action (`torch.LongTensor` of shape `(rows,)`): The action.
+        counted (`torch.BoolTensor` of shape `(rows,)`): In which rows it counts.
+        previous_hidden (`torch.Tensor` of shape `(rows, hidden_size)`, *optional*): The hidden state before it.
+        previous_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller kept of the logits
+            before it.
+        along (`TokenArguments`): Further arguments of its forward, such as its position.
+    """
 
     token: torch.Tensor
     action: torch.Tensor
     counted: torch.Tensor
     previous_hidden: torch.Tensor | None
     previous_digest: torch.Tensor | None = None
+    along: TokenArguments = field(default_factory=dict)
 
     def map_rows(self, function: RowFunction) -> None:
         self.token, self.action, self.counted = function(self.token), function(self.action), function(self.counted)
         self.previous_hidden = None if self.previous_hidden is None else function(self.previous_hidden)
         self.previous_digest = None if self.previous_digest is None else function(self.previous_digest)
+        self.along = {name: argument.map_rows(function) for name, argument in self.along.items()}
 
 
 @dataclass

@@ -10,6 +10,7 @@ prefill.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer
@@ -47,6 +48,9 @@ class PagedLayer(DynamicLayer):
         """Append keys and values of shape `(rows, kv_heads, new, head_dim)` and return all of them, as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if key_states.shape[0] != self._key_store.shape[0]:
+            raise ValueError(f"The cache holds {self._key_store.shape[0]} rows, but got {key_states.shape[0]}.")
+        self._leave_inference_mode()
         if self.append_at is not None:
             return self._append_on_device(key_states, value_states, *self.append_at)
         begin, end = self.length, self.length + key_states.shape[-2]
@@ -57,6 +61,19 @@ class PagedLayer(DynamicLayer):
         self._set_length(end)
         return self.keys, self.values
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Keys and values without spare room, and no page index: it is made again when it is needed."""
+        state = dict(vars(self))
+        if self.is_initialized:
+            state.update(_key_store=self.keys.clone(), _value_store=self.values.clone(), keys=None, values=None)
+        state.update(_upper=torch.empty(0), _lower=torch.empty(0), _page_capacity=0, _indexed=0)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.is_initialized:
+            self._set_length(self.length)
+
     def get_seq_length(self) -> int:
         return self.length
 
@@ -66,7 +83,21 @@ class PagedLayer(DynamicLayer):
             raise ValueError(f"`crop` takes the number of tokens to remove as a negative number: {tokens_to_remove}.")
         if tokens_to_remove and self.is_initialized:
             self._set_length(max(0, self.length + tokens_to_remove))
-            self._indexed = max(0, min(self._indexed, self.length + 1 - self.page_size))
+            self.index_again(self.length)
+
+    def write_back(self, begin: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write keys and values of shape `(rows, kv_heads, number, head_dim)` to their slots again.
+
+        Storage that was allocated in inference mode cannot have been overwritten outside of it.
+        """
+        if self._key_store.is_inference() and not torch.is_inference_mode_enabled():
+            return
+        end = begin + keys.shape[2]
+        self._key_store[:, :, begin:end], self._value_store[:, :, begin:end] = keys, values
+
+    def index_again(self, first: int) -> None:
+        """Note that the pages of the tokens from `first` on have to be indexed again."""
+        self._indexed = max(0, min(self._indexed, first + 1 - self.page_size))
 
     def reset(self) -> None:
         self.length = 0
@@ -199,6 +230,13 @@ class PagedLayer(DynamicLayer):
                 new[:, :, : self._page_capacity] = old
             setattr(self, name, new)
         self._page_capacity = capacity
+
+    def _leave_inference_mode(self) -> None:
+        """Copy storage that was allocated in inference mode, which cannot be written to outside of it."""
+        if self._key_store.is_inference() and not torch.is_inference_mode_enabled():
+            for name in ("_key_store", "_value_store", "_upper", "_lower"):
+                setattr(self, name, getattr(self, name).clone())
+            self._set_length(self.length)
 
     def _forget_pages(self) -> None:
         self._upper = self._lower = torch.empty(0)

@@ -18,9 +18,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..budget.action_space import ActionSpace
 from ..budget.ledger import BudgetLedger
-from .episode import Episode, RowFunction, StepRecord
+from .episode import Episode, RowFunction, StepRecord, owned
+from .owner import CacheOwner
 from .paged_layer import PagedLayer
+from .rollback import undone_if_interrupted
 from .shared_prefix import SharedPrefixLayer
+from .token_arguments import TokenArguments
 from .window_layer import WindowLayer
 
 
@@ -49,10 +52,28 @@ class SOLCache(DynamicCache):
         self.targets: torch.Tensor | None = None
         self.padding: torch.Tensor | None = None
         self.padding_range = (0, 0)
+        self.padding_is_known = True
         self.position_offset: torch.Tensor | None = None
         self.trace: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.processed = 0
+        """Tokens that were processed by the model of this cache. A base that is called alone adds others."""
+        self.owner: CacheOwner | None = None
+        """The model of this cache; set by `model.new_cache()`, or by the first call."""
+        self.controller = ""
+        """The class of the controller of the last call, whose state is that of the running episode."""
+        self.broken_layers: list[str] = []
+        """Kinds of layers that an interrupted forward has left in an unknown state."""
         self.is_fanned_out = False
         """Whether this cache came from [`SOLCache.fan_out`], for rollouts."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state, with the trace as two tensors."""
+        trace = tuple(torch.stack(values) for values in zip(*self.trace, strict=True)) if self.trace else ()
+        return {**vars(self), "trace": trace}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        columns = [value.unbind() for value in state["trace"]]
+        self.__dict__.update({**state, "trace": list(zip(*columns, strict=True))})
 
     @property
     def rows(self) -> int:
@@ -66,10 +87,56 @@ class SOLCache(DynamicCache):
         sliding = [i for i, layer in enumerate(self.layers) if isinstance(layer, WindowLayer)]
         return frozenset(full or sliding)
 
-    def start_call(self) -> None:
-        """Begin the trace and the sums of a new call, which has its own targets. A running episode continues."""
+    def start_call(self, controller: str = "") -> None:
+        """Begin the trace and the sums of a new call, which has its own targets. A running episode continues.
+
+        `controller` is the class of the call's controller. What another one remembers of the episode is dropped.
+        """
         self.trace, self.targets = [], None
         self.ledger.start_call()
+        if controller != self.controller:
+            self.episode.controller_state, self.controller = {}, controller
+
+    def belong_to(self, owner: CacheOwner) -> None:
+        """Check that this is a cache of a model; one without a model becomes its own.
+
+        Raises:
+            ValueError: if this is the cache of another model.
+        """
+        self.owner = self.owner or owner
+        differences = self.owner.differences(owner)
+        if differences:
+            raise ValueError(
+                f"This cache was made by another model: {', '.join(differences)} differ. Pass `model.new_cache()`, or "
+                "the `past_key_values` of an earlier output of this model."
+            )
+
+    def check_intact(self) -> None:
+        """Check that the cache is as the last call of its model left it.
+
+        Tokens that the base has added alone are taken as dense text, unless the running episode has to be refreshed.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if self.broken_layers:
+            raise ValueError(
+                f"A forward over this cache was interrupted, and {', '.join(self.broken_layers)} cannot be rolled "
+                "back: begin again with `model.new_cache()`."
+            )
+        length = self.get_seq_length()
+        added = length - self.processed
+        if added and (self.episode.polluted or added < 0):
+            raise ValueError(
+                f"The cache holds {length} tokens, but its model has processed {self.processed}: something else, such "
+                "as `model.base.generate`, has changed it while an episode was running, which can then not be "
+                + (f"refreshed. Drop its tokens with `cache.crop(-{added})`, " if added > 0 else "continued. ")
+                + "Or begin again with `model.new_cache()`."
+            )
+        if added:
+            self.end_episode(None)
+            self.processed = length
+            self.padding_is_known = False
 
     def set_up_rows(self, rows: int, device: torch.device) -> None:
         """Create the state per row at the first forward.
@@ -77,51 +144,78 @@ class SOLCache(DynamicCache):
         Raises:
             ValueError: if the cache holds another number of rows.
         """
+        held = {len(layer.keys) for layer in self.layers if isinstance(layer, DynamicLayer) and layer.is_initialized}
+        if held - {rows} or self.rows not in (0, rows):
+            raise ValueError(f"The cache holds {max(held or {self.rows})} rows, but the input has {rows}.")
         if self.rows == 0:
             self.ledger = BudgetLedger(rows, self.action_space, device)
-        if rows != self.rows:
-            raise ValueError(f"The cache holds {self.rows} rows, but the input has {rows}.")
 
     def observe_inputs(
         self,
         tokens: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
         decode_from: int | None = None,
+        mask_was_passed: bool = True,
     ) -> None:
-        """Take padding and positions from the arguments of a forward.
+        """Take padding from the arguments of a forward.
 
         Args:
             tokens (`torch.Tensor` of shape `(rows, length, ...)`): Ids or embeddings.
             attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 marks left padding.
-            position_ids (`torch.LongTensor` of shape `(rows, length)`, *optional*): Positions of the tokens.
             decode_from (`int`, *optional*): Length of the cache at which the decode steps of the call begin.
+            mask_was_passed (`bool`, *optional*, defaults to `True`): Whether the mask is the caller's, not made by
+                transformers from pad tokens.
 
         Raises:
             ValueError: for a mask of another length, or padding anywhere but on the left of the first turn.
         """
         begin, length = self.get_seq_length(), tokens.shape[1]
         in_prefill = begin == 0 or length > 1 or (decode_from is not None and begin <= decode_from)
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(
+                f"`attention_mask` must have shape (rows, cached + new tokens), got {tuple(attention_mask.shape)}: "
+                "masks with more dimensions cannot be used with a SOLCache."
+            )
+        if attention_mask is None and self.padding is not None and begin:
+            raise ValueError(
+                f"The cache holds rows with {self.padding.tolist()} padding tokens on the left, but there is no "
+                "`attention_mask`, or it is all ones: pass the mask of the earlier turns, with ones for new tokens."
+            )
         if attention_mask is not None and in_prefill:
             real = attention_mask.bool()
             padding = (~real).sum(dim=1)
             left_padded = torch.arange(real.shape[1], device=real.device) >= padding[:, None]
-            if real.shape[1] != begin + length or not bool((real == left_padded).all()):
+            gaps = real != left_padded
+            if not mask_was_passed and bool(gaps.any()):
+                raise ValueError(
+                    f"Row {int(gaps.any(dim=1).nonzero()[0, 0])} has the pad token within its text, and no "
+                    "`attention_mask` was passed, so transformers takes it for padding: pass "
+                    "`attention_mask=torch.ones_like(input_ids)`, with 0 for padding on the left."
+                )
+            if real.shape[1] != begin + length or bool(gaps.any()):
                 raise ValueError(
                     "`attention_mask` must cover cached and new tokens and mark padding on the left of the first turn "
                     "only: a gap between two turns, or padding on the right, would change which keys a page holds."
                 )
             if not bool(real[:, -1].all()) and (decode_from is None or begin + length > decode_from):
                 raise ValueError("`attention_mask` must leave every row at least one token.")
+            self._check_padding(padding.clamp(max=begin), begin)
             self.set_padding(padding)
-        if position_ids is not None:
-            last = position_ids[..., -1].expand(len(tokens))
-            self.position_offset = begin + length - 1 - last
+
+    def _check_padding(self, padding: torch.Tensor, begin: int) -> None:
+        """Raise a ValueError if padding `(rows,)` is not that of the `begin` tokens in the cache."""
+        known = torch.zeros_like(padding) if self.padding is None else self.padding.clamp(max=begin)
+        if begin and self.padding_is_known and not torch.equal(padding, known):
+            raise ValueError(
+                f"`attention_mask` marks {padding.tolist()} tokens on the left of the cached text as padding, but it "
+                f"was processed with {known.tolist()}: pass the mask of the earlier turns, with ones for new tokens."
+            )
 
     def set_padding(self, padding: torch.Tensor) -> None:
         """Set the number of padding slots on the left of every row, `(rows,)`."""
         least, most = int(padding.min()), int(padding.max())
         self.padding, self.padding_range = (padding, (least, most)) if most else (None, (0, 0))
+        self.padding_is_known = True
 
     def record(
         self,
@@ -130,11 +224,16 @@ class SOLCache(DynamicCache):
         counted: torch.Tensor,
         hidden: torch.Tensor,
         digest: torch.Tensor | None = None,
+        along: TokenArguments | None = None,
     ) -> None:
-        """Store an executed step, the hidden state after it, and what the controller keeps of its logits."""
+        """Store an executed step, the hidden state after it, and what the controller keeps of its logits.
+
+        `along` are the further arguments of its forward, such as positions.
+        """
         episode = self.episode
-        episode.steps.append(StepRecord(token, action, counted, episode.hidden_state, episode.logits_digest))
-        episode.hidden_state, episode.logits_digest = hidden, digest
+        before = episode.hidden_state, episode.logits_digest
+        episode.steps.append(StepRecord(owned(token), action, counted, *before, along or {}))
+        episode.hidden_state, episode.logits_digest = owned(hidden), None if digest is None else owned(digest)
         self.trace.append((action, counted))
         self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
 
@@ -148,6 +247,7 @@ class SOLCache(DynamicCache):
         """Drop all keys and values, to compute the same text again. Ledger, trace and targets continue."""
         for layer in self.layers:
             layer.reset()
+        self.processed = 0
         self.end_episode(None)
 
     def fan_out(
@@ -212,7 +312,8 @@ class SOLCache(DynamicCache):
             token (`torch.Tensor` of shape `(rows, 1)`, *optional*): The last processed token, or its embedding.
             digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of its logits.
         """
-        self.episode = Episode(hidden_state, token_before=token, logits_digest=digest)
+        kept = [None if value is None else owned(value) for value in (hidden_state, token, digest)]
+        self.episode = Episode(kept[0], token_before=kept[1], logits_digest=kept[2])
         self.ledger.start_episode()
         for layer in self.layers:
             if isinstance(layer, WindowLayer):
@@ -221,6 +322,7 @@ class SOLCache(DynamicCache):
     def drop_tokens(self, number: int) -> None:
         """Remove the last `number` tokens from keys and values only."""
         super().crop(-number)
+        self.processed -= number
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` tokens, and set episode, controller and ledger back accordingly.
@@ -228,7 +330,10 @@ class SOLCache(DynamicCache):
         A crop of more tokens than the running episode has ends that episode. The next forward then needs at least two
         tokens, since the hidden state before the crop point is not kept.
         """
+        added = max(0, self.get_seq_length() - self.processed)  # by a base that was called alone
         super().crop(tokens_to_remove)
+        self.processed = min(self.processed, self.get_seq_length())
+        tokens_to_remove = min(0, tokens_to_remove + added)
         if tokens_to_remove == 0:
             return
         ratios = self.action_space.ratios
@@ -253,20 +358,24 @@ class SOLCache(DynamicCache):
         self.episode, self.targets, self.trace = Episode(), None, []
         self.ledger = BudgetLedger(0, self.action_space)
         self.padding, self.padding_range, self.position_offset = None, (0, 0), None
+        self.processed, self.padding_is_known, self.broken_layers = 0, True, []
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder all state for beam search. The trace keeps the executed order, to be read by `beam_indices`."""
-        super().reorder_cache(beam_idx)
-        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)), "reorder_cache", beam_idx)
+        with undone_if_interrupted(self):
+            super().reorder_cache(beam_idx)
+            self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)), "reorder_cache", beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0), "batch_repeat_interleave", repeats)
+        with undone_if_interrupted(self):
+            super().batch_repeat_interleave(repeats)
+            self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0), "batch_repeat_interleave", repeats)
         self.trace = [(a.repeat_interleave(repeats), c.repeat_interleave(repeats)) for a, c in self.trace]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._map_rows(lambda x: x[indices], "batch_select_indices", indices)
+        with undone_if_interrupted(self):
+            super().batch_select_indices(indices)
+            self._map_rows(lambda x: x[indices], "batch_select_indices", indices)
         self.trace = [(action[indices], counted[indices]) for action, counted in self.trace]
 
     def _map_rows(self, function: RowFunction, cache_method: str, argument: Any) -> None:

@@ -3,6 +3,8 @@
 
 """A sliding-window cache layer that can be rolled back to the beginning of its episode."""
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
@@ -24,6 +26,13 @@ class WindowLayer(DynamicSlidingWindowLayer):
     def __init__(self, sliding_window: int):
         super().__init__(sliding_window)
         self.activate_past_recording()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keys and values without the larger tensors that they may be views of."""
+        state = dict(vars(self))
+        if self.is_initialized:
+            state.update(keys=self.keys.clone(), values=self.values.clone())
+        return state
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` tokens.

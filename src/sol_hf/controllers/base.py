@@ -7,7 +7,8 @@ A controller implements [`Controller.__call__`]. Its state within an episode is 
 part of the cache: when the generation loop reorders or repeats rows, the state is reordered and repeated, too.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ class Observation:
         """[`BudgetLedger.scalars`] and `page_fill`, of shape `(rows, 2 + 2 * axes + 1)`; see [`ScalarColumns`]."""
         spent = self.ledger.scalars(self.step, self.episode_length, self.controllable, self.require_targets())
         return torch.cat([spent, self.page_fill[:, None]], dim=-1)
+
+    def copy(self) -> "Observation":
+        """A copy for code that may edit what it is given; `state`, which is meant to be edited, is the same object."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        tensors: dict[str, Any] = {name: value.clone() for name, value in values if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors, ledger=self.ledger.copy(), action_space=copy.copy(self.action_space))
 
     def require_targets(self) -> torch.Tensor:
         """The targets.

@@ -90,6 +90,17 @@ class PinnedAxesProcessor(ActionProcessor):
         return restrict(scores, allowed.expand_as(scores))
 
 
+class DenseRowsProcessor(ActionProcessor):
+    """Holds rows whose target is the largest level of every axis at the dense action, as if they ran alone."""
+
+    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
+        ratios = observation.action_space.ratios_on(scores.device)
+        largest = ratios.amax(0)
+        is_dense_row = (observation.require_targets() >= largest - TOLERANCE).all(dim=-1)
+        is_dense_action = (ratios == largest).all(dim=-1)
+        return restrict(scores, is_dense_action | ~is_dense_row[:, None])
+
+
 def budget_processors(pinned: tuple[bool, ...] | torch.Tensor, hard: bool) -> list[ActionProcessor]:
     """The processors that keep a budget, for `generate`, `score` and evaluations alike.
 

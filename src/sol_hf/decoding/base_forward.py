@@ -5,8 +5,6 @@
 
 import functools
 import inspect
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,22 +13,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache.sol_cache import SOLCache
 from ..execution.plan import RefreshPlan, active_forward
+from .forward_inputs import ForwardInputs
 from .session import DecodingSession
-
-
-@dataclass(frozen=True)
-class ForwardInputs:
-    """The arguments of a forward that belong to its tokens. The base gets slices of them.
-
-    Args:
-        tokens (`torch.Tensor`): Ids `(rows, length)`, or embeddings `(rows, length, embedding_size)`.
-        attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 marks left padding.
-        extra (`dict[str, Any]`): Further arguments for the base.
-    """
-
-    tokens: torch.Tensor
-    attention_mask: torch.Tensor | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @functools.lru_cache
@@ -40,41 +24,37 @@ def accepted_arguments(model_class: type[nn.Module]) -> frozenset[str]:
 
 
 def base_forward(
-    base: PreTrainedModel,
-    tokens: torch.Tensor,
-    cache: SOLCache,
-    inputs: ForwardInputs,
-    logits_to_keep: int = 1,
+    base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache, logits_to_keep: int = 1
 ) -> CausalLMOutputWithPast:
-    """Run the base on `tokens`, which follow those in the cache."""
-    begin, length = cache.get_seq_length(), tokens.shape[1]
-    arguments: dict[str, Any] = dict(inputs.extra)
-    arguments["inputs_embeds" if tokens.is_floating_point() else "input_ids"] = tokens
+    """Run the base on tokens that follow those in the cache.
+
+    Positions that are not given are those that the base itself would take, unless the cache says otherwise.
+    """
+    begin, length = cache.get_seq_length(), inputs.length
+    arguments = inputs.arguments()
     if inputs.attention_mask is not None:
         arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
     accepted = accepted_arguments(base.__class__)
-    if cache.position_offset is not None and "position_ids" in accepted:
-        slots = torch.arange(begin, begin + length, device=tokens.device)
+    if cache.position_offset is not None and "position_ids" in accepted and "position_ids" not in arguments:
+        slots = torch.arange(begin, begin + length, device=inputs.tokens.device)
         arguments["position_ids"] = (slots - cache.position_offset[:, None]).clamp(min=0)
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = logits_to_keep
-    output = base(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
+    arguments |= dict(past_key_values=cache, use_cache=True, return_dict=True)
+    output = base(**arguments)
+    cache.processed = cache.get_seq_length()
     if logits_to_keep and output.logits.shape[1] > logits_to_keep:
         output.logits = output.logits[:, -logits_to_keep:]
     return output
 
 
 def dense_forward(
-    session: DecodingSession,
-    tokens: torch.Tensor,
-    inputs: ForwardInputs,
-    logits_to_keep: int = 1,
-    refresh: RefreshPlan | None = None,
+    session: DecodingSession, inputs: ForwardInputs, logits_to_keep: int = 1, refresh: RefreshPlan | None = None
 ) -> CausalLMOutputWithPast:
-    """Process `tokens` densely, as a KV refresh if `refresh` is given, and begin a new episode after them."""
+    """Process tokens densely, as a KV refresh if `refresh` is given, and begin a new episode after them."""
     with active_forward(refresh=refresh) as context:
-        output = base_forward(session.base, tokens, session.cache, inputs, logits_to_keep)
-    session.cache.end_episode(context.last_hidden_state(), tokens[:, -1:], logits_digest(session, output))
+        output = base_forward(session.base, inputs, session.cache, logits_to_keep)
+    session.cache.end_episode(context.last_hidden_state(), inputs.tokens[:, -1:], logits_digest(session, output))
     return output
 
 

@@ -6,29 +6,30 @@
 import torch
 
 from ..execution.cuda_graphs import CapturedForward
-from .base_forward import ForwardInputs
+from .forward_inputs import ForwardInputs
 from .session import DecodingSession
-
-
-NOT_CAPTURED = ("use_cache", "cache_position", "logits_to_keep")
-"""Arguments of a forward that a captured forward may ignore."""
 
 
 GROWTH_TOKENS = 256
 """A CUDA graph is captured with storage for at least this many additional tokens, or a quarter of the text if more."""
 
 
-def is_captured(session: DecodingSession, tokens: torch.Tensor, inputs: ForwardInputs) -> bool:
-    """Whether the forward that processes `tokens` `(rows, number)` is to run from a [`CapturedForward`].
+def is_captured(session: DecodingSession, inputs: ForwardInputs) -> bool:
+    """Whether a forward is to run from a [`CapturedForward`].
 
-    A forward that has to return more than logits, such as all hidden states, is not.
+    A forward that has to return more than logits, such as all hidden states, or that takes more than tokens and their
+    positions, is not.
     """
     controls, length = session.require_controls(), session.cache.get_seq_length()
-    extra = (value for name, value in inputs.extra.items() if name not in NOT_CAPTURED)
-    asks_more = any(value is not None and value is not False for value in extra)
-    if not controls.cuda_graphs or tokens.is_floating_point() or length == 0 or asks_more:
+    if not controls.cuda_graphs or inputs.tokens.is_floating_point() or length == 0 or inputs.asks_for_more:
         return False
-    return controls.cuda_graphs is True or length + tokens.shape[1] <= controls.cuda_graphs
+    return controls.cuda_graphs is True or length + inputs.length <= controls.cuda_graphs
+
+
+def positions_of(inputs: ForwardInputs) -> torch.Tensor | None:
+    """Positions of the tokens `(rows, length)` or `(1, length)`, `None` if they are not given."""
+    positions = inputs.along.get("position_ids")
+    return None if positions is None else positions.value
 
 
 def current_capture(session: DecodingSession, refreshed: int = 0) -> CapturedForward:

@@ -4,12 +4,25 @@
 """The settings of the decode steps of a call."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import LogitsProcessorList
 
 from ..budget.budget import Budget
 from ..controllers.base import Controller
+from ..controllers.processors import (
+    ActionProcessorList,
+    DenseRowsProcessor,
+    HardBudgetProcessor,
+    PinnedAxesProcessor,
+)
 from ..selection.rule import SelectionRule
+
+
+LIMITS = (PinnedAxesProcessor, DenseRowsProcessor, HardBudgetProcessor)
+"""Processors that hold a call to its budget."""
+OWN_CONTROLLERS = f"{__package__.rpartition('.')[0]}.controllers."
+"""Module names of controllers and processors that do not edit what they are given begin with this."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +58,19 @@ class DecodeControls:
     bits_backend: str = "fake"
     cuda_graphs: bool | int = False
     dense_axes: frozenset[str] = frozenset()
+
+    @cached_property
+    def edits(self) -> LogitsProcessorList:
+        """The processors that come before the limits."""
+        return ActionProcessorList(x for x in self.processors if type(x) not in LIMITS)
+
+    @cached_property
+    def limits(self) -> LogitsProcessorList:
+        """The processors that hold the call to its budget. They come last, and see the state itself."""
+        return ActionProcessorList(x for x in self.processors if type(x) in LIMITS)
+
+    @cached_property
+    def needs_copies(self) -> bool:
+        """Whether the controller or a processor is foreign code, which gets a copy of the state before a step."""
+        code = (self.controller, *self.processors)
+        return not all(type(x).__module__.startswith(OWN_CONTROLLERS) for x in code)

@@ -3,11 +3,12 @@
 
 """Checks of the arguments of `generate` under a budget, before any compute."""
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
 from ..cache.sol_cache import SOLCache
@@ -45,65 +46,144 @@ def begin_of_text(
 
 
 def check_generate_arguments(
-    prompt: torch.Tensor | None,
-    arguments: Mapping[str, Any],
-    generation_config: GenerationConfig | None,
-    stored: GenerationConfig,
-    device: torch.device,
+    prompt: torch.Tensor | None, arguments: Mapping[str, Any], device: torch.device, vocabulary: int
 ) -> None:
     """Raise a ValueError for arguments that cannot be used under a budget.
 
     Args:
         prompt (`torch.Tensor`, *optional*): From [`find_prompt`].
         arguments (`Mapping[str, Any]`): Of the `generate` call.
-        generation_config (`GenerationConfig`, *optional*): Of the `generate` call.
-        stored (`GenerationConfig`): The model's own.
         device (`torch.device`): Of the base.
+        vocabulary (`int`): Rows of the base's input embeddings.
     """
-    if prompt is None or prompt.shape[1] == 0:
+    if prompt is None or prompt.shape[1:2].numel() == 0:
         raise ValueError("The prompt is empty: at least one token is needed.")
+    check_tokens(prompt, vocabulary)
+    embeds = arguments.get("inputs_embeds")
+    if embeds is not None and prompt is not embeds and prompt.shape[1] != embeds.shape[1]:
+        raise ValueError(
+            f"`input_ids` has {prompt.shape[1]} tokens, `inputs_embeds` {embeds.shape[1]}: both must cover the whole "
+            "prompt. Or pass `inputs_embeds` only; the output then has the new tokens only."
+        )
     if prompt.device.type not in ("cpu", device.type):
         raise ValueError(f"The prompt is on {prompt.device}, the model on {device}.")
+    if arguments.get("assistant_model") is not None:
+        refuse(GenerationMode.ASSISTED_GENERATION)
     cache = arguments.get("past_key_values")
     if cache is not None and not isinstance(cache, SOLCache):
         raise ValueError(
             f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
             "`past_key_values` of an earlier output."
         )
-    mask, past = arguments.get("attention_mask"), 0 if cache is None else cache.get_seq_length()
-    if mask is not None and mask.shape[1] not in (prompt.shape[1], past + prompt.shape[1]):
+
+
+def check_tokens(tokens: torch.Tensor, vocabulary: int) -> None:
+    """Raise a ValueError if `tokens` are neither ids `(rows, length)` nor embeddings `(rows, length, size)`.
+
+    Ids on a CPU are also compared with the size of the vocabulary.
+    """
+    shape = tuple(tokens.shape)
+    if tokens.dim() != (3 if tokens.is_floating_point() else 2):
         raise ValueError(
-            f"`attention_mask` must cover the prompt ({prompt.shape[1]} tokens) and what the cache holds ({past}), "
-            f"but has {mask.shape[1]} columns."
+            f"A prompt has whole-number ids of shape (rows, length), or embeddings of shape (rows, length, size), got "
+            f"{tokens.dtype} of shape {shape}."
         )
-    sources = [arguments, *(vars(config) for config in (generation_config, stored) if config is not None)]
-    in_force = {
-        name: next((source[name] for source in sources if source.get(name) is not None), None)
-        for name in ("use_cache", "cache_implementation")
-    }
-    guidance = arguments.get("guidance_scale", getattr(generation_config, "guidance_scale", None))
-    if guidance not in (None, 1, 1.0):
+    if len(tokens) == 0:
+        raise ValueError(f"The prompt has no rows: its shape is {shape}.")
+    if tokens.dim() == 2 and tokens.device.type == "cpu" and tokens.numel():
+        least, most = int(tokens.min()), int(tokens.max())
+        if least < 0 or most >= vocabulary:
+            wrong = least if least < 0 else most
+            raise ValueError(f"The prompt has the id {wrong}, but the base's ids are 0..{vocabulary - 1}.")
+
+
+def check_continuation(prompt: torch.Tensor, mask: torch.Tensor | None, cache: SOLCache) -> None:
+    """Raise a ValueError if a prompt does not continue the text in a cache.
+
+    Args:
+        prompt (`torch.Tensor`): The whole text so far and new tokens, or new tokens only.
+        mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): Covers the whole text; needed if the prompt has
+            new tokens only.
+        cache ([`SOLCache`]): From an earlier call.
+    """
+    length, past = prompt.shape[1], cache.get_seq_length()
+    if mask is not None and (mask.dim() != 2 or mask.shape[1] not in (length, past + length)):
         raise ValueError(
-            f"`guidance_scale={guidance}` runs the base a second time for every token, densely: leave it out, or the "
-            "budget."
+            f"`attention_mask` must have shape (rows, columns) and cover the prompt ({length} tokens) and what the "
+            f"cache holds ({past}), but has shape {tuple(mask.shape)}."
         )
-    if in_force["use_cache"] is False:
-        raise ValueError("A budget needs the cache: remove `use_cache=False`.")
-    if in_force["cache_implementation"] not in (None, "dynamic"):
+    is_whole = prompt.is_floating_point() or mask is None or mask.shape[1] == length
+    if not is_whole or past == 0:
+        return
+    if length <= past:
         raise ValueError(
-            f"A budget needs its own cache, so `cache_implementation={in_force['cache_implementation']!r}` (static, "
-            "quantized, offloaded, or the paged cache of continuous batching) cannot be used with it."
+            f"The cache holds {past} tokens, the prompt has {length}: pass the whole text, those tokens included, or "
+            f"the new tokens only with an `attention_mask` of {past + length} columns. `cache.crop` drops tokens."
         )
+    steps = [] if prompt.is_floating_point() or cache.rows % len(prompt) else cache.episode.steps
+    if steps and not any(step.token.is_floating_point() for step in steps):
+        known = torch.cat([step.token for step in steps], dim=1)
+        found = prompt[:, past - len(steps) : past].to(known)
+        found = found.repeat_interleave(cache.rows // len(prompt), dim=0)  # as the loop repeats rows for beams
+        if not torch.equal(known, found):
+            if len(prompt) != cache.rows:
+                raise ValueError(
+                    f"The cache holds {cache.rows} rows, but the input has {len(prompt)} of another text."
+                )
+            row = int((known != found).any(dim=1).nonzero()[0, 0])
+            raise ValueError(
+                f"The prompt differs from the text in the cache within its last {len(steps)} tokens, in row {row}: "
+                f"{found[row].tolist()} in place of {known[row].tolist()}. Pass the `sequences` of the earlier output "
+                "and new tokens after them, or a new cache. After beam search the rows of a cache are beams."
+            )
+
+
+def named_arguments(further: Sequence[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Positional arguments of transformers' generate after the second, by their names.
+
+    Raises:
+        TypeError: if there are too many, or an argument is given twice.
+    """
+    names = [name for name in inspect.signature(GenerationMixin.generate).parameters if name != "kwargs"][3:]
+    if len(further) > len(names):
+        raise TypeError(f"`generate` takes at most {len(names) + 2} positional arguments, got {len(further) + 2}.")
+    named = dict(zip(names, further, strict=False))
+    twice = sorted(named.keys() & arguments.keys())
+    if twice:
+        raise TypeError(f"`generate` got {', '.join(twice)} twice, by position and by name.")
+    return named
 
 
 def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: GenerationConfig | None) -> None:
-    """Raise a ValueError for the paged cache of continuous batching, with or without a budget."""
+    """Refuse the paged cache of continuous batching, with or without a budget."""
     stored = getattr(generation_config, "cache_implementation", None)
     if "paged" in (arguments.get("cache_implementation"), stored):
-        raise ValueError(
-            "Continuous batching (`cache_implementation='paged'`) refuses foreign models and attention: call the "
-            "base's own `model.base.generate_batch`, which runs without a budget."
-        )
+        refuse_batching()
+
+
+def refuse_batching() -> NoReturn:
+    """Raise the ValueError for continuous batching."""
+    raise ValueError(
+        "Continuous batching (`generate_batch`, `cache_implementation='paged'`, transformers' server with it) refuses "
+        "foreign models and attention: call the base's own `model.base.generate_batch`, which runs without a budget, "
+        "or `model.generate`."
+    )
+
+
+def suit_to_session(config: GenerationConfig, model_arguments: dict[str, Any]) -> None:
+    """Give a prepared generation config what the running call uses instead of stored values, and check its mode.
+
+    Args:
+        config (`GenerationConfig`): As the loop is to use it; changed in place.
+        model_arguments (`dict[str, Any]`): The arguments of the forwards; changed in place.
+    """
+    cache = model_arguments.get("past_key_values")
+    session = DecodingSession.current()
+    if session is not None and session.cache is cache:
+        for name, value in session.replaced.items():
+            setattr(config, name, value)
+            model_arguments.pop(name, None)
+    refuse_mode(cache, config.get_generation_mode())
 
 
 def refuse_mode(cache: Any, mode: GenerationMode) -> None:
@@ -120,7 +200,13 @@ def refuse_mode(cache: Any, mode: GenerationMode) -> None:
             "leave it out."
         )
     if mode not in STEPWISE_MODES:
-        raise ValueError(
-            f"Generation mode `{mode.value}` cannot run under a budget: it verifies several tokens in one forward, "
-            "but a budget chooses the compute of every token on its own."
-        )
+        refuse(mode)
+
+
+def refuse(mode: GenerationMode) -> NoReturn:
+    """Raise the ValueError for a generation mode that cannot run under a budget."""
+    raise ValueError(
+        f"Generation mode `{mode.value}` cannot run under a budget, which chooses the compute of every token on its "
+        "own: only greedy search, sampling and beam search can. Leave out the options of that mode, or call "
+        "`model.base.generate`."
+    )

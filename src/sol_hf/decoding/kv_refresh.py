@@ -3,41 +3,45 @@
 
 """The KV refresh: a dense forward over the tokens of an episode."""
 
-import torch
-
 from ..execution.executors import EXECUTORS
 from ..execution.plan import RefreshPlan
-from .base_forward import ForwardInputs, dense_forward, embed
-from .captured import current_capture, is_captured
+from .base_forward import dense_forward
+from .captured import current_capture, is_captured, positions_of
+from .forward_inputs import ForwardInputs, join_runs
 from .session import DecodingSession
 
 
-def take_back_sparse(session: DecodingSession) -> torch.Tensor:
-    """Drop all keys and values since the first sparse step of the running episode, and return those tokens.
+def take_back_sparse(session: DecodingSession, inputs: ForwardInputs) -> list[ForwardInputs]:
+    """Drop all keys and values since the first sparse step of the running episode.
+
+    Args:
+        session ([`DecodingSession`]): The running call.
+        inputs ([`ForwardInputs`]): Of the forward that needs the refresh.
 
     Returns:
-        `torch.Tensor`: Ids `(rows, steps)`, or embeddings `(rows, steps, embedding_size)` if any of them was one.
+        `list[ForwardInputs]`: Those tokens, to be processed again: one item if all steps had the same arguments.
     """
     episode = session.cache.episode
-    tokens = [step.token for step in episode.steps[episode.first_sparse :]]
-    session.cache.drop_tokens(len(tokens))
-    if any(token.is_floating_point() for token in tokens):
-        tokens = [embed(session.base, token) for token in tokens]
-    return torch.cat(tokens, dim=1)
+    steps = [inputs.again(step.token, step.along) for step in episode.steps[episode.first_sparse :]]
+    if session.rollback is not None:
+        session.rollback.keep_tail(len(steps))
+    session.cache.drop_tokens(len(steps))
+    return join_runs(steps)
 
 
 def refresh(session: DecodingSession, inputs: ForwardInputs) -> None:
-    """KV refresh: recompute all keys and values since the episode's first sparse step by one dense forward.
+    """KV refresh: recompute all keys and values since the episode's first sparse step by a dense forward.
 
     The token after the episode is known already. Logits are therefore computed only if the controller needs them.
     """
-    tokens, controls, skips_head = take_back_sparse(session), session.require_controls(), not session.needs_logits
-    if skips_head and tokens.shape[1] == controls.episode_length and is_captured(session, tokens, inputs):
-        captured = current_capture(session, tokens.shape[1])
-        session.cache.end_episode(captured(tokens)[1], tokens[:, -1:])
-        return
-    plan = RefreshPlan(session.cache, controls.backend, skips_head)
-    dense_forward(session, tokens, ForwardInputs(tokens, inputs.attention_mask), refresh=plan)
+    controls, skips_head = session.require_controls(), not session.needs_logits
+    for again in take_back_sparse(session, inputs):
+        if skips_head and again.length == controls.episode_length and is_captured(session, again):
+            captured = current_capture(session, again.length)
+            hidden = captured(again.tokens, positions=positions_of(again))[1]
+            session.cache.end_episode(hidden, again.tokens[:, -1:])
+        else:
+            dense_forward(session, again, refresh=RefreshPlan(session.cache, controls.backend, skips_head))
 
 
 def needs_refresh(session: DecodingSession) -> bool:

@@ -18,7 +18,7 @@ from ..budget.calibration import budget_for
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
 from ..controllers.dense import DenseController
-from ..controllers.processors import ActionProcessorList, budget_processors
+from ..controllers.processors import ActionProcessorList, DenseRowsProcessor, budget_processors
 from ..execution.plan import BACKENDS, BITS_BACKENDS
 from .controls import DecodeControls
 from .option_names import STORED_DEFAULTS, option_names
@@ -46,6 +46,8 @@ class DecodeOptions:
     cuda_graphs: bool | int
     asks_fast: bool = False
     """Whether the call itself, not a stored config, asks for fast code: by `backend="fast"` or `cuda_graphs`."""
+    has_dense: bool = True
+    """Whether the action space has a dense action. Without one, dense targets are run at the largest levels."""
 
     def __post_init__(self):
         choices: dict[str, tuple] = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
@@ -73,12 +75,12 @@ class DecodeOptions:
     def is_dense(self) -> bool:
         """Whether all steps would be dense.
 
-        In hard mode this holds if all targets are dense. In soft mode a controller that was passed explicitly may
-        still choose other levels.
+        In hard mode this holds if all targets are dense, and are levels of the action space. In soft mode a controller
+        that was passed explicitly may still choose other levels.
         """
         if self.budget is None:
             return self.controller is None
-        return self.budget.is_dense and (self.controller is None or self.budget_mode == "hard")
+        return self.has_dense and self.budget.is_dense and (self.controller is None or self.budget_mode == "hard")
 
     @property
     def runs_base(self) -> bool:
@@ -104,9 +106,9 @@ class DecodeOptions:
         """The axes on which every step is dense for any scores of the controller.
 
         These are the axes without another level, those that a budget does not set, and in hard mode those whose
-        target is the dense value. An axis without a dense level is not included: see [`ActionSpace.dense_id`].
+        target is the dense value. An axis without a dense level is not included.
         """
-        levels = zip(space.axes, space.table[space.dense_id], strict=True)
+        levels = zip(space.axes, space.largest, strict=True)
         dense = {axis.name for axis, level in levels if level == axis.dense}
         held = {axis.name for axis in space.axes if space.levels[axis.name] == (axis.dense,)}
         if self.budget is not None and self.budget_mode == "hard":
@@ -138,6 +140,9 @@ class DecodeOptions:
         if self.budget is not None:
             pinned = tuple(axis not in self.budget.controlled for axis in space.axis_names)
             processors.extend(budget_processors(pinned, self.budget_mode == "hard"))
+            if self.budget_mode == "soft" and self.controller is None:
+                # alone, such a row would run without a controller: see `is_dense`
+                processors.append(DenseRowsProcessor())
         return DecodeControls(
             controller=controller,
             budget=self.budget,
@@ -199,6 +204,7 @@ def resolve_options(
         controller=given.get("controller"),
         action_processors=given.get("action_processors"),
         cuda_graphs=given.get("cuda_graphs", False),
+        has_dense=config is None or config.action_space.has_dense,
         asks_fast=given.get("backend") == "fast" or bool(given.get("cuda_graphs")),
         **resolved,
     )

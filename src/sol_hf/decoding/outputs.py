@@ -22,7 +22,7 @@ _ACTIONS_AND_REALISED = """
         actions (`torch.LongTensor` of shape `(rows, steps)`): Action under which each new token was computed, -1 where
             the row had already ended.
         realised (`torch.Tensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further axes
-            of the action space over the row's controllable steps; (1, 1, 16) for a row that had none.
+            of the action space over the row's controllable steps; the largest levels for a row that had none.
 """
 
 
@@ -55,9 +55,10 @@ class SOLScoreOutput(ModelOutput):
     Args:
         logprobs (`torch.FloatTensor` of shape `(rows, steps)`): Log-probability (nats) of every scored token, 0
             where a row has no step.
-        actions (`torch.LongTensor` of shape `(rows, steps)`): Action of every step, -1 where a row has none.
+        actions (`torch.LongTensor` of shape `(rows, steps)`): Action of every step, -1 where a row has none, and where
+            the base ran densely though the action space has no dense action.
         realised (`torch.FloatTensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further
-            axes of the action space over the row's controllable steps; (1, 1, 16) for a row that had none.
+            axes of the action space over the row's controllable steps; the largest levels for a row that had none.
         step_mask (`torch.BoolTensor` of shape `(rows, steps)`): True for the steps that a row has.
         logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
         greedy (`torch.BoolTensor` of shape `(rows, steps)`): Whether the scored token was the most likely one.
@@ -72,11 +73,14 @@ class SOLScoreOutput(ModelOutput):
 
 
 def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """Means in axis units over the counted steps, `(rows, axes)`, from `(rows, steps)` actions and flags."""
+    """Means in axis units over the counted steps, `(rows, axes)`, from `(rows, steps)` actions and flags.
+
+    Steps that cannot be controlled run at the largest levels, so these are the values of a row without counted steps.
+    """
     ratios = space.ratios_on(actions.device)[actions.clamp(min=0)]
     weight = counted.to(ratios.dtype)[..., None]
     means = (ratios * weight).sum(1) / weight.sum(1).clamp(min=1) * space.scales.to(actions.device)
-    return torch.where(weight.sum(1) > 0, means, torch.tensor(space.dense, device=actions.device))
+    return torch.where(weight.sum(1) > 0, means, torch.tensor(space.largest, device=actions.device))
 
 
 def attach_steps(
@@ -100,17 +104,18 @@ def attach_steps(
     running = row_ends.running() if beams is None else beams >= 0
     steps = running.shape[1]
     if trace is None:
-        actions = torch.full_like(running, space.dense_id, dtype=torch.long)
-        counted = torch.zeros_like(running)
+        actions = torch.full_like(running, space.dense_id if space.has_dense else NO_ACTION, dtype=torch.long)
+        realised = torch.tensor(space.dense, device=running.device).repeat(len(running), 1)
     else:
         actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
         counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
         if beams is not None:
             actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
+        realised = realised_means(actions, counted & running, space)
     is_beam_search = isinstance(output, GenerateBeamDecoderOnlyOutput)
     target = SOLGenerateBeamDecoderOnlyOutput if is_beam_search else SOLGenerateDecoderOnlyOutput
     return target(
         **{field.name: getattr(output, field.name) for field in fields(output)},
         actions=actions.masked_fill(~running, NO_ACTION),
-        realised=realised_means(actions, counted & running, space),
+        realised=realised,
     )

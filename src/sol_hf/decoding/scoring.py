@@ -16,16 +16,22 @@ import torch
 from transformers import PreTrainedModel
 
 from ..budget.action_space import ActionSpace
-from ..controllers.processors import AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor
+from ..controllers.processors import (
+    AxisBiasProcessor,
+    DenseRowsProcessor,
+    HardBudgetProcessor,
+    PinnedAxesProcessor,
+)
 from .aligned_rows import AlignedRows
-from .base_forward import ForwardInputs, accepted_arguments, dense_forward
+from .base_forward import accepted_arguments, dense_forward
 from .controls import DecodeControls
+from .forward_inputs import ForwardInputs
 from .outputs import NO_ACTION, SOLScoreOutput, realised_means
 from .session import DecodingSession
 from .step import decode_forward
 
 
-OWN_PROCESSORS = (AxisBiasProcessor, HardBudgetProcessor, PinnedAxesProcessor)
+OWN_PROCESSORS = (AxisBiasProcessor, DenseRowsProcessor, HardBudgetProcessor, PinnedAxesProcessor)
 """Processors whose result for a row does not depend on other rows."""
 
 
@@ -98,7 +104,7 @@ def prefill_rows(session: DecodingSession, rows: AlignedRows) -> torch.Tensor | 
     select_rows(session, None, len(leaders), rows.padding[leaders])
     mask = None if rows.attention_mask is None else rows.attention_mask[leaders]
     tokens = rows.tokens[leaders, : rows.context]
-    dense_forward(session, tokens, ForwardInputs(tokens, mask))
+    dense_forward(session, ForwardInputs(tokens, mask))
     return place
 
 
@@ -129,11 +135,12 @@ def score_rows_densely(
     if "logits_to_keep" in accepted_arguments(base.__class__):
         arguments["logits_to_keep"] = steps
     logits = base(**arguments, use_cache=False, return_dict=True).logits[:, -steps:]
-    actions = torch.full_like(step_mask, space.dense_id, dtype=torch.long)
+    dense_id = space.dense_id if space.has_dense else NO_ACTION
+    actions = torch.full_like(step_mask, dense_id, dtype=torch.long)
     return SOLScoreOutput(
         logprobs=label_logprobs(logits, rows.tokens[:, -steps:]) * step_mask,
         actions=actions.masked_fill(~step_mask, NO_ACTION),
-        realised=realised_means(actions, torch.zeros_like(step_mask), space),
+        realised=torch.tensor(space.dense, device=tokens.device).repeat(len(tokens), 1),
         step_mask=step_mask,
         logits=logits if return_logits else None,
         greedy=(logits.argmax(dim=-1) == rows.tokens[:, -steps:]) & step_mask,

@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel
 
+from ..cache.rollback import Rollback, undone_if_interrupted
 from ..cache.sol_cache import SOLCache
 from ..execution.cuda_graphs import CapturedForward
 from ..execution.instrumentation import Instrumentation
@@ -51,6 +53,10 @@ class DecodingSession:
             continuation.
         decode_from (`int`, *optional*): Length of the cache at which decode steps begin. Tokens before it are
             processed densely. By default every forward ends with one decode step.
+        replaced (`dict[str, Any]`, *optional*): Options of transformers' generate that the call uses instead of
+            stored ones, see [`replaced_values`].
+        mask_was_passed (`bool`, *optional*, defaults to `True`): Whether the caller passed an attention mask. Without
+            one, transformers takes pad tokens in the prompt for padding.
     """
 
     base: PreTrainedModel
@@ -59,6 +65,10 @@ class DecodingSession:
     decode_from: int | None = None
     is_recomputing: bool = False
     """Whether the next forward processes all of its tokens densely, since the base computes the whole text again."""
+    replaced: dict[str, Any] = field(default_factory=dict)
+    mask_was_passed: bool = True
+    rollback: Rollback | None = field(default=None, init=False)
+    """What the cache was before the running forward, if that can be taken back."""
 
     @classmethod
     def of(cls, base: PreTrainedModel, cache: SOLCache) -> "DecodingSession":
@@ -74,6 +84,7 @@ class DecodingSession:
         controls: DecodeControls | None,
         prompt: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
+        replaced: dict[str, Any],
     ) -> "DecodingSession | None":
         """The session of a `generate` call: the prompt's last token is the first decode step.
 
@@ -82,7 +93,8 @@ class DecodingSession:
         if not isinstance(cache, SOLCache) or prompt is None:
             return None
         length = (prompt if attention_mask is None else attention_mask).shape[1]
-        return cls(base, cache, controls, decode_from=length - 1)
+        passed = attention_mask is not None
+        return cls(base, cache, controls, length - 1, replaced=replaced, mask_was_passed=passed)
 
     @classmethod
     def current(cls) -> "DecodingSession | None":
@@ -126,8 +138,18 @@ class DecodingSession:
 
     def begin(self) -> "DecodingSession":
         """Begin the sums and the trace of the call. Those of a running episode continue."""
-        self.cache.start_call()
+        kind = None if self.controls is None else type(self.controls.controller)
+        self.cache.start_call("" if kind is None else f"{kind.__module__}.{kind.__qualname__}")
         return self
+
+    @contextmanager
+    def undone_if_interrupted(self) -> Iterator[None]:
+        """A forward that is interrupted by any exception leaves the cache as it was before."""
+        with undone_if_interrupted(self.cache) as self.rollback:
+            try:
+                yield
+            finally:
+                self.rollback = None
 
     def require_controls(self) -> DecodeControls:
         """The controls, for decode steps; a dense continuation has neither steps nor controls."""

@@ -3,8 +3,12 @@
 
 """Turns the options of a call into the settings of its steps, with all checks that need no compute."""
 
+from dataclasses import fields
+
 from transformers import PreTrainedModel
 
+from ..cache.owner import CacheOwner
+from ..cache.paged_layer import PagedLayer
 from ..cache.sol_cache import SOLCache
 from ..configuration_sol import SOLConfig
 from ..controllers.policy import PolicyController
@@ -19,6 +23,26 @@ from .options import DecodeOptions
 def new_cache(base: PreTrainedModel, config: SOLConfig) -> SOLCache:
     """An empty [`SOLCache`] for a base and the action space of a policy's config."""
     return SOLCache(base.config, config.action_space, config.page_size)
+
+
+def own_cache(cache: SOLCache, base: PreTrainedModel, config: SOLConfig) -> SOLCache:
+    """A cache after a check that it belongs to a model, and is as the last call of that model left it.
+
+    Raises:
+        ValueError: if it belongs to another model, or was changed by something else.
+    """
+    if cache.owner is None:  # made by hand
+        sizes = {layer.page_size for layer in cache.layers if isinstance(layer, PagedLayer)}
+        if cache.action_space != config.action_space or sizes - {config.page_size}:
+            raise ValueError(
+                "The cache was made for another action space or page size than the model's: pass `model.new_cache()`."
+            )
+    rule = config.selection_rule
+    settings = {field.name: getattr(rule, field.name) for field in fields(rule)}
+    settings |= {"episode_length": config.episode_length, **config.action_space.levels}
+    cache.belong_to(CacheOwner.of(base, settings))
+    cache.check_intact()
+    return cache
 
 
 def controls_for(

@@ -19,8 +19,10 @@ from ..cache.sol_cache import SOLCache
 from ..controllers.base import Observation
 from ..controllers.choice import best_actions, drawn_actions, refuse_nan
 from ..execution.plan import StepPlan, active_forward
-from .base_forward import ForwardInputs, base_forward, dense_forward, embed, logits_digest
-from .captured import current_capture, is_captured
+from .base_forward import base_forward, dense_forward, embed, logits_digest
+from .captured import current_capture, is_captured, positions_of
+from .forward_inputs import ForwardInputs
+from .joined_outputs import join_outputs, last_tokens
 from .kv_refresh import needs_refresh, refresh, take_back_sparse
 from .session import DecodingSession
 
@@ -67,7 +69,8 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
 def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
     """Action ids `(rows,)`: the best by the processed scores, or a sample; dense for rows not under control."""
     cache, controls, space = session.cache, session.require_controls(), observation.action_space
-    scores = controls.controller(observation)
+    shown = observation.copy() if controls.needs_copies else observation
+    scores = controls.controller(shown)
     if scores.shape != (observation.rows, len(space)):
         raise ValueError(
             f"{type(controls.controller).__name__} returned scores of shape {tuple(scores.shape)}, expected "
@@ -75,19 +78,24 @@ def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
         )
     refuse_nan(scores, controls.controller)
     action_ids = cache.episode.actions(observation.rows, scores.device)
-    scores = controls.processors(action_ids, scores, observation=observation)
+    scores = controls.edits(action_ids, scores, observation=shown)
+    scores = controls.limits(action_ids, scores, observation=observation)
     actions = drawn_actions(scores, controls.temperature) if controls.do_sample else best_actions(scores)
     return torch.where(observation.controllable, actions, space.dense_id)
 
 
 def decode_step(
-    session: DecodingSession, token: torch.Tensor, inputs: ForwardInputs, active: torch.Tensor | None = None
+    session: DecodingSession, inputs: ForwardInputs, active: torch.Tensor | None = None
 ) -> CausalLMOutputWithPast:
-    """Choose an action for one token per row, `(rows, 1)` or `(rows, 1, embedding_size)`, and process it.
+    """Choose an action for one token per row, and process it.
 
-    `active` `(rows,)` is true for rows that are still running; the others do not count in the averages.
+    Args:
+        session ([`DecodingSession`]): The running call.
+        inputs ([`ForwardInputs`]): The token and its arguments.
+        active (`torch.BoolTensor` of shape `(rows,)`, *optional*): Rows that are still running; the others do not
+            count in the averages.
     """
-    base, cache, controls = session.base, session.cache, session.require_controls()
+    cache, controls, token = session.cache, session.require_controls(), inputs.tokens
     if cache.episode.length == controls.episode_length:
         if needs_refresh(session):
             refresh(session, inputs)
@@ -97,17 +105,17 @@ def decode_step(
     observation = observe(session, token)
     actions = choose(observation, session)
     values = cache.action_space.values_on(actions.device)[actions]
-    if is_captured(session, token, inputs):
-        logits, hidden = current_capture(session)(token, values)
+    if is_captured(session, inputs):
+        logits, hidden = current_capture(session)(token, values, positions_of(inputs))
         output, is_dense = CausalLMOutputWithPast(logits=logits, past_key_values=cache), False
     else:
         settings = controls.rule, controls.backend, controls.bits_backend, controls.dense_axes
         plan = StepPlan.from_values(values, cache, *settings, parts=session.parts)
         with active_forward(plan) as context:
-            output = base_forward(base, token, cache, without_needless_mask(inputs, cache))
+            output = base_forward(session.base, without_needless_mask(inputs, cache), cache)
         hidden, is_dense = context.last_hidden_state(), plan.is_dense
     counted = observation.controllable if active is None else observation.controllable & active
-    cache.record(token, actions, counted, hidden, logits_digest(session, output))
+    cache.record(token, actions, counted, hidden, logits_digest(session, output), inputs.along)
     if cache.episode.first_sparse is None and not is_dense:
         cache.episode.first_sparse = cache.episode.length - 1
     return output
@@ -120,6 +128,24 @@ def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInpu
     return replace(inputs, attention_mask=None)
 
 
+def dense_part(session: DecodingSession, inputs: ForwardInputs, all_logits: bool) -> CausalLMOutputWithPast:
+    """Process tokens densely, and again with them those of an unfinished episode, which refreshes their keys."""
+    cache, logits_to_keep = session.cache, inputs.length if all_logits else 1
+    whole = inputs
+    if cache.episode.length and needs_refresh(session):
+        *before, last = take_back_sparse(session, inputs)
+        if last.tokens.is_floating_point() != inputs.tokens.is_floating_point():
+            last, whole = (part.embedded(session.base) for part in (last, whole))
+        if whole.can_follow(last):
+            whole = whole.after(last)
+        else:
+            before.append(last)
+        for part in before:
+            dense_forward(session, part)
+    output = dense_forward(session, whole, logits_to_keep)
+    return last_tokens(output, whole.length, inputs.length, cache.rows)
+
+
 def decode_forward(
     session: DecodingSession, inputs: ForwardInputs, all_logits: bool, active: torch.Tensor | None = None
 ) -> CausalLMOutputWithPast:
@@ -129,11 +155,10 @@ def decode_forward(
     episode's tokens are processed again with it, which refreshes their keys and values.
 
     Returns:
-        `CausalLMOutputWithPast`: the last step's output; its logits are of the last token, `(rows, 1, vocab)`, or of
-        all tokens, `(rows, length, vocab)`, with `all_logits`.
+        `CausalLMOutputWithPast`: What one forward over all tokens returns; its logits are of the last token,
+        `(rows, 1, vocab)`, or of all tokens, `(rows, length, vocab)`, with `all_logits`.
     """
-    base, cache = session.base, session.cache
-    tokens, length = inputs.tokens, inputs.tokens.shape[1]
+    cache, length = session.cache, inputs.length
     dense = length - 1
     if session.controls is None:
         dense = length
@@ -141,22 +166,17 @@ def decode_forward(
         dense = length
     elif session.decode_from is not None:
         dense = min(max(session.decode_from - cache.get_seq_length(), 0), length)
-    outputs = []
+    outputs, lengths = [], [dense] if dense else []
     if dense:
-        prefix = tokens[:, :dense]
-        if cache.episode.length and needs_refresh(session):
-            again = take_back_sparse(session)
-            if again.is_floating_point() != prefix.is_floating_point():
-                again, prefix = embed(base, again), embed(base, prefix)
-            prefix = torch.cat([again, prefix], dim=1)
-        outputs.append(dense_forward(session, prefix, inputs, dense if all_logits else 1))
+        outputs.append(dense_part(session, inputs.part(0, dense, is_dense=True), all_logits))
     if session.is_recomputing:
         cache.record_dense()
         session.is_recomputing = False
     for index in range(dense, length):
-        outputs.append(decode_step(session, tokens[:, index : index + 1], inputs, active))
-    last = outputs[-1]
+        outputs.append(decode_step(session, inputs.part(index, index + 1, is_dense=False), active))
+        lengths.append(1)
+    joined = join_outputs(outputs, lengths, cache.rows)
     if all_logits and len(outputs) > 1:
-        last.logits = torch.cat([output.logits for output in outputs], dim=1)
-    last.past_key_values = cache
-    return last
+        joined.logits = torch.cat([output.logits for output in outputs], dim=1)
+    joined.past_key_values = cache
+    return joined

@@ -23,7 +23,8 @@ import torch
 
 from ..budget.action_space import ActionSpace
 from ..cache.sol_cache import SOLCache
-from ..decoding.base_forward import ForwardInputs, base_forward
+from ..decoding.base_forward import base_forward
+from ..decoding.forward_inputs import ForwardInputs
 from ..execution.instrumentation import Instrumentation
 from ..execution.plan import StepPlan, active_forward
 from ..modeling_sol import SOLForCausalLM
@@ -187,6 +188,6 @@ def _try(
     parts = Instrumentation.of(model.base).parts(fanned)
     plan = StepPlan.from_values(values, fanned, model.config.selection_rule, parts=parts)
     with active_forward(plan) as context:
-        output = base_forward(model.base, token, fanned, ForwardInputs(token))
+        output = base_forward(model.base, ForwardInputs(token), fanned)
     logprobs = output.logits[:, -1].log_softmax(dim=-1, dtype=torch.float32)
     return logprobs.view(*actions.shape, -1), context.last_hidden_state().view(*actions.shape, -1)

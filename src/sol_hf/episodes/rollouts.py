@@ -18,8 +18,9 @@ from ..cache.sol_cache import SOLCache
 from ..controllers.base import Controller, Observation
 from ..controllers.policy import PolicyController
 from ..controllers.processors import ActionProcessorList
-from ..decoding.base_forward import ForwardInputs, base_forward
+from ..decoding.base_forward import base_forward
 from ..decoding.controls import DecodeControls
+from ..decoding.forward_inputs import ForwardInputs
 from ..decoding.session import DecodingSession
 from ..decoding.step import decode_step
 from ..execution.instrumentation import Instrumentation
@@ -118,7 +119,7 @@ def prefill(
         cache = model.new_cache()
         cache.set_up_rows(len(blocks), blocks.device)
         with active_forward() as context:
-            output = base_forward(model.base, tokens, cache, ForwardInputs(tokens), logits_to_keep=kept)
+            output = base_forward(model.base, ForwardInputs(tokens), cache, logits_to_keep=kept)
         hidden = context.head_inputs()[:, -kept:]
         logprobs = output.logits[:, 1:].float().log_softmax(dim=-1) if dense else None
         logits = output.logits[:, 0].clone() if keep_logits else None
@@ -237,7 +238,7 @@ def roll_out(
         for step in range(steps):
             token = rows[:, context_length + step, None]
             label = rows[:, context_length + step + 1, None]
-            logits = decode_step(session, token, ForwardInputs(token)).logits[:, -1].float()
+            logits = decode_step(session, ForwardInputs(token)).logits[:, -1].float()
             scale = logits.logsumexp(dim=-1)
             logprobs.append(logits.gather(1, label).squeeze(1) - scale)
             if prefix.logprobs is not None:

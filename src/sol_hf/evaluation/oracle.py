@@ -22,7 +22,8 @@ import torch
 
 from ..budget.action_space import ActionSpace
 from ..cache.sol_cache import SOLCache
-from ..decoding.base_forward import ForwardInputs, base_forward
+from ..decoding.base_forward import base_forward
+from ..decoding.forward_inputs import ForwardInputs
 from ..episodes.block_runner import BlockRunner
 from ..episodes.counterfactuals import Probes, divergence_of, steps_run_together
 from ..episodes.rollouts import DensePrefix, prefill
@@ -91,7 +92,7 @@ def _damage_at(
 def _step(model: SOLForCausalLM, token: torch.Tensor, cache: SOLCache, plan: StepPlan) -> torch.Tensor:
     """Log-probabilities `(rows, vocab)` after one more token per row."""
     with active_forward(plan):
-        output = base_forward(model.base, token, cache, ForwardInputs(token))
+        output = base_forward(model.base, ForwardInputs(token), cache)
     return output.logits[:, -1].log_softmax(dim=-1, dtype=torch.float32)
 
 

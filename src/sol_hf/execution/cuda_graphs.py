@@ -104,19 +104,23 @@ class CapturedForward:
         assert cache is not None, "the cache exists as long as its graphs are in use"
         return cache
 
-    def __call__(self, tokens: torch.Tensor, levels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, tokens: torch.Tensor, levels: torch.Tensor | None = None, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Process tokens; those of a step under its action.
 
         Args:
             tokens (`torch.LongTensor` of shape `(rows, number)`): Ids.
             levels (`torch.Tensor` of shape `(rows, axes)`, *optional*): Values of a step's actions, in axis units.
+            positions (`torch.LongTensor` of shape `(rows, number)`, *optional*): Positions of the tokens; by default
+                they follow from their place after the padding.
 
         Returns:
             Logits, `(rows, 1, vocab)` for a step and empty for a KV refresh, and the LM head's input for the last
             token, `(rows, hidden_size)`.
         """
         length = self.cache.get_seq_length()
-        self._fill(tokens, levels, length)
+        self._fill(tokens, levels, positions, length)
         for layer in self.layers:
             layer.page_index(self.buffers.first_key, self.cache.padding_range)
         if self.buffers.tokens.device.type != "cuda":
@@ -128,6 +132,7 @@ class CapturedForward:
             self._copies = self._copies_in_use()
         for layer in self.layers:
             layer.note_appended(length + self.number)
+        self.cache.processed = length + self.number
         return logits, hidden
 
     def is_current(
@@ -174,13 +179,18 @@ class CapturedForward:
             for layer in self.layers:
                 layer.append_at = None
 
-    def _fill(self, tokens: torch.Tensor, levels: torch.Tensor | None, length: int) -> None:
+    def _fill(
+        self, tokens: torch.Tensor, levels: torch.Tensor | None, positions: torch.Tensor | None, length: int
+    ) -> None:
         at, cache = self.buffers, self.cache
         at.tokens.copy_(tokens)
         if levels is not None:
             at.levels.copy_(levels)
         at.first_key.zero_() if cache.padding is None else at.first_key.copy_(cache.padding)
         at.count.fill_(length + self.number).sub_(at.first_key)
+        if positions is not None:
+            at.positions.copy_(positions.expand_as(at.positions))
+            return
         offset = at.first_key if cache.position_offset is None else cache.position_offset
         at.positions.fill_(length).add_(self._places).sub_(offset[:, None]).clamp_(min=0)
 

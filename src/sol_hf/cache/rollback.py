@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Takes back a forward that was interrupted, so that the cache is what it was before.
+
+An interruption can come at any point: Ctrl-C, memory that runs out, an error in a hook. Layers that are written to in
+place are treated as follows; for all others it suffices to keep what they referred to.
+
+    a step appends        its slots lie after the restored length, and are written again later
+    a refresh overwrites  the keys and values of the episode are copied first, see [`Rollback.keep_tail`]
+    layers without crop   cannot be restored: the cache is not used again
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from .paged_layer import PagedLayer
+
+
+class Rollback:
+    """What a cache was before a forward. While the forward runs without an error, nothing is copied but references.
+
+    Args:
+        cache ([`SOLCache`]): The cache.
+    """
+
+    def __init__(self, cache: Cache):
+        self._cache: Any = cache
+        self._layers = [(layer, dict(vars(layer))) for layer in cache.layers]
+        self._state = dict(vars(cache))
+        self._trace = len(cache.trace)
+        self._ledger = copy.copy(cache.ledger)
+        self._episode = replace(
+            cache.episode,
+            steps=list(cache.episode.steps),
+            controller_state={name: _kept(value) for name, value in cache.episode.controller_state.items()},
+        )
+        self._tails: list[tuple[PagedLayer, int, torch.Tensor, torch.Tensor]] = []
+
+    def keep_tail(self, number: int) -> None:
+        """Copy the last `number` keys and values, which are about to be dropped and overwritten."""
+        for layer in self._cache.layers:
+            if isinstance(layer, PagedLayer) and number:
+                keys, values = layer.keys[:, :, -number:].clone(), layer.values[:, :, -number:].clone()
+                self._tails.append((layer, layer.length - number, keys, values))
+
+    def restore(self) -> None:
+        """Give the cache back the state that it had.
+
+        Layers that cannot be restored make the cache unusable, see [`SOLCache.check_intact`].
+        """
+        cache = self._cache
+        changed = [(layer, state) for layer, state in self._layers if not layer.is_croppable]
+        for layer, state in self._layers:
+            _reset(layer, state)
+        for layer, begin, keys, values in self._tails:
+            layer.write_back(begin, keys, values)
+        for layer, _ in self._layers:
+            if isinstance(layer, PagedLayer):
+                layer.index_again(min([layer.length, *(begin for owner, begin, *_ in self._tails if owner is layer)]))
+        _reset(cache, self._state)
+        del cache.trace[self._trace :]
+        cache.ledger, cache.episode = self._ledger, self._episode
+        cache.episode.controller_state = {name: _given_back(x) for name, x in self._episode.controller_state.items()}
+        if changed and cache.get_seq_length():
+            cache.broken_layers = sorted({type(layer).__name__ for layer, _ in changed})
+
+
+@contextmanager
+def undone_if_interrupted(cache: Cache) -> Iterator[Rollback]:
+    """Within the block, a change of a cache that any exception interrupts is taken back."""
+    rollback = Rollback(cache)
+    try:
+        yield rollback
+    except BaseException:
+        rollback.restore()
+        raise
+
+
+def _kept(value: Any) -> Any:
+    """A controller's state as it is now: tensors may be edited in place, layers of a cache refer to new tensors."""
+    if isinstance(value, Cache):
+        return value, list(value.layers), [dict(vars(layer)) for layer in value.layers]
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _given_back(kept: Any) -> Any:
+    if not isinstance(kept, tuple) or not isinstance(kept[0], Cache):
+        return kept
+    cache, layers, states = kept
+    cache.layers = layers
+    for layer, state in zip(layers, states, strict=True):
+        _reset(layer, state)
+    return cache
+
+
+def _reset(thing: object, state: dict[str, Any]) -> None:
+    thing.__dict__.clear()
+    thing.__dict__.update(state)
