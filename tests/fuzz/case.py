@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from support.bases import FAMILIES
 from support.cases import LEVELS
 
 
@@ -22,7 +23,8 @@ class Case:
     The defaults are the simplest case. `repr` names only what differs from them, and can be pasted.
 
     Args:
-        family (`str`): Of `FAMILIES` in `support.bases`.
+        family (`str`): Of `FAMILIES` in `support.bases`, or of `FAMILY_NAMES` in `support.families`, of which not all
+            can be controlled.
         base (`dict`): Values of the base's config that differ from those of `tiny_base`.
         dtype (`str`): `float64`, in which rounding flips no choice, `float32` or `bfloat16`.
         levels (`dict`): Levels of every axis of the action space; `mlp_noise` is the added axis.
@@ -81,6 +83,11 @@ class Case:
     def but(self, **changes) -> "Case":
         """The same case with other values."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the family is one on which every axis can be controlled."""
+        return self.family in FAMILIES
 
     @property
     def rows(self) -> int:

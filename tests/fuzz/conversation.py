@@ -161,7 +161,9 @@ def say(conversation: Conversation, turn: Turn, new_tokens: int, interrupt_at: i
     given = arguments(conversation, turn, new_tokens) | budget_arguments(case) | further
     if conversation.cache is None:
         conversation.cache = model.new_cache()
-    cache = given.setdefault("past_key_values", conversation.cache)
+    cache = conversation.cache
+    if case.is_tested or not case.is_dense:  # other bases may not take a cache
+        given.setdefault("past_key_values", cache)
     follows = bool(conversation.turns) and cache.get_seq_length() >= turn.length - 1
     if conversation.turns:
         before = conversation.last

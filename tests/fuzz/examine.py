@@ -16,6 +16,10 @@ from fuzz.models import axes_of, base_of, model_of
 from fuzz.oracles import aftermath, budget, dense, interruption, replay, rows, trace
 
 
+OF_OTHER_BASES = ("cannot be controlled", "`bits_backend='int8'` needs", "not used by the model: ['past_key_values']")
+"""Parts of the messages that bases other than those of all tests may be refused with."""
+
+
 @dataclass
 class Report:
     """What was found.
@@ -50,6 +54,9 @@ def examine(case: Case, only: str | None = None) -> Report:
     """Run a case and ask every oracle that has something to say on it, or only the one of this name."""
     report = Report(case)
     with axes_of(case):
+        if not case.is_tested and not _base_can(case):
+            report.refused = "the base itself cannot"
+            return report
         before = aftermath.Snapshot.of(base_of(case))
         conversation = begin(case, model_of(case))
         finished = report.ask("call", lambda: _run(report, conversation))
@@ -64,6 +71,15 @@ def examine(case: Case, only: str | None = None) -> Report:
     return report
 
 
+def _base_can(case: Case) -> bool:
+    """Whether the base can be made, and can run the first prompt densely."""
+    try:
+        dense.dense_output(begin(case, model_of(case)))
+    except Exception:
+        return False
+    return True
+
+
 def _run(report: Report, conversation: Conversation) -> None:
     """Run the calls. What has to be refused is refused before any compute, and nothing else."""
     reasons = list(mistakes.expected(report.case))
@@ -71,6 +87,8 @@ def _run(report: Report, conversation: Conversation) -> None:
     try:
         hold_on(conversation)
     except (ValueError, NotImplementedError) as error:
+        if not report.case.is_tested:
+            reasons += OF_OTHER_BASES
         claim(reasons, f"refused: {error}")
         message = str(error)
         claim(any(reason in message.lower() for reason in reasons), f"the message does not say {reasons}: {message}")

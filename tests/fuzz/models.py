@@ -13,16 +13,19 @@ from transformers import PreTrainedModel
 
 from fuzz.case import Case
 from sol_hf import SOLConfig, SOLForCausalLM
-from support.bases import tiny_base
+from support.bases import FAMILIES, tiny_base
 from support.cases import SETTINGS
+from support.families import family_base
 from support.fourth_axis_runs import fourth_axis
 
 
-@functools.lru_cache(maxsize=96)
+@functools.lru_cache(maxsize=256)
 def _base(family: str, dtype: str, overrides: str) -> PreTrainedModel:
-    base = tiny_base(family, getattr(torch, dtype), **json.loads(overrides))
-    base.requires_grad_(False)
-    return base
+    if family in FAMILIES:
+        base = tiny_base(family, getattr(torch, dtype), **json.loads(overrides))
+    else:
+        base = family_base(family).to(getattr(torch, dtype))
+    return base.requires_grad_(False)
 
 
 def base_of(case: Case) -> PreTrainedModel:

@@ -39,6 +39,8 @@ def options_of(conversation: Conversation, backend: str | None = None) -> dict:
     options = {name: value for name, value in case.options.items() if name in REPLAYED}
     if case.budget and "bits" not in case.budget:
         options.pop("bits_backend", None)  # of no effect, and perhaps not possible on this base
+    if case.budget and not case.is_tested:  # the base may lack the other axes
+        options |= {"budget_mode": "soft", **{axis: min(case.levels[axis]) for axis in case.budget}}
     return options if backend is None else {**options, "backend": backend}
 
 
