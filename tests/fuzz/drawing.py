@@ -106,11 +106,12 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def decodings(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments of transformers' generate: greedy search, sampling, beam search."""
+    """Arguments of transformers' generate: greedy search, sampling, beam search; the prompt at once or in chunks."""
     kind = draw(often("greedy", "sample", "beams", "sampled beams"))
+    result: dict[str, Any] = draw(often({}, {"prefill_chunk_size": 5}))
     if kind == "greedy":
-        return {}
-    result: dict[str, Any] = {"num_beams": draw(st.integers(2, 3))} if "beams" in kind else {}
+        return result
+    result |= {"num_beams": draw(st.integers(2, 3))} if "beams" in kind else {}
     if kind != "beams":
         result |= {"do_sample": True, "temperature": 1.5, **some(draw, top_k=st.integers(1, 9))}
     most = result.get("num_beams", 3)
@@ -146,7 +147,7 @@ def cases(draw: st.DrawFn) -> Case:
         decoding=decoding,
         end_every=draw(st.integers(2, 12)) if ends == "tokens" else None,
         row_limits=tuple(limits) if ends == "limits" else None,
-        embeds=draw(st.integers(0, 9)) == 0,
+        embeds=draw(st.integers(0, 9)) == 0 and "prefill_chunk_size" not in decoding,
         turns=tuple(turns),
         added=tuple(draw(st.lists(st.integers(0, 6), min_size=len(turns) - 1, max_size=len(turns) - 1))),
         copies=draw(often(None, "deepcopy", "pickle")) if len(turns) > 1 else None,
