@@ -131,11 +131,21 @@ class Case:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the base itself runs: no budget and no controller, or only targets that are dense."""
+        """Whether all steps are dense: no budget and no controller, or only targets that are dense.
+
+        Dense targets need a dense action; in a space without one, steps run at the largest levels.
+        """
+        if self.budget and any(max(values) != DENSE[name] for name, values in self.levels.items()):
+            return False
         for name, value in self.budget.items():
             if any(target != DENSE[name] for target in (value if isinstance(value, list) else [value])):
                 return False
         return self.controller == "policy" or self.is_hard
+
+    @property
+    def runs_base(self) -> bool:
+        """Whether the base itself runs: if all steps are dense, and nobody asks for fast ones."""
+        return self.is_dense and self.options.get("backend") != "fast"
 
     def targets_of_row(self, row: int) -> Mapping[str, float]:
         """The budget of one row of the prompt."""

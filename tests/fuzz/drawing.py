@@ -162,11 +162,11 @@ def with_mistakes(draw: st.DrawFn, case: Case) -> Case:
     """Mostly the case as it is made possible; sometimes with something that has to be refused."""
     if draw(st.integers(0, 11)) == 0:
         name = draw(st.sampled_from(sorted(MISTAKES)))
-        return case.but(wrong=name) if not case.is_dense or MISTAKES[name].without_budget else case
+        return case.but(wrong=name) if not case.runs_base or MISTAKES[name].without_budget else case
     if draw(st.integers(0, 19)) == 0:
         return case.but(budget=draw(st.sampled_from([{"token_keep": 0.01}, {"bits": [9.0] * (case.rows + 1)}])))
     if case.is_dense and not case.is_tested:  # no cache is passed, as the base may not take it
-        return case.but(turns=case.turns[:1], added=(), copies=None, interrupt=None)
+        return case.but(turns=case.turns[:1], added=(), copies=None, interrupt=None, options={})
     if not case.budget:
         controller = "dearest" if case.controller in NEEDS_BUDGET and case.controller != "policy" else case.controller
         case = case.but(controller=controller, processor=None if controller == "policy" else case.processor)

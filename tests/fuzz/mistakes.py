@@ -67,7 +67,5 @@ def expected(case: Case) -> Iterator[str]:
     int8 = case.options.get("bits_backend") == "int8" and min(case.levels["bits"]) < DENSE["bits"]
     if int8 and case.family == "gpt2" and not case.is_dense and (not has_budget or "bits" in case.budget):
         yield "`bits_backend='int8'` needs mlps of"
-    if case.wrong == "looked up" and case.beams > 1:
-        return  # transformers does not look up with beams
-    if case.wrong is not None and (not case.is_dense or MISTAKES[case.wrong].without_budget):
+    if case.wrong is not None and (not case.runs_base or MISTAKES[case.wrong].without_budget):
         yield MISTAKES[case.wrong].message

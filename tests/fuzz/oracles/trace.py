@@ -41,14 +41,15 @@ def check_steps(conversation: Conversation, turn: Turn) -> None:
 
 
 def check_realised(conversation: Conversation, turn: Turn) -> None:
-    """`realised` is the mean of the actions of the row's controllable steps, and dense without any."""
+    """`realised` is the mean of the actions of the row's controllable steps, and the largest levels without any."""
     case, space = conversation.case, conversation.model.action_space
     actions = turn.output.actions
     seen = turn.length - turn.padding[:, None] + torch.arange(actions.shape[1])
     counted = (actions >= 0) & (seen >= case.first_controllable)
     values = space.values[actions.clamp(min=0)].double() * counted[..., None]
+    largest = space.values.amax(dim=0).double()
     number = counted.sum(dim=1)[:, None]
-    expected = torch.where(number > 0, values.sum(dim=1) / number.clamp(min=1), torch.tensor(space.dense).double())
+    expected = torch.where(number > 0, values.sum(dim=1) / number.clamp(min=1), largest)
     difference = (turn.output.realised.double() - expected).abs() / space.scales
     claim((difference < 1e-5).all(), "`realised`", turn.output.realised.tolist(), "is not", expected.tolist())
     dense = (actions == space.dense_id) | counted | (actions < 0)
