@@ -10,6 +10,7 @@ from fuzz.case import Case
 from fuzz.claims import Violation
 from fuzz.examine import examine
 from fuzz.minimise import minimise
+from fuzz.mistakes import MISTAKES, Mistake
 from fuzz.rounding import claim_close
 from sol_hf.controllers.processors import HardBudgetProcessor
 from sol_hf.decoding import outputs, step
@@ -62,9 +63,13 @@ def test_an_episode_that_is_not_refreshed(monkeypatch):
 
 
 def test_a_fast_path_that_computes_something_else(monkeypatch):
-    fast = dispatch.Operation._run_last
-    off = broken(fast, lambda result: None if result is None else result * 1.01)
-    monkeypatch.setattr(dispatch.Operation, "_run_last", off)
+    original = dispatch.Operation.run
+
+    def off(self, call, backend):
+        result = original(self, call, backend)
+        return result * 1.01 if backend == "fast" and result is not None else result
+
+    monkeypatch.setattr(dispatch.Operation, "run", off)
     case = Case(budget=HALF, lengths=(40,), turns=(3,), dtype="float32", options={"backend": "fast"})
     assert "differ" in found(case)["replay"]
 
@@ -75,15 +80,22 @@ def test_a_base_that_is_not_cleaned_up(monkeypatch):
     assert "modules changed" in found(case)["aftermath"]
 
 
+def test_a_mistake_that_is_not_refused(monkeypatch):
+    monkeypatch.setitem(MISTAKES, "none", Mistake(lambda case, model: {}, "a message"))
+    assert "not refused, although ['a message']" in found(PADDED.but(wrong="none"))["call"]
+
+
+def refuse(*arguments, **further):
+    raise ValueError("not today")
+
+
 def test_a_mistake_that_is_refused_too_late(monkeypatch):
-    monkeypatch.setattr("sol_hf.modeling_sol.check_generate_arguments", lambda *arguments: None)
-    assert "refused after 2 forwards" in found(PADDED.but(wrong="no cache"))["call"]
+    late = Mistake(lambda case, model: {"stopping_criteria": [refuse]}, "not today")
+    monkeypatch.setitem(MISTAKES, "late", late)
+    assert "refused after 2 forwards" in found(PADDED.but(wrong="late"))["call"]
 
 
 def test_a_call_that_is_refused_without_reason(monkeypatch):
-    def refuse(*arguments):
-        raise ValueError("not today")
-
     monkeypatch.setattr("sol_hf.modeling_sol.check_generate_arguments", refuse)
     assert found(PADDED)["call"] == "refused: not today"
 

@@ -23,20 +23,34 @@ def applies(conversation: Conversation) -> bool:
 def check(conversation: Conversation) -> None:
     """Interrupt the last call in a second run, go on with it, and run everything a third time."""
     case = conversation.case
-    turns = len(case.turns) - 1
-    second = hold(case, model_of(case), turns)
-    turn, before = prompt_of(second, turns), second.cache.get_seq_length() if turns else 0
-    place = 1 + int(case.interrupt * (conversation.last.calls - 1))
-    try:
-        say(second, turn, case.turns[-1], interrupt_at=place)
-        claim(False, "the interruption did not come through")
-    except Interrupted:
-        pass
+    second, turn, before = interrupted(case, conversation.last.calls)
     check_length(second, turn, before)
     if case.rows_out == case.rows * case.beams:
         check_continued(conversation, second, turn)
     third = hold(case, model_of(case))
     compare(case, conversation.last, third.last, "a new conversation after an interrupted one")
+
+
+def interrupted(case: Case, calls: int) -> tuple[Conversation, Turn, int]:
+    """Run a case up to its interruption.
+
+    Args:
+        case ([`Case`]): The case.
+        calls (`int`): Calls of modules in the last call of generate. The first use of a base has more of them, as
+            parts are tried out; if the interruption does not come, it is placed again.
+
+    Returns:
+        The conversation without its last turn, that turn, and the tokens in the cache before it.
+    """
+    turns = len(case.turns) - 1
+    second = hold(case, model_of(case), turns)
+    turn, before = prompt_of(second, turns), second.cache.get_seq_length() if turns else 0
+    try:
+        finished = say(second, turn, case.turns[-1], interrupt_at=1 + int(case.interrupt * (calls - 1)))
+    except Interrupted:
+        return second, turn, before
+    claim(finished.calls < calls, "the interruption did not come through")
+    return interrupted(case, finished.calls)
 
 
 def check_length(second: Conversation, turn: Turn, before: int) -> None:
