@@ -6,6 +6,6 @@
     drawing.py  ->  Case  ->  conversation.py  ->  Conversation  ->  oracles/  ->  violations
     a strategy      data      runs it              what came out     what must hold
 
-`python -m fuzz` (`make fuzz`) runs thousands of cases. A case prints as the expression that
+`test_fuzz.py` runs 200 cases, `python -m fuzz` (`make fuzz`) thousands. A case prints as the expression that
 makes it, so that one which fails can be pasted into `test_found.py`.
 """

@@ -20,6 +20,13 @@ FOUND = {
         processor="nothing",
         options={"do_sample_actions": True, "budget_mode": "soft"},
     ),
+    "targets that are edited in place": Case(budget={"token_keep": 0.5}, controller="meddler", turns=(6,)),
+    "a prompt that is interrupted": Case(budget={"token_keep": 0.5}, interrupt=0.05),
+    "a step that is interrupted": Case(budget={"token_keep": 0.5}, turns=(6,), interrupt=0.6),
+    "a KV refresh that is interrupted": Case(budget={"token_keep": 0.5}, turns=(8,), interrupt=0.88),
+    "a later prompt that is interrupted": Case(
+        budget={"token_keep": 0.5}, turns=(4, 4), added=(2,), lengths=(11, 13), interrupt=0.06
+    ),
 }
 
 
