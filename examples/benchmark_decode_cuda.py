@@ -96,7 +96,7 @@ def compiled_steps(model, cache, rows: int, context: int) -> Callable:
 def budget_steps(model, rows: int, context: int, budget: Sequence[float], captures: int | None, **options) -> Callable:
     """A function that runs one step under a budget, from a graph for up to `captures` tokens or not."""
     from sol_hf import Budget, PolicyController
-    from sol_hf.decoding.base_forward import ForwardInputs
+    from sol_hf.decoding.forward_inputs import ForwardInputs
     from sol_hf.decoding.options import resolve_options
     from sol_hf.decoding.session import DecodingSession
     from sol_hf.decoding.step import decode_step
@@ -113,7 +113,7 @@ def budget_steps(model, rows: int, context: int, budget: Sequence[float], captur
         torch.zeros(rows, model.base.config.hidden_size, device=model.base.device, dtype=model.base.dtype)
     )
     token = torch.ones(rows, 1, dtype=torch.long, device=model.base.device)
-    return lambda: decode_step(session, token, ForwardInputs(token))
+    return lambda: decode_step(session, ForwardInputs(token))
 
 
 def milliseconds(step: Callable, device: str, warm_ups: int, steps: int) -> float:

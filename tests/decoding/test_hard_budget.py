@@ -26,7 +26,7 @@ from sol_hf import (
     SOLPolicyModel,
 )
 from sol_hf.budget.ledger import BudgetLedger
-from sol_hf.decoding.base_forward import ForwardInputs
+from sol_hf.decoding.forward_inputs import ForwardInputs
 from sol_hf.decoding.options import resolve_options
 from sol_hf.decoding.session import DecodingSession
 from sol_hf.decoding.step import decode_forward

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sol_hf.controllers.policy import PolicyController
-from sol_hf.decoding.base_forward import ForwardInputs
+from sol_hf.decoding.forward_inputs import ForwardInputs
 from sol_hf.decoding.options import resolve_options
 from sol_hf.decoding.session import DecodingSession
 from sol_hf.decoding.step import decode_step
@@ -92,7 +92,7 @@ def test_a_step_does_not_wait(backend, budget, monkeypatch):
         mask = torch.ones(2, cache.get_seq_length() + 1, dtype=torch.long, device="meta")
         active = torch.ones(2, dtype=torch.bool, device="meta")
         with watched_step() as watched:
-            output = decode_step(session, token, ForwardInputs(token, mask), active)
+            output = decode_step(session, ForwardInputs(token, mask), active)
     assert output.logits.shape == (2, 1, 99) and cache.get_seq_length() == 23
     kernels = {"score_pages", "select_largest", "attend_pages"}
     assert kernels & watched.names == (kernels if backend == "fast" else set())
@@ -119,9 +119,9 @@ def test_a_step_on_a_gpu_does_not_wait(backend, captures):
     with torch.no_grad(), Instrumentation.of(model.base):
         session = prefilled(model, 2, backend, cuda_graphs=200 if captures and backend == "fast" else False, **HALF)
         token = torch.ones(2, 1, dtype=torch.long, device="cuda")
-        decode_step(session, token, ForwardInputs(token))
+        decode_step(session, ForwardInputs(token))
         torch.cuda.set_sync_debug_mode("error")
         try:
-            decode_step(session, token, ForwardInputs(token))
+            decode_step(session, ForwardInputs(token))
         finally:
             torch.cuda.set_sync_debug_mode("default")
