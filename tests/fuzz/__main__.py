@@ -14,19 +14,7 @@ import sys
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
-from fuzz.campaign import Summary, run  # noqa: E402
-
-
-def job(arguments: argparse.Namespace, index: int) -> Summary:
-    """The share of one process: every so manyth case."""
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    numbers = range(arguments.first + index, arguments.first + arguments.cases, arguments.jobs)
-    say = functools.partial(print, f"[{index}]" if arguments.jobs > 1 else "", flush=True)
-    return run(arguments.seed, numbers, say, simplify=not arguments.as_drawn)
+from fuzz.campaign import Summary, run_share  # noqa: E402
 
 
 def main() -> int:
@@ -38,12 +26,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--as-drawn", action="store_true", help="do not look for a simpler case of a violation")
     arguments = parser.parse_args()
+    share = functools.partial(run_share, arguments)
     if arguments.jobs == 1:
-        summaries = [job(arguments, 0)]
+        summaries = [share(0)]
     else:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
-            summaries = list(pool.map(functools.partial(job, arguments), range(arguments.jobs)))
+            summaries = list(pool.map(share, range(arguments.jobs)))
     total = functools.reduce(Summary.join, summaries)
     print(f"seed {arguments.seed}: {total}")
     return 1 if total.broken else 0

@@ -3,10 +3,15 @@
 
 """Runs many drawn cases, and reports every violation with the case that shows it."""
 
+import functools
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+
+import torch
+import transformers
 
 from fuzz.case import Case
 from fuzz.drawing import draw
@@ -87,6 +92,15 @@ def run(seed: int, numbers: Iterable[int], say: Callable[[str], None] = print, s
         if summary.cases % EVERY == 0:
             say(f"{summary.cases:,} cases, {len(summary.broken)} with violations, {summary.seconds:,.0f} s")
     return summary
+
+
+def run_share(arguments: Namespace, index: int) -> Summary:
+    """The share of one of several processes: every so manyth case; see `__main__.py` for the arguments."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    numbers = range(arguments.first + index, arguments.first + arguments.cases, arguments.jobs)
+    say = functools.partial(print, *([f"[{index}]"] if arguments.jobs > 1 else []), flush=True)
+    return run(arguments.seed, numbers, say, simplify=not arguments.as_drawn)
 
 
 def describe(report: Report) -> str:

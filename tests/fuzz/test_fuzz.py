@@ -3,11 +3,15 @@
 
 """Drawn cases break no promise: the first few of seed 0. `make fuzz` runs thousands."""
 
+import subprocess
+import sys
+
 import pytest
 
 from fuzz.campaign import describe, run
 from fuzz.case import Case
 from fuzz.drawing import draw
+from support.paths import TESTS
 
 
 SHARES, EACH = 20, 10
@@ -30,3 +34,9 @@ class TestTheFuzzerItself:
     def test_a_number_is_always_the_same_case(self):
         assert draw(seed=3, number=7) == draw(seed=3, number=7)
         assert draw(seed=3, number=7) != draw(seed=3, number=8) != draw(seed=4, number=8)
+
+    @pytest.mark.slow
+    def test_two_processes_share_the_cases(self):
+        command = [sys.executable, "-m", "fuzz", "--seed", "3", "--cases", "6", "--jobs", "2"]
+        done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
+        assert "seed 3: 6 cases in" in done.stdout and done.returncode == 0, done.stdout + done.stderr
