@@ -22,7 +22,6 @@ OTHER_SETTINGS = {
     "token_keep": [0.2, 0.5, 1.0],
     "criterion": "recency",
     "page_selection": "group",
-    "sink_tokens": 2,
     "episode_length": 9,
 }
 
@@ -78,6 +77,14 @@ class TestOtherModels:
         with torch.no_grad():
             twin.model.layers[1].mlp.down_proj.weight.mul_(1.5)
         assert_refused(control(twin), turn, "another model: the weights of the base differ")
+
+    def test_weights_changed_in_place_are_read_anew(self):
+        model = control(tiny_base("llama", torch.float64))
+        turn = model.generate(prompts(), **RUN, **HALF)
+        with torch.no_grad():
+            model.base.model.layers[1].mlp.down_proj.weight.mul_(1.5)
+        output = model.generate(more(turn), **RUN, **HALF, past_key_values=turn.past_key_values)
+        assert output.sequences.shape == (2, 31)
 
     def test_another_config_of_the_base(self, turn):
         assert_refused(control(tiny_base("llama", torch.float64, rope_theta=5.0)), turn, "the config of the base")

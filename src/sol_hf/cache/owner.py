@@ -19,6 +19,7 @@ NOT_COMPARED = frozenset(
     "output_hidden_states return_dict vocab_size pad_token_id bos_token_id eos_token_id tie_word_embeddings".split()
 )
 """Fields of a base's config that may change without any effect on the keys and values of a text."""
+WEIGHTS = "the weights of the base"
 SAMPLED_PARAMETERS, SAMPLED_VALUES = 64, 4
 
 
@@ -50,7 +51,7 @@ class CacheOwner:
             "the class of the base": type(base).__name__,
             "the config of the base": _digest(sorted(fields.items())),
             "the dtype of the base": str(base.dtype),
-            "the weights of the base": _digest(sample_weights(base)),
+            WEIGHTS: _digest(sample_weights(base)),
             "the active adapters of the base": _digest(active_adapters(base)),
         }
         return cls({**base_facts, **{f"`{name}`": value for name, value in settings.items()}})

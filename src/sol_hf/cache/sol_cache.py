@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from ..budget.action_space import ActionSpace
 from ..budget.ledger import BudgetLedger
 from .episode import Episode, RowFunction, StepRecord, owned
-from .owner import CacheOwner
+from .owner import WEIGHTS, CacheOwner
 from .paged_layer import PagedLayer
 from .rollback import undone_if_interrupted
 from .shared_prefix import SharedPrefixLayer
@@ -97,19 +97,25 @@ class SOLCache(DynamicCache):
         if controller != self.controller:
             self.episode.controller_state, self.controller = {}, controller
 
-    def belong_to(self, owner: CacheOwner) -> None:
+    def belong_to(self, owner: CacheOwner, is_same_base: bool = False) -> None:
         """Check that this is a cache of a model; one without a model becomes its own.
+
+        Args:
+            owner ([`CacheOwner`]): The model.
+            is_same_base (`bool`, *optional*, defaults to `False`): Whether the last call was over the same base. Its
+                weights may have been changed in place.
 
         Raises:
             ValueError: if this is the cache of another model.
         """
         self.owner = self.owner or owner
-        differences = self.owner.differences(owner)
+        differences = [name for name in self.owner.differences(owner) if not (is_same_base and name == WEIGHTS)]
         if differences:
             raise ValueError(
                 f"This cache was made by another model: {', '.join(differences)} differ. Pass `model.new_cache()`, or "
                 "the `past_key_values` of an earlier output of this model."
             )
+        self.owner = owner
 
     def check_intact(self) -> None:
         """Check that the cache is as the last call of its model left it.

@@ -3,7 +3,7 @@
 
 """Turns the options of a call into the settings of its steps, with all checks that need no compute."""
 
-from dataclasses import fields
+import weakref
 
 from transformers import PreTrainedModel
 
@@ -38,9 +38,11 @@ def own_cache(cache: SOLCache, base: PreTrainedModel, config: SOLConfig) -> SOLC
                 "The cache was made for another action space or page size than the model's: pass `model.new_cache()`."
             )
     rule = config.selection_rule
-    settings = {field.name: getattr(rule, field.name) for field in fields(rule)}
+    settings = {name: getattr(rule, name) for name in ("criterion", "page_size", "page_selection")}
     settings |= {"episode_length": config.episode_length, **config.action_space.levels}
-    cache.belong_to(CacheOwner.of(base, settings))
+    last = _LAST_BASE.get(cache)
+    cache.belong_to(CacheOwner.of(base, settings), is_same_base=last is not None and last() is base)
+    _LAST_BASE[cache] = weakref.ref(base)
     cache.check_intact()
     return cache
 
@@ -88,3 +90,7 @@ def controls_for(
     if controller.needs_budget and budget is None:
         raise ValueError(f"{type(controller).__name__} needs a budget.")
     return options.controls(controller, config)
+
+
+_LAST_BASE: "weakref.WeakKeyDictionary[SOLCache, weakref.ref[PreTrainedModel]]" = weakref.WeakKeyDictionary()
+"""The base of the last call over a cache. It is no part of the cache, which can be copied and pickled."""
