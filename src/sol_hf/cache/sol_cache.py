@@ -136,8 +136,8 @@ class SOLCache(DynamicCache):
             raise ValueError(
                 f"The cache holds {length} tokens, but its model has processed {self.processed}: something else, such "
                 "as `model.base.generate`, has changed it while an episode was running, which can then not be "
-                + (f"refreshed. Drop its tokens with `cache.crop(-{added})`, " if added > 0 else "continued. ")
-                + "Or begin again with `model.new_cache()`."
+                + (f"refreshed: drop its tokens with `cache.crop(-{added})`, or " if added > 0 else "continued: ")
+                + "begin again with `model.new_cache()`."
             )
         if added:
             self.end_episode(None)
