@@ -132,6 +132,27 @@ def test_auto_looks_at_the_row_that_read_the_fewest_keys(model, replayed):
     assert replayed == [EPISODE]
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_auto_leaves_rows_that_kept_enough_as_they_are(family):
+    model = sol_model(family)
+    names, steps, tokens = ("bits", "token_keep", "dense"), 2 * EPISODE + 3, prompts(3, PROMPT)
+    actions = torch.cat([constant_schedule(model, name, steps) for name in names], dim=1)
+
+    def logits(rows: slice) -> torch.Tensor:
+        cache, found, text = model.new_cache(), [], tokens[rows]
+        for new in (EPISODE + 3, EPISODE):  # the second turn begins within an episode
+            options = dict(controller=ScheduleController(actions[:new, rows]), kv_refresh="auto", do_sample=False)
+            options |= dict(max_new_tokens=new, output_logits=True, return_dict_in_generate=True)
+            output = model.generate(text, past_key_values=cache, **options)
+            found.append(torch.stack(output.logits, dim=1))
+            text = torch.cat([output.sequences, tokens[rows, :4]], dim=1)
+        return torch.cat(found, dim=1)
+
+    together = logits(slice(0, 3))
+    for row in range(3):
+        torch.testing.assert_close(together[row : row + 1], logits(slice(row, row + 1)), atol=1e-6, rtol=0)
+
+
 def test_a_sparse_step_after_a_crop_is_seen(model):
     cache = generate(model, ["dense", "dense", "cheapest"], steps=4).past_key_values
     assert cache.episode.first_sparse == 2

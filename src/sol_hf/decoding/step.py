@@ -23,7 +23,7 @@ from .base_forward import base_forward, dense_forward, embed, logits_digest
 from .captured import current_capture, is_captured, positions_of
 from .forward_inputs import ForwardInputs
 from .joined_outputs import join_outputs, last_tokens
-from .kv_refresh import needs_refresh, refresh, take_back_sparse
+from .kv_refresh import needs_refresh, refresh, spares_rows, take_back_sparse
 from .session import DecodingSession
 
 
@@ -132,7 +132,9 @@ def dense_part(session: DecodingSession, inputs: ForwardInputs, all_logits: bool
     """Process tokens densely, and again with them those of an unfinished episode, which refreshes their keys."""
     cache, logits_to_keep = session.cache, inputs.length if all_logits else 1
     whole = inputs
-    if cache.episode.length and needs_refresh(session):
+    if cache.episode.length and needs_refresh(session) and spares_rows(session):
+        refresh(session, inputs)
+    elif cache.episode.length and needs_refresh(session):
         *before, last = take_back_sparse(session, inputs)
         if last.tokens.is_floating_point() != inputs.tokens.is_floating_point():
             last, whole = (part.embedded(session.base) for part in (last, whole))
