@@ -132,6 +132,7 @@ class RandomPrompt(Prompt):
         """A cache of our kind that a run may write to."""
         cache = copy.deepcopy(self.cache)
         cache.layers = list(self.layers())
+        cache.processed = cache.get_seq_length()
         return cache
 
 

@@ -491,10 +491,10 @@ class TestTraining:
     def test_the_arguments_that_are_refused_exist_and_have_plain_defaults(self):
         from dataclasses import MISSING, fields
 
-        from sol_hf.training.grpo_config import WITHOUT_MEANING
+        from sol_hf.training.option_kinds import REFUSED
 
-        defaults = {field.name: field.default for field in fields(GRPOConfig)}
-        assert [name for name in WITHOUT_MEANING if defaults.get(name, MISSING) is MISSING] == []
+        plain = {x.name for x in fields(GRPOConfig) if (x.default, x.default_factory) != (MISSING, MISSING)}
+        assert sorted(set(REFUSED) - plain) == []
 
     def test_attributes_of_a_trainer(self, tmp_path):
         trainer = plain_trainer(tmp_path)

@@ -74,7 +74,9 @@ def test_pareto_sweeps_sums_up_and_saves_the_front(policy, tmp_path, capsys):
     assert "| `random:3` |" in printed and "calibration table of" in printed
     model = SOLForCausalLM.from_pretrained(policy)
     front = summary["controllers"]["policy"]["front"]
-    assert model.config.calibration == front and front
+    *reduced, dense = model.config.calibration
+    assert reduced == front and front
+    assert dense["net_keep"] == 1 and dense["log_perplexity"] <= min(row["log_perplexity"] for row in front)
     ids = torch.arange(3, 20)[None]
     options = dict(max_new_tokens=4, return_dict_in_generate=True, do_sample=False)
     point = front[0]

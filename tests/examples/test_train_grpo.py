@@ -17,6 +17,7 @@ import torch
 import yaml
 from datasets import IterableDataset
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 from trl import TrlParser
 
 from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
@@ -286,7 +287,10 @@ def test_an_adapter_on_a_released_policy(script, tmp_path, base):
     run(script, tmp_path / "first", base, max_steps=1)
     run(script, tmp_path / "second", base, policy=str(tmp_path / "first" / "out"), use_peft=True, learning_rate=1e-2)
     assert (tmp_path / "second" / "out" / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "second" / "out" / "model.safetensors").exists()
+    config = json.loads((tmp_path / "second" / "out" / "adapter_config.json").read_text())
+    assert str(tmp_path) not in json.dumps(config)
+    # a folder is no name that others could load, so the policy beneath the adapter is saved with it
+    assert (tmp_path / "second" / "out" / "model.safetensors").exists()
 
 
 def test_another_text_column(script, tmp_path, base):
@@ -309,6 +313,6 @@ def test_a_typo_in_a_file_is_refused(script, tmp_path, base):
 
 def test_the_saved_policy_generates(script, tmp_path, base):
     run(script, tmp_path, base, max_steps=1)
-    model = SOLForCausalLM.from_pretrained(tmp_path / "out")
+    model = SOLForCausalLM.from_pretrained(tmp_path / "out", base=AutoModelForCausalLM.from_pretrained(base))
     prompt = torch.arange(10, 30)[None]
     assert model.generate(prompt, max_new_tokens=6, token_keep=0.75, bits=12).shape == (1, 26)

@@ -443,20 +443,19 @@ OUTSIDERS: dict[str, dict] = {
     "olmo_hybrid": HYBRID,
     "gemma2": {},
 }
-NO_MLP = r"`mlp_keep`.*cannot be controlled.*no single MLP"
 MIXTURE = r"`mlp_keep` and `bits` cannot be controlled on .*mixture of experts"
+OWN_CACHE = r"`\w+` cannot be controlled.*(takes no `past_key_values`|keeps a cache of its own kind)"
 NO_INTERFACE = r"`token_keep` cannot be controlled.*AttentionInterface"
 NO_ROLLBACK = r"cannot be controlled.*cannot be rolled back.*kv_refresh=False"
-NO_CACHE = r"`mlp_keep`.*cannot be controlled on RwkvForCausalLM"
 REFUSED = [
     ("mixtral", "mlp_keep", MIXTURE),
     ("mixtral", "bits", MIXTURE),
     ("qwen3_moe", "mlp_keep", MIXTURE),
     ("stablelm", "token_keep", NO_INTERFACE),
-    ("mamba", "token_keep", NO_INTERFACE),
-    ("mamba", "mlp_keep", NO_MLP),
-    ("rwkv", "token_keep", r"`token_keep` cannot be controlled"),
-    ("rwkv", "mlp_keep", NO_CACHE),
+    ("mamba", "token_keep", OWN_CACHE),
+    ("mamba", "mlp_keep", OWN_CACHE),
+    ("rwkv", "token_keep", OWN_CACHE),
+    ("rwkv", "mlp_keep", OWN_CACHE),
     ("lfm2", "token_keep", NO_ROLLBACK),
     ("lfm2", "mlp_keep", NO_ROLLBACK),
     ("olmo_hybrid", "token_keep", NO_INTERFACE),

@@ -15,7 +15,7 @@ from support.cases import AXES, DENSE, control, prompts
 
 ALL = ActionSpace([0.5, 1.0], [0.5, 1.0], [8, 16])
 TOKENS_ONLY = ActionSpace([0.5, 1.0], [1.0], [16])
-NEVER_DENSE = ActionSpace([0.5, 1.0], [0.5, 1.0], [8])  # its dense action has `mlp_keep` 0.5
+NEVER_DENSE = ActionSpace([0.5, 1.0], [0.5, 1.0], [8])  # `bits` has no dense level
 
 
 class Perverse(Controller):
@@ -37,7 +37,7 @@ class Perverse(Controller):
         ({"token_keep": 0.5, "mlp_keep": [1.0, 0.9], "bits": [16, 16]}, ALL, {"bits"}),
         ({"controller": Perverse()}, ALL, set()),
         ({"controller": Perverse()}, TOKENS_ONLY, {"mlp_keep", "bits"}),
-        ({"token_keep": 1.0, "mlp_keep": 1.0, "bits": 8}, NEVER_DENSE, {"token_keep"}),
+        ({"token_keep": 1.0, "mlp_keep": 1.0, "bits": 8}, NEVER_DENSE, {"token_keep", "mlp_keep"}),
     ],
 )
 def test_which_they_are(options, space, expected):

@@ -102,7 +102,7 @@ class TestUnderABudget:
         rows: dict[str, list[int]] = {"context": [], "steps": []}
         dense, stepwise = scoring.dense_forward, scoring.decode_forward
         monkeypatch.setattr(
-            scoring, "dense_forward", lambda *args: rows["context"].append(len(args[1])) or dense(*args)
+            scoring, "dense_forward", lambda *args: rows["context"].append(len(args[1].tokens)) or dense(*args)
         )
         monkeypatch.setattr(
             scoring,
