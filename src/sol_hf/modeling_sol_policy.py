@@ -29,6 +29,8 @@ logger = logging.get_logger(__name__)
 
 SCALAR_FEATURES = 64
 BUDGET_FEATURES = 32
+HEADS = ("action_head.", "budget_head.", "budget_prior.")
+"""Beginnings of the names of the parameters that a policy can learn anew on a network that is kept."""
 
 _PUBLISHED_NAMES = (
     (r"^action_emb\.", "action_embedding."),
@@ -163,7 +165,9 @@ class SOLPolicyModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, require_heads: bool = False, **kwargs
+    ):
         """Load a policy, and the adapter on it if there is one.
 
         The weights are read from safetensors files only. Their names, shapes and dtypes are compared with the config
@@ -172,6 +176,8 @@ class SOLPolicyModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Policy repository or folder, or that of an adapter.
             args: For the constructor.
+            require_heads (`bool`, *optional*, defaults to `False`): Also refuse a file without the policy's heads.
+                Otherwise these start fresh, and transformers says so.
             kwargs: Arguments of `PreTrainedModel.from_pretrained`. None of them reaches a base.
 
         Raises:
@@ -194,13 +200,13 @@ class SOLPolicyModel(PreTrainedModel):
         with torch.device("meta"):
             wanted = {name: tuple(tensor.shape) for name, tensor in cls(copy.deepcopy(config)).state_dict().items()}
         files = find_weights(source.name_or_path, source.location, kwargs.get("variant"))
-        check_headers(files, wanted, source.name_or_path)
+        check_headers(files, wanted, source.name_or_path, () if require_heads else HEADS)
         with_info = kwargs.pop("output_loading_info", False)
         arguments: dict[str, Any] = dict(config=config, use_safetensors=True, output_loading_info=True)
         policy, info = super().from_pretrained(
             source.name_or_path, *args, adapter_kwargs=source.adapter, **arguments, **source.location, **kwargs
         )
-        if info["missing_keys"]:
+        if source.adapter and info["missing_keys"]:
             raise ValueError(
                 f"The adapter in {pretrained_model_name_or_path} lacks {', '.join(sorted(info['missing_keys'])[:8])}: "
                 "it does not fit the policy that it names."

@@ -70,6 +70,14 @@ class TestWeights:
         change_weights(folder, lambda tensors: tensors.update({"value_head.bias": torch.zeros(7)}))
         refused(folder, r"missing final_norm.weight; unexpected extra; value_head.bias has shape \(7,\), .* \(1,\)")
 
+    def test_heads_that_are_missing(self, folder):
+        change_weights(folder, lambda tensors: tensors.pop("action_head.weight"))
+        with pytest.raises(ValueError, match="missing action_head.weight"):
+            load(folder)
+        with warnings_of() as records:
+            SOLPolicyModel.from_pretrained(folder)
+        assert any("action_head.weight" in text for text in records), "transformers says that it starts fresh"
+
     def test_a_tensor_that_holds_no_floats(self, folder):
         change_weights(folder, lambda tensors: tensors.update({"value_head.bias": torch.zeros(1, dtype=torch.int8)}))
         refused(folder, "value_head.bias has dtype I8, not one of F64, F32, F16, BF16")

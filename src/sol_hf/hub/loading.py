@@ -45,6 +45,11 @@ def load_policy(
     config._attn_implementation = config._experts_implementation = None  # what Auto classes put there is for the base
     config.dtype = None  # the policy keeps the dtype of its weights, whatever the base is loaded in
     policy, info = SOLPolicyModel.from_pretrained(
-        source.name_or_path, config=config, adapter_kwargs=source.adapter, output_loading_info=True, **source.location
+        source.name_or_path,
+        config=config,
+        adapter_kwargs=source.adapter,
+        output_loading_info=True,
+        require_heads=True,
+        **source.location,
     )
     return policy.eval(), info, source

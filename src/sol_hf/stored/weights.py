@@ -80,13 +80,19 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         ) from error
 
 
-def check_headers(files: list[Path], wanted: Mapping[str, tuple[int, ...]], name_or_path: str | os.PathLike) -> None:
+def check_headers(
+    files: list[Path],
+    wanted: Mapping[str, tuple[int, ...]],
+    name_or_path: str | os.PathLike,
+    may_lack: tuple[str, ...] = (),
+) -> None:
     """Raise a ValueError if the tensors of these files are not those that a config asks for; none of them is read.
 
     Args:
         files (`list[Path]`): Safetensors files.
         wanted (`Mapping[str, tuple]`): Shapes by name.
         name_or_path (`str` or `os.PathLike`): Where they are from, for the message.
+        may_lack (`tuple[str, ...]`, *optional*): Beginnings of the names that may be missing.
     """
     headers = {name: entry for path in files for name, entry in read_header(path).items()}
     found = {name: shape for name, (shape, _) in headers.items()}
@@ -95,7 +101,7 @@ def check_headers(files: list[Path], wanted: Mapping[str, tuple[int, ...]], name
         for name, (_, dtype) in headers.items()
         if dtype not in _FLOATS
     ]
-    problems += [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"missing {name}" for name in wanted if name not in found and not name.startswith(may_lack)]
     problems += [f"unexpected {name}" for name in found if name not in wanted]
     problems += [
         f"{name} has shape {found[name]}, the config asks for {shape}"
