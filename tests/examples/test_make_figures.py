@@ -17,6 +17,7 @@ from sol_hf import SOLConfig, SOLForCausalLM, load_text, pack_blocks
 from sol_hf.evaluation.sweep.sweep import Sweep, SweepConfig
 from sol_hf.evaluation.sweep.table import SweepError
 from support.paths import DATA, ROOT
+from support.policy_folders import change_json
 
 
 TEXTS = str(DATA / "texts.jsonl.gz")
@@ -43,6 +44,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
     )
     model = SOLForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(base), config)
     model.save_pretrained(policy)
+    change_json(Path(policy, "config.json"), base_model_name_or_path=base)  # as in files of earlier versions
     blocks = torch.tensor(pack_blocks(load_text(TEXTS), AutoTokenizer.from_pretrained(base), 17)[:3]["input_ids"])
     Sweep(
         model, blocks, SweepConfig(("policy", "fixed", "random:3"), ((0.5, 0.8, 10), (0.9, 0.9, 8)), 12), sweep
