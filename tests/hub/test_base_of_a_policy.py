@@ -150,7 +150,7 @@ class TestMissingBase:
     def test_the_message_says_that_the_base_is_missing(self, folder, name):
         change_json(folder / "config.json", base_model_name_or_path=name)
         for way in (SOLForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained):
-            with pytest.raises(ValueError, match=r"The base of the policy in .* is missing.*pass it with `base=`"):
+            with pytest.raises(ValueError, match=r"The base of the policy in .* is missing.*`base=`"):
                 way(folder)
 
     def test_a_base_that_the_hub_does_not_have(self, folder):

@@ -94,7 +94,7 @@ class TestWeights:
         (folder / WEIGHTS).unlink()
         for name in ("pytorch_model.bin", "adapter_model.bin"):
             (folder / name).write_bytes(pickle.dumps(Bomb()))
-        refused(folder, r"has no model.safetensors\. .* never from pickled ones")
+        refused(folder, r"has no model.safetensors\. .* never from pickled ones", OSError)
         with pytest.raises(ValueError, match="safetensors files only: leave out `use_safetensors`"):
             SOLPolicyModel.from_pretrained(folder, use_safetensors=False)
         assert not (tmp_path / "exploded").exists()

@@ -50,9 +50,9 @@ def base_name(config: SOLConfig, policy: str) -> str:
     name = config.base_model_name_or_path
     if not name:
         raise ValueError(
-            f"The base of the policy in {policy} is missing: its config names no base model, as for a base that was a "
-            "local folder or had an adapter. Load the base with AutoModelForCausalLM and pass it with `base=` "
-            "(on the command line, `--base`)."
+            f"The base of the policy in {policy} is missing. The config names no base model: pass `base=` (on the "
+            "command line, `--base`), loaded with AutoModelForCausalLM. A base that was a local folder or had an "
+            "adapter is not named."
         )
     if not os.path.isdir(name) and hub_id(name) is None:
         raise ValueError(

@@ -28,7 +28,8 @@ def find_weights(
     """The safetensors files of a policy: one, or the shards that an index names.
 
     Raises:
-        ValueError: if there are none, or the index is damaged.
+        FileNotFoundError: if there are none.
+        ValueError: if the index is damaged.
     """
     folder = Path(name_or_path, location.get("subfolder") or "")
     if next(folder.glob("shard-*.safetensors"), None) is not None:
@@ -43,7 +44,7 @@ def find_weights(
         return [whole]
     index = find_file(name_or_path, f"{WEIGHTS}.index{suffix}.json", location)
     if index is None:
-        raise ValueError(
+        raise FileNotFoundError(
             f"{name_or_path} has no {filename}. The weights of a policy are read from safetensors files only, never "
             "from pickled ones such as pytorch_model.bin."
         )
