@@ -238,6 +238,7 @@ print(pack_blocks(load_text(sys.argv[2]), make_tokenizer(eos_token="</s>"), 16).
 """
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_cache(documents):
     here = pack_blocks(load_text(documents), make_tokenizer(eos_token="</s>"), 16)
     environment = os.environ | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE), "PYTHONHASHSEED": "7"}

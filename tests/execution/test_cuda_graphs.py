@@ -226,6 +226,7 @@ def test_a_text_that_outgrows_the_capture_goes_on_without():
     assert graphs(caches[1]).get("step").capacity == 24 and graphs(caches[2]).get("step") is None
 
 
+@pytest.mark.slow
 def test_graphs_grow_with_the_text(monkeypatch):
     """`cuda_graphs=True` allocates more storage when it is needed, and captures again."""
     monkeypatch.setattr(decoding, "GROWTH_TOKENS", 4)
@@ -303,6 +304,7 @@ def test_a_forward_that_is_asked_for_more_is_not_captured():
     assert all(states is not None for states in output.hidden_states) and not graphs(cache)
 
 
+@pytest.mark.slow
 def test_sequences_and_scores_by_graphs():
     model, prompt = small_model(), prompts(1, 20).to(DEVICE)
     draws = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 4, **TWO_AXES}

@@ -154,6 +154,7 @@ class TestStopped:
         assert seeds == [0, 1, 1] and same(weights_of(again), whole)
 
     @pytest.mark.parametrize("name", ["policy.safetensors", "measured-00000.safetensors"])
+    @pytest.mark.slow
     def test_a_damaged_file_is_made_again(self, short, whole, name, caplog):
         starter = tiny(short)
         starter.run(blocks_for(starter))
