@@ -28,7 +28,7 @@ from .cache.sol_cache import SOLCache
 from .configuration_sol import SOLConfig
 from .controllers.base import Controller
 from .decoding.aligned_rows import align_rows
-from .decoding.base_forward import accepted_arguments
+from .decoding.base_arguments import accepted_arguments
 from .decoding.cache_forward import forward_over_cache
 from .decoding.controls import DecodeControls
 from .decoding.custom_loop import custom_loop, inherit
@@ -55,6 +55,7 @@ from .execution.base_device import compute_device
 from .execution.base_embeddings import EmbeddingsOfBase
 from .execution.coverage import Coverage
 from .execution.instrumentation import Instrumentation
+from .execution.own_loop import own_loop
 from .execution.watch import evaluating
 from .hub.base_model import base_sizes, check_fit, without_wrapper
 from .hub.fingerprint import check_fingerprint_of
@@ -243,7 +244,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
             return output.to_tuple() if as_tuple else output
         named |= dict(attention_mask=attention_mask, past_key_values=past_key_values, labels=labels)
         named |= dict(use_cache=use_cache, logits_to_keep=logits_to_keep)
-        accepted = accepted_arguments(self.base.__class__)
+        accepted = accepted_arguments(self.base)
         return self.base(**{k: v for k, v in named.items() if v is not None and k in accepted}, **kwargs)
 
     def new_cache(self) -> SOLCache:
@@ -336,7 +337,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
                 stack.enter_context(Instrumentation.of(self.base))
             stack.enter_context(DecodingSession.none_running() if session is None else session.running())
             loop = stack.enter_context(custom_loop(given, kwargs))
-            output = super().generate(inputs, generation_config=generation_config, **kwargs)
+            generate = own_loop(self.base, self.generation_config) or super().generate
+            output = generate(inputs, generation_config=generation_config, **kwargs)
         if controls is not None and not loop.calls:  # calls of a custom loop check themselves
             check_executed(session, output, prompt, len(row_ends.ended))
         if options.is_bare or loop.calls or not isinstance(output, ModelOutput):

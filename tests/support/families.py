@@ -6,7 +6,13 @@
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
@@ -95,36 +101,51 @@ def text(family: str, **overrides: Any) -> dict[str, Any]:
 
 
 NO_GROUPS = {"num_key_value_heads": 4}
+DECODING = {"is_decoder": True}
+PADDED = {"pad_token_id": 0, **DECODING}
+HYBRID = {"layer_types": LINEAR}
+MULTI_LATENT = (
+    "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm_moe_dsa glm4_moe_lite longcat_flash minicpm3 youtu dots3_note "
+    "dots3_note_text kimi_linear"
+).split()
+BERTS = "bert bert-generation electra ernie roc_bert".split()
+WITH_PADDING = "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split()
+LINEAR_AND_FULL = (
+    "bailing_hybrid granitemoehybrid qwen3_next qwen3_5_text qwen3_5_moe_text qwen4_exp_text lfm3"
+).split()
 OVERRIDES: dict[str, dict[str, Any]] = {
-    **{name: NO_GROUPS for name in ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")},
-    "cohere_compass_text": {"layer_types": SLIDING, "sliding_window": 16},
+    **dict.fromkeys(MULTI_LATENT, NO_GROUPS),
+    **dict.fromkeys(WITH_PADDING, PADDED),
+    **dict.fromkeys(LINEAR_AND_FULL, HYBRID),
+    **dict.fromkeys(BERTS, DECODING),
+    "bamba": {"attn_layer_indices": [1]},
+    "codegen": {"rotary_dim": 4},
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "n_positions": 256},
-    "dots3_note": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3_text": {"layer_types": SLIDING, "sliding_window": 16},
     "gemma3n_text": {**SHARED, "intermediate_size": [64] * 6, "activation_sparsity_pattern": [0.0] * 6},
-    "gemma4_text": SHARED,
-    "gemma4_unified_text": SHARED,
+    "gemma4_text": {**SHARED, **PADDED},
+    "gemma4_unified_text": {**SHARED, **PADDED},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 16},
+    "gptj": {"rotary_dim": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {**NO_GROUPS, **HYBRID, "linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"expand": 2, "num_heads": 8, "head_dim": 8, "state_size": 8},
     "modernbert-decoder": {"pad_token_id": 0, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
-    "prophetnet": {
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 2,
-        "num_decoder_attention_heads": 4,
-        "is_decoder": True,
-        "add_cross_attention": False,
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "attention_window_size": 64, "lru_width": 32},
+    "reformer": {
+        "is_decoder": True, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16), "attn_layers": ["local"] * 2,
     },
-    "reformer": {"is_decoder": True, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
-    "roc_bert": {"pronunciation_vocab_size": 99, "shape_vocab_size": 99},
-    "zaya": {"num_experts_per_tok": 1},
-    "kimi_linear": {"linear_attn_config": None},
+    "roc_bert": {**DECODING, "pronunciation_vocab_size": 99, "shape_vocab_size": 99},
+    "xlnet": {"d_model": 32, "n_head": 4, "d_head": 8, "n_layer": 2, "d_inner": 64},
+    "xlstm": {"num_heads": 4, "num_blocks": 2},
+    "xmod": {**PADDED, "default_language": "en_XX", "languages": ["en_XX"]},
     "zamba": {"layer_types": ["linear_attention", "hybrid"], "attn_layer_period": 2, "attn_layer_offset": 1},
-    "zamba2": {"layer_types": ["linear_attention", "hybrid"], "num_mem_blocks": 1, "mamba_ngroups": 1},
-    "cpmant": {"dim_model": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 64, "prompt_types": 2},
-}
+    "zaya": {"num_experts_per_tok": 1},
+    "cpmant": {"dim_model": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 64},
+}  # fmt: skip
 BLT = {k: v for k, v in DECODER.items() if k != "head_dim"} | {"hidden_size_global": 32, "cross_attn_k": 1}
 OVERRIDES |= {
     "emu3": {"text_config": text("emu3_text_model", pad_token_id=0)},
@@ -163,10 +184,27 @@ OVERRIDES |= {
     "qwen4_exp": {"text_config": text("qwen4_exp_text"), "vision_config": QWEN_VISION},
 }
 
+COMPOSITES: dict[str, dict[str, Any]] = {
+    "llava": {"text_config": text("llama"), "vision_config": VISION | {"model_type": "clip_vision_model"}},
+    "internvl": {
+        "text_config": text("qwen2"),
+        "vision_config": VISION | {"model_type": "internvl_vision", "image_size": [8, 8], "patch_size": [4, 4]},
+    },
+    "idefics3": {"text_config": text("llama"), "vision_config": VISION},
+    "mistral3": {"text_config": text("mistral"), "vision_config": VISION | {"model_type": "pixtral", "head_dim": 8}},
+    "paligemma": {"text_config": text("gemma"), "vision_config": VISION | {"model_type": "siglip_vision_model"}},
+    "qwen2_vl": {"text_config": text("qwen2_vl_text"), "vision_config": QWEN_VISION | {"embed_dim": 16}},
+    "qwen3_vl": {
+        "text_config": text("qwen3_vl_text"),
+        "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0]},
+    },
+}
+"""Bases with towers whose class is not one of the causal LMs of transformers' Auto classes."""
 UNSETTABLE = {
     "prophetnet": ("num_hidden_layers",),
     "xlnet": ("max_position_embeddings",),
     "dots3_note": ("hidden_size",),
+    "kimi_linear": ("head_dim",),
 }
 
 
@@ -179,10 +217,11 @@ def sizes_of(family: str) -> dict[str, Any]:
 
 
 def family_base(family: str, **overrides: Any) -> PreTrainedModel:
-    """A tiny random model of a family, in float64 if it can run in it, with weights large enough to matter."""
-    config = AutoConfig.for_model(family, **{**sizes_of(family), **OVERRIDES.get(family, {}), **overrides})
+    """A tiny random model of a family, with weights large enough to matter."""
+    sizes = {**sizes_of(family), **OVERRIDES.get(family, {}), **COMPOSITES.get(family, {}), **overrides}
+    kind = AutoModelForImageTextToText if family in COMPOSITES else AutoModelForCausalLM
     torch.manual_seed(7)
-    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    base = kind.from_config(AutoConfig.for_model(family, **sizes), dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in base.parameters():
             if parameter.dim() > 1:

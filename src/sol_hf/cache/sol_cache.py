@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..budget.action_space import ActionSpace
 from ..budget.ledger import BudgetLedger
@@ -130,6 +130,8 @@ class SOLCache(DynamicCache):
                 f"A forward over this cache was interrupted, and {', '.join(self.broken_layers)} cannot be rolled "
                 "back: begin again with `model.new_cache()`."
             )
+        if not any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
+            return  # without attention there is no length, and nothing to control
         length = self.get_seq_length()
         added = length - self.processed
         if added and (self.episode.polluted or added < 0):

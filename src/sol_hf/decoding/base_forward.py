@@ -3,24 +3,16 @@
 
 """Forwards of the base over a cache."""
 
-import functools
-import inspect
-
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache.sol_cache import SOLCache
+from ..errors import UnsupportedAxisError
 from ..execution.plan import RefreshPlan, active_forward
+from .base_arguments import accepted_arguments, counts_cached_tokens
 from .forward_inputs import ForwardInputs
 from .session import DecodingSession
-
-
-@functools.lru_cache
-def accepted_arguments(model_class: type[nn.Module]) -> frozenset[str]:
-    """Names of the arguments in the signature of a model class's forward."""
-    return frozenset(inspect.signature(model_class.forward).parameters)
 
 
 def base_forward(
@@ -34,15 +26,22 @@ def base_forward(
     arguments = inputs.arguments()
     if inputs.attention_mask is not None:
         arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
-    accepted = accepted_arguments(base.__class__)
-    if cache.position_offset is not None and "position_ids" in accepted and "position_ids" not in arguments:
+    accepted, offset = accepted_arguments(base), cache.position_offset
+    if offset is None and begin and not counts_cached_tokens(base):
+        offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=inputs.tokens.device)
+    if offset is not None and "position_ids" in accepted and "position_ids" not in arguments:
         slots = torch.arange(begin, begin + length, device=inputs.tokens.device)
-        arguments["position_ids"] = (slots - cache.position_offset[:, None]).clamp(min=0)
+        arguments["position_ids"] = (slots - offset[:, None]).clamp(min=0)
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = logits_to_keep
     arguments |= dict(past_key_values=cache, use_cache=True, return_dict=True)
     output = base(**arguments)
-    cache.processed = cache.get_seq_length()
+    if cache.get_seq_length() != begin + length:
+        raise UnsupportedAxisError(
+            f"{type(base).__name__} cannot run over the cache of a call under a budget: after {begin + length} tokens "
+            f"it holds the keys of {cache.get_seq_length()}. Leave the budget out."
+        )
+    cache.processed = begin + length
     if logits_to_keep and output.logits.shape[1] > logits_to_keep:
         output.logits = output.logits[:, -logits_to_keep:]
     return output

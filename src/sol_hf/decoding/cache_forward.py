@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..execution.instrumentation import Instrumentation
 from ..execution.watch import watching
-from .base_forward import accepted_arguments
+from .base_arguments import accepted_arguments
 from .forward_inputs import ForwardInputs
 from .session import DecodingSession
 from .step import decode_forward
@@ -65,6 +65,6 @@ def inputs_of(
         raise ValueError("`output_attentions` cannot be used under a budget: leave it out.")
     if is_running and getattr(base.config, "output_attentions", False):
         given["output_attentions"] = False  # the config's default is not a request
-    if session is DecodingSession.current() and "position_ids" not in accepted_arguments(base.__class__):
+    if session is DecodingSession.current() and "position_ids" not in accepted_arguments(base):
         given.pop("position_ids", None)  # transformers' loop makes them because the wrapper accepts them
     return ForwardInputs.of(embeds if ids is None else ids, attention_mask, given)

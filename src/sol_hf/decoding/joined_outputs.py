@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 
@@ -33,7 +34,8 @@ def join_outputs(outputs: Sequence[ModelOutput], lengths: Sequence[int], rows: i
         return outputs[0]
     names = dict.fromkeys(name for output in outputs for name in output if name not in APART)
     joined = {name: _joined(name, [output.get(name) for output in outputs], lengths, rows) for name in names}
-    return type(outputs[0])(logits=outputs[-1].logits, past_key_values=outputs[-1].past_key_values, **joined)
+    kind = type(outputs[0]) if hasattr(outputs[0], "past_key_values") else CausalLMOutputWithPast  # some leave it out
+    return kind(logits=outputs[-1].logits, past_key_values=getattr(outputs[-1], "past_key_values", None), **joined)
 
 
 def last_tokens(output: ModelOutput, processed: int, wanted: int, rows: int) -> ModelOutput:

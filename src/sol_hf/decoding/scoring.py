@@ -23,7 +23,8 @@ from ..controllers.processors import (
     PinnedAxesProcessor,
 )
 from .aligned_rows import AlignedRows
-from .base_forward import accepted_arguments, dense_forward
+from .base_arguments import accepted_arguments, first_position
+from .base_forward import dense_forward
 from .controls import DecodeControls
 from .forward_inputs import ForwardInputs
 from .outputs import NO_ACTION, SOLScoreOutput, realised_means
@@ -115,7 +116,7 @@ def select_rows(session: DecodingSession, source: torch.Tensor | None, number: i
         session.set_up_rows(number, padding.device)
         if bool(padding.any()):
             cache.set_padding(padding)
-            cache.position_offset = padding
+            cache.position_offset = padding - first_position(session.base)
     elif source is not None and (number != cache.rows or not torch.equal(source, torch.arange(number).to(source))):
         cache.batch_select_indices(source)
 
@@ -129,10 +130,10 @@ def score_rows_densely(
     arguments: dict = {"input_ids": tokens}
     if mask is not None:
         arguments["attention_mask"] = mask[:, :-1]
-        if "position_ids" in accepted_arguments(base.__class__):
+        if "position_ids" in accepted_arguments(base):
             slots = torch.arange(tokens.shape[1], device=tokens.device)
-            arguments["position_ids"] = (slots - rows.padding[:, None]).clamp(min=0)
-    if "logits_to_keep" in accepted_arguments(base.__class__):
+            arguments["position_ids"] = (slots - rows.padding[:, None]).clamp(min=0) + first_position(base)
+    if "logits_to_keep" in accepted_arguments(base):
         arguments["logits_to_keep"] = steps
     logits = base(**arguments, use_cache=False, return_dict=True).logits[:, -steps:]
     dense_id = space.dense_id if space.has_dense else NO_ACTION

@@ -1,0 +1,42 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which arguments the forward of a base takes, and how the base counts positions that it is not given."""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+from transformers import PreTrainedModel
+
+
+def accepted_arguments(base: PreTrainedModel) -> frozenset[str]:
+    """Names of the arguments that the forward of a base takes; it may pass `position_ids` on without naming them."""
+    return _accepted(type(base).forward, type(base.get_decoder()).forward)
+
+
+@functools.lru_cache
+def _accepted(forward: Callable, of_decoder: Callable) -> frozenset[str]:
+    parameters = inspect.signature(forward).parameters
+    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    takes_positions = "position_ids" in inspect.signature(of_decoder).parameters
+    return frozenset(parameters) | ({"position_ids"} if passes_on and takes_positions else set())
+
+
+def counts_cached_tokens(base: PreTrainedModel) -> bool:
+    """Whether a base that gets no positions adds the length of its cache to them; some hybrid families do not."""
+    return _reads_length(type(base.get_decoder()).forward) or _reads_length(type(base).forward)
+
+
+@functools.lru_cache
+def _reads_length(forward: Callable) -> bool:
+    return "get_seq_length" in inspect.unwrap(forward).__code__.co_names
+
+
+def first_position(base: PreTrainedModel) -> int:
+    """Position of the first token of a text, where a base counts positions by itself.
+
+    It is 0, except in relatives of RoBERTa, whose positions begin after the id of the padding token.
+    """
+    counting = (m for m in base.modules() if hasattr(m, "create_position_ids_from_input_ids"))
+    return next((module.padding_idx + 1 for module in counting if isinstance(module.padding_idx, int)), 0)
