@@ -15,23 +15,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from support.bases import SIZES
+
 
 FAMILY_NAMES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
-DECODER = dict(
-    vocab_size=99,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=256,
-    pad_token_id=None,
-    bos_token_id=1,
-    eos_token_id=None,
-    tie_word_embeddings=False,
-)
+DECODER = SIZES
 OTHER_NAMES = dict(
     ffn_dim=64,
     ffn_hidden_size=64,
