@@ -93,8 +93,8 @@ def test_decoding_saving_and_loading_need_nothing_else(python, tmp_path):
         ("import sol_hf; sol_hf.SOLGRPOTrainer", "`SOLGRPOTrainer` needs datasets: pip install 'sol_hf[train]'"),
         ("import sol_hf; sol_hf.Sweep", "`Sweep` needs datasets: pip install 'sol_hf[eval]'"),
         ("import sol_hf; sol_hf.save_figure", "`save_figure` needs matplotlib: pip install 'sol_hf[eval]'"),
-        ("import sol_hf; sol_hf.SOLLM", "`SOLLM` needs datasets: pip install 'sol_hf[eval]'"),
-        ("import sol_hf.integrations.lm_eval_adapter", "`--model sol` needs datasets: pip install 'sol_hf[eval]'"),
+        ("import sol_hf; sol_hf.SOLLM", "`SOLLM` needs lm_eval: pip install 'sol_hf[eval]'"),
+        ("import sol_hf.integrations.lm_eval_adapter", "`--model sol` needs lm_eval: pip install 'sol_hf[eval]'"),
     ],
 )
 def test_what_needs_an_extra_says_which(python, code, message):
