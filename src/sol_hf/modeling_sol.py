@@ -30,17 +30,11 @@ from .controllers.base import Controller
 from .decoding.aligned_rows import align_rows
 from .decoding.base_arguments import accepted_arguments
 from .decoding.cache_forward import forward_over_cache
+from .decoding.call_session import session_of_call
 from .decoding.controls import DecodeControls
 from .decoding.custom_loop import custom_loop, inherit
 from .decoding.executed import check_executed
-from .decoding.generate_checks import (
-    begin_of_text,
-    check_continuation,
-    check_generate_arguments,
-    find_prompt,
-    named_arguments,
-    refuse_continuous_batching,
-)
+from .decoding.generate_checks import begin_of_text, find_prompt, named_arguments
 from .decoding.option_names import stored_names
 from .decoding.options import DecodeOptions, pop_options, resolve_options
 from .decoding.outputs import SOLScoreOutput, attach_steps
@@ -49,7 +43,6 @@ from .decoding.row_ends import RowEnds
 from .decoding.scoring import score_rows, score_rows_densely
 from .decoding.session import DecodingSession
 from .decoding.setup import controls_for, new_cache, own_cache
-from .decoding.stored_values import replaced_values
 from .decoding.wrapped_generation import WrappedGeneration, overridden_hooks
 from .execution.base_device import compute_device
 from .execution.base_embeddings import EmbeddingsOfBase
@@ -312,23 +305,13 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
         kwargs |= named_arguments(further, kwargs)
         given = inherit(pop_options(locals(), kwargs), kwargs)
         options = resolve_options(given, generation_config, self.generation_config, self.config)
-        prompt, device = find_prompt(inputs, kwargs), compute_device(self.base)
+        prompt = find_prompt(inputs, kwargs)
         if prompt is None and not options.runs_base:
+            device = compute_device(self.base)
             prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
         controls = self._controls(options, 1 if prompt is None else len(prompt))
-        cache: Any = kwargs.get("past_key_values")
-        refuse_continuous_batching(kwargs, generation_config)
-        replaced: dict[str, Any] = {}
-        if controls is not None:
-            replaced = replaced_values(kwargs, generation_config, self.generation_config)
-            check_generate_arguments(prompt, kwargs, device, base_sizes(self.base)["base_vocab_size"])
-            cache = kwargs["past_key_values"] = self.new_cache() if cache is None else cache
-        if isinstance(cache, SOLCache) and prompt is not None:
-            own_cache(cache, self.base, self.config)
-            check_continuation(prompt, kwargs.get("attention_mask"), cache)
-        session = DecodingSession.after_prompt(
-            self.base, cache, controls, prompt, kwargs.get("attention_mask"), replaced
-        )
+        configs, vocab_size = (generation_config, self.generation_config), base_sizes(self.base)["base_vocab_size"]
+        session = session_of_call(self.base, self.config, controls, prompt, configs, kwargs, vocab_size)
         row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
         if not options.is_bare:
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
@@ -343,7 +326,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
             check_executed(session, output, prompt, len(row_ends.ended))
         if options.is_bare or loop.calls or not isinstance(output, ModelOutput):
             return output
-        return attach_steps(output, row_ends, None if options.is_dense else cache.trace, self.action_space)
+        trace = None if options.is_dense else kwargs["past_key_values"].trace
+        return attach_steps(output, row_ends, trace, self.action_space)
 
     def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
         check_agreement(self.config, self.policy)

@@ -83,10 +83,10 @@ class Pair:
         assert self.paged.get_seq_length() == self.plain.get_seq_length() == 0
         self.update(self.known[1] + tokens)
 
-    def index(self, _: int) -> None:
+    def assert_index(self, _: int = 0) -> None:
         assert_index_is_right(self.paged, self.plain.keys, self.padding, self.known)
 
-    def check(self) -> None:
+    def assert_layers_agree(self) -> None:
         assert torch.equal(self.paged.keys, self.plain.keys)
         assert torch.equal(self.paged.values, self.plain.values)
         assert self.paged.get_seq_length() == self.plain.get_seq_length()
@@ -108,8 +108,8 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("repeat"), st.integers(1, 3)),
     st.tuples(st.just("select"), st.integers(0, 1000)),
     st.tuples(st.just("reset"), st.integers(1, 12)),
-    st.tuples(st.just("index"), st.just(0)),
-    st.tuples(st.just("index"), st.just(0)),
+    st.tuples(st.just("assert_index"), st.just(0)),
+    st.tuples(st.just("assert_index"), st.just(0)),
 )
 
 
@@ -127,8 +127,8 @@ def test_any_sequence_of_operations(page_size, padding, equal, prefill, operatio
     pair.update(pair.known[1] + prefill)
     for name, argument in operations:
         getattr(pair, name)(argument)
-        pair.check()
-    pair.index(0)
+        pair.assert_layers_agree()
+    pair.assert_index()
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 8])
@@ -137,9 +137,9 @@ def test_index_after_every_single_token(page_size, padding):
     pair = Pair(page_size, padding, seed=0)
     pair.update(max(padding) + 4)
     for _ in range(40):
-        pair.index(0)
+        pair.assert_index()
         pair.update(1)
-    pair.index(0)
+    pair.assert_index()
 
 
 @pytest.mark.parametrize("removed", range(1, 13))

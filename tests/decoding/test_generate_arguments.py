@@ -23,7 +23,7 @@ def model() -> SOLForCausalLM:
 
 
 @pytest.fixture
-def refuses(model):
+def assert_refused(model):
     """Asserts that a call raises before the base runs."""
 
     def check(message, *args, error=ValueError, **kwargs):
@@ -68,13 +68,13 @@ def test_too_many_positional_arguments_or_one_given_twice(model):
 
 
 @pytest.mark.parametrize("length", [1, 10, 24, 25])
-def test_a_prompt_that_is_shorter_than_the_cache(model, refuses, length):
+def test_a_prompt_that_is_shorter_than_the_cache(model, assert_refused, length):
     turn = model.generate(prompts(), **RUN, **BUDGET, **DICT)
     cache, text = turn.past_key_values, turn.sequences[:, :length]
     assert cache.get_seq_length() == 25
     message = f"The cache holds 25 tokens, the prompt has {length}: .* of {25 + length} columns"
-    refuses(message, text, past_key_values=cache)
-    refuses(message, text, past_key_values=cache, attention_mask=torch.ones_like(text))
+    assert_refused(message, text, past_key_values=cache)
+    assert_refused(message, text, past_key_values=cache, attention_mask=torch.ones_like(text))
     with pytest.raises(ValueError, match=message):  # a dense turn, too
         model.generate(text, **RUN, past_key_values=cache)
     more = torch.cat([turn.sequences, prompts(2, 3, seed=8)], dim=1)
@@ -86,29 +86,29 @@ def test_a_prompt_that_is_shorter_than_the_cache(model, refuses, length):
     assert torch.equal(only_new[:, new.shape[1] :], whole[:, more.shape[1] :])
 
 
-def test_another_text_than_that_in_the_cache(model, refuses):
+def test_another_text_than_that_in_the_cache(model, assert_refused):
     turn = model.generate(prompts(), **RUN, **BUDGET, **DICT)
     text = torch.cat([turn.sequences, prompts(2, 3, seed=8)], dim=1)
     text[1, 23] = (text[1, 23] + 1) % 99
-    refuses(
+    assert_refused(
         "differs from the text in the cache within its last 6 tokens, in row 1",
         text,
         past_key_values=turn.past_key_values,
     )
 
 
-def test_the_rows_of_a_cache_after_beam_search_are_beams(model, refuses):
+def test_the_rows_of_a_cache_after_beam_search_are_beams(model, assert_refused):
     beams = dict(num_beams=3, num_return_sequences=3)
     turn = model.generate(prompts(), **RUN, **BUDGET, **DICT, **beams)
     text = torch.cat([turn.sequences.flip(0), prompts(6, 3, seed=8)], dim=1)
-    refuses("After beam search the rows of a cache are beams", text, past_key_values=turn.past_key_values)
+    assert_refused("After beam search the rows of a cache are beams", text, past_key_values=turn.past_key_values)
 
 
-def test_embeddings_of_another_length_than_the_ids(model, refuses):
+def test_embeddings_of_another_length_than_the_ids(model, assert_refused):
     embeds = model.get_input_embeddings()(prompts())
     message = "`input_ids` has 10 tokens, `inputs_embeds` 20: both must cover the whole prompt"
-    refuses(message, prompts()[:, :10], inputs_embeds=embeds)
-    refuses(message, input_ids=prompts()[:, :10], inputs_embeds=embeds)
+    assert_refused(message, prompts()[:, :10], inputs_embeds=embeds)
+    assert_refused(message, input_ids=prompts()[:, :10], inputs_embeds=embeds)
 
 
 BAD_PROMPTS = {
@@ -125,9 +125,9 @@ BAD_PROMPTS = {
 
 
 @pytest.mark.parametrize("kind", BAD_PROMPTS)
-def test_prompts_that_are_none(refuses, kind):
+def test_prompts_that_are_none(assert_refused, kind):
     prompt, message = BAD_PROMPTS[kind]
-    refuses(message, prompt)
+    assert_refused(message, prompt)
 
 
 def test_ids_of_32_bits(model):
@@ -144,18 +144,18 @@ def test_masks_of_any_kind_of_number(model, dtype):
         assert torch.equal(model.generate(prompts(), **RUN, **BUDGET, attention_mask=mask.to(dtype)), expected)
 
 
-def test_masks_of_other_shapes(refuses):
-    refuses(
+def test_masks_of_other_shapes(assert_refused):
+    assert_refused(
         "must have shape .rows, columns.*has shape .2, 1, 20, 20", prompts(), attention_mask=torch.ones(2, 1, 20, 20)
     )
-    refuses("has shape .20,", prompts(), attention_mask=torch.ones(20))
+    assert_refused("has shape .20,", prompts(), attention_mask=torch.ones(20))
 
 
 @pytest.mark.parametrize("place", [5, 19])
-def test_a_pad_id_within_a_prompt_without_a_mask(model, refuses, place):
+def test_a_pad_id_within_a_prompt_without_a_mask(model, assert_refused, place):
     prompt = prompts()
     prompt[0, place] = 0
-    refuses("Row 0 has the pad token .*no `attention_mask` was passed.*torch.ones_like", prompt)
+    assert_refused("Row 0 has the pad token .*no `attention_mask` was passed.*torch.ones_like", prompt)
     output = model.generate(prompt, **RUN, **BUDGET, attention_mask=torch.ones_like(prompt))
     alone = model.generate(prompt, **RUN, **BUDGET, pad_token_id=98)
     assert torch.equal(output, alone)

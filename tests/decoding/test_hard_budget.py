@@ -55,6 +55,9 @@ class EmptyBase(nn.Module):
     def get_output_embeddings(self):
         return self.embeddings
 
+    def get_decoder(self):
+        return self
+
     def forward(self, input_ids, past_key_values, attention_mask=None, use_cache=True, return_dict=True):
         nothing = torch.zeros(*input_ids.shape, 1)[:, None]
         past_key_values.update(nothing, nothing, 0)

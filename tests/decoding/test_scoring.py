@@ -54,7 +54,7 @@ def one_by_one(model, **options) -> list:
     return outputs
 
 
-def check(model, **options) -> None:
+def assert_rows_are_as_alone(model, **options) -> None:
     made = {name: value() if name == "controller" else value for name, value in options.items()}
     together = model.score(**family_tree(), context_length=CONTEXTS, return_logits=True, **made)
     for row, alone in enumerate(one_by_one(model, **options)):
@@ -71,7 +71,7 @@ def check(model, **options) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_run_as_one_get_what_they_get_alone(family):
-    check(sol_model(family), **HALF)
+    assert_rows_are_as_alone(sol_model(family), **HALF)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ def test_rows_that_run_as_one_get_what_they_get_alone(family):
 )
 @pytest.mark.parametrize("kv_refresh", [True, False])
 def test_other_controllers(controller, kv_refresh):
-    check(sol_model(), **HALF, controller=controller, kv_refresh=kv_refresh)
+    assert_rows_are_as_alone(sol_model(), **HALF, controller=controller, kv_refresh=kv_refresh)
 
 
 def test_own_processors_and_criteria():
-    check(sol_model(), **HALF, action_processors=[AxisBiasProcessor(bits=0.5)])
+    assert_rows_are_as_alone(sol_model(), **HALF, action_processors=[AxisBiasProcessor(bits=0.5)])
     for criterion in ("relevancy", "recency"):
         model = sol_model()
         model.config.criterion = criterion
-        check(model, **HALF)
+        assert_rows_are_as_alone(model, **HALF)
 
 
 def test_how_many_rows_a_step_runs(monkeypatch):

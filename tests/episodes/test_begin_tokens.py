@@ -27,7 +27,7 @@ def model():
     return control(tiny_base("llama"))
 
 
-def check(blocks) -> None:
+def assert_blocks_begin_with_bos(blocks) -> None:
     """BOS at the begin of every block and nowhere else; EOS between documents only, none before a BOS."""
     blocks = torch.as_tensor(blocks)
     assert (blocks[:, 0] == BOS).all() and not (blocks[:, 1:] == BOS).any()
@@ -39,7 +39,7 @@ def test_blocks_of_evaluations_and_sweeps(model, tmp_path):
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     options = argparse.Namespace(texts=str(texts), text_column="text", blocks=20, context_length=20)
     found = read_blocks(options, model, begin_tokenizer(), model.config.episode_length)
-    check(found.tokens)
+    assert_blocks_begin_with_bos(found.tokens)
     assert found.documents.tolist() == sorted(found.documents.tolist()) and len(set(found.documents.tolist())) > 9
     assert describe(model, found.tokens)["first_token"] == BOS
 
@@ -47,8 +47,8 @@ def test_blocks_of_evaluations_and_sweeps(model, tmp_path):
 def test_blocks_of_training(tmp_path):
     texts = Dataset.from_dict({"text": TEXTS})
     trainer = trainer_of(tmp_path, train_dataset=texts, eval_dataset=texts, processing_class=begin_tokenizer())
-    check(trainer.train_dataset["input_ids"][:])
-    check(trainer.eval_dataset["input_ids"][:])
+    assert_blocks_begin_with_bos(trainer.train_dataset["input_ids"][:])
+    assert_blocks_begin_with_bos(trainer.eval_dataset["input_ids"][:])
 
 
 def test_blocks_of_the_warmup(model, tmp_path):
@@ -65,7 +65,7 @@ def test_blocks_of_the_warmup(model, tmp_path):
     blocks = warmup_blocks(
         pack_blocks(Dataset.from_dict({"text": TEXTS}), begin_tokenizer(), starter.block_length), config
     )
-    check(blocks)
+    assert_blocks_begin_with_bos(blocks)
     starter.store.fill(model, blocks)
     assert json.loads((tmp_path / "measured" / "settings.json").read_text())["first_token"] == BOS
 

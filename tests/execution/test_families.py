@@ -41,13 +41,15 @@ def test_family(family):
         base = family_base(family)
     except BUILD_ERRORS as error:
         assert family in NOT_BUILT, f"{type(error).__name__}: {error}"
-        pytest.skip(f"not built: {error}")
+        return
+    assert family not in NOT_BUILT, "it can be built now: take it off the list"
     ids = torch.arange(3, 12)[None]
     try:
         base.generate(ids, max_new_tokens=2, do_sample=False)
     except Exception as error:  # noqa: BLE001 - the family's own
         assert family in NOT_RUNNING, f"{type(error).__name__}: {error}"
-        pytest.skip(f"does not run by itself: {error}")
+        return
+    assert family not in NOT_RUNNING, "it runs now: take it off the list"
     verdict = examine(base)
     assert not verdict.late or family in REFUSED_LATE, verdict.late
     assert not verdict.faults, f"{', '.join(verdict.axes) or 'no axis'}: {'; '.join(verdict.faults)}"

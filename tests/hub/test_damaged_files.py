@@ -41,7 +41,7 @@ def change_weights(folder: Path, change) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def refused(folder: Path, message: str, error: type[Exception] = ValueError) -> None:
+def assert_refused(folder: Path, message: str, error: type[Exception] = ValueError) -> None:
     """Every way of loading refuses the folder, and names it."""
     for way in (load, SOLPolicyModel.from_pretrained, AutoModel.from_pretrained):
         with pytest.raises(error, match=message) as caught:
@@ -53,22 +53,24 @@ class TestWeights:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_values_that_are_not_finite(self, folder, value):
         change_weights(folder, lambda tensors: tensors["action_head.bias"].__setitem__(3, value))
-        refused(folder, "damaged: action_head.bias has values that are NaN or infinite")
+        assert_refused(folder, "damaged: action_head.bias has values that are NaN or infinite")
 
     @pytest.mark.parametrize("size", [0, 4, 100, 5000])
     def test_a_truncated_file(self, folder, size):
         (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
-        refused(folder, "model.safetensors are truncated or corrupt .*: fetch them again")
+        assert_refused(folder, "model.safetensors are truncated or corrupt .*: fetch them again")
 
     def test_a_header_of_exabytes(self, folder):
         (folder / WEIGHTS).write_bytes((2**60).to_bytes(8, "little") + b"{}")
-        refused(folder, "truncated or corrupt")
+        assert_refused(folder, "truncated or corrupt")
 
     def test_a_missing_a_strange_and_a_misshapen_tensor(self, folder):
         change_weights(folder, lambda tensors: tensors.pop("final_norm.weight"))
         change_weights(folder, lambda tensors: tensors.update(extra=torch.zeros(2)))
         change_weights(folder, lambda tensors: tensors.update({"value_head.bias": torch.zeros(7)}))
-        refused(folder, r"missing final_norm.weight; unexpected extra; value_head.bias has shape \(7,\), .* \(1,\)")
+        assert_refused(
+            folder, r"missing final_norm.weight; unexpected extra; value_head.bias has shape \(7,\), .* \(1,\)"
+        )
 
     def test_heads_that_are_missing(self, folder):
         change_weights(folder, lambda tensors: tensors.pop("action_head.weight"))
@@ -80,11 +82,11 @@ class TestWeights:
 
     def test_a_tensor_that_holds_no_floats(self, folder):
         change_weights(folder, lambda tensors: tensors.update({"value_head.bias": torch.zeros(1, dtype=torch.int8)}))
-        refused(folder, "value_head.bias has dtype I8, not one of F64, F32, F16, BF16")
+        assert_refused(folder, "value_head.bias has dtype I8, not one of F64, F32, F16, BF16")
 
     def test_a_config_of_a_huge_policy_allocates_none(self, folder):
         change_json(folder / "config.json", policy_hidden_size=4096)
-        refused(folder, r"the config asks for \(4096, 160\)")
+        assert_refused(folder, r"the config asks for \(4096, 160\)")
 
     def test_pickled_weights_are_never_read(self, folder, tmp_path):
         class Bomb:
@@ -94,7 +96,7 @@ class TestWeights:
         (folder / WEIGHTS).unlink()
         for name in ("pytorch_model.bin", "adapter_model.bin"):
             (folder / name).write_bytes(pickle.dumps(Bomb()))
-        refused(folder, r"has no model.safetensors\. .* never from pickled ones", OSError)
+        assert_refused(folder, r"has no model.safetensors\. .* never from pickled ones", OSError)
         with pytest.raises(ValueError, match="safetensors files only: leave out `use_safetensors`"):
             SOLPolicyModel.from_pretrained(folder, use_safetensors=False)
         assert not (tmp_path / "exploded").exists()
@@ -105,17 +107,17 @@ class TestWeights:
     def test_an_index_that_leads_elsewhere(self, folder, name):
         (folder / WEIGHTS).unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"final_norm.weight": name}}))
-        refused(folder, "must name safetensors files in its own folder")
+        assert_refused(folder, "must name safetensors files in its own folder")
 
     def test_files_that_transformers_would_read_instead(self, folder):
         (folder / "shard-00001-model-00001-of-00001.safetensors").write_bytes((folder / WEIGHTS).read_bytes())
-        refused(folder, "has files of a distributed checkpoint .*: remove them")
+        assert_refused(folder, "has files of a distributed checkpoint .*: remove them")
 
     def test_an_index_with_a_missing_shard(self, folder):
         (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
         shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-        refused(folder, "names files that .* lacks: model-00002-of-00002.safetensors")
+        assert_refused(folder, "names files that .* lacks: model-00002-of-00002.safetensors")
 
     def test_shards_that_are_whole_are_loaded(self, released, tmp_path):
         model = load(released)

@@ -235,23 +235,14 @@ def pack_blocks(
         ValueError: if the dataset has no rows, no such column, values that are not text or not enough text for a
             block, or if a block is longer than `max_positions`.
     """
-    if block_length < 1:
-        raise ValueError(f"`block_length` must be at least 1, got {block_length}.")
-    if max_positions is not None and block_length > max_positions:
-        raise ValueError(
-            f"Blocks of {block_length} tokens are longer than the base's {max_positions} positions: lower "
-            "`context_length` or `episode_length`."
-        )
+    _check_length(block_length, max_positions)
     streamed = isinstance(dataset, IterableDataset)
     dataset = dataset.with_format(None)
     columns = _column_names(dataset)
     begin = begin_tokens(tokenizer) if tokenizer is not None else []
     if TOKENS in columns and text_column not in columns:
         return _ready_blocks(dataset, block_length, begin, documents)
-    if text_column not in columns:
-        close = get_close_matches(text_column, columns, n=1)
-        hint = f"set `text_column` to {close[0]!r}?" if close else "set `text_column` to the one that holds the text."
-        raise ValueError(f"There is no column {text_column!r}; the columns are {', '.join(columns)}: {hint}")
+    _check_column(text_column, columns)
     if block_length <= len(begin):
         raise ValueError(
             f"Blocks of {block_length} tokens have no room beside the {len(begin)} that begin every text: make them "
@@ -269,6 +260,23 @@ def pack_blocks(
     if _first_row(blocks) is None:
         raise ValueError(_too_short(tokens, block_length, len(begin)))
     return blocks
+
+
+def _check_length(block_length: int, max_positions: int | None) -> None:
+    if block_length < 1:
+        raise ValueError(f"`block_length` must be at least 1, got {block_length}.")
+    if max_positions is not None and block_length > max_positions:
+        raise ValueError(
+            f"Blocks of {block_length} tokens are longer than the base's {max_positions} positions: lower "
+            "`context_length` or `episode_length`."
+        )
+
+
+def _check_column(name: str, columns: Sequence[str]) -> None:
+    if name not in columns:
+        close = get_close_matches(name, columns, n=1)
+        hint = f"set `text_column` to {close[0]!r}?" if close else "set `text_column` to the one that holds the text."
+        raise ValueError(f"There is no column {name!r}; the columns are {', '.join(columns)}: {hint}")
 
 
 def _first_row(dataset: Dataset | IterableDataset) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..budget.axes import PUBLISHED_AXES
 from ..controllers.schedule import ScheduleController
+from ..decoding.outputs import SOLScoreOutput
 from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error
 
@@ -146,29 +147,38 @@ def impulse_responses(
         raise ValueError("There is nothing to measure: give at least one action and one entry of `kv_refresh`.")
     steps, space = blocks.shape[1] - context_length - 1, model.action_space
     dense = torch.full((steps, 1), space.dense_id)
-    cases = []
-    for action, refresh in product(actions, kv_refresh):
-        schedule = dense.clone()
-        schedule[begin : begin + length] = space.index(*action)
-        cases.append((schedule, refresh))
+    disturbed_steps = slice(begin, begin + length)
+    cases = [
+        (_changed(dense, disturbed_steps, space.index(*action)), on) for action, on in product(actions, kv_refresh)
+    ]
     parts: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in cases]
     starts = range(0, len(blocks), batch_size)
+    settings: dict[str, Any] = dict(context_length=context_length, return_logits=True)
     for start in tqdm(starts, desc="Impulse response", disable=not progress):
         tokens: Any = blocks[start : start + batch_size].to(model.base.device)
-        settings: dict[str, Any] = dict(context_length=context_length, return_logits=True)
         reference = model.score(tokens, controller=ScheduleController(dense), kv_refresh=False, **settings)
         for part, (schedule, refresh) in zip(parts, cases, strict=True):
             disturbed = model.score(tokens, controller=ScheduleController(schedule), kv_refresh=refresh, **settings)
-            divergence = torch.stack(list(_divergences(reference["logits"], disturbed["logits"])))
-            part.append((divergence.cpu(), (reference["logprobs"] - disturbed["logprobs"]).cpu()))
+            part.append(_damage(reference, disturbed))
     responses = []
     named = None if documents is None else tuple(map(int, documents))
     for (action, refresh), part in zip(product(actions, kv_refresh), parts, strict=True):
         divergence, damage = (torch.cat(values) for values in zip(*part, strict=True))
-        every = model.config.episode_length if refresh else None
-        levels = tuple(map(float, action))
-        responses.append(ImpulseResponse(levels, begin, length, every, divergence, damage, space.axis_names, named))
+        disturbance = tuple(map(float, action)), begin, length, model.config.episode_length if refresh else None
+        responses.append(ImpulseResponse(*disturbance, divergence, damage, space.axis_names, named))
     return responses
+
+
+def _changed(schedule: torch.Tensor, steps: slice, action: int) -> torch.Tensor:
+    changed = schedule.clone()
+    changed[steps] = action
+    return changed
+
+
+def _damage(dense: SOLScoreOutput, disturbed: SOLScoreOutput) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(dense ‖ disturbed), and the log-probability lost on the label, each `(rows, steps)` in nats."""
+    divergence = torch.stack(list(_divergences(dense["logits"], disturbed["logits"])))
+    return divergence.cpu(), (dense["logprobs"] - disturbed["logprobs"]).cpu()
 
 
 def _divergences(dense: torch.Tensor, disturbed: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -14,7 +14,7 @@ A budget has one number per axis, in axis units and in the order of the axes of 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,23 +195,32 @@ def evaluate_budgets(
     with without_dropout(model.policy):
         controller = PolicyController(model.policy)
         (result,) = runner.run([Run(targets, lambda *_: controller, left_dense(targets, space), hard)], "Policy")
+    known: dict[str, Any] = dict(dense_losses=dense_losses, axes=space.axis_names, documents=named)
+    return [
+        BudgetEvaluation(requested=tuple(budget), **measured, **known)
+        for budget, measured in zip(budgets, _measured(runner, result, targets, counted), strict=True)
+    ]
+
+
+def _measured(
+    runner: BlockRunner, result: RunResult, targets: torch.Tensor, counted: torch.Tensor
+) -> Iterator[dict[str, Any]]:
+    """What the policy spent and lost at every budget, and the fixed schedule at the same means.
+
+    `targets` are `(budgets, axes)` in ratio units, `counted` the controllable steps.
+    """
+    space = runner.model.action_space
     episodes = space.ratios.double()[result.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, axes)
     means = episodes.mean(dim=0)
     fixed_result, fixed_means = _run_fixed(runner, means, counted)
-    return [
-        BudgetEvaluation(
-            requested=tuple(budget),
-            realised=_in_axis_units(means[number], space),
-            fixed_realised=_in_axis_units(fixed_means[number], space),
-            losses=tuple(result.losses[:, number].tolist()),
-            fixed_losses=tuple(fixed_result.losses[:, number].tolist()),
-            dense_losses=dense_losses,
-            axes=space.axis_names,
-            documents=named,
-            **_misses(episodes[:, number] - targets[number].double(), space),
-        )
-        for number, budget in enumerate(budgets)
-    ]
+    for number, target in enumerate(targets.double()):
+        yield {
+            "realised": _in_axis_units(means[number], space),
+            "fixed_realised": _in_axis_units(fixed_means[number], space),
+            "losses": tuple(result.losses[:, number].tolist()),
+            "fixed_losses": tuple(fixed_result.losses[:, number].tolist()),
+            **_misses(episodes[:, number] - target, space),
+        }
 
 
 def _run_fixed(runner: BlockRunner, means: torch.Tensor, counted: torch.Tensor) -> tuple[RunResult, torch.Tensor]:

@@ -147,34 +147,34 @@ def measure_speed(
     if new_tokens < 2 or repeats < 1:
         raise ValueError(f"`new_tokens` must be at least 2 and `repeats` 1, got {new_tokens} and {repeats}.")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    given: list[dict[str, Any]] = [
-        {"budget": budget} if isinstance(budget, Budget) else {"compute": budget} for budget in budgets
-    ]
-    names = [_name(budget) for budget in budgets]
     chosen = options | _call(model, mask, new_tokens)
     if controller is not None:
         chosen["controller"] = controller()
     variants = _dense_variants(model, input_ids, mask, new_tokens)
-    for name, target in zip(names, given, strict=True):
-        variants[name] = functools.partial(model.generate, input_ids, **target, **chosen)
+    for budget in budgets:
+        target: dict[str, Any] = {"budget": budget} if isinstance(budget, Budget) else {"compute": budget}
+        variants[_name(budget)] = functools.partial(model.generate, input_ids, **target, **chosen)
     losses = {DENSE: 0.0} | {_name(rate): loss for rate, loss in _losses(model, budgets)}
     outputs, rounds = _run(variants, repeats)
-    count = len(input_ids) * (new_tokens - 1)
-    expected = outputs[BASE].sequences[:, -new_tokens:]
-    rows = []
-    for name, output in outputs.items():
-        realised = getattr(output, "realised", None)
-        rows.append(
-            Speed(
-                name=name,
-                tokens_per_second=tuple(count / seconds[name] for seconds in rounds),
-                speed_up=statistics.median(seconds[BASE] / seconds[name] for seconds in rounds),
-                same_tokens=float((output.sequences[:, -new_tokens:] == expected).cumprod(dim=1).double().mean()),
-                realised=None if realised is None else tuple(realised.double().mean(dim=0).tolist()),
-                expected_loss=losses.get(name),
-            )
-        )
-    return SpeedReport(tuple(rows), _setting(model, input_ids, new_tokens, repeats))
+    rows = tuple(_row(name, outputs, rounds, new_tokens, losses.get(name)) for name in outputs)
+    return SpeedReport(rows, _setting(model, input_ids, new_tokens, repeats))
+
+
+def _row(
+    name: str, outputs: dict[str, Any], rounds: list[dict[str, float]], new_tokens: int, loss: float | None
+) -> Speed:
+    """What was measured of one variant; see [`_run`]."""
+    realised = getattr(outputs[name], "realised", None)
+    found, expected = (outputs[variant].sequences[:, -new_tokens:] for variant in (name, BASE))
+    count = len(found) * (new_tokens - 1)
+    return Speed(
+        name=name,
+        tokens_per_second=tuple(count / seconds[name] for seconds in rounds),
+        speed_up=statistics.median(seconds[BASE] / seconds[name] for seconds in rounds),
+        same_tokens=float((found == expected).cumprod(dim=1).double().mean()),
+        realised=None if realised is None else tuple(realised.double().mean(dim=0).tolist()),
+        expected_loss=loss,
+    )
 
 
 def _name(budget: float | Budget) -> str:

@@ -110,8 +110,7 @@ class PolicyLoading(PreTrainedModel):
             _note_base(policy.config, base, access, shared.get("cache_dir"))
         else:
             _refuse_what_loads_a_base(access, kwargs)
-        policy = policy.to(cls.policy_device(without_wrapper(base)))
-        model = cls(policy.config, base, policy, check_base=check_base)
+        model = cls(policy.config, base, policy.to(cls.policy_device(without_wrapper(base))), check_base=check_base)
         path = find_file(source.name_or_path, NAME, source.location)
         if path is not None:
             model.generation_config = model.with_stored_options(path)

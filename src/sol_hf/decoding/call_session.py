@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The session of a `generate` call, after the checks of its arguments and of its cache."""
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..cache.sol_cache import SOLCache
+from ..configuration_sol import SOLConfig
+from ..execution.base_device import compute_device
+from .controls import DecodeControls
+from .generate_checks import check_continuation, check_generate_arguments, refuse_continuous_batching
+from .session import DecodingSession
+from .setup import new_cache, own_cache
+from .stored_values import replaced_values
+
+
+def session_of_call(
+    base: PreTrainedModel,
+    config: SOLConfig,
+    controls: DecodeControls | None,
+    prompt: torch.Tensor | None,
+    configs: tuple[GenerationConfig | None, GenerationConfig],
+    arguments: dict[str, Any],
+    vocab_size: int,
+) -> DecodingSession | None:
+    """The session of a call; `None` if it does not decode over a [`SOLCache`], or has no prompt.
+
+    Args:
+        base (`PreTrainedModel`): The frozen base.
+        config ([`SOLConfig`]): Config of the policy.
+        controls ([`DecodeControls`], *optional*): Settings of the decode steps.
+        prompt (`torch.Tensor` of shape `(rows, length, ...)`, *optional*): Ids or embeddings.
+        configs (`tuple` of two `GenerationConfig`): That of the call, if there is one, and the stored one.
+        arguments (`dict[str, Any]`): Keyword arguments of `generate`. With `controls` and without a cache, an empty
+            one is added.
+        vocab_size (`int`): Number of ids that the base knows.
+
+    Raises:
+        ValueError: for arguments that do not fit each other, the base or the cache.
+    """
+    refuse_continuous_batching(arguments, configs[0])
+    mask, replaced = arguments.get("attention_mask"), {}
+    if controls is not None:
+        replaced = replaced_values(arguments, *configs)
+        check_generate_arguments(prompt, arguments, compute_device(base), vocab_size)
+        if arguments.get("past_key_values") is None:
+            arguments["past_key_values"] = new_cache(base, config)
+    cache: Any = arguments.get("past_key_values")
+    if isinstance(cache, SOLCache) and prompt is not None:
+        own_cache(cache, base, config)
+        check_continuation(prompt, mask, cache)
+    return DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced)
