@@ -96,7 +96,7 @@ def test_a_mistake_that_is_refused_too_late(monkeypatch):
 
 
 def test_a_call_that_is_refused_without_reason(monkeypatch):
-    monkeypatch.setattr("sol_hf.modeling_sol.check_generate_arguments", refuse)
+    monkeypatch.setattr("sol_hf.decoding.call_session.check_generate_arguments", refuse)
     assert found(PADDED)["call"] == "refused: not today"
 
 
