@@ -19,11 +19,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from sol_hf.integrations.smollm2 import fetch_smollm2
+from sol_hf.integrations.smollm2 import SMOLLM2, fetch_smollm2
 
 
 NOTE = "Only ratios within a run mean anything: times depend on the machine and on what else it does."
-SMOLLM2 = "smollm2-135m"
 SHAPES: dict[str, dict] = {
     "llama-3.2-1b": dict(
         model_type="llama",

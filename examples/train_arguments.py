@@ -15,10 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.episodes.text_blocks import load_text
-from sol_hf.integrations.smollm2 import HUB_ID, fetch_smollm2
-
-
-SMOLLM2 = "smollm2-135m"
+from sol_hf.integrations.smollm2 import HUB_ID, SMOLLM2, fetch_smollm2
 
 
 def share(text: str) -> tuple[str, float]:

@@ -38,7 +38,7 @@ ALLOWED = {
     "modeling_sol": "budget cache configuration_sol modeling_sol_policy controllers execution hub decoding",
     "episodes": "budget selection cache modeling_sol_policy controllers execution decoding modeling_sol",
     "evaluation": "budget selection cache configuration_sol controllers execution decoding modeling_sol episodes",
-    "integrations": "budget selection configuration_sol controllers decoding modeling_sol",
+    "integrations": "budget selection configuration_sol controllers hub decoding modeling_sol",
     "training": "budget stored modeling_sol_policy controllers execution hub modeling_sol episodes evaluation",
     "figures": "budget controllers modeling_sol evaluation",
     "cli": "modeling_sol episodes evaluation integrations",

@@ -21,7 +21,7 @@ from .configuration_sol import SOLConfig
 from .policy.budget_prior import BudgetPrior
 from .policy.factored_head import joint_logits
 from .stored.json_files import read_json_object
-from .stored.source import find_policy
+from .stored.source import PolicySource, find_policy
 from .stored.weights import check_finite, check_headers, find_weights
 
 
@@ -166,7 +166,11 @@ class SOLPolicyModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, require_heads: bool = False, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | PolicySource | None,
+        *args,
+        require_heads: bool = False,
+        **kwargs,
     ):
         """Load a policy, and the adapter on it if there is one.
 
@@ -174,7 +178,8 @@ class SOLPolicyModel(PreTrainedModel):
         before any of them is read.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Policy repository or folder, or that of an adapter.
+            pretrained_model_name_or_path (`str`, `os.PathLike` or [`PolicySource`]): Policy repository or folder, or
+                that of an adapter; or where it was found.
             args: For the constructor.
             require_heads (`bool`, *optional*, defaults to `False`): Also refuse a file without the policy's heads.
                 Otherwise these start fresh, and transformers says so.
@@ -190,7 +195,12 @@ class SOLPolicyModel(PreTrainedModel):
         kwargs.pop("trust_remote_code", None)  # the classes are those of this package
         names = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token", "proxies")
         location = {name: kwargs.pop(name) for name in names if name in kwargs}
-        source = find_policy(pretrained_model_name_or_path, location, kwargs.pop("adapter_kwargs", None))
+        adapter = kwargs.pop("adapter_kwargs", None)
+        if isinstance(pretrained_model_name_or_path, PolicySource):
+            source = pretrained_model_name_or_path
+            pretrained_model_name_or_path = source.name_or_path
+        else:
+            source = find_policy(pretrained_model_name_or_path, location, adapter)
         config = kwargs.pop("config", None)
         if not isinstance(config, SOLConfig):
             stored = read_json_object(source.config)
@@ -207,10 +217,8 @@ class SOLPolicyModel(PreTrainedModel):
             source.name_or_path, *args, adapter_kwargs=source.adapter, **arguments, **source.location, **kwargs
         )
         if source.adapter and info["missing_keys"]:
-            raise ValueError(
-                f"The adapter in {pretrained_model_name_or_path} lacks {', '.join(sorted(info['missing_keys'])[:8])}: "
-                "it does not fit the policy that it names."
-            )
+            place, missing = source.adapter["_adapter_model_path"], ", ".join(sorted(info["missing_keys"])[:8])
+            raise ValueError(f"The adapter in {place} lacks {missing}: it does not fit the policy that it names.")
         check_finite(policy, pretrained_model_name_or_path)
         return (policy, info) if with_info else policy
 

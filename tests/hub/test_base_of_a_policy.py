@@ -354,6 +354,23 @@ class TestTokenizer:
         assert generator.tokenizer("w3 w14").input_ids == [3, 14]
         assert generator.tokenizer.chat_template
 
+    def test_that_of_a_pull_request_is_not_loaded_unasked(self, folder, monkeypatch):
+        asked, original = [], AutoTokenizer.from_pretrained
+        change_json(folder / "config.json", base_model_name_or_path="somebody/base", base_model_revision="refs/pr/7")
+
+        def record(name, *args, **kwargs):
+            if name != "somebody/base":
+                return original(name, *args, **kwargs)
+            return asked.append(kwargs["revision"])
+
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", record)
+        for revision in (None, ""):
+            with pytest.raises(ValueError, match=r"at refs/pr/7. Anybody can open .*`base_revision=`"):
+                AutoTokenizer.from_pretrained(folder, base_revision=revision)
+        assert asked == []
+        AutoTokenizer.from_pretrained(folder, base_revision="refs/pr/7")
+        assert asked == ["refs/pr/7"]
+
     def test_without_any_the_message_says_where_one_is(self, folder):
         with pytest.raises(ValueError, match=r"has no tokenizer, .*save_pretrained\(folder, tokenizer=tokenizer\)"):
             AutoTokenizer.from_pretrained(folder)

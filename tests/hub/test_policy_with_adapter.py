@@ -17,7 +17,7 @@ from sol_hf.stored import source
 from support.adapters import LORA, continuation
 from support.bases import tiny_base
 from support.cases import SETTINGS
-from support.policy_folders import change_json, files_with, load, save_policy, stored, tiny_tokenizer
+from support.policy_folders import change_json, files_with, load, save_policy, stored, tiny_tokenizer, warnings_of
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,12 @@ class TestLoading:
         model.policy = PeftModel.from_pretrained(model.policy, folder).eval()
         assert torch.equal(continuation(model), continuation(adapted(released)))
 
+    def test_its_files_are_read_once(self, folder, monkeypatch):
+        read, original = [], source.read_json_object
+        monkeypatch.setattr(source, "read_json_object", lambda path: read.append(path.name) or original(path))
+        load(folder)
+        assert read == ["adapter_config.json"]
+
     def test_what_was_loaded_is_saved_again(self, released, folder, tmp_path):
         load(folder).save_pretrained(tmp_path / "again")
         assert torch.equal(continuation(load(tmp_path / "again")), continuation(adapted(released)))
@@ -102,6 +108,51 @@ class TestSaving:
         wanted = continuation(model)
         model.save_pretrained(tmp_path)
         assert torch.equal(continuation(load(tmp_path)), wanted)
+
+
+class TestNames:
+    """The adapter that is active is the one that is loaded, whatever it is called."""
+
+    def named(self, released: Path, **adapters: float) -> SOLForCausalLM:
+        """The policy with adapters whose weights have these sizes."""
+        model = load(released)
+        model.policy = get_peft_model(model.policy, LORA, adapter_name=next(iter(adapters)))
+        for name, size in adapters.items():
+            if name not in model.policy.peft_config:
+                model.policy.add_adapter(name, LORA)
+            torch.manual_seed(2)
+            for full, parameter in model.policy.named_parameters():
+                if f"lora_B.{name}" in full:
+                    parameter.data.normal_(std=size)
+        model.policy.eval()
+        return model
+
+    def test_one_that_is_not_called_default(self, released, tmp_path):
+        model = self.named(released, mine=1)
+        model.save_pretrained(tmp_path / "adapter")
+        assert torch.equal(continuation(load(tmp_path / "adapter")), continuation(model))
+        assert not torch.equal(continuation(model), continuation(load(released)))
+        assert [path for path in (tmp_path / "adapter").iterdir() if path.is_dir()] == []
+
+    def test_the_active_one_of_two(self, released, tmp_path):
+        model = self.named(released, default=1, mine=2)
+        for name, other in (("mine", "default"), ("default", "mine")):
+            model.policy.set_adapter(name)
+            with warnings_of() as said:
+                model.save_pretrained(tmp_path / name)
+            assert any(f"loaded with the active adapter, '{name}'. The others ({other})" in text for text in said)
+            assert torch.equal(continuation(load(tmp_path / name)), continuation(model))
+            second = load(released)
+            second.policy = PeftModel.from_pretrained(second.policy, tmp_path / name / other).eval()
+            model.policy.set_adapter(other)
+            assert torch.equal(continuation(second), continuation(model))
+
+    def test_two_that_are_active_at_once_are_refused(self, released, tmp_path):
+        model = self.named(released, default=1, mine=2)
+        model.policy.base_model.set_adapter(["default", "mine"])
+        with pytest.raises(ValueError, match="A folder holds one adapter, but .*'default' and 'mine'.*set_adapter"):
+            model.save_pretrained(tmp_path)
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestRefused:

@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,18 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
-from sol_hf import Controller, FixedController, SOLForCausalLM
+from sol_hf import Controller, FixedController, SOLConfig, SOLForCausalLM
 from sol_hf.controllers.registry import CONTROLLERS, register_controller
 from sol_hf.decoding import scoring
 from sol_hf.integrations import lm_eval_adapter
 from sol_hf.integrations.lm_eval_adapter import SOLLM, main
+from sol_hf.integrations.lm_eval_arguments import find_base
+from support.adapters import LORA
 from support.lm_eval_runs import CHEAP, EVERY_TASK, FULL, TASK_FOLDER, answers, evaluate
+from support.policy_folders import change_json
 
 
 pytestmark = pytest.mark.usefixtures("without_environment")
@@ -218,6 +223,25 @@ class TestWrongArguments:
         model.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="names no base model: add `base=`"):
             SOLLM(str(tmp_path), device="cpu", **CHEAP)
+
+    def test_a_base_that_is_not_here_or_of_a_pull_request(self, policy, tmp_path):
+        copied = Path(shutil.copytree(policy, tmp_path / "policy"))
+        change_json(copied / "config.json", base_model_name_or_path="/home/somebody/base")
+        with pytest.raises(ValueError, match="the folder /home/somebody/base, which is not here: add `base=`"):
+            SOLLM(str(copied), device="cpu", **CHEAP)
+        change_json(copied / "config.json", base_model_name_or_path="a/base", base_model_revision="refs/pr/7")
+        with pytest.raises(ValueError, match="at refs/pr/7. Anybody can open .*with lm-eval, `revision=`"):
+            SOLLM(str(copied), device="cpu", **CHEAP)
+        found = find_base(SOLConfig.from_pretrained(copied), str(copied), None, {"revision": "refs/pr/7"})
+        assert found == ("a/base", {"revision": "refs/pr/7"})
+
+
+def test_an_adapter_that_names_its_policy(policy, base, tmp_path):
+    model = SOLForCausalLM.from_pretrained(policy, base=AutoModelForCausalLM.from_pretrained(base))
+    get_peft_model(model.policy, LORA).save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    lm = SOLLM(str(tmp_path), base=base, device="cpu", **CHEAP)
+    assert any("lora" in name for name in lm.sol.policy.state_dict())
 
 
 class TestCommandLine:

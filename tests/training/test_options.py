@@ -11,8 +11,9 @@ import pytest
 import torch
 from trl import GRPOConfig
 
+from sol_hf.hub.recipe import default_of
 from sol_hf.training.grpo_config import SOLGRPOConfig
-from sol_hf.training.option_kinds import EFFECTIVE, HARMLESS, REFUSED, default
+from sol_hf.training.option_kinds import EFFECTIVE, HARMLESS, REFUSED
 from support.trainers import GROUP, blocks, changed, model_on, trainer_of, weights
 
 
@@ -22,7 +23,7 @@ ALL = {field.name: field for field in fields(SOLGRPOConfig)}
 
 def other(field) -> Any:
     """A value that is not the default of an argument."""
-    value = default(ALL[field.name])
+    value = default_of(ALL[field.name])
     if isinstance(value, bool):
         return not value
     return value + 1 if isinstance(value, int | float) else "something else"
@@ -141,7 +142,7 @@ def test_a_further_effective_argument_changes_the_weights(tmp_path, plain, name)
 def test_the_arguments_are_those_of_the_user_afterwards(tmp_path):
     trainer = trainer_of(tmp_path, beta=0.1, sync_ref_model=True, ref_model_sync_steps=1)
     assert trainer.args.beta == trainer.beta == 0.1 and trainer.args.sync_ref_model
-    assert trainer.args.max_completion_length == default(ALL["max_completion_length"])
+    assert trainer.args.max_completion_length == default_of(ALL["max_completion_length"])
     assert trainer.max_completion_length == trainer.episode_length
 
 

@@ -6,8 +6,9 @@
 import argparse
 from collections.abc import Callable
 
+from ..integrations.smollm2 import SMOLLM2
 
-SMOLLM2 = "smollm2-135m"
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..episodes.text_blocks import TextBlocks, load_text, pack_blocks
-from ..integrations.smollm2 import fetch_smollm2
+from ..integrations.smollm2 import SMOLLM2, fetch_smollm2
 from ..modeling_sol import SOLForCausalLM
-from .arguments import SMOLLM2, add_input_arguments, budget_values
+from .arguments import add_input_arguments, budget_values
 
 
 __all__ = ["SMOLLM2", "add_input_arguments", "budget_values", "load_policy", "load_policy_and_blocks", "read_blocks"]

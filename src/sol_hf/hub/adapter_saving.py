@@ -12,21 +12,27 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
 from ..modeling_sol_policy import SOLPolicyModel
 from ..stored.hub_names import hub_id
+from ..stored.json_files import read_json_object
+from ..stored.source import ADAPTER_CONFIG
+from ..stored.weights import ADAPTER_WEIGHTS
 from .model_card import CARD_NAME
 
 
-ADAPTER_CONFIG = "adapter_config.json"
+logger = logging.get_logger(__name__)
+
+DEFAULT = "default"
+"""Name of an adapter for which PEFT makes no folder of its own."""
 
 
 def save_adapter(
@@ -45,14 +51,17 @@ def save_adapter(
 
     Returns:
         [`SOLPolicyModel`] or `None`: The policy beneath, if it has to be saved, too.
+
+    Raises:
+        ValueError: if not exactly one adapter is active, or the adapter has replaced weights of the policy.
     """
     inner = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     name, commit = hub_id(inner.name_or_path), getattr(policy.config, "_commit_hash", None)
     path, card = Path(folder, ADAPTER_CONFIG), Path(folder, CARD_NAME)
     had_card = card.exists()
     with _named(policy, inner, name):
-        policy.save_pretrained(folder, **({} if state_dict is None else {"state_dict": dict(state_dict)}))
-    stored, beneath = json.loads(path.read_text(encoding="utf-8")), policy_beneath(policy)
+        _save_active(policy, Path(folder), {} if state_dict is None else {"state_dict": dict(state_dict)})
+    stored, beneath = read_json_object(path), policy_beneath(policy)
     is_named = name is not None and _is_stored(beneath, name, commit)
     stored["base_model_name_or_path"] = name if is_named else repo_id
     stored["revision"] = (commit or stored.get("revision")) if is_named else None
@@ -60,6 +69,36 @@ def save_adapter(
     if not is_named and not had_card:
         card.unlink(missing_ok=True)  # PEFT's card says nothing of the policy that is beside it
     return None if is_named else beneath
+
+
+def _save_active(policy: Any, folder: Path, kwargs: dict[str, Any]) -> None:
+    """Write the adapter that is active to `folder` itself, where it is loaded from, whatever its name."""
+    active = policy.active_adapters
+    active = list(active() if callable(active) else active)
+    if len(active) != 1:
+        raise ValueError(
+            f"A folder holds one adapter, but of this policy {' and '.join(map(repr, active)) or 'none'} is active: "
+            "choose one with `model.policy.set_adapter(name)`, or save `model.policy.merge_and_unload()`."
+        )
+    name, others = active[0], sorted(policy.peft_config.keys() - active)
+    is_wrapped = hasattr(policy, "get_base_model")  # by PEFT, which saves all adapters
+    if others:
+        logger.warning_once(
+            f"The folder will be loaded with the active adapter, {name!r}. The others ({', '.join(others)}) are "
+            + ("in folders of their own, beside it." if is_wrapped else "not saved: make one active to save it.")
+        )
+    policy.save_pretrained(folder, **kwargs)
+    if is_wrapped and name != DEFAULT:
+        if DEFAULT in others:
+            _move((folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS), folder / DEFAULT)
+        _move((folder / name).iterdir(), folder)
+        (folder / name).rmdir()
+
+
+def _move(files: Iterable[Path], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for path in list(files):
+        path.replace(folder / path.name)
 
 
 @contextlib.contextmanager

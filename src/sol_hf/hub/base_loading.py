@@ -41,23 +41,54 @@ class BaseAccess:
     trust_remote_code: bool | None = False
 
 
-def base_name(config: SOLConfig, policy: str) -> str:
-    """The repository or folder of the base that a policy's config names.
+class BaseNotNamedError(ValueError):
+    """The config of a policy names no base, or a folder that is not here.
+
+    Args:
+        message (`str`): With a way out for those who load the policy from Python.
+        problem (`str`): Without a way out.
+    """
+
+    def __init__(self, message: str, problem: str):
+        super().__init__(message)
+        self.problem = problem
+
+
+def base_of(config: SOLConfig, policy: str, revision: str | None = None) -> tuple[str, str]:
+    """The base that a policy's config names: its repository or folder, and its revision.
+
+    Args:
+        config ([`SOLConfig`]): The policy's config.
+        policy (`str`): Where the policy is from, for messages.
+        revision (`str`, *optional*): What the caller asks for instead of the revision in the config.
 
     Raises:
-        ValueError: if it names none, or a folder that is not here.
+        BaseNotNamedError: if it names none, or a folder that is not here.
+        ValueError: if it names a pull request, which only the caller may ask for.
     """
+    name, stored = _name_of_base(config, policy), config.base_model_revision or "main"
+    if not revision and stored.startswith("refs/pr/"):
+        raise ValueError(
+            f"The policy in {policy} asks for its base {name} at {stored}. Anybody can open such a pull request: "
+            "pass `base_revision=` (with lm-eval, `revision=`) if you know what is in it, or `base=`."
+        )
+    return name, revision or stored
+
+
+def _name_of_base(config: SOLConfig, policy: str) -> str:
     name = config.base_model_name_or_path
     if not name:
-        raise ValueError(
+        raise BaseNotNamedError(
             f"The base of the policy in {policy} is missing. The config names no base model: pass `base=` (on the "
             "command line, `--base`), loaded with AutoModelForCausalLM. A base that was a local folder or had an "
-            "adapter is not named."
+            "adapter is not named.",
+            problem="its config names no base model",
         )
     if not os.path.isdir(name) and hub_id(name) is None:
-        raise ValueError(
+        raise BaseNotNamedError(
             f"The base of the policy in {policy} is missing: its config names the folder {name}, which is not here. "
-            "Load the base with AutoModelForCausalLM and pass it with `base=` (on the command line, `--base`)."
+            "Load the base with AutoModelForCausalLM and pass it with `base=` (on the command line, `--base`).",
+            problem=f"its config names the folder {name}, which is not here",
         )
     return name
 
@@ -75,12 +106,7 @@ def load_base(config: SOLConfig, policy: str, access: BaseAccess, **kwargs) -> P
         ValueError: if there is no base to load, it is itself a policy, or it needs code from its repository.
         OSError: if it cannot be fetched.
     """
-    name, revision = base_name(config, policy), access.revision or config.base_model_revision or "main"
-    if access.revision is None and revision.startswith("refs/pr/"):
-        raise ValueError(
-            f"The policy in {policy} asks for its base {name} at {revision}. Anybody can open such a pull request: "
-            "pass `base_revision=` if you know what is in it, or `base=`."
-        )
+    name, revision = base_of(config, policy, access.revision)
     arguments: dict[str, Any] = {"token": access.token} if access.token is not None else {}
     try:
         with _loading_base_of(policy):

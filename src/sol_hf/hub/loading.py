@@ -36,7 +36,7 @@ def load_policy(
     """
     source = find_policy(name_or_path, location, adapter)
     if config is None:
-        config = SOLConfig.from_dict(read_json_object(source.config), name_or_path=source.name_or_path)
+        config = _config_in(source)
     elif isinstance(config, str | os.PathLike):
         config = SOLConfig.from_pretrained(config)
     if not isinstance(config, SOLConfig):
@@ -44,12 +44,19 @@ def load_policy(
     config = copy.deepcopy(config)
     config._attn_implementation = config._experts_implementation = None  # what Auto classes put there is for the base
     config.dtype = None  # the policy keeps the dtype of its weights, whatever the base is loaded in
-    policy, info = SOLPolicyModel.from_pretrained(
-        source.name_or_path,
-        config=config,
-        adapter_kwargs=source.adapter,
-        output_loading_info=True,
-        require_heads=True,
-        **source.location,
-    )
+    policy, info = SOLPolicyModel.from_pretrained(source, config=config, output_loading_info=True, require_heads=True)
     return policy.eval(), info, source
+
+
+def stored_config(name_or_path: str | os.PathLike, location: Mapping[str, Any]) -> SOLConfig:
+    """The config of a policy, or of the policy beneath an adapter.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): Repository id or folder, of a policy or of an adapter on one.
+        location (`Mapping[str, Any]`): `revision`, `subfolder` and Hub arguments.
+    """
+    return _config_in(find_policy(name_or_path, location))
+
+
+def _config_in(source: PolicySource) -> SOLConfig:
+    return SOLConfig.from_dict(read_json_object(source.config), name_or_path=source.name_or_path)

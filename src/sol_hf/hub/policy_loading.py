@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from ..configuration_sol import SOLConfig
 from ..modeling_sol_policy import SOLPolicyModel
@@ -20,7 +20,6 @@ from .base_loading import SHARED, BaseAccess, load_base, refuse_policy_as_base
 from .base_model import commit_at, describe_base, without_wrapper
 from .fingerprint import fingerprint_of
 from .loading import load_policy
-from .stored_options import NAME
 
 
 logger = logging.get_logger(__name__)
@@ -111,7 +110,7 @@ class PolicyLoading(PreTrainedModel):
         else:
             _refuse_what_loads_a_base(access, kwargs)
         model = cls(policy.config, base, policy.to(cls.policy_device(without_wrapper(base))), check_base=check_base)
-        path = find_file(source.name_or_path, NAME, source.location)
+        path = find_file(source.name_or_path, GENERATION_CONFIG_NAME, source.location)
         if path is not None:
             model.generation_config = model.with_stored_options(path)
         return (model.eval(), info) if output_loading_info else model.eval()  # type: ignore[return-value]

@@ -27,7 +27,7 @@ def recipe_of(settings: Any, **further: Any) -> dict[str, Any]:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         value = value.value if isinstance(value, Enum) else value
-        if field.init and value != _default(field) and _is_plain(value) and _may_be_said(field.name, value):
+        if field.init and value != default_of(field) and _is_plain(value) and _may_be_said(field.name, value):
             changed[field.name] = value
     return changed
 
@@ -43,10 +43,11 @@ def recipe_text(stages: Mapping[str, Mapping[str, Any]] | None) -> str | None:
     return yaml.safe_dump({name: dict(values) for name, values in stages.items()}, sort_keys=False).rstrip()
 
 
-def _default(field: dataclasses.Field) -> Any:
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a dataclass field; `None` for one without."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return field.default
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _may_be_said(name: str, value: Any) -> bool:

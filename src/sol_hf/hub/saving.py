@@ -17,6 +17,7 @@ from ..configuration_sol import AUTO_MAP
 from ..version import __version__
 from .adapter_saving import save_adapter
 from .model_card import CARD_NAME, build_card
+from .owned_files import owned_files
 from .staging import staged
 
 
@@ -32,8 +33,11 @@ from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
 
 
 def save_whole_policy(model: PreTrainedModel, folder: str | os.PathLike, *arguments, **kwargs) -> None:
-    """[`save_policy`], of which all files are written or none; until then the folder has what it had."""
-    with staged(folder, keep=(CARD_NAME,)) as stage:
+    """[`save_policy`], of which all files are written or none; until then the folder has what it had.
+
+    What an earlier save has left of another policy or adapter is removed.
+    """
+    with staged(folder, owned_files(kwargs.get("variant")), keep=(CARD_NAME,)) as stage:
         save_policy(model, stage, *arguments, **kwargs)
 
 
@@ -130,7 +134,8 @@ def push_policy(
 ) -> str:
     """Create the repository if it does not exist, and upload what `save_pretrained` writes.
 
-    A model card that is already in the repository keeps its text and gets the new tags.
+    A model card that is already in the repository keeps its text and gets the new tags. Files of another policy or
+    adapter that was there before are removed.
 
     Returns:
         `str`: Address of the commit.
@@ -153,4 +158,5 @@ def push_policy(
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
+            delete_patterns=list(owned_files()),
         )

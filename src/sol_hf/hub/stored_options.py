@@ -26,7 +26,6 @@ from ..stored.json_files import read_json_object
 
 logger = logging.get_logger(__name__)
 
-NAME = "generation_config.json"
 SAMPLING: dict[str, Check] = {
     "do_sample": Flag(),
     "temperature": Real(1e6),

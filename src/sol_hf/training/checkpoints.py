@@ -26,7 +26,9 @@ from transformers.utils import PushInProgress, logging
 
 from ..hub import saving as hub
 from ..hub.adapter_saving import load_beneath
+from ..hub.owned_files import owned_files
 from ..hub.recipe import recipe_of
+from ..hub.staging import staged
 from ..stored.hub_names import without_paths
 from .checkpoint_record import UNFINISHED, CheckpointRecord, next_number, remove_old
 
@@ -38,7 +40,7 @@ ROLLOUTS = "rollouts-{rank}.safetensors"
 REFERENCE = "reference.safetensors"
 LOCAL_ARGUMENTS = frozenset("output_dir logging_dir run_name resume_from_checkpoint".split())
 """Arguments that are paths of this machine, which are not written; nor are paths in other arguments."""
-NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{UNFINISHED}/*"]
+NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{UNFINISHED}*"]
 
 
 class AtomicCheckpoints(Trainer):
@@ -60,7 +62,7 @@ class AtomicCheckpoints(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         run = Path(self._get_output_dir(trial))
-        staged = run / UNFINISHED / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        stage = run / UNFINISHED / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(run / UNFINISHED, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -69,24 +71,24 @@ class AtomicCheckpoints(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._is_writing = False
-        self._save_rollouts(staged)
+        self._save_rollouts(stage)
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent.name == UNFINISHED:  # in every process: all load the best one
             self.state.best_model_checkpoint = str(run / Path(best).name)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self._publish(staged, run / staged.name)
-            self._push_from_checkpoint(str(run / staged.name))
+            self._publish(stage, run / stage.name)
+            self._push_from_checkpoint(str(run / stage.name))
             best = self.state.best_model_checkpoint
-            keep = [run / staged.name, *([Path(best)] if best is not None else [])]
+            keep = [run / stage.name, *([Path(best)] if best is not None else [])]
             remove_old(run, self.args.save_total_limit, keep)
         self.accelerator.wait_for_everyone()
 
-    def _publish(self, staged: Path, final: Path) -> None:
+    def _publish(self, stage: Path, final: Path) -> None:
         """Move a complete checkpoint to its final path."""
         if self.ref_model is not None:
-            save_file(self._reference_weights(), staged / REFERENCE)
-        self.state.save_to_json(str(staged / TRAINER_STATE))
+            save_file(self._reference_weights(), stage / REFERENCE)
+        self.state.save_to_json(str(stage / TRAINER_STATE))
         record = CheckpointRecord(
             number=next_number(final.parent),
             forward_passes=self._step,
@@ -95,14 +97,14 @@ class AtomicCheckpoints(Trainer):
             can_be_resumed=not self.args.save_only_model,
             batching=self.batching(),
         )
-        record.write(staged)
-        for path in [*staged.rglob("*"), staged, staged.parent]:
+        record.write(stage)
+        for path in [*stage.rglob("*"), stage, stage.parent]:
             flush(path)
         if final.exists():  # from an earlier run that was resumed from a step before it
-            final.rename(staged.parent / f"replaced-{final.name}")
-        staged.rename(final)
+            final.rename(stage.parent / f"replaced-{final.name}")
+        stage.rename(final)
         flush(final.parent)
-        shutil.rmtree(staged.parent)
+        shutil.rmtree(stage.parent)
 
     def batching(self) -> dict[str, Any]:
         """Settings that say which blocks are in which batch, and in which order."""
@@ -129,6 +131,7 @@ class AtomicCheckpoints(Trainer):
             revision=args.hub_revision,
             commit_message=f"Training in progress, step {self.state.global_step}",
             run_as_future=True,
+            delete_patterns=list(owned_files()),
         )
         jobs = [upload(folder_path=args.output_dir, ignore_patterns=NOT_PUSHED)]
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -140,28 +143,23 @@ class AtomicCheckpoints(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the policy in the format of the Hub, or its adapter, and the arguments as JSON.
 
-        Every file is complete or what it was before.
+        The files replace those of the folder when all of them are whole; a card that is there is kept.
         """
         if not self.args.should_save:
             return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        staged = folder if UNFINISHED in folder.parts else folder / UNFINISHED / "policy"
-        staged.mkdir(parents=True, exist_ok=True)
+        if UNFINISHED in folder.parts:  # a checkpoint, which is moved when it is whole
+            folder.mkdir(parents=True, exist_ok=True)
+            return self._write_policy(folder)
+        with staged(folder, owned_files(), keep=(hub.CARD_NAME,)) as stage:
+            self._write_policy(stage)
+
+    def _write_policy(self, folder: Path) -> None:
         self._note_recipe()
         tokenizer = self._text_tokenizer if isinstance(self._text_tokenizer, PreTrainedTokenizerBase) else None
-        hub.save_policy(self.sol, staged, self.hub_model_id, tokenizer)
+        hub.save_policy(self.sol, folder, self.hub_model_id, tokenizer)
         arguments = without_paths({k: v for k, v in self.args.to_dict().items() if k not in LOCAL_ARGUMENTS})
-        (staged / "training_args.json").write_text(json.dumps(arguments, indent=2), encoding="utf-8")
-        if staged == folder:
-            return
-        for path in [path for path in staged.rglob("*") if path.is_file()]:
-            target = folder / path.relative_to(staged)
-            if path.name == hub.CARD_NAME and target.exists():
-                continue  # somebody may have written into it
-            target.parent.mkdir(parents=True, exist_ok=True)
-            flush(path)
-            path.replace(target)
-        shutil.rmtree(staged.parent)
+        (folder / "training_args.json").write_text(json.dumps(arguments, indent=2), encoding="utf-8")
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """Write the card of a policy repository; an existing card is kept."""

@@ -9,10 +9,12 @@ argument of a new version of TRL is put into one of them. Until then it is warne
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from typing import Any
 
 from transformers.utils import logging
+
+from ..hub.recipe import default_of
 
 
 logger = logging.get_logger(__name__)
@@ -149,14 +151,7 @@ def check_options(args: Any, inherited: Mapping[str, Field]) -> None:
 
 def _is_default(field: Field, value: Any) -> bool:
     """Whether an argument was left as it is; a command line makes `False` of "no"."""
-    return value == default(field) or (value is False and default(field) == "no")
-
-
-def default(field: Field) -> Any:
-    """The default of a dataclass field; `None` for one without."""
-    if field.default is not MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not MISSING else None
+    return value == default_of(field) or (value is False and default_of(field) == "no")
 
 
 def check_accelerator(given: Any) -> None:
