@@ -155,6 +155,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--controller policy needs --policy for this model")
     if options.max_new_tokens < 1:
         parser.error("--max-new-tokens must be at least 1")
+    if options.out.is_dir():
+        parser.error(f"--out {options.out} is a folder: name a file in it")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     return options
 
 

@@ -36,12 +36,13 @@ ALLOWED = {
     "hub": "budget stored configuration_sol modeling_sol_policy",
     "decoding": "budget selection cache configuration_sol modeling_sol_policy controllers execution",
     "modeling_sol": "budget cache configuration_sol modeling_sol_policy controllers execution hub decoding",
-    "episodes": "budget selection cache modeling_sol_policy controllers execution decoding modeling_sol",
-    "evaluation": "budget selection cache configuration_sol controllers execution decoding modeling_sol episodes",
-    "integrations": "budget selection configuration_sol controllers hub decoding modeling_sol",
+    "episodes": "budget selection stored cache modeling_sol_policy controllers execution decoding modeling_sol",
+    "evaluation": "budget selection stored cache configuration_sol controllers execution decoding modeling_sol "
+    "episodes",
+    "integrations": "budget selection stored configuration_sol controllers hub decoding modeling_sol",
     "training": "budget stored modeling_sol_policy controllers execution hub modeling_sol episodes evaluation",
-    "figures": "budget controllers modeling_sol evaluation",
-    "cli": "modeling_sol episodes evaluation integrations",
+    "figures": "budget controllers modeling_sol episodes evaluation",
+    "cli": "stored modeling_sol episodes evaluation integrations",
 }
 """For every wing, those that it may import from; all of them are above it in this list."""
 FACE = "__init__"

@@ -214,6 +214,13 @@ def launched(policy: str, out: Path, processes: int) -> subprocess.Popen:
     return subprocess.Popen([*command, "--out", str(out)], env=environment)
 
 
+def test_a_base_that_is_not_there(trained, tmp_path, capsys):
+    missing = str(tmp_path / "no" / "base")
+    arguments = ["pareto", str(trained), *OPTIONS, *BUDGETS, "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--base", missing]) == 1
+    assert f"--base {missing}: there is no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_killed_sweeps_and_two_processes_give_one_table(trained, tmp_path):
     policy = str(trained)

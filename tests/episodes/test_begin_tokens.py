@@ -76,6 +76,11 @@ def test_the_text_of_an_action_map_has_no_end_token(model):
     assert found.tokens[-1].text.strip() == TEXTS[0].split()[-1]
 
 
+def test_the_text_of_an_action_map_may_end_with_an_end_token_of_its_own(model):
+    found = map_actions(model, begin_tokenizer(), f"{TEXTS[0]} </s>", (0.6, 0.7, 8))
+    assert len(found.tokens) == 42 - 17
+
+
 def test_an_action_map_leaves_an_axis_dense_as_the_tables_do(model):
     for mode in ("soft", "hard"):
         found = map_actions(model, begin_tokenizer(), TEXTS[0], (0.6, 1.0, 16), budget_mode=mode)

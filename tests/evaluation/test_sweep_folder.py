@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sol_hf.episodes.folder_lock import folder_lock
 from sol_hf.evaluation.sweep.calibration_file import save_calibration
 from sol_hf.evaluation.sweep.folder import SweepFolder, describe
 from sol_hf.evaluation.sweep.sweep import Sweep, SweepConfig
 from sol_hf.evaluation.sweep.table import SweepError, read_table
+from sol_hf.stored.folder_lock import folder_lock
 from support.bases import tiny_base
 from support.cases import SETTINGS, control
 from support.paths import PYTHON_PATH
@@ -78,7 +78,14 @@ class TestStoppedAtAnyMoment:
         assert 15 < stop < 98
 
     @pytest.mark.parametrize(
-        "left", [[], ["parts/"], [".lock"], ["settings.json.77.partial"], [".lock", "parts/", "settings.json.partial"]]
+        "left",
+        [
+            [],
+            ["parts/"],
+            ["_run.lock"],
+            ["settings.json.77.partial"],
+            ["_run.lock", "_run.json", "parts/", "settings.json.partial"],
+        ],
     )
     def test_what_a_kill_in_the_first_milliseconds_leaves(self, tmp_path, expected, left, model):
         for name in left:
@@ -104,7 +111,7 @@ def dies(real, left: list[int]):
 class TestSeveralAtOnce:
     def test_a_second_one_is_told(self, tmp_path, model):
         sweep = Sweep(model, BLOCKS, CONFIG, tmp_path)
-        with folder_lock(tmp_path), pytest.raises(SweepError, match=f"Another process is at work in {tmp_path}: wait"):
+        with folder_lock(tmp_path), pytest.raises(SweepError, match=f"Another run is at work in {tmp_path}: process "):
             sweep.run()
         assert len(sweep.run()) == 3
 
@@ -124,7 +131,7 @@ class TestSeveralAtOnce:
         for thread in threads:
             thread.join()
         assert expected in ended and len(ended) == 4
-        assert all(end == expected or "Another process is at work" in end for end in ended)
+        assert all(end == expected or "Another run is at work" in end for end in ended)
         assert run(tmp_path) == expected
 
     @pytest.mark.slow
@@ -135,7 +142,7 @@ class TestSeveralAtOnce:
         running = [subprocess.Popen([*command, str(tmp_path)], **options) for _ in range(4)]
         errors = [process.communicate(timeout=200)[1] for process in running]
         failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]
-        assert len(failed) < 4 and all("Another process is at work" in error for error in failed)
+        assert len(failed) < 4 and all("Another run is at work" in error for error in failed)
         assert run(tmp_path) == expected
 
 

@@ -199,6 +199,16 @@ def test_demo_refuses_a_policy_controller_without_a_policy(monkeypatch, capsys):
     assert "--controller policy needs --policy" in capsys.readouterr().err
 
 
+def test_demo_makes_the_folder_of_its_page_before_it_computes(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    demo = importlib.import_module("demo")
+    demo.parse_options(["--out", str(tmp_path / "a" / "b" / "page.html")])
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(SystemExit):
+        demo.parse_options(["--out", str(tmp_path)])
+    assert "is a folder: name a file in it" in capsys.readouterr().err
+
+
 def test_demo_takes_the_shipped_policy_for_its_own_model_only(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     demo = importlib.import_module("demo")

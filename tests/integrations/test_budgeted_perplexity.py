@@ -3,6 +3,8 @@
 
 """Perplexity under a budget, as users of `evaluate` call it."""
 
+import uuid
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -11,7 +13,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from sol_hf import BudgetedPerplexity, FixedController
-from support.cases import HALF, sol_model
+from support.bases import tiny_base
+from support.cases import HALF, control, sol_model
 
 
 TEXTS = [
@@ -34,7 +37,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def compute(model, tokenizer, texts=TEXTS, **options) -> dict:
-    return BudgetedPerplexity().compute(predictions=texts, model=model, tokenizer=tokenizer, **options)
+    metric = BudgetedPerplexity(experiment_id=uuid.uuid4().hex)  # by it, evaluate waits for no other instance
+    return metric.compute(predictions=texts, model=model, tokenizer=tokenizer, **options)
 
 
 def expected(model, tokenizer, text: str, dense: int, start: bool = True, **options) -> tuple[float, list[float]]:
@@ -70,6 +74,50 @@ def test_controllers_by_name(model, tokenizer):
         compute(model, tokenizer, controller="drif", **HALF)
 
 
+def store_budget(model) -> None:
+    for axis, target in HALF.items():
+        setattr(model.generation_config, axis, target)
+
+
+def test_the_dense_controller_is_the_base_also_with_a_stored_budget(tokenizer):
+    model = sol_model()
+    base = compute(model, tokenizer)
+    store_budget(model)
+    assert compute(model, tokenizer) != base
+    assert compute(model, tokenizer, controller="dense") == base
+    with pytest.raises(ValueError, match="did you mean `token_keep`"):
+        compute(model, tokenizer, controller="dense", token_kep=0.5)
+    with pytest.raises(ValueError, match='`action_processors` have nothing to act on with `controller="dense"`'):
+        compute(model, tokenizer, controller="dense", action_processors=[print])
+
+
+def test_the_dense_controller_without_a_dense_action(tokenizer):
+    model = control(tiny_base("llama"), token_keep=[0.2, 0.5])
+    assert compute(model, tokenizer, controller="dense")["mean_realised"]["token_keep"] == 1
+    store_budget(model)
+    with pytest.raises(ValueError, match="remove the budget from `model.generation_config`"):
+        compute(model, tokenizer, controller="dense")
+
+
+def test_a_budget_per_text_is_that_of_its_text(model, tokenizer):
+    controller, keeps = FixedController(across_rows=False), [0.2, 0.5, 1.0]
+    alone = [
+        compute(model, tokenizer, [text], controller=controller, token_keep=keep)
+        for text, keep in zip(TEXTS, keeps, strict=True)
+    ]
+    for size in (2, 16):
+        found = compute(model, tokenizer, controller=controller, token_keep=keeps, batch_size=size)
+        assert found["perplexities"] == pytest.approx([one["mean_perplexity"] for one in alone], rel=1e-5)
+    with pytest.raises(ValueError, match="The budget has 2 rows, but the input has 3"):
+        compute(model, tokenizer, token_keep=[0.2, 0.5], batch_size=2)
+
+
+def test_the_fixed_schedule_of_a_text_does_not_depend_on_its_batch(model, tokenizer):
+    one, all_at_once = (compute(model, tokenizer, controller="fixed", batch_size=size, **HALF) for size in (1, 16))
+    assert one["perplexities"] == pytest.approx(all_at_once["perplexities"], rel=1e-5)
+    assert one["realised"] == all_at_once["realised"]
+
+
 def test_texts_may_be_added_one_by_one(model, tokenizer):
     metric = BudgetedPerplexity()
     for text in TEXTS:
@@ -81,6 +129,33 @@ def test_texts_may_be_added_one_by_one(model, tokenizer):
 def test_long_texts_are_cut(model, tokenizer):
     cut = compute(model, tokenizer, max_length=9)
     assert cut == compute(model, tokenizer, [" ".join(text.split()[:8]) for text in TEXTS])
+
+
+@pytest.fixture
+def no_compute(model, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed before the check")
+
+    monkeypatch.setattr(type(model), "score", refuse)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(batch_size=0), "`batch_size` must be at least 1, got 0"),
+        (dict(batch_size=-1), "`batch_size` must be at least 1, got -1"),
+        (dict(texts=[]), "There is no text: give at least one in `predictions`"),
+        (dict(max_length=0), "`max_length` must be at least 2, .*, got 0"),
+        (dict(max_length=-3), "`max_length` must be at least 2, .*, got -3"),
+        (dict(max_length=5, context_length=4), "`max_length` must be at least 6"),
+        (dict(token_keep=0.01), "below the smallest level"),
+        (dict(return_logits=True), "Unknown options"),
+    ],
+)
+@pytest.mark.usefixtures("no_compute")
+def test_wrong_options_are_named_before_any_compute(model, tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        compute(model, tokenizer, **options)
 
 
 def test_wrong_input(model, tokenizer):

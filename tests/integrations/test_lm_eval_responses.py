@@ -105,6 +105,18 @@ def test_whatever_changes_an_answer_changes_the_fingerprint(sol, what):
     assert fingerprint(lm) != mine
 
 
+def test_a_new_calibration_table_is_another_setting_only_where_it_gives_the_budget(sol):
+    lm = sol(**CHEAP)
+    mine = fingerprint(lm)
+    table = dict(net_keep=0.5, token_keep=0.6, mlp_keep=0.6, bits=6, log_perplexity=3.0)
+    lm.sol.config.calibration = [table]
+    assert fingerprint(lm) == mine
+    lm.given = {"compute": 0.6}
+    asked = fingerprint(lm)
+    lm.sol.config.calibration = [table | {"token_keep": 0.5}]
+    assert fingerprint(lm) != asked
+
+
 def test_equal_models_have_equal_fingerprints(sol, base, policy):
     """Where the files are and how many requests run at the same time is no part of it."""
     assert fingerprint(sol(**CHEAP)) == fingerprint(sol(batch_size=3, **CHEAP))

@@ -277,7 +277,7 @@ class TestProgress:
         trainer.train()
         shown = capfd.readouterr()
         last = trainer.state.log_history[-3]
-        bar = f"reward={last['sol/task_reward']:.3f}, net_keep={last['sol/net_keep']:.3f}"
+        bar = f"task_reward={last['sol/task_reward']:.3f}, net_keep={last['sol/net_keep']:.3f}"
         assert bar in shown.err and f"budget_error={last['sol/budget_error']:.3f}" in shown.err
         assert "'sol/net_keep'" in shown.out and "'eval_gain'" in shown.out
         assert not re.search(r"sol/bits/\d|eval_gain/", shown.out)

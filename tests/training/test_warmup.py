@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file
 
 from sol_hf import SOLForCausalLM
-from sol_hf.episodes.folder_lock import FolderInUseError, folder_lock
+from sol_hf.stored.folder_lock import FolderInUseError, folder_lock
 from sol_hf.training import warmup as module
 from sol_hf.training import warmup_progress, warmup_targets
 from sol_hf.training.warmup import CounterfactualWarmup, warmup_blocks
@@ -220,7 +220,7 @@ class TestSettings:
 
     def test_a_folder_in_use_is_refused(self, short):
         starter = tiny(short)
-        with folder_lock(starter.folder), pytest.raises(FolderInUseError, match="Another process is at work in"):
+        with folder_lock(starter.folder), pytest.raises(FolderInUseError, match="Another run is at work in"):
             starter.run(blocks_for(starter))
 
     def test_blocks_of_another_length_are_refused(self, short):

@@ -4,6 +4,7 @@
 """The model and the blocks of text that the arguments of a command name."""
 
 import argparse
+import os
 from itertools import islice
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from ..episodes.text_blocks import TextBlocks, load_text, pack_blocks
 from ..integrations.smollm2 import SMOLLM2, fetch_smollm2
 from ..modeling_sol import SOLForCausalLM
+from ..stored.hub_names import hub_id
 from .arguments import add_input_arguments, budget_values
 
 
@@ -23,7 +25,14 @@ def load_policy(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrained
 
     Args:
         options (`argparse.Namespace`): `policy`, `base` and `dtype`.
+
+    Raises:
+        ValueError: if the base is a folder that is not here.
     """
+    if options.base not in (None, SMOLLM2) and not os.path.isdir(options.base) and hub_id(options.base) is None:
+        raise ValueError(
+            f"--base {options.base}: there is no such folder, and it is no id of a repository on the Hub."
+        )
     if options.base is None:
         model = SOLForCausalLM.from_pretrained(options.policy, dtype=options.dtype)
         source, revision = model.config.base_model_name_or_path, model.config.base_model_revision

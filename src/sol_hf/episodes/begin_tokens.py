@@ -10,6 +10,7 @@ the attention that is meant for none. What a tokenizer does is found by trying, 
     tokenizer("a", add_special_tokens=False)          a          ->  begins with <bos>
 """
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 
@@ -36,5 +37,11 @@ def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
                 return list(whole[:begin])
     raise ValueError(
         f"The special tokens of {type(tokenizer).__name__} cannot be told from those of a text ({TRIED[0]!r} gives "
-        f"{whole} with them and {plain} without): cut the text into blocks yourself, and give them as `input_ids`."
+        f"{whole} with them and {plain} without): give token ids instead of texts (`input_ids`)."
     )
+
+
+def first_token(tokens: torch.Tensor) -> int | None:
+    """The token that all blocks `(blocks, length)` begin with, such as BOS; `None` if they differ in it."""
+    first = tokens[:, 0].unique()
+    return int(first[0]) if len(first) == 1 else None

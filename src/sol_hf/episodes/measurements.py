@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..modeling_sol import SOLForCausalLM
+from ..stored.digests import config_digest, sampled_digest, text_digest
+from .begin_tokens import first_token
 from .counterfactuals import Counterfactuals, Probes, measure
-from .fingerprint import config_fingerprint, fingerprint, first_token, text_fingerprint
 from .stored_files import DamagedFileError, load_tensors, read_json, store_tensors, write_json
 
 
@@ -145,8 +146,8 @@ class Measurements:
     def _claim(self, model: SOLForCausalLM, blocks: torch.Tensor) -> None:
         """Write the settings of the measurements, or compare them with those in the folder."""
         settings = {
-            "base": fingerprint(model.base),
-            "base_config": config_fingerprint(model.base.config),
+            "base": sampled_digest(model.base),
+            "base_config": config_digest(model.base.config),
             "dtype": str(model.base.dtype),
             "context_length": self.context_length,
             "first_token": first_token(blocks),
@@ -182,13 +183,13 @@ class Measurements:
             field.name: getattr(measured, field.name).to(STORED_AS.get(field.name, torch.float32))
             for field in fields(Counterfactuals)
         }
-        store_tensors(self._path(number), tensors, {TEXT: text_fingerprint(blocks)})
+        store_tensors(self._path(number), tensors, {TEXT: text_digest(blocks)})
 
     def _load(self, number: int, blocks: torch.Tensor) -> dict[str, torch.Tensor]:
         path, again = self._path(number), "it is measured again"
         tensors, notes = load_tensors(path, again)
         if set(tensors) != {field.name for field in fields(Counterfactuals)}:
             raise DamagedFileError(f"{path} is damaged (it lacks measurements): {again}.")
-        if notes.get(TEXT) != text_fingerprint(blocks):
+        if notes.get(TEXT) != text_digest(blocks):
             raise ValueError(f"{path} holds measurements of other text: choose another folder.")
         return tensors | {name: tensors[name].long() for name in ("tokens", "next_actions")}

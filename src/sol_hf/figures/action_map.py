@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..budget.axes import AXES, PUBLISHED_AXES
 from ..budget.budget import Budget
 from ..controllers.base import Controller
+from ..episodes.begin_tokens import begin_tokens
 from ..modeling_sol import SOLForCausalLM
 from .axis_labels import level_text, ratio_terms
 
@@ -167,14 +168,6 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: Set
     return texts
 
 
-def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, with the special tokens that begin it, but without those that end it."""
-    plain, ids = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer(text)["input_ids"]
-    while plain and len(ids) > len(plain) and ids[-1] != plain[-1]:
-        ids.pop()
-    return ids
-
-
 def map_actions(
     model: SOLForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -202,9 +195,11 @@ def map_actions(
         [`ActionMap`]: The map. Its context includes the token that the first step processes.
 
     Raises:
-        ValueError: if the text has less than `context_length + 2` tokens, or the budget cannot be met.
+        ValueError: if the text has less than `context_length + 2` tokens, its special tokens cannot be told from the
+            others, or the budget cannot be met.
     """
-    ids: Any = torch.tensor([_ids_of(tokenizer, text)], device=model.base.device)
+    tokens = [*begin_tokens(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids: Any = torch.tensor([tokens], device=model.base.device)
     if ids.shape[1] < context_length + 2:
         raise ValueError(
             f"The text has {ids.shape[1]} tokens; with `context_length` {context_length} it needs at least "
@@ -222,14 +217,14 @@ def map_actions(
     chosen, realised, logprobs = (output[name][0].cpu() for name in ("actions", "realised", "logprobs"))
     texts, actions = token_texts(tokenizer, ids[0].tolist()), model.action_space.values[chosen].tolist()
     begin = context_length + 1
-    tokens = zip(texts[begin:], actions, logprobs.tolist(), strict=True)
+    steps = zip(texts[begin:], actions, logprobs.tolist(), strict=True)
     return ActionMap(
         model=Path(model.base.config.name_or_path).name or type(model.base).__name__,
         controller=name,
         requested=tuple(budget),
         realised=tuple(realised.tolist()),
         context="".join(texts[:begin]),
-        tokens=tuple(Token(text, tuple(action), logprob, axes) for text, action, logprob in tokens),
+        tokens=tuple(Token(text, tuple(action), logprob, axes) for text, action, logprob in steps),
         axes=axes,
     )
 

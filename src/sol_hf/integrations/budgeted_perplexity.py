@@ -3,6 +3,7 @@
 
 """Perplexity under a budget, as a metric of the `evaluate` library."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -10,7 +11,11 @@ import evaluate
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..controllers.names import make_controller
+from ..budget.axes import AXES
+from ..budget.budget import Budget
+from ..controllers.fixed import FixedController
+from ..controllers.names import DENSE, make_controller, parse_controller
+from ..decoding.options import resolve_options
 from ..modeling_sol import SOLForCausalLM
 
 
@@ -27,14 +32,17 @@ Args:
     add_start_token (`bool`, *optional*, defaults to `True`): Put the tokenizer's start token before every text, so
         that its first token can be scored too.
     max_length (`int`, *optional*): Largest number of tokens of a text, start token included; longer texts are cut.
-    options: The budget options of [`SOLForCausalLM.generate`]; `controller` may be a name for [`make_controller`].
+    options: The budget options of [`SOLForCausalLM.generate`], targets as one number or one per text. `controller` may
+        be a name for [`make_controller`]: with `"dense"` the base itself is measured, whatever the budget is, and with
+        `"fixed"` every text has a schedule of its own, so that it does not depend on `batch_size`.
 
 Returns:
     `dict`: `perplexities` of the texts and `mean_perplexity`; `realised`, per text the mean level of every axis over
     its controllable steps, in axis units, and `mean_realised`, the mean over the texts by axis.
 
 Raises:
-    ValueError: for a text without a token to score, or a missing start token.
+    ValueError: before any compute, for no texts, a text without a token to score, a missing start token, a
+        `batch_size` below 1, unknown options, or a budget that cannot be met.
 """
 
 
@@ -72,11 +80,10 @@ class BudgetedPerplexity(evaluate.Metric):
         max_length: int | None = None,
         **options,
     ) -> dict[str, Any]:
-        if isinstance(options.get("controller"), str):
-            options["controller"] = make_controller(options["controller"], model)
-            if options["controller"] is None:
-                options = {}
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         rows = _tokenize(predictions, tokenizer, context_length, add_start_token, max_length)
+        options, budget = _checked_options(model, options, len(rows))
         dense = context_length - (not add_start_token)
         order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
         perplexities: list[float] = [0.0] * len(rows)
@@ -86,8 +93,8 @@ class BudgetedPerplexity(evaluate.Metric):
             width = len(rows[batch[0]])
             ids: Any = torch.tensor([rows[place] + [0] * (width - len(rows[place])) for place in batch])
             mask = torch.tensor([[1] * len(rows[place]) + [0] * (width - len(rows[place])) for place in batch])
-            device = model.base.device
-            output: Any = model.score(ids.to(device), mask.to(device), dense, **options)
+            device, own = model.base.device, _with_budget_of(options, budget, batch)
+            output: Any = model.score(ids.to(device), mask.to(device), dense, **own)
             losses = -output.logprobs.double().sum(dim=1) / output.step_mask.sum(dim=1)
             for place, loss, means in zip(batch, losses.exp().tolist(), output.realised.tolist(), strict=True):
                 perplexities[place], realised[place] = loss, means
@@ -100,6 +107,48 @@ class BudgetedPerplexity(evaluate.Metric):
         }
 
 
+def _checked_options(
+    model: SOLForCausalLM, given: Mapping[str, Any], texts: int
+) -> tuple[dict[str, Any], Budget | None]:
+    """The options of every `score` call, after their checks, and the budget if it has one number per text."""
+    options, controller, is_dense = dict(given), given.get("controller"), False
+    if isinstance(controller, str):
+        name, _ = parse_controller(controller)
+        is_dense = name == DENSE
+        own_schedules = FixedController(across_rows=False) if name == "fixed" else None
+        options["controller"] = own_schedules or make_controller(controller, model)
+    resolved = resolve_options(options, None, model.generation_config, model.config)
+    if is_dense:
+        if resolved.action_processors:
+            raise ValueError('`action_processors` have nothing to act on with `controller="dense"`: leave them out.')
+        return _dense_options(model), None
+    budget = resolved.budget
+    if budget is not None:
+        budget.check(model.action_space, texts)
+    return options, None if budget is None or budget.rows is None else budget
+
+
+def _dense_options(model: SOLForCausalLM) -> dict[str, Any]:
+    """Options with which `score` runs the base itself, also if the model has a stored budget."""
+    if model.action_space.has_dense:
+        return {"budget": Budget()}
+    if resolve_options({}, None, model.generation_config, model.config).budget is not None:
+        raise ValueError(
+            "The generation config of the model has a budget, and its action space no dense action, so "
+            '`controller="dense"` cannot lift it: remove the budget from `model.generation_config`.'
+        )
+    return {}
+
+
+def _with_budget_of(options: dict[str, Any], budget: Budget | None, places: Sequence[int]) -> dict[str, Any]:
+    """The options of some texts, of a budget with one number per text."""
+    if budget is None:
+        return options
+    targets = {axis: getattr(budget, axis) for axis in budget.controlled}
+    own = {axis: [x[place] for place in places] if isinstance(x, tuple) else x for axis, x in targets.items()}
+    return {name: x for name, x in options.items() if name not in ("compute", *AXES)} | {"budget": Budget.of(own)}
+
+
 def _tokenize(
     texts: list[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -108,11 +157,19 @@ def _tokenize(
     max_length: int | None,
 ) -> list[list[int]]:
     """Token ids of every text; each must have a token to score."""
+    if not texts:
+        raise ValueError("There is no text: give at least one in `predictions`.")
     start = [tokenizer.bos_token_id] if add_start_token else []
     if start == [None]:
         raise ValueError("The tokenizer has no start token: pass `add_start_token=False` and a `context_length`.")
     if context_length < (not add_start_token):
         raise ValueError(f"`context_length` must be at least {int(not add_start_token)}, got {context_length}.")
+    least = context_length + len(start) + 1
+    if max_length is not None and max_length < least:
+        raise ValueError(
+            f"`max_length` must be at least {least}, the context, the start token and a token to score, got "
+            f"{max_length}."
+        )
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     rows = [(start + ids)[:max_length] for ids in encoded]
     for place, row in enumerate(rows):

@@ -153,7 +153,12 @@ class SOLLM(HFLM):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that the responses depend on, for the results and for response caches."""
+        """All that the responses depend on, for the results and for response caches.
+
+        It is computed anew each time, in about a second per GB of weights. Kept from an earlier time it could be of
+        other weights: torch does not report that a weight was changed, as by a training or a merged adapter, and no
+        sample of the weights is sure to show it. An evaluation asks once, with a response cache twice.
+        """
         options = option_settings(self._resolve(self.given), self.sol.action_space.axis_names)
         return {
             "policy": self.policy_name,

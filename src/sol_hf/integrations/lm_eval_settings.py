@@ -10,21 +10,16 @@ option that is added there is part of the settings at once.
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedTokenizerBase
 
 from ..controllers.names import DENSE
 from ..decoding.options import DecodeOptions
 from ..modeling_sol import SOLForCausalLM
-from .fingerprint import (
-    digest_of,
-    package_versions,
-    plain,
-    tokenizer_digest,
-    values_of,
-    weights_digest,
-)
+from ..stored.digests import config_digest, config_values, plain, value_digest, weights_digest
 
 
 NO_ANSWERS = ("self", "pretrained", "tokenizer", "device", "batch_size", "max_batch_size", "kwargs")
@@ -49,8 +44,12 @@ def option_settings(options: DecodeOptions, axes: tuple[str, ...]) -> dict[str, 
 
 
 def policy_settings(model: SOLForCausalLM) -> dict[str, Any]:
-    """Config, weights and type of the policy."""
-    policy = {"policy_config": values_of(model.config), "policy_weights": weights_digest(model.policy)}
+    """Config, weights and type of the policy.
+
+    The calibration table is no part of it: it only gives the budget of a call with `compute`, and that budget is a
+    setting.
+    """
+    policy = {"policy_config": config_values(model.config), "policy_weights": weights_digest(model.policy)}
     return policy | {"policy_dtype": plain(model.policy.dtype)}
 
 
@@ -70,8 +69,8 @@ def harness_settings(lm: HFLM, given: Mapping[str, Any]) -> dict[str, Any]:
         weights = UNKNOWN
     return {
         "base_weights": weights,
-        "base_config": digest_of(values_of(base.config, leave_out=("dtype", "torch_dtype"))),
-        "generation_config": values_of(lm.sol.generation_config),
+        "base_config": config_digest(base.config, leave_out=("dtype", "torch_dtype")),
+        "generation_config": config_values(lm.sol.generation_config),
         "dtype": plain(base.dtype),
         "device": lm.device.type,
         "attention": base.config._attn_implementation,
@@ -80,6 +79,19 @@ def harness_settings(lm: HFLM, given: Mapping[str, Any]) -> dict[str, Any]:
         "harness": plain(arguments),
         "versions": package_versions(),
     }
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the vocabulary, merges and settings of a tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = tokenizer.get_vocab() if backend is None else backend.to_str()
+    settings = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+    return value_digest([vocabulary, settings, tokenizer.chat_template, type(tokenizer).__name__])
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that compute."""
+    return {name: version(name) for name in ("sol_hf", "torch", "transformers")}
 
 
 def cache_fingerprint(settings: Mapping[str, Any], is_dense: bool) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from ..budget.action_space import ActionSpace
+from ..episodes.block_runner import without_dropout
 from ..episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
 from ..episodes.text_blocks import pack_blocks
 from ..modeling_sol import SOLForCausalLM
@@ -62,17 +63,6 @@ def action_tokenizer(space: ActionSpace) -> PreTrainedTokenizerBase:
 def _rewards_come_from_rollouts(completions: list, **kwargs) -> list[float]:
     """The reward function that TRL requires; [`SOLGRPOTrainer`] computes rewards per step instead."""
     raise RuntimeError("SOLGRPOTrainer computes its rewards from rollouts.")
-
-
-@contextmanager
-def evaluation_mode(policy: torch.nn.Module):
-    """Without dropout, so that an action depends on its own row only."""
-    was_training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(was_training)
 
 
 class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
@@ -254,7 +244,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         args, device, repeats = self.args, self.accelerator.device, self.num_generations
         at_once, parts = args.rollout_batch_size // repeats, []
         policy = self.accelerator.unwrap_model(self.model)
-        with evaluation_mode(policy):
+        with without_dropout(policy):  # an action depends on its own row only
             for begin in range(0, len(blocks), at_once):
                 chunk = blocks[begin : begin + at_once].to(device)
                 budgets, uniforms = [], []

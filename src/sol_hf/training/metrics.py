@@ -8,7 +8,7 @@ sol/token_keep/0.2      share of the steps at this level            sol/budget_e
 sol/task_reward         mean reward of a step                       sol/penalty                 mean of a rollout
 reward, reward_std      of the rollouts: rewards of the steps added up, minus the penalty; as in TRL
 frac_reward_zero_std    share of the rollouts whose group has equal rewards; as in TRL
-trend/reward            running mean over the last 50 entries of the log, also of net_keep and budget_error
+trend/task_reward       running mean over the last 50 entries of the log, also of net_keep and budget_error
 eval_gain               nats per token over the fixed schedule      eval_gain/0.5-0.7-8         at one budget
 
 Means are in ratio units. For axes with another unit the name has a suffix, as in `sol/bits_ratio`.
@@ -19,10 +19,9 @@ import re
 import time
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
 from transformers import ProgressCallback, Trainer
 from transformers.trainer_utils import speed_metrics
 
@@ -36,10 +35,14 @@ from ..evaluation.policy_evaluation import (
     check_budgets,
     evaluate_budgets,
 )
-from .trend import trends
+from .block_order import BlockDataset
+from .trend import WATCHED, trends
 
 
-BlockDataset: TypeAlias = Dataset | IterableDataset
+EVALUATED = ("loss", "perplexity", "fixed_perplexity", "gain", "gain_error", "budget_error", "net_keep")
+"""Metrics of an evaluation, as means over its budgets."""
+EVALUATED_AT_BUDGETS = ("perplexity", "fixed_perplexity", "gain", "budget_error")
+"""Those of one budget, see [`at_budget`]."""
 DETAIL = re.compile(r"^(sol/\w+|eval_\w+)/[\d.-]+$")
 """Metrics of a single level or budget."""
 
@@ -112,34 +115,37 @@ def evaluation_figures(evaluations: Sequence[BudgetEvaluation], prefix: str = "e
     loss = mean([math.log(x.perplexity) for x in evaluations])
     gain = mean([x.gain for x in evaluations])
     gains = [mean(of_block) for of_block in zip(*(x.gains for x in evaluations), strict=True)]
-    figures = {
-        "loss": loss,
-        "perplexity": math.exp(loss),
-        "fixed_perplexity": math.exp(loss + gain),
-        "gain": gain,
-        "gain_error": standard_error(gains, evaluations[0].documents),
-        "budget_error": mean([x.budget_error for x in evaluations]),
-        "net_keep": mean([x.net_keep for x in evaluations]),
-    }
+    means = (
+        loss,
+        math.exp(loss),
+        math.exp(loss + gain),
+        gain,
+        standard_error(gains, evaluations[0].documents),
+        mean([x.budget_error for x in evaluations]),
+        mean([x.net_keep for x in evaluations]),
+    )
+    figures = dict(zip(EVALUATED, means, strict=True))
     for evaluation in evaluations:
-        budget = "-".join(f"{value:g}" for value in evaluation.requested)
-        for name in ("perplexity", "fixed_perplexity", "gain", "budget_error"):
-            figures[f"{name}/{budget}"] = getattr(evaluation, name)
+        for name in EVALUATED_AT_BUDGETS:
+            figures[at_budget(name, evaluation.requested)] = getattr(evaluation, name)
     return {f"{prefix}_{name}": value for name, value in figures.items()}
 
 
+def at_budget(name: str, budget: Sequence[float]) -> str:
+    """The name of a metric at one budget, such as `gain/0.5-0.7-8`."""
+    return f"{name}/{'-'.join(f'{value:g}' for value in budget)}"
+
+
 class BudgetProgress(ProgressCallback):
-    """A progress bar with the latest reward, net keep and budget error.
+    """A progress bar with the latest task reward, net keep and budget error.
 
     Differences from `ProgressCallback`: these three metrics are shown, and metrics of single levels and budgets are
     not printed.
     """
 
-    SHOWN = {"reward": "sol/task_reward", "net_keep": "sol/net_keep", "budget_error": "sol/budget_error"}
-
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            shown = {name: f"{logs[key]:.3f}" for name, key in self.SHOWN.items() if logs.get(key) is not None}
+            shown = {name: f"{value:.3f}" for name in WATCHED if (value := logs.get(f"sol/{name}")) is not None}
             if shown:
                 self.training_bar.set_postfix(shown)
         brief = {name: value for name, value in logs.items() if not DETAIL.match(name)}

@@ -11,10 +11,7 @@ import torch
 from datasets import IterableDataset
 
 from .grpo_config import SOLGRPOConfig
-
-
-EVALUATED = {"loss", "perplexity", "fixed_perplexity", "gain", "gain_error", "budget_error", "net_keep"}
-EVALUATED_AT_BUDGETS = {"perplexity", "fixed_perplexity", "gain", "budget_error"}
+from .metrics import EVALUATED, EVALUATED_AT_BUDGETS, at_budget
 
 
 def check_run(args: SOLGRPOConfig, budgets: Sequence[Sequence[float]], train_dataset: Any, eval_dataset: Any) -> None:
@@ -47,9 +44,8 @@ def _check_best(args: SOLGRPOConfig, budgets: Sequence[Sequence[float]], eval_da
     if args.metric_for_best_model is None or args.eval_strategy == "no":
         return
     parts = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else [""]
-    tags = ["-".join(f"{value:g}" for value in budget) for budget in budgets]
-    known = {f"{part}{name}" for part in parts for name in EVALUATED}
-    known |= {f"{part}{name}/{tag}" for part in parts for name in EVALUATED_AT_BUDGETS for tag in tags}
+    names = [*EVALUATED, *(at_budget(name, budget) for name in EVALUATED_AT_BUDGETS for budget in budgets)]
+    known = {f"{part}{name}" for part in parts for name in names}
     if args.metric_for_best_model.removeprefix("eval_") not in known:
         listed = ", ".join(sorted(name for name in known if "/" not in name))
         raise ValueError(

@@ -19,9 +19,9 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ..stored.folder_lock import folder_lock
 from .checkpoint_record import UNFINISHED, CheckpointRecord, newest_checkpoint, put_back
 from .checkpoints import REFERENCE, ROLLOUTS
-from .run_lock import only_run
 
 
 logger = logging.get_logger(__name__)
@@ -45,13 +45,13 @@ class CheckedStart(Trainer):
             kwargs: For `Trainer.train`.
 
         Raises:
-            RunInProgressError: if another run writes to the same `output_dir`.
+            FolderInUseError: if another run writes to the same `output_dir`.
             ValueError: if a file of the checkpoint is missing or damaged, or it is of a run with other processes.
             OSError: if `output_dir` cannot be written to, or its disk has no room for a checkpoint.
         """
         run, writes = Path(self.args.output_dir), self.args.should_save
         with contextlib.ExitStack() as stack:
-            self._in_all(lambda: stack.enter_context(only_run(run)) if writes else None)
+            self._in_all(lambda: stack.enter_context(folder_lock(run)) if writes else None)
             self._in_all(lambda: put_back(run) if writes else None)
             self._in_all(lambda: self._try_saving(run) if writes else None)
             checkpoint = self._in_all(lambda: self._checked_checkpoint(run, resume_from_checkpoint))

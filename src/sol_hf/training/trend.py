@@ -13,11 +13,9 @@ from itertools import islice
 
 WINDOW = 50
 """Log entries in a running mean."""
-TRENDS = {
-    "trend/reward": "sol/task_reward",
-    "trend/net_keep": "sol/net_keep",
-    "trend/budget_error": "sol/budget_error",
-}
+WATCHED = ("task_reward", "net_keep", "budget_error")
+"""Metrics of the rollouts (`sol/task_reward`, ...) that show how a training goes: trends, and the progress bar."""
+TRENDS = {f"trend/{name}": f"sol/{name}" for name in WATCHED}
 """Running means by name, and the metrics that they are of."""
 
 

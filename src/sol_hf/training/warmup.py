@@ -30,12 +30,12 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..episodes.counterfactuals import Counterfactuals, Probes
-from ..episodes.fingerprint import fingerprint, text_fingerprint
-from ..episodes.folder_lock import folder_lock
 from ..episodes.measurements import Measurements
 from ..episodes.stored_files import DamagedFileError, load_tensors, store_tensors, write_json
 from ..hub.recipe import recipe_of
 from ..modeling_sol import SOLForCausalLM
+from ..stored.digests import sampled_digest, text_digest
+from ..stored.folder_lock import folder_lock
 from .warmup_config import CounterfactualWarmupConfig
 from .warmup_progress import FitState
 from .warmup_targets import WarmupTargets, run_on_policy
@@ -69,7 +69,7 @@ class CounterfactualWarmup:
         self.probes = Probes.at(
             space, {axis: config.levels_of(axis, own) for axis, own in space.levels.items() if len(own) > 1}
         )
-        self.begun = fingerprint(model.policy)
+        self.begun = sampled_digest(model.policy)
         self.base_print: str | None = None
         self.store = Measurements(
             self.folder,
@@ -166,13 +166,13 @@ class CounterfactualWarmup:
             "warmup_practice_episodes": self.config.practice_episodes_for(len(blocks)),
         }
         if self.base_print is None:
-            self.base_print = fingerprint(self.model.base)
+            self.base_print = sampled_digest(self.model.base)
         before = {
             "base": self.base_print,
             "dtype": str(self.model.base.dtype),
             "policy_before": self.begun,
         }
-        return config | before | {"text": text_fingerprint(blocks), "policy": self._network()}
+        return config | before | {"text": text_digest(blocks), "policy": self._network()}
 
     def _network(self) -> dict:
         settings = self.model.config.to_dict()

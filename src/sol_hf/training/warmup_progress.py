@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import torch
 from transformers.utils import logging
 
-from ..episodes.fingerprint import value_fingerprint
 from ..episodes.rollouts import Rollouts
 from ..episodes.stored_files import DamagedFileError, load_tensors, store_tensors
 from ..modeling_sol_policy import SOLPolicyModel
+from ..stored.digests import value_digest
 
 
 EVERY = 20.0
@@ -52,7 +52,7 @@ class FitState:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        self.folder, self.settings = folder / "fit", value_fingerprint(dict(settings))
+        self.folder, self.settings = folder / "fit", value_digest(dict(settings))
         self.saved_at = time.monotonic()
         self.practice: Any = None
 

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ...episodes.fingerprint import config_fingerprint, fingerprint, first_token, text_fingerprint
-from ...episodes.folder_lock import LOCK, FolderInUseError, folder_lock
+from ...episodes.begin_tokens import first_token
 from ...episodes.stored_files import (
     PARTIAL,
     DamagedFileError,
@@ -28,6 +27,8 @@ from ...episodes.stored_files import (
     write_json,
 )
 from ...modeling_sol import SOLForCausalLM
+from ...stored.digests import config_digest, sampled_digest, text_digest
+from ...stored.folder_lock import HOLDER, LOCK, FolderInUseError, folder_lock
 from .table import SweepError
 
 
@@ -46,13 +47,13 @@ def describe(model: SOLForCausalLM, blocks: torch.Tensor) -> dict[str, Any]:
     rule = model.config.selection_rule
     return {
         "rules": RULES,
-        "base": fingerprint(model.base),
-        "base_config": config_fingerprint(model.base.config),
-        "policy": fingerprint(model.policy),
-        "policy_config": config_fingerprint(model.config),
+        "base": sampled_digest(model.base),
+        "base_config": config_digest(model.base.config),
+        "policy": sampled_digest(model.policy),
+        "policy_config": config_digest(model.config),
         "levels": {axis: list(levels) for axis, levels in model.action_space.levels.items()},
         "selection": [rule.criterion, rule.page_size, rule.page_selection, rule.sink_tokens, rule.window_tokens],
-        "text": text_fingerprint(blocks),
+        "text": text_digest(blocks),
         "first_token": first_token(blocks),
         "blocks": len(blocks),
         "episode_length": model.config.episode_length,
@@ -98,7 +99,7 @@ class SweepFolder:
                 f"{self.parts} holds parts of a sweep, but {SETTINGS} is missing, so it is not known of which: choose "
                 f"another folder, or delete {self.path}."
             )
-        own = (PARTS, LOCK)
+        own = (PARTS, LOCK, HOLDER)
         names = [path.name for path in self.path.iterdir() if path.suffix != PARTIAL]
         if any(name not in own for name in names):
             raise SweepError(f"{self.path} is not empty and holds no sweep: choose another folder.")
