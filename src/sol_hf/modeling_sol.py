@@ -318,7 +318,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
         with contextlib.ExitStack() as stack:
             if controls is not None:
                 stack.enter_context(Instrumentation.of(self.base))
-            stack.enter_context(DecodingSession.none_running() if session is None else session.running())
+            lends = kwargs.get("custom_generate") is not None
+            stack.enter_context(DecodingSession.none_running() if session is None else session.running(lends))
             loop = stack.enter_context(custom_loop(given, kwargs))
             generate = own_loop(self.base, self.generation_config) or super().generate
             output = generate(inputs, generation_config=generation_config, **kwargs)

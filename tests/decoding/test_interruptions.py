@@ -3,10 +3,14 @@
 
 """A forward that is interrupted at any point leaves the cache as it was, and going on gives the same text."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sol_hf import FixedController, PolicyController, RandomController, SOLForCausalLM
+from sol_hf.cache.paged_layer import PagedLayer
 from sol_hf.decoding.session import DecodingSession
 from support.cases import HALF, left_padded, prompts, sol_model
 
@@ -214,3 +218,57 @@ def test_layers_that_cannot_be_rolled_back_are_not_used_again():
         model(text[:, 20:], past_key_values=cache)
     cache.reset()
     assert model(prompts(), past_key_values=cache).logits.shape[1] == 20
+
+
+class OutOfMemory(TorchDispatchMode):
+    """Memory runs out at the n-th allocation of storage for keys, values or pages."""
+
+    def __init__(self, at: int | None = None):
+        super().__init__()
+        self.calls, self.at = 0, at
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("new_empty", "new_zeros") and args[0].dim() == 4:
+            self.calls += 1
+            if self.calls == self.at:
+                raise Interrupted
+        return function(*args, **(kwargs or {}))
+
+
+class TestStorageThatGrows:
+    def test_interrupted(self, monkeypatch):
+        monkeypatch.setattr(PagedLayer, "growth_slots", 2)
+        model, batch = sol_model(), batch_of(padded=True)
+        with OutOfMemory() as memory:
+            expected = model.generate(**batch, **RUN, max_new_tokens=STEPS, **HALF)
+        assert memory.calls > 8, "the storage grows after the prompt"
+        ones = torch.ones(2, STEPS, dtype=torch.long)
+        mask = torch.cat([batch["attention_mask"], ones], dim=1)
+        for at in range(1, memory.calls + 1):
+            cache = model.new_cache()
+            with OutOfMemory(at), pytest.raises(Interrupted):
+                model.generate(**batch, **RUN, max_new_tokens=STEPS, past_key_values=cache, **HALF)
+            known = max(cache.get_seq_length() + 1, PROMPT)
+            more = dict(max_new_tokens=PROMPT + STEPS - known, past_key_values=cache)
+            text = expected.sequences[:, :known]
+            rest = model.generate(text, attention_mask=mask[:, :known], **RUN, **more, **HALF)
+            assert torch.equal(rest.sequences, expected.sequences), at
+            assert torch.equal(rest.actions, expected.actions[:, known - PROMPT :]), at
+            assert torch.equal(torch.stack(rest.logits), torch.stack(expected.logits[known - PROMPT :])), at
+
+    def test_the_old_storage_is_freed_layer_by_layer(self):
+        """Otherwise a long text would need twice its memory whenever its storage grows."""
+        model, ids, kept = sol_model(), prompts(1, PROMPT), []
+        cache = model.new_cache()
+        first = model.generate(ids, max_new_tokens=2, past_key_values=cache, **RUN, **HALF)
+        old = [weakref.ref(layer.stores()[0]) for layer in cache.layers]
+        room = cache.layers[0].stores()[0].shape[2] - cache.get_seq_length()
+        longer = torch.cat([first.sequences, prompts(1, room + 9, seed=5)], dim=1)
+
+        def look(*_):
+            kept.append([ref() is not None for ref in old])
+
+        handle = model.base.lm_head.register_forward_pre_hook(look)
+        model.generate(longer, max_new_tokens=1, past_key_values=cache, **RUN, **HALF)
+        handle.remove()
+        assert kept[0] == [False] * len(old)

@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sol_hf import Controller, FixedController
 from sol_hf.controllers.policy import PolicyController
 from sol_hf.decoding.forward_inputs import ForwardInputs
 from sol_hf.decoding.options import resolve_options
@@ -67,10 +68,10 @@ def watched_step():
         yield watch
 
 
-def prefilled(model, rows: int, backend: str, **budget):
+def prefilled(model, rows: int, backend: str, controller: Controller | None = None, **budget):
     """A session under a budget after a prefill and two decode steps, which fill the tables on the device."""
     options = resolve_options(dict(backend=backend, **budget), None, model.generation_config)
-    controls = options.controls(PolicyController(model.policy), model.config)
+    controls = options.controls(controller or PolicyController(model.policy), model.config)
     session = DecodingSession(model.base, model.new_cache(), controls, decode_from=20)
     ids = torch.ones(rows, 22, dtype=torch.long, device=model.base.device)
     with session.running():
@@ -99,6 +100,16 @@ def test_a_step_does_not_wait(backend, budget, monkeypatch):
     # The branch of `keep_top_channels` for accelerators; an axis that the budget leaves dense costs nothing.
     assert ("sort" in watched.names) == ("mlp_keep" in budget)
     assert ("round" in watched.names) == ("bits" in budget)
+
+
+@pytest.mark.parametrize("across_rows", [True, False])
+def test_a_step_of_the_static_schedule_does_not_wait(across_rows):
+    model = control(tiny_base("llama", attn_implementation="sdpa")).to("meta")
+    with torch.no_grad(), Instrumentation.of(model.base):
+        session = prefilled(model, 2, "reference", FixedController(across_rows=across_rows), **HALF)
+        with watched_step():
+            decode_step(session, ForwardInputs(torch.ones(2, 1, dtype=torch.long, device="meta")))
+    assert session.cache.get_seq_length() == 23
 
 
 def test_the_watch_does_refuse():

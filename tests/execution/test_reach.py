@@ -4,6 +4,7 @@
 """A budget reaches all of the text decoder and nothing else, also if the base was changed between two calls."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from sol_hf import FixedController, SOLConfig, SOLForCausalLM, UnsupportedAxisError
 from sol_hf.execution.attention.step import gather
 from support.bases import SIZES, tiny_base
-from support.cases import control, prompts, sol_model
+from support.cases import HALF, control, prompts, sol_model
 
 
 OPTIONS = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -149,6 +150,21 @@ class TestSharedKeys:
             expected = base(ids[:, :-1], use_cache=False, logits_to_keep=35).logits.float().log_softmax(dim=-1)
         expected = expected.gather(-1, ids[:, -35:, None]).squeeze(-1)
         assert torch.equal(model.score(ids, context_length=4).logprobs, expected)
+
+
+def test_model_code_may_compare_the_implementation_with_anything():
+    """With warnings as errors, too."""
+    model, seen = sol_model(), []
+
+    def look(*_):
+        name = model.base.config._attn_implementation
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            seen.append((name == "sdpa", name == "eager", name == None, name != None, name == 3))  # noqa: E711
+
+    model.base.model.register_forward_hook(look)
+    model.generate(prompts(), max_new_tokens=2, do_sample=False, **HALF)
+    assert seen and set(seen) == {(True, False, False, True, False)}
 
 
 class TestDense:

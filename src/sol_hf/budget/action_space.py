@@ -184,6 +184,13 @@ class ActionSpace:
         """The table in ratio units on `device`, of shape `(n_actions, axes)`; copied there once."""
         return self._table_on(device, "ratios")
 
+    def levels_on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """The levels of every axis in ratio units on `device`, ascending, each `(levels,)`; copied there once."""
+        for name, column in zip(self.levels, self.ratios.unbind(dim=-1), strict=True):
+            if (device, f"levels of {name}") not in self._on_device:
+                self._on_device[device, f"levels of {name}"] = column.unique().to(device)
+        return tuple(self._on_device[device, f"levels of {name}"] for name in self.levels)
+
     def _table_on(self, device: torch.device, name: str) -> torch.Tensor:
         key = (device, name)
         if key not in self._on_device:

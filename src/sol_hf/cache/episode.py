@@ -16,10 +16,8 @@ RowFunction = Callable[[torch.Tensor], torch.Tensor]
 
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is no view of a larger one, which would be kept, copied and saved with it."""
-    if tensor.untyped_storage().nbytes() == tensor.nbytes:
-        return tensor
-    return tensor.clone()
+    """A copy: nobody else can change it, and no larger tensor is kept and saved with it."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass

@@ -18,6 +18,9 @@ from transformers.cache_utils import DynamicLayer
 from ..selection.pages import page_bounds
 
 
+STORAGE = ("_key_store", "_value_store", "_upper", "_lower", "_page_capacity")
+
+
 class PagedLayer(DynamicLayer):
     """A full-attention cache layer with preallocated storage, and a page index that is updated when it is needed.
 
@@ -94,6 +97,26 @@ class PagedLayer(DynamicLayer):
             return
         end = begin + keys.shape[2]
         self._key_store[:, :, begin:end], self._value_store[:, :, begin:end] = keys, values
+
+    def mark(self) -> dict[str, Any]:
+        """What [`PagedLayer.take_back`] needs to undo appended tokens and a crop.
+
+        It refers to no storage. If the storage grows, the old one is therefore freed.
+        """
+        names = vars(self).keys() - {"keys", "values", *STORAGE} if self.is_initialized else vars(self)
+        return {name: vars(self)[name] for name in names}
+
+    def take_back(self, mark: dict[str, Any]) -> None:
+        """Give the layer back the tokens that it had; their keys and values are still in its storage.
+
+        What a crop had removed must be written back, see [`PagedLayer.write_back`].
+        """
+        kept = {name: vars(self)[name] for name in STORAGE}
+        self.__dict__.clear()
+        self.__dict__.update({**kept, **mark})
+        if self.is_initialized:
+            self._forget_pages()  # the index may have been half-way through growing
+            self._set_length(self.length)
 
     def index_again(self, first: int) -> None:
         """Note that the pages of the tokens from `first` on have to be indexed again."""
@@ -215,27 +238,29 @@ class PagedLayer(DynamicLayer):
 
     def _grow(self, needed: int, spare: int | None = None) -> None:
         spare = max(self.growth_slots, needed // 4) if spare is None else spare
-        for name in ("_key_store", "_value_store"):
-            old = getattr(self, name)
+        larger = []
+        for old in self.stores():
             new = old.new_empty(*old.shape[:2], needed + spare, old.shape[-1])
             new[:, :, : self.length] = old[:, :, : self.length]
-            setattr(self, name, new)
+            larger.append(new)
+        self._key_store, self._value_store = larger  # both or none, since memory may have run out
 
     def _grow_pages(self, needed: int) -> None:
         rows, heads, slots, dim = self._key_store.shape
         capacity = max(needed, -(-slots // self.page_size))
-        for name in ("_upper", "_lower"):
-            old, new = getattr(self, name), self._key_store.new_zeros(rows, heads, capacity, dim)
+        larger = []
+        for old in (self._upper, self._lower):
+            new = self._key_store.new_zeros(rows, heads, capacity, dim)
             if self._page_capacity:
                 new[:, :, : self._page_capacity] = old
-            setattr(self, name, new)
-        self._page_capacity = capacity
+            larger.append(new)
+        (self._upper, self._lower), self._page_capacity = larger, capacity
 
     def _leave_inference_mode(self) -> None:
         """Copy storage that was allocated in inference mode, which cannot be written to outside of it."""
         if self._key_store.is_inference() and not torch.is_inference_mode_enabled():
-            for name in ("_key_store", "_value_store", "_upper", "_lower"):
-                setattr(self, name, getattr(self, name).clone())
+            stores = self._key_store, self._value_store, self._upper, self._lower
+            self._key_store, self._value_store, self._upper, self._lower = [store.clone() for store in stores]
             self._set_length(self.length)
 
     def _forget_pages(self) -> None:

@@ -7,7 +7,9 @@ An interruption can come at any point: Ctrl-C, memory that runs out, an error in
 place are treated as follows; for all others it suffices to keep what they referred to.
 
     a step appends        its slots lie after the restored length, and are written again later
+    storage grows         what was stored is in the larger storage, too: see [`PagedLayer.mark`]
     a refresh overwrites  the keys and values of the episode are copied first, see [`Rollback.keep_tail`]
+    rows are moved        the storage before is kept until all layers are done
     layers without crop   cannot be restored: the cache is not used again
 """
 
@@ -15,7 +17,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from transformers import Cache
@@ -28,11 +30,13 @@ class Rollback:
 
     Args:
         cache ([`SOLCache`]): The cache.
+        moves_rows (`bool`, *optional*, defaults to `False`): Whether rows are moved in the storage of layers.
     """
 
-    def __init__(self, cache: Cache):
+    def __init__(self, cache: Cache, moves_rows: bool = False):
         self._cache: Any = cache
-        self._layers = [(layer, dict(vars(layer))) for layer in cache.layers]
+        self._moves_rows = moves_rows
+        self._layers = [(layer, layer.mark() if self._marks(layer) else dict(vars(layer))) for layer in cache.layers]
         self._state = dict(vars(cache))
         self._trace = len(cache.trace)
         self._ledger = copy.copy(cache.ledger)
@@ -42,6 +46,9 @@ class Rollback:
             controller_state={name: _kept(value) for name, value in cache.episode.controller_state.items()},
         )
         self._tails: list[tuple[PagedLayer, int, torch.Tensor, torch.Tensor]] = []
+
+    def _marks(self, layer: object) -> TypeGuard[PagedLayer]:
+        return isinstance(layer, PagedLayer) and not self._moves_rows
 
     def keep_tail(self, number: int) -> None:
         """Copy the last `number` keys and values, which are about to be dropped and overwritten."""
@@ -58,7 +65,7 @@ class Rollback:
         cache = self._cache
         changed = [(layer, state) for layer, state in self._layers if not layer.is_croppable]
         for layer, state in self._layers:
-            _reset(layer, state)
+            layer.take_back(state) if self._marks(layer) else _reset(layer, state)
         for layer, begin, keys, values in self._tails:
             layer.write_back(begin, keys, values)
         for layer, _ in self._layers:
@@ -73,9 +80,9 @@ class Rollback:
 
 
 @contextmanager
-def undone_if_interrupted(cache: Cache) -> Iterator[Rollback]:
-    """Within the block, a change of a cache that any exception interrupts is taken back."""
-    rollback = Rollback(cache)
+def undone_if_interrupted(cache: Cache, moves_rows: bool = False) -> Iterator[Rollback]:
+    """Within the block, a change of a cache that any exception interrupts is taken back; see [`Rollback`]."""
+    rollback = Rollback(cache, moves_rows)
     try:
         yield rollback
     except BaseException:

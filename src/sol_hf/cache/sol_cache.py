@@ -234,13 +234,12 @@ class SOLCache(DynamicCache):
         digest: torch.Tensor | None = None,
         along: TokenArguments | None = None,
     ) -> None:
-        """Store an executed step, the hidden state after it, and what the controller keeps of its logits.
-
-        `along` are the further arguments of its forward, such as positions.
-        """
+        """Store copies of an executed step, of the hidden state after it, and of what the controller keeps of its
+        logits. `along` are the further arguments of its forward, such as positions."""
         episode = self.episode
         before = episode.hidden_state, episode.logits_digest
-        episode.steps.append(StepRecord(owned(token), action, counted, *before, along or {}))
+        along = {name: argument.owned() for name, argument in (along or {}).items()}
+        episode.steps.append(StepRecord(owned(token), action, counted, *before, along))
         episode.hidden_state, episode.logits_digest = owned(hidden), None if digest is None else owned(digest)
         self.trace.append((action, counted))
         self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
@@ -370,18 +369,18 @@ class SOLCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder all state for beam search. The trace keeps the executed order, to be read by `beam_indices`."""
-        with undone_if_interrupted(self):
+        with undone_if_interrupted(self, moves_rows=True):
             super().reorder_cache(beam_idx)
             self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)), "reorder_cache", beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        with undone_if_interrupted(self):
+        with undone_if_interrupted(self, moves_rows=True):
             super().batch_repeat_interleave(repeats)
             self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0), "batch_repeat_interleave", repeats)
         self.trace = [(a.repeat_interleave(repeats), c.repeat_interleave(repeats)) for a, c in self.trace]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        with undone_if_interrupted(self):
+        with undone_if_interrupted(self, moves_rows=True):
             super().batch_select_indices(indices)
             self._map_rows(lambda x: x[indices], "batch_select_indices", indices)
         self.trace = [(action[indices], counted[indices]) for action, counted in self.trace]

@@ -48,6 +48,10 @@ class TokenArgument:
         """Which dimensions have a meaning; arguments of one kind can be joined."""
         return self.tokens, self.rows
 
+    def owned(self) -> "TokenArgument":
+        """The values in a copy that nobody else can change."""
+        return replace(self, value=self.value.clone())
+
     def cut(self, begin: int, end: int) -> "TokenArgument":
         """The values of the tokens from `begin` to `end`."""
         return replace(self, value=self.value.narrow(self.tokens, begin, end - begin))

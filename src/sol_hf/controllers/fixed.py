@@ -3,6 +3,7 @@
 
 """The static schedule: the baseline that a trained policy has to beat."""
 
+import functools
 from collections.abc import Sequence
 from itertools import product
 
@@ -52,7 +53,7 @@ class FixedController(Controller):
         own_turn = torch.ceil(share * (step + 1) - half) > torch.ceil(share * step - half)
 
         total = share.sum(dim=0)
-        carried = torch.tensor(self._carried(space), device=targets.device)
+        carried = _mask_on(tuple(self._carried(space)), targets.device)
         earlier = torch.where(carried, torch.round(total * step), 0)
         now = torch.where(carried, torch.round(total * (step + 1)) - earlier, torch.round(total))
         begin = _first_rows(space, step, earlier, now)
@@ -74,6 +75,12 @@ class FixedController(Controller):
                 f"{', '.join(space.axis_names)}."
             )
         return [name in self.carry for name in space.axis_names]
+
+
+@functools.lru_cache
+def _mask_on(flags: tuple[bool, ...], device: torch.device) -> torch.Tensor:
+    """A mask on `device`; copied there once."""
+    return torch.tensor(flags).to(device)
 
 
 def _first_rows(space: ActionSpace, step: int, earlier: torch.Tensor, now: torch.Tensor) -> torch.Tensor:

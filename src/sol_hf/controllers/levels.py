@@ -35,8 +35,7 @@ def neighbouring_levels(targets: torch.Tensor, space: ActionSpace) -> tuple[torc
         makes the mean meet the target.
     """
     lower, upper = [], []
-    for column, target in zip(space.ratios_on(targets.device).unbind(-1), targets.unbind(-1), strict=True):
-        levels = column.unique()
+    for levels, target in zip(space.levels_on(targets.device), targets.unbind(-1), strict=True):
         last = torch.searchsorted(levels, target + 1e-6, right=True).clamp(1, len(levels)) - 1
         low = levels[last]
         lower.append(low)

@@ -12,15 +12,22 @@ from transformers import PreTrainedModel
 
 def accepted_arguments(base: PreTrainedModel) -> frozenset[str]:
     """Names of the arguments that the forward of a base takes; it may pass `position_ids` on without naming them."""
-    return _accepted(type(base).forward, type(base.get_decoder()).forward)
+    named, passes_on = _signature(type(base).forward)
+    if not passes_on or "position_ids" in named:
+        return named
+    return _with_positions(named, type(base.get_decoder()).forward)
 
 
 @functools.lru_cache
-def _accepted(forward: Callable, of_decoder: Callable) -> frozenset[str]:
+def _signature(forward: Callable) -> tuple[frozenset[str], bool]:
+    """Names of the arguments of a forward, and whether it takes others too."""
     parameters = inspect.signature(forward).parameters
-    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    takes_positions = "position_ids" in inspect.signature(of_decoder).parameters
-    return frozenset(parameters) | ({"position_ids"} if passes_on and takes_positions else set())
+    return frozenset(parameters), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+@functools.lru_cache
+def _with_positions(named: frozenset[str], of_decoder: Callable) -> frozenset[str]:
+    return named | ({"position_ids"} & _signature(of_decoder)[0])
 
 
 def counts_cached_tokens(base: PreTrainedModel) -> bool:

@@ -26,12 +26,14 @@ def base_forward(
     arguments = inputs.arguments()
     if inputs.attention_mask is not None:
         arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
-    accepted, offset = accepted_arguments(base), cache.position_offset
-    if offset is None and begin and not counts_cached_tokens(base):
-        offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=inputs.tokens.device)
-    if offset is not None and "position_ids" in accepted and "position_ids" not in arguments:
-        slots = torch.arange(begin, begin + length, device=inputs.tokens.device)
-        arguments["position_ids"] = (slots - offset[:, None]).clamp(min=0)
+    accepted = accepted_arguments(base)
+    if "position_ids" in accepted and "position_ids" not in arguments:
+        offset = cache.position_offset
+        if offset is None and begin and not counts_cached_tokens(base):
+            offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=inputs.tokens.device)
+        if offset is not None:
+            slots = torch.arange(begin, begin + length, device=inputs.tokens.device)
+            arguments["position_ids"] = (slots - offset[:, None]).clamp(min=0)
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = logits_to_keep
     arguments |= dict(past_key_values=cache, use_cache=True, return_dict=True)

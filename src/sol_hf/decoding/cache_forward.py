@@ -4,6 +4,7 @@
 """A forward of the wrapped model over a [`SOLCache`]: its checks, its parts, and the logits that are wanted."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..execution.instrumentation import Instrumentation
 from ..execution.watch import watching
 from .base_arguments import accepted_arguments
+from .cache_use import using
 from .forward_inputs import ForwardInputs
 from .session import DecodingSession
 from .step import decode_forward
@@ -37,7 +39,8 @@ def forward_over_cache(
     inputs = inputs_of(session, arguments, attention_mask)
     all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
     context = watching(session.base) if session.controls is None else Instrumentation.of(session.base)
-    with torch.no_grad(), context, session.undone_if_interrupted():
+    alone = nullcontext() if session is DecodingSession.current() else using(session.cache)
+    with torch.no_grad(), alone, context, session.undone_if_interrupted():
         session.set_up_rows(len(inputs.tokens), inputs.tokens.device)
         session.cache.observe_inputs(inputs.tokens, attention_mask, session.decode_from, session.mask_was_passed)
         output = decode_forward(session, inputs, all_logits)
@@ -60,6 +63,11 @@ def inputs_of(
     ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
     if (ids is None) == (embeds is None):
         raise ValueError("Pass either `input_ids` or `inputs_embeds`.")
+    tokens = embeds if ids is None else ids
+    if tokens.dim() < 2 or 0 in tokens.shape[:2]:
+        raise ValueError(
+            f"There are no tokens to process: `input_ids` or `inputs_embeds` has shape {tuple(tokens.shape)}."
+        )
     base, is_running = session.base, session.controls is not None
     if is_running and given.get("output_attentions"):
         raise ValueError("`output_attentions` cannot be used under a budget: leave it out.")
@@ -67,4 +75,4 @@ def inputs_of(
         given["output_attentions"] = False  # the config's default is not a request
     if session is DecodingSession.current() and "position_ids" not in accepted_arguments(base):
         given.pop("position_ids", None)  # transformers' loop makes them because the wrapper accepts them
-    return ForwardInputs.of(embeds if ids is None else ids, attention_mask, given)
+    return ForwardInputs.of(tokens, attention_mask, given)

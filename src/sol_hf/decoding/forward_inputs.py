@@ -58,16 +58,16 @@ class ForwardInputs:
             attention_mask (`torch.Tensor`, *optional*): See [`ForwardInputs`].
             arguments (`Mapping[str, Any]`): All further arguments of the call.
         """
-        inputs = cls(tokens, attention_mask, {}, {}, {})
         along: dict[str, TokenArgument] = {}
+        with_prompt, further = {}, {}
         for name, value in arguments.items():
             if name in PROMPT_ONLY or name.startswith(PROMPT_ONLY_BEGINNINGS):
-                inputs.with_prompt[name] = value
+                with_prompt[name] = value
             elif (argument := TokenArgument.find(value, len(tokens), tokens.shape[1])) is not None:
                 along[name] = argument
             else:
-                inputs.further[name] = value
-        return replace(inputs, along=along)
+                further[name] = value
+        return cls(tokens, attention_mask, along, with_prompt, further)
 
     @property
     def length(self) -> int:

@@ -26,6 +26,7 @@ from ..cache.sol_cache import SOLCache
 from ..execution.cuda_graphs import CapturedForward
 from ..execution.instrumentation import Instrumentation
 from ..execution.plan import Parts
+from .cache_use import using
 from .controls import DecodeControls
 
 
@@ -117,14 +118,22 @@ class DecodingSession:
             )
 
     @contextmanager
-    def running(self) -> Iterator["DecodingSession"]:
-        """Begin the call. Within the block, forwards of this thread over the cache belong to it."""
-        self.begin()
-        token = _RUNNING.set(self)
-        try:
-            yield self
-        finally:
-            _RUNNING.reset(token)
+    def running(self, lends: bool = False) -> Iterator["DecodingSession"]:
+        """Begin the call. Within the block, forwards of this thread over the cache belong to it.
+
+        Args:
+            lends (`bool`, *optional*, defaults to `False`): Whether calls within the block may use the cache, too.
+
+        Raises:
+            ValueError: if another call uses the cache.
+        """
+        with using(self.cache, lends):
+            self.begin()
+            token = _RUNNING.set(self)
+            try:
+                yield self
+            finally:
+                _RUNNING.reset(token)
 
     @staticmethod
     @contextmanager

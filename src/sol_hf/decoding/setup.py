@@ -16,6 +16,7 @@ from ..execution.base_device import compute_device
 from ..execution.forked_process import check_fork
 from ..execution.instrumentation import Instrumentation
 from ..modeling_sol_policy import SOLPolicyModel
+from .cache_use import refuse_used
 from .controls import DecodeControls
 from .options import DecodeOptions
 
@@ -29,8 +30,9 @@ def own_cache(cache: SOLCache, base: PreTrainedModel, config: SOLConfig) -> SOLC
     """A cache after a check that it belongs to a model, and is as the last call of that model left it.
 
     Raises:
-        ValueError: if it belongs to another model, or was changed by something else.
+        ValueError: if another call uses it, if it belongs to another model, or was changed by something else.
     """
+    refuse_used(cache)
     if cache.owner is None:  # made by hand
         sizes = {layer.page_size for layer in cache.layers if isinstance(layer, PagedLayer)}
         if cache.action_space != config.action_space or sizes - {config.page_size}:

@@ -4,7 +4,8 @@
 """Changes to modules and configs that several bases may share."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -34,6 +35,13 @@ _CHANGES_LOCK = threading.RLock()
 def is_changed(name: str, thing: object) -> bool:
     """Whether a change to an object is in force."""
     return (name, id(thing)) in _CHANGES
+
+
+@contextmanager
+def no_changes() -> Iterator[None]:
+    """Within the block, no other thread makes or undoes a change."""
+    with _CHANGES_LOCK:
+        yield
 
 
 def change_once(name: str, thing: object, make: Callable[[], Callable[[], object]]) -> Callable[[], None]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .executors import Change
 from .lm_head import capture_hidden_state, lm_head_of
-from .shared_changes import change_once, is_changed
+from .shared_changes import change_once, is_changed, no_changes
 
 
 @contextmanager
@@ -40,12 +40,10 @@ def made(changes: list[Change]) -> Iterator[None]:
 
 
 def stop_training(base: nn.Module) -> list[Change]:
-    """The changes that put a base into evaluation mode."""
-    return [
-        Change("training", module, functools.partial(_stop_training, module))
-        for module in base.modules()
-        if module.training or is_changed("training", module)
-    ]
+    """The changes that put a base into evaluation mode, also those that other threads have made and will undo."""
+    with no_changes():
+        modules = [module for module in base.modules() if module.training or is_changed("training", module)]
+    return [Change("training", module, functools.partial(_stop_training, module)) for module in modules]
 
 
 def watch_head(head: nn.Module) -> Change:

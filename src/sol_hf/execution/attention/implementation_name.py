@@ -24,16 +24,24 @@ class ImplementationName(str):
         'ours'
     """
 
-    @property
-    def registered(self) -> str:
-        """The name under which transformers finds our attention."""
-        return PREFIX + str.__str__(self)
+    __slots__ = ("_hash", "registered")
+    _hash: int
+    registered: str
+    """The name under which transformers finds our attention."""
+
+    def __new__(cls, own: str) -> "ImplementationName":
+        name = super().__new__(cls, own)
+        name.registered = PREFIX + str.__str__(name)
+        name._hash = hash(name.registered)  # every layer looks the name up several times per token
+        return name
 
     def __hash__(self) -> int:
-        return hash(self.registered)
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return str.__eq__(self, other) or (isinstance(other, str) and str.__eq__(self.registered, other))
+        if not isinstance(other, str):
+            return NotImplemented
+        return str.__eq__(self, other) or str.__eq__(self.registered, other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other

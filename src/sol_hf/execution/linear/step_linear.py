@@ -27,6 +27,8 @@ LEAST_WEIGHTS = 1 << 16
 """Number of weights below which the overhead of choosing an implementation exceeds the gain."""
 MOST_TOKENS = 256
 """Number of tokens in a forward above which all implementations are equally fast."""
+IS_MEASURED = platform.machine().lower() in ("x86_64", "amd64")
+"""Other processors were not measured."""
 
 
 def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -40,7 +42,7 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")
-        and platform.machine().lower() in ("x86_64", "amd64")  # other architectures were not measured
+        and IS_MEASURED
     )
 
 
