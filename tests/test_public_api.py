@@ -53,13 +53,16 @@ before, before_loggers = state(), loggers()
 loaded = set(sys.modules)  # what transformers loads when it is asked for the above is its own matter
 import sol_hf
 after, after_loggers = state(), loggers()
+own_loaded = sys.modules.keys() - loaded
+import sol_hf.integrations.smollm2
 print(json.dumps(dict(
     before=before,
     after=after,
     handlers_changed=[name for name, found in before_loggers.items() if after_loggers[name] != found],
     own=[name for name, found in after_loggers.items() if name.split(".")[0] == "sol_hf" and found[2]],
-    loaded=[name for name in OPTIONAL if name in sys.modules.keys() - loaded],
-    own_modules=[name.removeprefix("sol_hf.") for name in sys.modules.keys() - loaded if name.startswith("sol_hf.")],
+    loaded=[name for name in OPTIONAL if name in own_loaded],
+    own_modules=[name.removeprefix("sol_hf.") for name in own_loaded if name.startswith("sol_hf.")],
+    loaded_by_smollm2="gguf" in sys.modules,
     listed=dir(sol_hf),
     cuda=torch.cuda.is_initialized(),
 )))
@@ -169,6 +172,10 @@ def test_the_auto_classes_know_the_package():
 
 def test_a_bare_import_loads_nothing_optional(probe):
     assert probe["loaded"] == []
+
+
+def test_the_small_model_needs_its_extra_only_when_it_is_fetched(probe):
+    assert not probe["loaded_by_smollm2"]
 
 
 def test_a_bare_import_loads_no_module_of_a_lazy_export(probe):

@@ -45,9 +45,12 @@ def kernels_run_here(monkeypatch):
     monkeypatch.setattr(triton_support, "DEVICES", ("cuda", "cpu"))
 
 
-def small_model(**settings) -> SOLForCausalLM:
+FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 16, "intermediate_size": 32}
+
+
+def small_model(sizes: dict = FEW_HEADS, **settings) -> SOLForCausalLM:
     """One layer in float32, so that the interpreter has little to do; few bits would magnify rounding."""
-    base = tiny_base("llama", num_hidden_layers=1, attn_implementation="sdpa").to(DEVICE)
+    base = tiny_base("llama", num_hidden_layers=1, attn_implementation="sdpa", **sizes).to(DEVICE)
     return control(base, **{"bits": [16], **settings})
 
 
@@ -94,7 +97,7 @@ def run(model, schedule, inputs, capture: bool, steps: int = STEPS, **options):
 
 @pytest.mark.parametrize(("page_selection", "kv_refresh"), [("head", True), ("group", False)])
 def test_steps_are_those_of_the_reference(page_selection, kv_refresh):
-    model = small_model(page_selection=page_selection)
+    model = small_model(sizes={}, page_selection=page_selection)
     inputs = left_padded([prompts(1, 21, seed=4)[0], prompts(1, 14, seed=5)[0]])
     schedule = mixed_schedule(model, STEPS, rows=2)
     tokens, logits, _ = run(model, schedule, inputs, capture=False, kv_refresh=kv_refresh)

