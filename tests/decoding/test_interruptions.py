@@ -3,6 +3,7 @@
 
 """A forward that is interrupted at any point leaves the cache as it was, and going on gives the same text."""
 
+import copy
 import weakref
 
 import pytest
@@ -235,6 +236,45 @@ class OutOfMemory(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class Stop(TorchDispatchMode):
+    """Interrupts at the n-th operation."""
+
+    def __init__(self, at: int | None = None):
+        super().__init__()
+        self.calls, self.at = 0, at
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        if self.calls == self.at:
+            raise Interrupted
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("method", "argument"),
+    [
+        ("reorder_cache", torch.tensor([1, 0])),
+        ("batch_select_indices", torch.tensor([1])),
+        ("batch_repeat_interleave", 2),
+    ],
+)
+def test_rows_that_are_moved(method, argument):
+    """Beam search moves rows after every step: all of a cache, or nothing."""
+    model = sol_model()
+    cache = model.new_cache()
+    model.generate(**batch_of(padded=True), **RUN, max_new_tokens=5, past_key_values=cache, **HALF)
+    cache = copy.deepcopy(cache)
+    twin = copy.deepcopy(cache)
+    with Stop() as whole:
+        getattr(twin, method)(argument)
+    before = snapshot(cache)
+    for at in range(1, whole.calls + 1):
+        with Stop(at) as stop, pytest.raises(Interrupted):
+            getattr(cache, method)(argument)
+        assert stop.calls == at
+        assert same(snapshot(cache), before), at
+
+
 class TestStorageThatGrows:
     def test_interrupted(self, monkeypatch):
         monkeypatch.setattr(PagedLayer, "growth_slots", 2)
@@ -244,7 +284,7 @@ class TestStorageThatGrows:
         assert memory.calls > 8, "the storage grows after the prompt"
         ones = torch.ones(2, STEPS, dtype=torch.long)
         mask = torch.cat([batch["attention_mask"], ones], dim=1)
-        for at in range(1, memory.calls + 1):
+        for at in range(1, memory.calls + 1, 3):
             cache = model.new_cache()
             with OutOfMemory(at), pytest.raises(Interrupted):
                 model.generate(**batch, **RUN, max_new_tokens=STEPS, past_key_values=cache, **HALF)

@@ -17,7 +17,7 @@ RowFunction = Callable[[torch.Tensor], torch.Tensor]
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
     """A copy: nobody else can change it, and no larger tensor is kept and saved with it."""
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.clone()
 
 
 @dataclass
@@ -41,11 +41,16 @@ class StepRecord:
     previous_digest: torch.Tensor | None = None
     along: TokenArguments = field(default_factory=dict)
 
-    def map_rows(self, function: RowFunction) -> None:
-        self.token, self.action, self.counted = function(self.token), function(self.action), function(self.counted)
-        self.previous_hidden = None if self.previous_hidden is None else function(self.previous_hidden)
-        self.previous_digest = None if self.previous_digest is None else function(self.previous_digest)
-        self.along = {name: argument.map_rows(function) for name, argument in self.along.items()}
+    def map_rows(self, function: RowFunction) -> "StepRecord":
+        """The step after a function of tensors with the rows first."""
+        return StepRecord(
+            function(self.token),
+            function(self.action),
+            function(self.counted),
+            None if self.previous_hidden is None else function(self.previous_hidden),
+            None if self.previous_digest is None else function(self.previous_digest),
+            {name: argument.map_rows(function) for name, argument in self.along.items()},
+        )
 
 
 @dataclass
@@ -83,8 +88,7 @@ class Episode:
         return len(self.steps)
 
     def map_rows(self, function: RowFunction) -> None:
-        for step in self.steps:
-            step.map_rows(function)
+        self.steps = [step.map_rows(function) for step in self.steps]
         for name in ("hidden_state", "token_before", "logits_digest"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else function(value))

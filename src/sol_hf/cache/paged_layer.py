@@ -18,9 +18,6 @@ from transformers.cache_utils import DynamicLayer
 from ..selection.pages import page_bounds
 
 
-STORAGE = ("_key_store", "_value_store", "_upper", "_lower", "_page_capacity")
-
-
 class PagedLayer(DynamicLayer):
     """A full-attention cache layer with preallocated storage, and a page index that is updated when it is needed.
 
@@ -98,25 +95,25 @@ class PagedLayer(DynamicLayer):
         end = begin + keys.shape[2]
         self._key_store[:, :, begin:end], self._value_store[:, :, begin:end] = keys, values
 
-    def mark(self) -> dict[str, Any]:
-        """What [`PagedLayer.take_back`] needs to undo appended tokens and a crop.
+    def mark(self) -> int | dict[str, Any]:
+        """What [`PagedLayer.take_back`] needs to undo appended tokens and a crop: the length, or all of an empty layer.
 
         It refers to no storage. If the storage grows, the old one is therefore freed.
         """
-        names = vars(self).keys() - {"keys", "values", *STORAGE} if self.is_initialized else vars(self)
-        return {name: vars(self)[name] for name in names}
+        return self.length if self.is_initialized else dict(vars(self))
 
-    def take_back(self, mark: dict[str, Any]) -> None:
+    def take_back(self, mark: int | dict[str, Any]) -> None:
         """Give the layer back the tokens that it had; their keys and values are still in its storage.
 
         What a crop had removed must be written back, see [`PagedLayer.write_back`].
         """
-        kept = {name: vars(self)[name] for name in STORAGE}
-        self.__dict__.clear()
-        self.__dict__.update({**kept, **mark})
-        if self.is_initialized:
+        if isinstance(mark, dict):
+            self.__dict__.clear()
+            self.__dict__.update(mark)
+        else:
+            self.append_at = None
             self._forget_pages()  # the index may have been half-way through growing
-            self._set_length(self.length)
+            self._set_length(mark)
 
     def index_again(self, first: int) -> None:
         """Note that the pages of the tokens from `first` on have to be indexed again."""

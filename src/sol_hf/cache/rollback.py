@@ -13,10 +13,8 @@ place are treated as follows; for all others it suffices to keep what they refer
     layers without crop   cannot be restored: the cache is not used again
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeGuard
 
 import torch
@@ -39,12 +37,9 @@ class Rollback:
         self._layers = [(layer, layer.mark() if self._marks(layer) else dict(vars(layer))) for layer in cache.layers]
         self._state = dict(vars(cache))
         self._trace = len(cache.trace)
-        self._ledger = copy.copy(cache.ledger)
-        self._episode = replace(
-            cache.episode,
-            steps=list(cache.episode.steps),
-            controller_state={name: _kept(value) for name, value in cache.episode.controller_state.items()},
-        )
+        self._ledger, self._episode = dict(vars(cache.ledger)), dict(vars(cache.episode))
+        self._steps = list(cache.episode.steps)
+        self._controller = {name: _kept(value) for name, value in cache.episode.controller_state.items()}
         self._tails: list[tuple[PagedLayer, int, torch.Tensor, torch.Tensor]] = []
 
     def _marks(self, layer: object) -> TypeGuard[PagedLayer]:
@@ -73,8 +68,9 @@ class Rollback:
                 layer.index_again(min([layer.length, *(begin for owner, begin, *_ in self._tails if owner is layer)]))
         _reset(cache, self._state)
         del cache.trace[self._trace :]
-        cache.ledger, cache.episode = self._ledger, self._episode
-        cache.episode.controller_state = {name: _given_back(x) for name, x in self._episode.controller_state.items()}
+        _reset(cache.ledger, self._ledger)
+        controller_state = {name: _given_back(value) for name, value in self._controller.items()}
+        _reset(cache.episode, {**self._episode, "steps": self._steps, "controller_state": controller_state})
         if changed and cache.get_seq_length():
             cache.broken_layers = sorted({type(layer).__name__ for layer, _ in changed})
 

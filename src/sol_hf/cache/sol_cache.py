@@ -377,13 +377,13 @@ class SOLCache(DynamicCache):
         with undone_if_interrupted(self, moves_rows=True):
             super().batch_repeat_interleave(repeats)
             self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0), "batch_repeat_interleave", repeats)
-        self.trace = [(a.repeat_interleave(repeats), c.repeat_interleave(repeats)) for a, c in self.trace]
+            self.trace = [(a.repeat_interleave(repeats), c.repeat_interleave(repeats)) for a, c in self.trace]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         with undone_if_interrupted(self, moves_rows=True):
             super().batch_select_indices(indices)
             self._map_rows(lambda x: x[indices], "batch_select_indices", indices)
-        self.trace = [(action[indices], counted[indices]) for action, counted in self.trace]
+            self.trace = [(action[indices], counted[indices]) for action, counted in self.trace]
 
     def _map_rows(self, function: RowFunction, cache_method: str, argument: Any) -> None:
         episode = self.episode

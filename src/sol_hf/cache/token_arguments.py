@@ -50,11 +50,11 @@ class TokenArgument:
 
     def owned(self) -> "TokenArgument":
         """The values in a copy that nobody else can change."""
-        return replace(self, value=self.value.clone())
+        return TokenArgument(self.value.clone(), self.tokens, self.rows)
 
     def cut(self, begin: int, end: int) -> "TokenArgument":
         """The values of the tokens from `begin` to `end`."""
-        return replace(self, value=self.value.narrow(self.tokens, begin, end - begin))
+        return TokenArgument(self.value.narrow(self.tokens, begin, end - begin), self.tokens, self.rows)
 
     def map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "TokenArgument":
         """The values after a function of tensors with the rows first."""
