@@ -96,7 +96,7 @@ class PagedLayer(DynamicLayer):
         self._key_store[:, :, begin:end], self._value_store[:, :, begin:end] = keys, values
 
     def mark(self) -> int | dict[str, Any]:
-        """What [`PagedLayer.take_back`] needs to undo appended tokens and a crop: the length, or all of an empty layer.
+        """What [`PagedLayer.take_back`] needs to undo appended tokens and a crop: the length, or all if it is empty.
 
         It refers to no storage. If the storage grows, the old one is therefore freed.
         """

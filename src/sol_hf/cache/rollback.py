@@ -34,7 +34,9 @@ class Rollback:
     def __init__(self, cache: Cache, moves_rows: bool = False):
         self._cache: Any = cache
         self._moves_rows = moves_rows
-        self._layers = [(layer, layer.mark() if self._marks(layer) else dict(vars(layer))) for layer in cache.layers]
+        self._layers: list[tuple[Any, Any]] = [
+            (layer, layer.mark() if self._marks(layer) else dict(vars(layer))) for layer in cache.layers
+        ]
         self._state = dict(vars(cache))
         self._trace = len(cache.trace)
         self._ledger, self._episode = dict(vars(cache.ledger)), dict(vars(cache.episode))
