@@ -12,6 +12,10 @@ depends on: every source file of this wing, the versions of Python, numba and LL
 
 Processes that start at the same time compile one after the other, and the later ones load what the first has made.
 Without a folder that can be written to, every process compiles for itself.
+
+Functions that only compiled code calls become part of it wherever they are called. If they were functions of their
+own, a process that compiles would call the copy that it made of them first, and one that loads the code another copy,
+which may add in another order.
 """
 
 import functools
@@ -45,24 +49,25 @@ def njit(signature: str | None = None, **options: Any) -> Callable:
             Functions that only compiled code calls have none; they are part of the code of those that call them.
         options: For `numba.njit`.
     """
-    arguments = () if signature is None else (signature,)
-    return lambda function: _compiled(numba.njit, arguments, options, function)
+    if signature is None:
+        return numba.njit(forceinline=True, **options)
+    return lambda function: _compiled(numba.njit, signature, options, function)
 
 
 def cfunc(signature: Any, **options: Any) -> Callable:
     """Decorator like `numba.cfunc`, for functions of this wing."""
-    return lambda function: _compiled(numba.cfunc, (signature,), options, function)
+    return lambda function: _compiled(numba.cfunc, signature, options, function)
 
 
-def _compiled(compiler: Callable, arguments: tuple, options: dict[str, Any], function: Callable) -> Any:
-    folder = cache_folder() if arguments else None
+def _compiled(compiler: Callable, signature: Any, options: dict[str, Any], function: Callable) -> Any:
+    folder = cache_folder()
     if folder is not None:
         try:
             with _cached_in(folder):
-                return compiler(*arguments, cache=True, **options)(function)
+                return compiler(signature, cache=True, **options)(function)
         except Timeout:
             pass  # another process holds the folder for ever: compile without it
-    return compiler(*arguments, **options)(function)
+    return compiler(signature, **options)(function)
 
 
 @contextmanager
