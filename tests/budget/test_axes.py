@@ -78,8 +78,8 @@ class TestRegistry:
     def test_the_published_axes_come_first(self):
         assert PUBLISHED_AXES == (TOKEN_KEEP, MLP_KEEP, BITS)
         with registered():
-            assert list(AXES) == ["token_keep", "mlp_keep", "bits", "mlp_noise"]
-        assert list(AXES) == ["token_keep", "mlp_keep", "bits"]
+            assert list(AXES) == ["token_keep", "mlp_keep", "bits", "neuron_keep", "mlp_noise"]
+        assert list(AXES) == ["token_keep", "mlp_keep", "bits", "neuron_keep"]
 
     def test_registering_returns_the_axis_and_a_second_time_changes_nothing(self, mlp_noise):
         assert register_axis(mlp_noise) is mlp_noise

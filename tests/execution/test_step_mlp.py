@@ -21,9 +21,9 @@ from sol_hf.execution.attention.step import numba_pages
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.discovery import find_mlps
 from sol_hf.execution.mlp.int8 import Int8Linear, Int8MLP, quantize_rows
+from sol_hf.execution.mlp.kept_call import keep_channels
 from sol_hf.execution.mlp.kept_channels import input_major
 from sol_hf.execution.mlp.kept_channels.input_major import InputMajorMLP
-from sol_hf.execution.mlp.kept_channels.operation import keep_channels
 from sol_hf.execution.mlp.parts import ACTIVATIONS, MLPParts, find_parts
 from sol_hf.execution.mlp.step_mlp import StepMLP
 from sol_hf.execution.mlp.weight_copy import SAMPLES, Fingerprint, sample_stride

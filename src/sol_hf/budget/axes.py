@@ -154,5 +154,17 @@ BITS = register_axis(
         penalty_weight=200.0,
     )
 )
+NEURON_KEEP = register_axis(
+    Axis(
+        name="neuron_keep",
+        dense=1.0,
+        lowest=0.0,
+        meaning="share of the MLP neurons that are kept",
+        default_levels=tuple(percent / 100 for percent in range(30, 101, 10)),
+        letter="n",
+        budget_range=(0.4, 1.0),
+    )
+)
+"""Not published: an action space has it only if levels of it are given."""
 PUBLISHED_AXES = (TOKEN_KEEP, MLP_KEEP, BITS)
 """The axes of the published method, in the order of its action space."""

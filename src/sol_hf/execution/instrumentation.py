@@ -168,10 +168,10 @@ class Instrumentation:
     def _needed_changes(self) -> Iterator[Change]:
         base, inventory = self.base, self._inventory
         yield from stop_training(base)
-        for executor in inventory.executors():
-            yield from executor.changes()
-        for linear in StepLinear.all_of(base):
+        for linear in StepLinear.all_of(base):  # before the executors, which may wrap them
             yield Change("linear", linear.module, linear.install)
         for norm in StepNorm.all_of(base):
             yield Change("norm", norm.module, norm.install)
+        for executor in inventory.executors():
+            yield from executor.changes()
         yield watch_head(inventory.head)

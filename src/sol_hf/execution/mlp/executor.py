@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ...cache.sol_cache import SOLCache
 from ..executors import AxisExecutor, Change
+from ..step_part import StepPart
 from .discovery import find_mlps
 from .step_mlp import StepMLP
 
@@ -34,5 +35,5 @@ class MLPExecutor(AxisExecutor):
         return range(len(self.mlps))
 
     @property
-    def step_parts(self) -> Sequence[StepMLP]:
+    def step_parts(self) -> Sequence[StepPart]:
         return self.mlps

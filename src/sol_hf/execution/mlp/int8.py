@@ -15,6 +15,7 @@ but use one scale for all rows, so that the result of a row would depend on the 
 
 import torch
 
+from ...selection.channels import keep_top_channels
 from .parts import ACTIVATIONS, MLPParts
 from .weight_copy import MLPCopy
 
@@ -73,10 +74,17 @@ class Int8MLP(MLPCopy):
         copies = (self.gate, self.up, self.down)
         return sum(copy.weight.nbytes + copy.scale.nbytes for copy in copies if copy is not None)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The MLP's output for `x` `(..., channels)`, in the dtype of `x`."""
+    def __call__(self, x: torch.Tensor, neuron_keep: torch.Tensor | None = None) -> torch.Tensor:
+        """The MLP's output `(rows, ..., outputs)` for an input `(rows, ..., channels)`, in the dtype of `x`.
+
+        Args:
+            x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of the MLP.
+            neuron_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the neurons to keep.
+        """
         tokens = x.flatten(0, -2)
         hidden = ACTIVATIONS[self.parts.activation](self.gate(tokens))
         if self.up is not None:
             hidden = hidden * self.up(tokens)
+        if neuron_keep is not None:
+            hidden = keep_top_channels(hidden.view(*x.shape[:-1], -1), neuron_keep).flatten(0, -2)
         return self.down(hidden).view(*x.shape[:-1], -1).to(x.dtype)

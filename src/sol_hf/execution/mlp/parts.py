@@ -8,13 +8,16 @@ without hooks. Since names do not define a computation, [`find_parts`] also comp
 with the output of the module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from ..plan import active_forward
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -118,7 +121,7 @@ def _take(children: dict[str, Any], names: MLPNames, activation: Callable) -> ML
     return MLPParts(gate, up, down, (gate_bias, up_bias, down_bias), known, sources, function)
 
 
-def tensors_of(sources: dict[str, nn.Linear]) -> list[torch.Tensor]:
+def tensors_of(sources: Mapping[str, nn.Linear | Conv1D]) -> list[torch.Tensor]:
     """Weights and biases of projections."""
     tensors = [tensor for source in sources.values() for tensor in (source.weight, source.bias)]
     return [tensor for tensor in tensors if tensor is not None]
@@ -132,6 +135,13 @@ def is_plain_linear(module: nn.Module) -> bool:
     if type(module) is not nn.Linear or _is_changed(module):
         return False
     return all(type(x) in (nn.Parameter, torch.Tensor) and x.is_contiguous() for x in tensors_of({"": module}))
+
+
+def is_plain_conv1d(module: nn.Module) -> bool:
+    """The same for `Conv1D`, whose weight is input-major."""
+    if type(module) is not Conv1D or _is_changed(module):
+        return False
+    return all(type(x) is nn.Parameter and x.is_contiguous() for x in module.parameters())
 
 
 def is_plain_activation(function: Callable) -> bool:
@@ -163,7 +173,7 @@ def _computes_the_same(module: nn.Module, parts: MLPParts) -> bool:
         return False
     x = torch.linspace(-3, 3, parts.gate.shape[1], dtype=torch.float64).mul(7).sin()
     x = x.to(parts.gate.device, parts.gate.dtype)[None, None]
-    with torch.no_grad():
+    with torch.no_grad(), active_forward():  # its projections may be under the plan of a running step
         own, ours = type(module).forward(module, x), parts(x)
     if own.shape != ours.shape:
         return False

@@ -11,10 +11,12 @@ own forward.
 
 There are several implementations of the MLP over the kept channels, see `kept_channels`. Some of them need copies of
 the weights in another layout. A copy is made when it is first needed, and is held by the [`StepMLP`].
+
+The neurons (`neuron_keep`) are chosen by the last projection, a [`StepDown`]: the MLP's own forward comes to it by
+itself, and a fast path calls it.
 """
 
-import threading
-import weakref
+import functools
 from collections.abc import Callable
 
 import torch
@@ -24,60 +26,24 @@ from ...errors import UnsupportedAxisError
 from ...kernels.cpu import sparse_mlp
 from ...selection.quantizers import fake_quantize
 from ..plan import ACTIVE, StepPlan
-from ..step_part import StepPart
+from .copying_part import CopyingPart
 from .int8 import INT8_BITS, Int8MLP
-from .kept_channels.operation import KEPT_CHANNELS, Copy, MLPCall
-from .weight_copy import MLPCopy
+from .kept_call import KeptCall
+from .kept_channels.operation import KEPT_CHANNELS, MLPCall
+from .step_down import StepDown
 
 
-_STEP_MLPS: "weakref.WeakValueDictionary[int, StepMLP]" = weakref.WeakValueDictionary()
-"""By the id of the module. The [`StepMLP`] holds a reference to the module, so that its id stays valid."""
-_REGISTRY_LOCK = threading.Lock()
-
-
-class StepMLP(StepPart):
+class StepMLP(CopyingPart):
     """The forward of one MLP while a generation runs.
 
     Args:
         module (`nn.Module`): An MLP whose forward takes the hidden state alone.
     """
 
-    wraps_other_forwards = True
-
     def __init__(self, module: nn.Module):
         super().__init__(module)
-        self.weights = sum(parameter.numel() for parameter in module.parameters())
-        """Number of its weights, on which the fastest implementation depends."""
-        self._copies: dict[type[MLPCopy], MLPCopy | None] = {}
-        self._lock = threading.Lock()
-
-    @classmethod
-    def of(cls, module: nn.Module) -> "StepMLP":
-        """The [`StepMLP`] of an MLP. Bases that share the MLP also share this object and the copies of weights."""
-        with _REGISTRY_LOCK:
-            part = _STEP_MLPS.get(id(module))
-            if part is None:
-                part = _STEP_MLPS[id(module)] = cls(module)
-            return part
-
-    @property
-    def nbytes(self) -> int:
-        return sum(copy.nbytes for copy in self._copies.values() if copy is not None)
-
-    def drop_copies(self) -> None:
-        with self._lock:
-            self._copies = {}
-
-    def install(self) -> Callable[[], None]:
-        """Replace the MLP's forward, and drop copies of weights that have changed since.
-
-        Returns:
-            `Callable`: [`StepPart.remove`].
-        """
-        with self._lock:
-            copies = self._copies.items()
-            self._copies = {kind: copy for kind, copy in copies if copy is not None and copy.still_fits(self.module)}
-        return super().install()
+        self.down: StepDown | None = None
+        """Its last projection, on bases that can be controlled on `neuron_keep`."""
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         """The MLP's output for a hidden state `(rows, ..., channels)`, under the plan of this thread's forward."""
@@ -99,18 +65,6 @@ class StepMLP(StepPart):
                 plan.mark_done(axis, self)
         return output
 
-    def copy_of(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, made now if there is none; `None` if the MLP is not of a known kind."""
-        with self._lock:
-            if kind not in self._copies:
-                replaced = self._replaced is not None or vars(self.module).get("forward", self) is not self
-                self._copies[kind] = None if replaced else kind.of(self.module)
-            return self._copies[kind]  # type: ignore[return-value]
-
-    def made_copy(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, if there is one."""
-        return self._copies.get(kind)  # type: ignore[return-value]
-
     def int8_copy(self) -> Int8MLP:
         """The copy in int8.
 
@@ -131,7 +85,8 @@ class StepMLP(StepPart):
         """The MLP over the channels that the plan keeps."""
         if keep is None:
             return own(x)
-        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self), plan.backend)
+        last = functools.partial(down.run, plan) if (down := self._planned_down(plan)) else None
+        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self, last), plan.backend)
         assert output is not None, "the MLP's own forward can compute every call"
         return output
 
@@ -148,8 +103,16 @@ class StepMLP(StepPart):
         copy, in_int8 = self.int8_copy(), bits <= INT8_BITS
         if not bool(in_int8.any()):
             return self._finish(plan, self._run(plan, x, keep, own), bits)
-        product = copy(x if keep is None else MLPCall(plan, x, keep, own, self).kept_input())
+        kept = x if keep is None else KeptCall(plan, x, keep, own, self).kept_input()
+        down = self._planned_down(plan)
+        product = copy(kept, plan.levels["neuron_keep"].to(x.device) if down else None)
+        if down:
+            plan.mark_done("neuron_keep", down)
         if bool(in_int8.all()):
             return product
         output = self._finish(plan, self._run(plan, x, keep, own), bits)
         return torch.where(in_int8.view(-1, *[1] * (x.dim() - 1)), product, output)
+
+    def _planned_down(self, plan: StepPlan) -> StepDown | None:
+        """The last projection, if the plan chooses neurons."""
+        return self.down if "neuron_keep" in plan.levels else None

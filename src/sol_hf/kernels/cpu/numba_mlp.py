@@ -13,6 +13,9 @@ are read. Without the blocks the weights of two channels would be far apart in m
     block 1 (channels, block)    | kept     ------------- |
                                  ...
 
+The last projection over kept neurons works in the same way: its input channels are the neurons. Weights that are
+stored input-major in one piece, such as those of `Conv1D`, are read where they are, with a stride.
+
 The weights of a channel are read if any token keeps it; for the other tokens its input is zero. Sums are in float32,
 also for bfloat16 weights. All arguments are in one array of int64: addresses, sizes, and the counter from which
 threads take their blocks. A *line* is the input or output of one token.
@@ -40,8 +43,8 @@ from .numba_memory import (
 
 
 (INPUT, LINES, CHANNELS, WIDTH, LISTED, NUMBER, GATE, UP, GATE_BIAS, UP_BIAS) = range(10)
-(HIDDEN, UP_SUMS, ACTIVATION, DOWN, DOWN_BIAS, OUTPUT, OUTPUTS, BLOCK, NEXT) = range(10, 19)
-HEADER = 19
+(HIDDEN, UP_SUMS, ACTIVATION, DOWN, DOWN_BIAS, OUTPUT, OUTPUTS, BLOCK, NEXT, STRIDE) = range(10, 20)
+HEADER = 20
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 SILU, GELU, GELU_TANH, _ = range(4)
@@ -161,11 +164,14 @@ def quantize_bfloat16(source, target, lines, channels, bits, lines_each):
 
 @njit(fastmath=FAST_MATH)
 def _add_lines(args, weights, bias, begin, end, sums):
-    """Outputs `begin` to `end` of the product of every line of input with the kept lines of `weights`."""
+    """Outputs `begin` to `end` of the product of every line of input with the kept lines of `weights`.
+
+    With a stride they are `(channels, stride)` in one piece, else in blocks.
+    """
     lines, channels, width, number = args[LINES], args[CHANNELS], args[WIDTH], args[NUMBER]
     inputs, listed = float32_at(args[INPUT]), int32_at(args[LISTED])
-    span = end - begin
-    place = begin * channels - begin
+    span = args[STRIDE] if args[STRIDE] else end - begin
+    place = 0 if args[STRIDE] else begin * channels - begin
     for line in range(lines):
         for j in range(begin, end):
             sums[line * width + j] = ZERO
@@ -255,6 +261,21 @@ def _contract(args, down, output):
                 store(output, line * outputs + j, total + offset)
 
 
+@njit(fastmath=FAST_MATH)
+def _project(args, weights, output):
+    """The product with the kept lines of one weight, one block of outputs at a time."""
+    width, block, sums = args[WIDTH], args[BLOCK], float32_at(args[HIDDEN])
+    while True:
+        begin = fetch_add(args, NEXT, block)
+        if begin >= width:
+            return
+        end = min(begin + block, width)
+        _add_lines(args, weights, GATE_BIAS, begin, end, sums)
+        for line in range(args[LINES]):
+            for j in range(line * width + begin, line * width + end):
+                store(output, j, sums[j])
+
+
 @cfunc(types.void(types.CPointer(types.int64)))
 def expand_float32(args):
     _expand(args, float32_at(args[GATE]), float32_at(args[UP]))
@@ -273,3 +294,13 @@ def contract_float32(args):
 @cfunc(types.void(types.CPointer(types.int64)))
 def contract_bfloat16(args):
     _contract(args, uint16_at(args[DOWN]), uint16_at(args[OUTPUT]))
+
+
+@cfunc(types.void(types.CPointer(types.int64)))
+def project_float32(args):
+    _project(args, float32_at(args[GATE]), float32_at(args[OUTPUT]))
+
+
+@cfunc(types.void(types.CPointer(types.int64)))
+def project_bfloat16(args):
+    _project(args, uint16_at(args[GATE]), uint16_at(args[OUTPUT]))

@@ -111,6 +111,38 @@ def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def expand_kept(
+    kept: KeptChannels,
+    gate: torch.Tensor,
+    up: torch.Tensor | None,
+    block: int,
+    biases: tuple[torch.Tensor | None, torch.Tensor | None],
+    activation: str,
+) -> torch.Tensor:
+    """The neurons of an MLP whose first projections read the weights of the kept channels only.
+
+    Args:
+        kept ([`KeptChannels`]): Input.
+        gate (`torch.Tensor` of shape `(width, channels)`): Weights before the activation, from [`to_blocks`].
+        up (`torch.Tensor` of shape `(width, channels)`, *optional*): Weights of what the activation is multiplied by,
+            from [`to_blocks`] too.
+        block (`int`): Length of their blocks.
+        biases (`tuple`): Biases of gate and up in float32, `None` for a projection without bias.
+        activation (`str`): One of `numba_mlp.ACTIVATIONS`.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, ..., width)`, in float32.
+    """
+    from . import numba_mlp as kernel
+
+    a, x, sums = _arguments(kept, gate, len(gate), block)
+    a[kernel.UP : kernel.HIDDEN] = _address(up), _address(biases[0]), _address(biases[1])
+    a[kernel.ACTIVATION] = kernel.ACTIVATIONS.index(activation)
+    is_float = gate.dtype == torch.float32
+    run_in_torch_threads((kernel.expand_float32 if is_float else kernel.expand_bfloat16).address, a.ctypes.data)
+    return sums[0].view(*x.shape[:-1], len(gate))
+
+
 def multiply_kept(
     kept: KeptChannels,
     gate: torch.Tensor,
@@ -124,12 +156,11 @@ def multiply_kept(
 
     Args:
         kept ([`KeptChannels`]): Input.
-        gate (`torch.Tensor` of shape `(width, channels)`): Weights before the activation, from [`to_blocks`].
-        up (`torch.Tensor` of shape `(width, channels)`, *optional*): Weights of what the activation is multiplied by,
-            from [`to_blocks`] too.
+        gate (`torch.Tensor` of shape `(width, channels)`): See [`expand_kept`].
+        up (`torch.Tensor` of shape `(width, channels)`, *optional*): See [`expand_kept`].
         block (`int`): Length of their blocks.
         down (`torch.Tensor` of shape `(outputs, width)`): Weights of the last projection.
-        biases (`tuple`): Biases of gate, up and down, `None` for a projection without bias.
+        biases (`tuple`): Biases of gate, up and down in float32, `None` for a projection without bias.
         activation (`str`): One of `numba_mlp.ACTIVATIONS`.
 
     Returns:
@@ -137,20 +168,56 @@ def multiply_kept(
     """
     from . import numba_mlp as kernel
 
-    (width, channels), outputs = gate.shape, len(down)
-    x = kept.x.float().contiguous()
-    lines = x.numel() // channels
-    sums = torch.empty(2, lines, width, dtype=torch.float32)
+    hidden = expand_kept(kept, gate, up, block, biases[:2], activation)
+    width, outputs = hidden.shape[-1], len(down)
     output = kept.x.new_empty(*kept.x.shape[:-1], outputs)
     a = np.zeros(kernel.HEADER, dtype=np.int64)
-    a[kernel.INPUT : kernel.LISTED] = x.data_ptr(), lines, channels, width
-    a[kernel.LISTED : kernel.GATE] = kept.listed.data_ptr(), len(kept.listed)
-    a[kernel.GATE : kernel.HIDDEN] = gate.data_ptr(), _address(up), _address(biases[0]), _address(biases[1])
-    a[kernel.HIDDEN : kernel.DOWN] = sums[0].data_ptr(), sums[1].data_ptr(), kernel.ACTIVATIONS.index(activation)
+    a[kernel.LINES], a[kernel.WIDTH], a[kernel.HIDDEN] = hidden.numel() // width, width, hidden.data_ptr()
     a[kernel.DOWN : kernel.BLOCK] = down.data_ptr(), _address(biases[2]), output.data_ptr(), outputs
-    a[kernel.BLOCK] = block
+    a[kernel.BLOCK] = block_length(outputs)
     is_float = gate.dtype == torch.float32
-    run_in_torch_threads((kernel.expand_float32 if is_float else kernel.expand_bfloat16).address, a.ctypes.data)
-    a[kernel.BLOCK], a[kernel.NEXT] = block_length(outputs), 0
     run_in_torch_threads((kernel.contract_float32 if is_float else kernel.contract_bfloat16).address, a.ctypes.data)
     return output
+
+
+def project_kept(
+    kept: KeptChannels, weight: torch.Tensor, bias: torch.Tensor | None, block: int | None
+) -> torch.Tensor:
+    """A projection that reads the weights of the kept channels only.
+
+    Args:
+        kept ([`KeptChannels`]): Input.
+        weight (`torch.Tensor`): `(outputs, channels)` from [`to_blocks`], or `(channels, outputs)` in one piece.
+        bias (`torch.Tensor` of shape `(outputs,)`, *optional*): In float32.
+        block (`int`, *optional*): Length of the blocks; `None` for a weight in one piece.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, ..., outputs)`.
+    """
+    from . import numba_mlp as kernel
+
+    outputs = weight.shape[1] if block is None else len(weight)
+    a, x, sums = _arguments(kept, weight, outputs, block or block_length(outputs))
+    output = kept.x.new_empty(*x.shape[:-1], outputs)
+    a[kernel.GATE_BIAS], a[kernel.OUTPUT] = _address(bias), output.data_ptr()
+    a[kernel.STRIDE] = outputs if block is None else 0
+    is_float = weight.dtype == torch.float32
+    run_in_torch_threads((kernel.project_float32 if is_float else kernel.project_bfloat16).address, a.ctypes.data)
+    return output
+
+
+def _arguments(
+    kept: KeptChannels, weight: torch.Tensor, width: int, block: int
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Arguments of a kernel for the product of the kept channels; the input and the memory of sums that they name."""
+    from . import numba_mlp as kernel
+
+    x = kept.x.float().contiguous()
+    channels = x.shape[-1]
+    lines = x.numel() // channels
+    sums = torch.empty(2, lines, width, dtype=torch.float32)
+    a = np.zeros(kernel.HEADER, dtype=np.int64)
+    a[kernel.INPUT : kernel.LISTED] = x.data_ptr(), lines, channels, width
+    a[kernel.LISTED : kernel.UP] = kept.listed.data_ptr(), len(kept.listed), weight.data_ptr()
+    a[kernel.HIDDEN], a[kernel.UP_SUMS], a[kernel.BLOCK] = sums[0].data_ptr(), sums[1].data_ptr(), block
+    return a, x, sums

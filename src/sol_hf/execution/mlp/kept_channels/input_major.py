@@ -19,9 +19,10 @@ from torch.nn import functional
 from ....kernels.cpu import sparse_mlp
 from ....kernels.cpu.sparse_mlp import KeptChannels
 from ...dispatch import Implementation, Prepared
+from ..kept_call import MOST_TOKENS
 from ..parts import ACTIVATIONS, MLPParts
 from ..weight_copy import MLPCopy
-from .operation import KEPT_CHANNELS, MOST_TOKENS, MLPCall
+from .operation import KEPT_CHANNELS, MLPCall
 
 
 LEAST_WEIGHTS = 1 << 16
@@ -61,10 +62,16 @@ class InputMajorMLP(MLPCopy):
             return sparse_mlp.multiply_kept(
                 kept, self.gate, self.up, self.block, self.parts.down, self.biases, self.parts.activation
             )
+        return functional.linear(self.neurons(kept), self.parts.down, self.parts.biases[2])
+
+    def neurons(self, kept: KeptChannels) -> torch.Tensor:
+        """The inputs `(rows, ..., neurons)` of the last projection, rounded to the dtype of the input."""
+        if sparse_mlp.supports(kept.x):
+            return sparse_mlp.expand_kept(
+                kept, self.gate, self.up, self.block, self.biases[:2], self.parts.activation
+            ).to(kept.x.dtype)
         hidden = ACTIVATIONS[self.parts.activation](self._product(kept, self.gate, self.parts.biases[0]))
-        if self.up is not None:
-            hidden = hidden * self._product(kept, self.up, self.parts.biases[1])
-        return functional.linear(hidden, self.parts.down, self.parts.biases[2])
+        return hidden if self.up is None else hidden * self._product(kept, self.up, self.parts.biases[1])
 
     def _product(self, kept: KeptChannels, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The product of the kept channels with a copied weight, in plain torch."""
@@ -82,12 +89,12 @@ class InputMajor(Implementation[MLPCall]):
     order: ClassVar[int] = 10
 
     def prepare(self, call: MLPCall) -> Prepared | None:
-        x = call.x
-        is_plain = x.device.type == "cpu" and not x.requires_grad and not torch.is_autocast_enabled("cpu")
-        copy = call.copies.copy_of(InputMajorMLP) if is_plain and call.tokens <= MOST_TOKENS else None
-        if copy is None or copy.gate.dtype != x.dtype:
+        copy = call.copies.copy_of(InputMajorMLP) if call.is_plain and call.tokens <= MOST_TOKENS else None
+        if copy is None or copy.gate.dtype != call.x.dtype:
             return None
-        return functools.partial(copy, call.kept)
+        if call.last is None:
+            return functools.partial(copy, call.kept)
+        return lambda: call.contract(copy.neurons(call.kept), copy.parts)
 
     def suits(self, call: MLPCall) -> bool:
         """Few enough weights are read, by compiled code. The limits were measured, see `docs/performance.md`."""

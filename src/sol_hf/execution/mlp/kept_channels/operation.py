@@ -5,89 +5,30 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, TypeVar
 
 import torch
+from torch.nn import functional
 
-from ....kernels.cpu import sparse_mlp
-from ....kernels.cpu.sparse_mlp import KeptChannels
-from ....selection.channels import keep_top_channels, kept_channels
 from ...dispatch import Operation
-from ...plan import StepPlan
-from ..weight_copy import MLPCopy
-
-
-MOST_TOKENS = 8
-"""Number of tokens in a forward above which all weights are read."""
-
-Copy = TypeVar("Copy", bound=MLPCopy)
-
-
-class HasCopies(Protocol):
-    """An object with copies of an MLP's weights: its [`StepMLP`]."""
-
-    weights: int
-    """Their number."""
-
-    def copy_of(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, made now if there is none; `None` if the MLP is not of a known kind."""
+from ..kept_call import KeptCall
+from ..parts import MLPParts
 
 
 @dataclass(eq=False)
-class MLPCall:
+class MLPCall(KeptCall):
     """One MLP over the largest channels of its input.
 
     Args:
-        plan ([`StepPlan`]): Backend.
-        x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of the MLP.
-        keep (`torch.Tensor` of shape `(rows,)`): Fraction of the channels to keep.
-        own (`Callable`): The MLP's own forward.
-        copies ([`HasCopies`]): Copies of its weights in other layouts.
+        last (`Callable`, *optional*): Its last projection over the kept neurons; `None` where all are read.
     """
 
-    plan: StepPlan
-    x: torch.Tensor
-    keep: torch.Tensor
-    own: Callable[[torch.Tensor], torch.Tensor]
-    copies: HasCopies
+    last: Callable[[torch.Tensor], torch.Tensor] | None = None
 
-    @property
-    def tokens(self) -> int:
-        """Tokens in the forward."""
-        return self.x.shape[:-1].numel()
-
-    @property
-    def compiles(self) -> bool:
-        """Whether compiled code chooses the channels."""
-        return self.plan.backend != "reference" and sparse_mlp.supports(self.x)
-
-    @cached_property
-    def kept(self) -> KeptChannels:
-        """The input with all but the kept channels set to zero, and a list of the channels that any token keeps."""
-        if self.compiles:
-            return sparse_mlp.keep_top_channels(self.x, self.keep)
-        return keep_channels(self.x, kept_channels(self.x, self.keep))
-
-    def kept_input(self) -> torch.Tensor:
-        """The input with all but the kept channels set to zero, of the shape of `x`.
-
-        Without compiled code no list of the kept channels is made, since that would stall an accelerator.
-        """
-        if self.compiles or "kept" in vars(self):
-            return self.kept.x
-        return keep_top_channels(self.x, self.keep)
-
-    @property
-    def read_share(self) -> float:
-        """Share of the channels that any token keeps, so that their weights have to be read."""
-        return len(self.kept.listed) / self.x.shape[-1]
-
-
-def keep_channels(x: torch.Tensor, mask: torch.Tensor) -> KeptChannels:
-    """[`KeptChannels`] of an input `(rows, ..., channels)` and a mask of that shape, in plain torch."""
-    listed = mask.flatten(0, -2).any(dim=0).nonzero().squeeze(1)
-    return KeptChannels(torch.where(mask, x, 0), listed.int())
+    def contract(self, neurons: torch.Tensor, parts: MLPParts) -> torch.Tensor:
+        """The last projection's output for neurons `(rows, ..., neurons)`."""
+        if self.last is not None:
+            return self.last(neurons)
+        return functional.linear(neurons, parts.down, parts.biases[2])
 
 
 KEPT_CHANNELS: Operation[MLPCall] = Operation("implementation of an MLP over kept channels", package=__package__)

@@ -7,18 +7,17 @@ The projections before the activation are copied once, input-major; the copy tak
 of kept channels and its length stay on the device. The last projection is the base's own.
 """
 
-import functools
 from typing import ClassVar, Self
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ....kernels.cuda import triton_support
 from ...dispatch import Implementation, Prepared
+from ..kept_call import MOST_TOKENS
 from ..parts import MLPParts, find_parts
 from ..weight_copy import MLPCopy
-from .operation import KEPT_CHANNELS, MOST_TOKENS, MLPCall
+from .operation import KEPT_CHANNELS, MLPCall
 
 
 class TritonMLP(MLPCopy):
@@ -46,8 +45,8 @@ class TritonMLP(MLPCopy):
         """Memory of the copy."""
         return self.gate.nbytes + (0 if self.up is None else self.up.nbytes)
 
-    def __call__(self, x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
-        """The MLP's output `(rows, ..., outputs)` for the largest channels of an input `(rows, ..., channels)`.
+    def neurons(self, x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
+        """The inputs `(rows, ..., neurons)` of the last projection for the largest channels of an MLP's input.
 
         Args:
             x (`torch.Tensor` of shape `(rows, ..., channels)`): Input of the MLP.
@@ -60,7 +59,7 @@ class TritonMLP(MLPCopy):
         fraction = fraction.float() if each == 1 else fraction.float().repeat_interleave(each)
         parts = self.parts
         hidden = sparse_gate_up(tokens, fraction, self.gate, self.up, *parts.biases[:2], parts.activation)
-        return functional.linear(hidden, parts.down, parts.biases[2]).view(*x.shape[:-1], -1)
+        return hidden.view(*x.shape[:-1], -1)
 
 
 class Triton(Implementation[MLPCall]):
@@ -76,7 +75,7 @@ class Triton(Implementation[MLPCall]):
         copy = call.copies.copy_of(TritonMLP) if few else None
         if copy is None or copy.gate.dtype != call.x.dtype:
             return None
-        return functools.partial(copy, call.x, call.keep)
+        return lambda: call.contract(copy.neurons(call.x, call.keep), copy.parts)
 
     def suits(self, call: MLPCall) -> bool:
         return False
