@@ -34,8 +34,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from sol_hf.execution.mlp.int8 import Int8MLP
+from sol_hf.execution.mlp.kept_call import keep_channels
 from sol_hf.execution.mlp.kept_channels.input_major import InputMajorMLP
-from sol_hf.execution.mlp.kept_channels.operation import keep_channels
 from sol_hf.kernels.cpu import sparse_mlp
 from sol_hf.selection.channels import keep_top_channels, kept_channels
 

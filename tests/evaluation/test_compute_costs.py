@@ -24,7 +24,12 @@ KEY_AND_VALUE = 2 * 2 * 8  # per layer
 def test_the_weights_of_a_llama():
     weights = Weights.of(control(tiny_base("llama")))
     assert weights == Weights(
-        mlp_input=LAYERS * 2 * WIDTH * INNER, mlp=LAYERS * MLP, head=VOCAB * WIDTH, total=TOTAL, itemsize=4
+        mlp_input=LAYERS * 2 * WIDTH * INNER,
+        mlp_last=LAYERS * WIDTH * INNER,
+        mlp=LAYERS * MLP,
+        head=VOCAB * WIDTH,
+        total=TOTAL,
+        itemsize=4,
     )
     assert SIZES["hidden_size"] == WIDTH and SIZES["intermediate_size"] == INNER
     assert Weights.of(control(tiny_base("llama", torch.bfloat16))).itemsize == 2
@@ -39,7 +44,8 @@ def test_a_tied_head_is_read_whole():
 def test_every_family_is_counted(family):
     model = control(tiny_base(family))
     weights, costs = Weights.of(model), ComputeCosts.of(model, CONTEXT)
-    assert weights.mlp > weights.mlp_input >= LAYERS * WIDTH * INNER
+    assert weights.mlp >= weights.mlp_input + weights.mlp_last
+    assert weights.mlp_input >= LAYERS * WIDTH * INNER and weights.mlp_last == LAYERS * WIDTH * INNER
     assert weights.total < sum(p.numel() for p in model.base.parameters())
     dense = model.action_space.dense_id
     assert float(costs.bytes[dense]) == costs.dense_bytes and float(costs.flops[dense]) == costs.dense_flops

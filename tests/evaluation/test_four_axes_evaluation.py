@@ -188,7 +188,7 @@ class TestCosts:
     def test_an_entry_lowers_the_counts_of_every_action(self):
         class Half(AxisCost):
             def at(self, level):
-                return lambda step: step.times(mlp_input_weights=level, other_mlp_weights=level)
+                return lambda step: step.times(mlp_input_weights=level, mlp_last_weights=level)
 
         with fourth_axis():
             model = four_axis_model()

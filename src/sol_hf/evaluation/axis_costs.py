@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedAxisError
-from ..execution.mlp.discovery import find_mlps
+from ..execution.mlp.discovery import find_mlps, last_projection
 from ..modeling_sol import SOLForCausalLM
 from ..registry import Registry
 
@@ -26,6 +26,7 @@ class Weights:
 
     Args:
         mlp_input (`int`): In MLP matrices whose input is the hidden state.
+        mlp_last (`int`): In the matrices of last projections, whose inputs are the neurons.
         mlp (`int`): In all MLPs.
         head (`int`): In the LM head.
         total (`int`): In the whole base, with a single row of every embedding.
@@ -33,6 +34,7 @@ class Weights:
     """
 
     mlp_input: int
+    mlp_last: int
     mlp: int
     head: int
     total: int
@@ -47,8 +49,11 @@ class Weights:
             mlps = find_mlps(base)
         except UnsupportedAxisError:  # then the axes of MLPs are not controlled
             mlps = ()
+        lasts = [last for last in map(last_projection, mlps) if last is not None]
+        inner = {part for last in lasts for part in last.modules()}
         return cls(
-            mlp_input=sum(_input_weights(part, width) for mlp in mlps for part in mlp.modules()),
+            mlp_input=sum(_input_weights(part, width) for mlp in mlps for part in mlp.modules() if part not in inner),
+            mlp_last=sum(_matrix_weights(part) for part in inner),
             mlp=sum(read_numbers(mlp) for mlp in mlps),
             head=read_numbers(base.get_output_embeddings()),
             total=read_numbers(base),
@@ -59,10 +64,18 @@ class Weights:
 def _input_weights(part: nn.Module, width: int) -> int:
     """Number of weights of a linear layer with `width` input channels, 0 for any other module."""
     weight = getattr(part, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or isinstance(part, nn.Embedding):
+    if not isinstance(weight, torch.Tensor) or not _matrix_weights(part):
         return 0
     inputs = weight.shape[0] if type(part).__name__ == "Conv1D" else weight.shape[1]
     return weight.numel() if inputs == width else 0
+
+
+def _matrix_weights(part: nn.Module) -> int:
+    """Number of weights of a linear layer without its bias, 0 for any other module."""
+    weight = getattr(part, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or isinstance(part, nn.Embedding):
+        return 0
+    return weight.numel()
 
 
 def read_numbers(module: nn.Module) -> int:
@@ -80,7 +93,8 @@ class StepCounts:
 
     Args:
         mlp_input_weights (`float`): Weights read of MLP matrices whose input is the hidden state.
-        other_mlp_weights (`float`): Weights read of the other MLP matrices.
+        mlp_last_weights (`float`): Weights read of the last projections of MLPs, whose inputs are the neurons.
+        other_mlp_weights (`float`): Other weights read of MLPs: of other matrices, and biases.
         other_weights (`float`): Weights read outside of the MLPs.
         itemsize (`int`): Bytes per weight.
         kv_bytes (`float`): Bytes that attention reads from the cache.
@@ -90,6 +104,7 @@ class StepCounts:
     """
 
     mlp_input_weights: float
+    mlp_last_weights: float
     other_mlp_weights: float
     other_weights: float
     itemsize: int
@@ -104,7 +119,12 @@ class StepCounts:
     @property
     def weights(self) -> float:
         """All weights read."""
-        return self.mlp_input_weights + self.other_mlp_weights + self.other_weights
+        return self.mlp_weights + self.other_weights
+
+    @property
+    def mlp_weights(self) -> float:
+        """All weights read of MLPs."""
+        return self.mlp_input_weights + self.mlp_last_weights + self.other_mlp_weights
 
     @property
     def bytes(self) -> float:
@@ -114,7 +134,7 @@ class StepCounts:
     @property
     def nominal_bytes(self) -> float:
         """Bytes that would be read if the weights were stored with the bits of the action."""
-        saved = (self.mlp_input_weights + self.other_mlp_weights) * (1 - self.nominal_mlp_size)
+        saved = self.mlp_weights * (1 - self.nominal_mlp_size)
         return (self.weights - saved) * self.itemsize + self.kv_bytes
 
     @property

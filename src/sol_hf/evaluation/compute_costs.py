@@ -119,7 +119,8 @@ def dense_counts(model: SOLForCausalLM, weights: Weights, keys: int) -> StepCoun
     kv_bytes, kv_flops = _attention_costs(model, 1.0, keys)
     return StepCounts(
         mlp_input_weights=weights.mlp_input,
-        other_mlp_weights=weights.mlp - weights.mlp_input,
+        mlp_last_weights=weights.mlp_last,
+        other_mlp_weights=weights.mlp - weights.mlp_input - weights.mlp_last,
         other_weights=weights.total - weights.mlp,
         itemsize=weights.itemsize,
         kv_bytes=kv_bytes,

@@ -34,6 +34,7 @@ from .numba_memory import (
     float32_at,
     int32_at,
     power_of_two,
+    prefetch,
     store,
     uint8_at,
     uint16_at,
@@ -55,6 +56,9 @@ LEAST_MAXIMUM = np.float32(1e-8)
 TO_WHOLE = np.float32(12582912.0)
 """1.5 * 2^23: adding and subtracting it rounds a float32 below 2^22 to a whole number, half to even."""
 DENSE_BITS = 16
+CACHE_LINE = 64
+AHEAD = 4
+"""Kept channels between those in use and those that are prefetched."""
 _KEEP = "int64(int64, int64, int64, int64, int64, int64, int64, int64)"
 _QUANTIZE = "void(int64, int64, int64, int64, int64, int64)"
 
@@ -162,11 +166,21 @@ def quantize_bfloat16(source, target, lines, channels, bits, lines_each):
     _quantize(uint16_at(source), uint16_at(target), lines, channels, float32_at(bits), lines_each)
 
 
+@njit(error_model="numpy")
+def _ask_for_lines(listed, k, last, address, span_bytes, length):
+    """Prefetch the weights of the four channels from `k` on: their distances are not regular, so no processor does."""
+    for n in range(k, min(k + 4, last + 1)):
+        line = address + listed[n] * span_bytes
+        for byte in range(0, length, CACHE_LINE):
+            prefetch(line + byte)
+
+
 @njit(fastmath=FAST_MATH)
-def _add_lines(args, weights, bias, begin, end, sums):
+def _add_lines(args, weights, size, bias, begin, end, sums):
     """Outputs `begin` to `end` of the product of every line of input with the kept lines of `weights`.
 
-    With a stride they are `(channels, stride)` in one piece, else in blocks.
+    With a stride they are `(channels, stride)` in one piece, else in blocks. With their `size` in bytes they are
+    prefetched, which pays where the weights of a channel are few, as those of the last projection.
     """
     lines, channels, width, number = args[LINES], args[CHANNELS], args[WIDTH], args[NUMBER]
     inputs, listed = float32_at(args[INPUT]), int32_at(args[LISTED])
@@ -176,7 +190,10 @@ def _add_lines(args, weights, bias, begin, end, sums):
         for j in range(begin, end):
             sums[line * width + j] = ZERO
     k = 0
+    first, stride, length = args[GATE] + (place + begin) * size, span * size, (end - begin) * size
     while k < number:
+        if size:
+            _ask_for_lines(listed, k + AHEAD, number - 1, first, stride, length)
         # Past the end the last channel is used again, with an input of zero.
         last = number - 1
         i0, i1, i2, i3 = listed[k], listed[min(k + 1, last)], listed[min(k + 2, last)], listed[min(k + 3, last)]
@@ -232,9 +249,9 @@ def _expand(args, gate, up):
         if begin >= width:
             return
         end = min(begin + block, width)
-        _add_lines(args, gate, GATE_BIAS, begin, end, hidden)
+        _add_lines(args, gate, 0, GATE_BIAS, begin, end, hidden)
         if args[UP] != 0:
-            _add_lines(args, up, UP_BIAS, begin, end, up_sums)
+            _add_lines(args, up, 0, UP_BIAS, begin, end, up_sums)
         for line in range(args[LINES]):
             base = line * width
             _activate(args[ACTIVATION], hidden, base + begin, base + end)
@@ -262,15 +279,15 @@ def _contract(args, down, output):
 
 
 @njit(fastmath=FAST_MATH)
-def _project(args, weights, output):
-    """The product with the kept lines of one weight, one block of outputs at a time."""
+def _project(args, weights, size, output):
+    """The product with the kept lines of one matrix, one block of outputs at a time; a weight has `size` bytes."""
     width, block, sums = args[WIDTH], args[BLOCK], float32_at(args[HIDDEN])
     while True:
         begin = fetch_add(args, NEXT, block)
         if begin >= width:
             return
         end = min(begin + block, width)
-        _add_lines(args, weights, GATE_BIAS, begin, end, sums)
+        _add_lines(args, weights, size, GATE_BIAS, begin, end, sums)
         for line in range(args[LINES]):
             for j in range(line * width + begin, line * width + end):
                 store(output, j, sums[j])
@@ -298,9 +315,9 @@ def contract_bfloat16(args):
 
 @cfunc(types.void(types.CPointer(types.int64)))
 def project_float32(args):
-    _project(args, float32_at(args[GATE]), float32_at(args[OUTPUT]))
+    _project(args, float32_at(args[GATE]), 4, float32_at(args[OUTPUT]))
 
 
 @cfunc(types.void(types.CPointer(types.int64)))
 def project_bfloat16(args):
-    _project(args, uint16_at(args[GATE]), uint16_at(args[OUTPUT]))
+    _project(args, uint16_at(args[GATE]), 2, uint16_at(args[OUTPUT]))
