@@ -95,9 +95,11 @@ def run(model, schedule, inputs, capture: bool, steps: int = STEPS, **options):
     return output.sequences, torch.stack(output.logits), cache
 
 
-@pytest.mark.parametrize(("page_selection", "kv_refresh"), [("head", True), ("group", False)])
-def test_steps_are_those_of_the_reference(page_selection, kv_refresh):
-    model = small_model(sizes={}, page_selection=page_selection)
+@pytest.mark.parametrize(
+    ("page_selection", "kv_refresh", "further"), [("head", True, {}), ("group", False, {"neuron_keep": [0.5, 1.0]})]
+)
+def test_steps_are_those_of_the_reference(page_selection, kv_refresh, further):
+    model = small_model(sizes={}, page_selection=page_selection, **further)
     inputs = left_padded([prompts(1, 21, seed=4)[0], prompts(1, 14, seed=5)[0]])
     schedule = mixed_schedule(model, STEPS, rows=2)
     tokens, logits, _ = run(model, schedule, inputs, capture=False, kv_refresh=kv_refresh)
@@ -194,7 +196,8 @@ def test_a_step_that_would_compute_something_else_is_captured_anew(captured, cha
 
 def test_a_captured_step_keeps_the_copies_that_it_reads(captured):
     model, cache, _ = captured
-    copies = [weakref.ref(mlp.made_copy(TritonMLP)) for mlp in Instrumentation.of(model.base).step_parts]
+    copies = [weakref.ref(copy) for part in Instrumentation.of(model.base).step_parts for copy in part.copies]
+    assert {type(copy()) for copy in copies} == {TritonMLP}
     Instrumentation.of(model.base).drop_copies()
     gc.collect()
     assert all(copy() is not None for copy in copies)

@@ -27,10 +27,12 @@ from sol_hf.execution.mlp.kept_call import keep_channels
 from sol_hf.execution.mlp.kept_channels.input_major import InputMajorMLP
 from sol_hf.execution.mlp.kept_neurons import neuron_major
 from sol_hf.execution.mlp.kept_neurons.neuron_major import NeuronMajor
+from sol_hf.execution.mlp.kept_neurons.triton import TritonDown
 from sol_hf.execution.mlp.step_down import StepDown
 from sol_hf.execution.mlp.step_mlp import StepMLP
 from sol_hf.execution.plan import StepPlan, active_forward
 from sol_hf.kernels.cpu import sparse_mlp
+from sol_hf.kernels.cuda import triton_support
 from sol_hf.selection.channels import keep_top_channels, kept_channels
 from sol_hf.selection.rule import SelectionRule
 from support.bases import FAMILIES, tiny_base
@@ -217,6 +219,18 @@ class TestFastPath:
         weight[~kept_channels(seen[0], torch.tensor([0.4]))[0, 0]] = float("nan")
         found = run(install(mlp), x, plan_of("fast", neuron_keep=[0.4]))
         assert found.isfinite().all()
+
+    @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+    @pytest.mark.parametrize("levels", [{}, {"mlp_keep": KEEP.flip(0)}])
+    def test_triton_equals_the_reference(self, family, levels, monkeypatch):
+        """In Triton's interpreter, which runs on a CPU."""
+        pytest.importorskip("triton")
+        monkeypatch.setattr(triton_support, "DEVICES", ("cuda", "cpu"))
+        part, x = install(find_mlps(tiny_base(family))[0]), drawn((3, 1, 32), torch.float32, 5)
+        expected, found = (run(part, x, plan_of(name, neuron_keep=KEEP, **levels)) for name in ("reference", "fast"))
+        assert_close(found, expected, torch.float32)
+        assert {type(copy) for copy in part.down.copies} == {TritonDown}
+        assert part.down.nbytes == (0 if family == "gpt2" else 4 * 32 * 64)
 
     @pytest.mark.parametrize(("share", "copies"), [(0.3, True), (0.95, False)])
     def test_auto_copies_weights_where_few_are_read(self, share, copies, monkeypatch):

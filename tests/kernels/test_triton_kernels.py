@@ -30,7 +30,7 @@ from sol_hf.kernels.cuda.attention import attend_pages, attend_pages_reference  
 from sol_hf.kernels.cuda.chunk_attention import attend_chunk, attend_chunk_reference  # noqa: E402
 from sol_hf.kernels.cuda.pages import append_tokens, append_tokens_reference, score_pages, score_pages_reference  # noqa: E402
 from sol_hf.kernels.cuda.select_pages import select_largest, select_largest_reference  # noqa: E402
-from sol_hf.kernels.cuda.sparse_mlp import ACTIVATIONS, gate_up_reference, sparse_gate_up  # noqa: E402
+from sol_hf.kernels.cuda.sparse_mlp import ACTIVATIONS, gate_up_reference, sparse_gate_up, sparse_projection  # noqa: E402
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -260,6 +260,27 @@ def test_mlp_over_kept_channels(rows, channels, width, dtype, activation, gated,
 @MLPS
 def test_mlp_over_kept_channels_at_length(rows, channels, width, dtype, activation, gated, biased, fractions):
     check_mlp(rows, channels, width, dtype, activation, gated, biased, fractions[:rows])
+
+
+@quick
+@given(
+    st.integers(1, 4),
+    st.sampled_from([16, 33, 96]),
+    st.sampled_from([8, 100, 144]),
+    DTYPES,
+    st.booleans(),
+    st.lists(FRACTIONS, min_size=4, max_size=4),
+)
+def test_projection_over_kept_neurons(rows, neurons, outputs, dtype, biased, fractions):
+    make = torch.Generator().manual_seed(neurons * outputs)
+    x = torch.randn(rows, neurons, generator=make).to(dtype).to(DEVICE)
+    weight = (torch.randn(neurons, outputs, generator=make) * neurons**-0.5).to(dtype).to(DEVICE)
+    bias = torch.randn(outputs, generator=make).to(dtype).to(DEVICE) if biased else None
+    fraction = torch.tensor(fractions[:rows], device=DEVICE)
+    expected = keep_top_channels(x, fraction).double() @ weight.double()
+    expected = (expected if bias is None else expected + bias.double()).to(dtype)
+    found = sparse_projection(x, fraction, weight, bias)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 def test_an_unknown_activation_is_refused():

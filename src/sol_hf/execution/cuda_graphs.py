@@ -27,8 +27,7 @@ from ..kernels.cuda import triton_support
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
 from .attention.implementation_name import own_name
-from .mlp.kept_channels.triton import TritonMLP
-from .mlp.step_mlp import StepMLP
+from .mlp.copying_part import CopyingPart, WeightCopy
 from .plan import DeviceRows, Parts, RefreshPlan, StepPlan, active_forward, planned_levels
 
 
@@ -80,8 +79,8 @@ class CapturedForward:
         self.base, self.rule, self.dense_axes, self.capacity = base, rule, frozenset(dense_axes), capacity
         self.is_refresh, self.number, self.parts = refreshed > 0, refreshed or 1, parts or {}
         self._cache = weakref.ref(cache)  # a weak reference: the cache must be freed when only the graphs refer to it
-        self._mlps = [m.forward for m in base.modules() if isinstance(m.forward, StepMLP)]
-        self._copies: list[TritonMLP | None] | None = None
+        self._copying = [m.forward for m in base.modules() if isinstance(m.forward, CopyingPart)]
+        self._copies: list[WeightCopy] | None = None
         self.layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
         rows, device = cache.rows, cache.ledger.total_counts.device
         self.buffers = Buffers(
@@ -149,7 +148,9 @@ class CapturedForward:
         if not (fits and same) or self.addresses != self._addresses():
             return False
         in_use = self._copies_in_use()
-        return self._copies is None or all(a is b for a, b in zip(in_use, self._copies, strict=True))
+        if self._copies is None:
+            return True
+        return len(in_use) == len(self._copies) and all(a is b for a, b in zip(in_use, self._copies, strict=True))
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The captured function: one forward of the base from the buffers into the cache's storage."""
@@ -213,8 +214,8 @@ class CapturedForward:
             outputs = self.run()
         return graph, outputs
 
-    def _copies_in_use(self) -> list[TritonMLP | None]:
-        return [mlp.made_copy(TritonMLP) for mlp in self._mlps]
+    def _copies_in_use(self) -> list[WeightCopy]:
+        return [copy for part in self._copying for copy in part.copies]
 
     def _addresses(self) -> list[tuple[int, torch.Size]]:
         tensors = [x for layer in self.layers for x in (*layer.stores(), *layer.page_store()[:2])]

@@ -62,7 +62,7 @@ class CopyingPart(StepPart):
 
     @property
     def nbytes(self) -> int:
-        return sum(copy.nbytes for copy in self._copies.values() if copy is not None)
+        return sum(copy.nbytes for copy in self.copies)
 
     def drop_copies(self) -> None:
         with self._lock:
@@ -85,6 +85,11 @@ class CopyingPart(StepPart):
             if kind not in self._copies:
                 self._copies[kind] = None if self.computes_something_else() else kind.of(self.module)
             return self._copies[kind]  # type: ignore[return-value]
+
+    @property
+    def copies(self) -> list[WeightCopy]:
+        """All copies that were made."""
+        return [copy for copy in list(self._copies.values()) if copy is not None]
 
     def made_copy(self, kind: type[Copy]) -> Copy | None:
         """The copy of a kind, if there is one."""

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Triton: the first half of an MLP over the kept input channels only.
+"""Triton: the first half of an MLP over the kept input channels only, and its last projection over kept neurons.
 
 The time of a matrix-vector product is the time to read the weights. With weights stored input-major,
 `(channels, width)`, those of a channel are contiguous, and only those of kept channels are read. The list of kept
@@ -32,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,
 }
 """Activations that the kernel can apply, in plain torch."""
+NO_ACTIVATION = "none"
 
 
 @triton.jit
@@ -71,8 +72,10 @@ def _activate(x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         # tanh(y) = 2 sigmoid(2y) - 1
         return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    else:
+    elif ACTIVATION == "relu":
         return tl.maximum(x, 0.0)
+    else:
+        return x
 
 
 @triton.jit
@@ -121,7 +124,7 @@ def multiply_kept_channels(
             `activation(gate(x))`.
         gate_bias (`torch.Tensor` of shape `(width,)`, *optional*): Bias of `gate`.
         up_bias (`torch.Tensor` of shape `(width,)`, *optional*): Bias of `up`; needed if `gate_bias` is given.
-        activation (`str`): One of `ACTIVATIONS`.
+        activation (`str`): One of `ACTIVATIONS`, or `NO_ACTIVATION`.
 
     Returns:
         `torch.Tensor` of shape `(rows, width)`.
@@ -173,9 +176,34 @@ def sparse_gate_up(
     if activation not in ACTIVATIONS:
         raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
     x = x.contiguous()
+    chosen, number = _choose(x, fraction)
+    return multiply_kept_channels(x, chosen, number, gate, up, gate_bias, up_bias, activation)
+
+
+def sparse_projection(
+    x: torch.Tensor, fraction: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The product with a weight over the largest channels of `x`, with the others set to zero.
+
+    Args:
+        x (`torch.Tensor` of shape `(rows, channels)`): Input.
+        fraction (`torch.Tensor` of shape `(rows,)`): Fraction of the channels to keep.
+        weight (`torch.Tensor` of shape `(channels, outputs)`): Input-major weight, contiguous.
+        bias (`torch.Tensor` of shape `(outputs,)`, *optional*): Added to the product.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, outputs)`.
+    """
+    x = x.contiguous()
+    chosen, number = _choose(x, fraction)
+    return multiply_kept_channels(x, chosen, number, weight, None, bias, None, NO_ACTIVATION)
+
+
+def _choose(x: torch.Tensor, fraction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest channels `(rows, channels)`, and their number `(rows,)`."""
     count = torch.full((len(x),), x.shape[1], dtype=torch.int32, device=x.device)
-    chosen, chosen_count = select_largest(x[:, None], fraction, count, 1, True)
-    return multiply_kept_channels(x, chosen[:, 0], chosen_count[:, 0], gate, up, gate_bias, up_bias, activation)
+    chosen, number = select_largest(x[:, None], fraction, count, 1, True)
+    return chosen[:, 0], number[:, 0]
 
 
 def gate_up_reference(

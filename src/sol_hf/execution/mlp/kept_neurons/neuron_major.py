@@ -10,7 +10,7 @@ kernel if numba is installed, else by `embedding_bag`. Both are faster for a few
 
 import functools
 import platform
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,8 +21,7 @@ from ....kernels.cpu import sparse_mlp
 from ....kernels.cpu.sparse_mlp import KeptChannels
 from ...dispatch import Implementation, Prepared
 from ..kept_call import MOST_TOKENS, KeptCall
-from ..parts import is_plain_conv1d, is_plain_linear, tensors_of
-from ..weight_copy import Fingerprint
+from ..projection_copy import ProjectionCopy
 from .operation import KEPT_NEURONS
 
 
@@ -37,37 +36,22 @@ IS_MEASURED = platform.machine().lower() in ("x86_64", "amd64")
 """Other processors were not measured."""
 
 
-class NeuronMajor:
-    """The weights of a last projection, neuron-major, and the projection over the kept neurons.
+class NeuronMajor(ProjectionCopy):
+    """The weights of a last projection on the CPU, and the projection over the kept neurons.
 
     Args:
-        module (`nn.Linear` or `Conv1D`): The projection, on the CPU.
+        module (`nn.Linear` or `Conv1D`): The projection.
     """
 
+    device = "cpu"
+
     def __init__(self, module: nn.Linear | Conv1D):
-        weight = module.weight.detach()
-        self.in_place = isinstance(module, Conv1D)
-        self.block = sparse_mlp.block_length(len(weight))
-        self.weight = weight if self.in_place else sparse_mlp.to_blocks(weight, self.block)
-        self.bias = None if module.bias is None else module.bias.detach()
+        super().__init__(module)
         self._wide_bias = None if self.bias is None else self.bias.float()
-        self._fingerprints = _fingerprints(module)
 
-    @classmethod
-    def of(cls, module: nn.Module) -> Self | None:
-        """The copy for a projection; `None` if it is not on the CPU, or not a plain linear layer or `Conv1D`."""
-        plain = is_plain_linear(module) or is_plain_conv1d(module)
-        return cls(module) if plain and module.weight.device.type == "cpu" else None
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the copy."""
-        return 0 if self.in_place else self.weight.nbytes
-
-    def still_fits(self, module: nn.Module) -> bool:
-        """Whether a projection still has the weights that were copied."""
-        plain = is_plain_conv1d(module) if self.in_place else is_plain_linear(module)
-        return plain and _fingerprints(module) == self._fingerprints
+    def neuron_major(self, weight: torch.Tensor) -> torch.Tensor:
+        self.block = sparse_mlp.block_length(len(weight))
+        return sparse_mlp.to_blocks(weight, self.block)
 
     def __call__(self, kept: KeptChannels) -> torch.Tensor:
         """The projection's output `(rows, ..., outputs)` for neurons `(rows, ..., neurons)`."""
@@ -79,10 +63,6 @@ class NeuronMajor:
         parts = [functional.embedding_bag(neurons, b, mode="sum", per_sample_weights=x) for b in blocks]
         product = torch.cat(parts, dim=-1).view(*kept.x.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
-
-
-def _fingerprints(module: nn.Linear | Conv1D) -> list[Fingerprint]:
-    return [Fingerprint.of(tensor) for tensor in tensors_of({"": module})]
 
 
 class NeuronMajorPath(Implementation[KeptCall]):
