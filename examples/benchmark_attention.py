@@ -116,7 +116,7 @@ def benchmark(options: argparse.Namespace) -> list[Result]:
         keys = cache.layers[0].keys.nbytes
         dense = None
         for selection, keep in itertools.product(("head", "group"), options.token_keep):
-            rule = SelectionRule(page_size=options.page_size, page_selection=selection)
+            rule = SelectionRule(page_size=options.page_size, selection=selection)
             for way, run in ways_to_attend(cache, query, keep, rule).items():
                 if way == "dense sdpa" and dense is not None:
                     continue

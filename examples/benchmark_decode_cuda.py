@@ -203,7 +203,7 @@ def benchmark(options: argparse.Namespace, device: str, report: Callable[[list[d
     from sol_hf import SOLConfig, SOLForCausalLM
 
     shape, dtype = ("tiny", torch.float32) if options.tiny else (options.shape, torch.bfloat16)
-    settings = dict(page_size=16, page_selection="group", action_head="factored", budget_prior=True)
+    settings = dict(page_size=16, selection="group", action_head="factored", budget_prior=True)
     episode = 4 if options.tiny else 16
     total = max(options.contexts) + episode + (episode * options.episodes + 2) * options.repeats + 2 * episode
     total += -total % 64

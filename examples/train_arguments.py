@@ -122,7 +122,7 @@ class PolicyArguments:
     bits: list[int] | None = field(default=None, metadata={"help": "Levels of bits; the full grid."})
     criterion: str = field(default="quest", metadata={"help": "quest, relevancy or recency."})
     page_size: int = field(default=8, metadata={"help": "Keys in a page."})
-    page_selection: str = field(default="head", metadata={"help": "head or group."})
+    selection: str = field(default="head", metadata={"help": "head, group, or with sketch layer."})
     sink_tokens: int = field(default=4, metadata={"help": "First tokens that are always kept."})
     window_tokens: int = field(default=2, metadata={"help": "Recent tokens that are always kept."})
     episode_length: int = field(default=16, metadata={"help": "Steps of an episode."})

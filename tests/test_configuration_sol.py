@@ -65,7 +65,9 @@ def test_action_space_and_rule_follow_the_fields():
     ("field", "value", "message"),
     [
         ("criterion", "quests", "Unknown criterion 'quests': it must be one of .*. Did you mean 'quest'"),
-        ("page_selection", "heads", "`page_selection` must be one of head, group, got 'heads'"),
+        ("selection", "heads", "`selection` must be one of head, group with the criterion `quest`, got 'heads'"),
+        ("page_selection", "layer", "`selection` must be one of head, group with the criterion `quest`, got 'layer'"),
+        ("page_selection", 3, "`selection` must be a string, got 3"),
         ("page_size", 0, "`page_size` must be at least 1, got 0"),
         ("episode_length", 0, "`episode_length` must be at least 1"),
         ("policy_hidden_size", 0, "`policy_hidden_size` must be at least 1"),
@@ -90,6 +92,21 @@ def test_wrong_values_are_refused_by_name(field, value, message):
 def test_wrong_types_are_refused_by_name(field, value):
     with pytest.raises(Exception, match=field):
         SOLConfig(**{field: value})
+
+
+def test_the_former_name_of_a_field():
+    config = SOLConfig(page_selection="group")
+    assert config.selection == config.page_selection == "group" and "page_selection" not in config.to_dict()
+    loaded = SOLConfig.from_dict({"model_type": "sol", "page_selection": "group"})
+    assert loaded.selection_rule.selection == "group"
+    with pytest.raises(ValueError, match="`page_selection` is the former name of `selection`: give one of them"):
+        SOLConfig(selection="group", page_selection="head")
+
+
+def test_anchored_pages_need_pages():
+    assert SOLConfig(anchor_pages=True).selection_rule.anchor_pages
+    with pytest.raises(ValueError, match="`anchor_pages` needs pages, as criterion `quest` has, got 'recency'"):
+        SOLConfig(anchor_pages=True, criterion="recency")
 
 
 def test_a_misspelt_field_is_refused_with_the_nearest_name():

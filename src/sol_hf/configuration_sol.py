@@ -20,7 +20,7 @@ from .budget.axes import AXES, PUBLISHED_AXES, Axis
 from .budget.budget import AxisTarget, Budget
 from .budget.calibration import check_calibration, expected_loss
 from .selection.criterion import CRITERIA
-from .selection.rule import PAGE_SELECTIONS, SelectionRule
+from .selection.rule import SelectionRule
 from .stored.config_keys import check_common_fields, keys_that_count, known_classes
 from .stored.fields import MOST_PARAMETERS, check_fields, is_number, shown
 from .stored.fingerprint import check_fingerprint
@@ -31,6 +31,8 @@ from .stored.json_files import read_json_object
 logger = logging.get_logger(__name__)
 
 ACTION_HEADS = ("joint", "factored")
+RENAMED = {"page_selection": "selection"}
+"""Fields under the names that files of earlier versions have."""
 AUTO_MAP = {
     "AutoConfig": "sol_remote.SOLConfig",
     "AutoModel": "sol_remote.SOLPolicyModel",
@@ -71,14 +73,20 @@ class SOLConfig(PreTrainedConfig):
         bits (`list[int]`, *optional*, defaults to 5, 6, ... 16): Levels of the bit-width axis.
         axes (`list[str]`, *optional*): Names of the axes of the action space in their order, the published three
             first; `None` for these alone. By default the published ones and those with levels in `kwargs`.
-        criterion (`str`, *optional*, defaults to `"quest"`): How cached keys are chosen: `"quest"`, `"relevancy"`,
-            `"recency"`, or the name of a registered [`Criterion`].
+        criterion (`str`, *optional*, defaults to `"quest"`): How cached keys are chosen: `"quest"`, `"sketch"`,
+            `"relevancy"`, `"recency"`, or the name of a registered [`Criterion`].
         page_size (`int`, *optional*, defaults to 8): Keys in a page (`quest`).
-        page_selection (`str`, *optional*, defaults to `"head"`): `"head"` chooses pages for every query head (the
-            published method), `"group"` once per key-value head.
-        sink_tokens (`int`, *optional*, defaults to 4): First tokens that are always kept (`relevancy`, `recency`).
+        selection (`str`, *optional*, defaults to `"head"`): `"head"` chooses keys for every query head (the published
+            method), `"group"` once per key-value head, `"layer"` for all key-value heads of a layer together, which
+            share its `token_keep` (`sketch` only). Files of earlier versions call it `page_selection`.
+        sink_tokens (`int`, *optional*, defaults to 4): First tokens that are always kept (`relevancy`, `recency`,
+            `sketch`).
         window_tokens (`int`, *optional*, defaults to 2): Recent tokens that are always kept. A step is controllable
             once it sees more than `sink_tokens + window_tokens + 1` keys.
+        anchor_pages (`bool`, *optional*, defaults to `False`): Always read the first page and the pages of the last
+            `window_tokens + 2` tokens, counted among the pages of `token_keep` (`quest`). Recommended; not published.
+        index_bits (`int`, *optional*, defaults to 4): Bits of a channel in the index of the keys, 2, 3, 4 or 8
+            (`sketch`).
         episode_length (`int`, *optional*, defaults to 16): Decode steps in an episode.
         policy_hidden_size (`int`, *optional*, defaults to 512): Width of the policy.
         policy_num_layers (`int`, *optional*, defaults to 1): Transformer blocks of the policy.
@@ -124,6 +132,7 @@ class SOLConfig(PreTrainedConfig):
     attribute_map = {
         "vocab_size": "base_vocab_size",
         "max_position_embeddings": "base_max_position_embeddings",
+        **RENAMED,
     }
 
     base_model_name_or_path: str | None = None
@@ -135,9 +144,11 @@ class SOLConfig(PreTrainedConfig):
     axes: list[str] | tuple[str, ...] | None = None
     criterion: str = "quest"
     page_size: int = 8
-    page_selection: str = "head"
+    selection: str = "head"
     sink_tokens: int = 4
     window_tokens: int = 2
+    anchor_pages: bool = False
+    index_bits: int = 4
     episode_length: int = 16
     policy_hidden_size: int = 512
     policy_num_layers: int = 1
@@ -161,6 +172,8 @@ class SOLConfig(PreTrainedConfig):
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs):
+        for old in RENAMED.keys() & kwargs.keys():
+            self._take_renamed(old, kwargs.pop(old))
         unknown = sorted(set(kwargs) - set(AXES) - _WRITTEN_BY_TRANSFORMERS)
         if unknown:
             raise ValueError(_describe_unknown(unknown, self.known_keys()))
@@ -172,6 +185,15 @@ class SOLConfig(PreTrainedConfig):
             setattr(self, axis.name, _as_levels(axis, given.get(axis.name)))
         super().__post_init__(**kwargs)
         self.check()
+
+    def _take_renamed(self, old: str, value: Any) -> None:
+        """Take the value of a field under its former name."""
+        new = RENAMED[old]
+        check_fields({new: value})
+        now, default = getattr(self, new), type(self).__dataclass_fields__[new].default
+        if now not in (default, value):
+            raise ValueError(f"`{old}` is the former name of `{new}`: give one of them, got {value!r} and {now!r}.")
+        setattr(self, new, value)
 
     def check(self) -> None:
         """Raise a ValueError that names the first field with a value that is not allowed."""
@@ -185,10 +207,9 @@ class SOLConfig(PreTrainedConfig):
             check_fingerprint(self.base_fingerprint)
         if self.criterion not in CRITERIA:
             raise CRITERIA.unknown(self.criterion)
-        choices = {"page_selection": PAGE_SELECTIONS, "action_head": ACTION_HEADS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        CRITERIA[self.criterion].check(self.selection_rule)
+        if self.action_head not in ACTION_HEADS:
+            raise ValueError(f"`action_head` must be one of {', '.join(ACTION_HEADS)}, got {self.action_head!r}.")
         if self.observe_page_fill and not CRITERIA[self.criterion].chooses_pages:
             raise ValueError(f"`observe_page_fill` needs pages, as criterion `quest` has, got {self.criterion!r}.")
         if self.policy_hidden_size % self.policy_num_heads:
@@ -223,7 +244,7 @@ class SOLConfig(PreTrainedConfig):
     @classmethod
     def known_keys(cls) -> frozenset[str]:
         """Names of all fields, inherited ones and the registered axes included."""
-        return frozenset(field.name for field in dataclasses.fields(cls)) | frozenset(AXES)
+        return frozenset(field.name for field in dataclasses.fields(cls)) | frozenset(AXES) | RENAMED.keys()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -331,8 +352,8 @@ class SOLConfig(PreTrainedConfig):
 
     @property
     def selection_rule(self) -> SelectionRule:
-        """The [`SelectionRule`] of criterion, page size, sink and window."""
-        return SelectionRule(self.criterion, self.page_size, self.page_selection, self.sink_tokens, self.window_tokens)
+        """The [`SelectionRule`] of the fields that say how cached keys are selected."""
+        return SelectionRule(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SelectionRule)})
 
 
 def _find_axes(names: Iterable[str] | None, given: Mapping[str, Any]) -> tuple[Axis, ...]:

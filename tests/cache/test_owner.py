@@ -21,7 +21,7 @@ OTHER_SETTINGS = {
     "bits": [2, 8, 16],
     "token_keep": [0.2, 0.5, 1.0],
     "criterion": "recency",
-    "page_selection": "group",
+    "selection": "group",
     "episode_length": 9,
 }
 

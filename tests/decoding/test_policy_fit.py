@@ -17,7 +17,7 @@ RUN = {"max_new_tokens": 8, "do_sample": False}
 OTHER = {
     "criterion": "recency",
     "page_size": 8,
-    "page_selection": "group",
+    "selection": "group",
     "sink_tokens": 1,
     "window_tokens": 5,
     "episode_length": 3,

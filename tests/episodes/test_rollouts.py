@@ -34,7 +34,7 @@ def targets(rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("selection", ["head", "group"])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_shared_prefix_equals_a_repeated_cache(criterion, selection, context):
-    model = control(tiny_base("llama", torch.float64), criterion=criterion, page_selection=selection)
+    model = control(tiny_base("llama", torch.float64), criterion=criterion, selection=selection)
     check_against_rows_of_their_own(model, context)
 
 

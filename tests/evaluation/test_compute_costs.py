@@ -62,7 +62,7 @@ def test_a_dense_step_by_hand():
 
 @pytest.mark.parametrize("selection, moved", [("head", 16 + 6), ("group", 8 + 6)])
 def test_a_sparse_step_by_hand(selection, moved):
-    model = control(tiny_base("llama"), page_selection=selection)
+    model = control(tiny_base("llama"), selection=selection)
     costs, action = ComputeCosts.of(model, CONTEXT), model.action_space.index(0.2, 0.4, 3)
     skipped = 0.6 * LAYERS * 2 * WIDTH * INNER
     # of 23 keys 5 are wanted: 2 pages of 4, for each of the two heads that share; the index has 6 pages

@@ -87,12 +87,12 @@ def naive_mask(query, key, keep, rule, padding, gone=0) -> torch.Tensor:
     return allowed
 
 
-@pytest.mark.parametrize("page_selection", ["head", "group"])
+@pytest.mark.parametrize("selection", ["head", "group"])
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("padding", [[0, 0, 0], [0, 9, 21]])
 @pytest.mark.parametrize("criterion", list(CRITERIA))
-def test_attention_over_selected_keys(criterion, padding, group, page_selection):
-    rule = SelectionRule(criterion, page_size=4, page_selection=page_selection)
+def test_attention_over_selected_keys(criterion, padding, group, selection):
+    rule = SelectionRule(criterion, page_size=4, selection=selection)
     cache, key, value = filled_cache(30, 7, padding)
     query = torch.randn(3, KV_HEADS * group, 1, DIM)
     allowed = naive_mask(query, key, KEEP, rule, padding)

@@ -96,10 +96,11 @@ def run(model, schedule, inputs, capture: bool, steps: int = STEPS, **options):
 
 
 @pytest.mark.parametrize(
-    ("page_selection", "kv_refresh", "further"), [("head", True, {}), ("group", False, {"neuron_keep": [0.5, 1.0]})]
+    ("kv_refresh", "fields"),
+    [(True, {}), (False, dict(selection="group", anchor_pages=True, neuron_keep=[0.5, 1.0]))],
 )
-def test_steps_are_those_of_the_reference(page_selection, kv_refresh, further):
-    model = small_model(sizes={}, page_selection=page_selection, **further)
+def test_steps_are_those_of_the_reference(kv_refresh, fields):
+    model = small_model(sizes={}, **fields)
     inputs = left_padded([prompts(1, 21, seed=4)[0], prompts(1, 14, seed=5)[0]])
     schedule = mixed_schedule(model, STEPS, rows=2)
     tokens, logits, _ = run(model, schedule, inputs, capture=False, kv_refresh=kv_refresh)

@@ -44,12 +44,12 @@ def threads():
 class Steps:
     """A layer's cache with padded rows that take steps; two of them from the same seed see the same numbers."""
 
-    def __init__(self, shape, page_size, padding, prefill, page_selection="head", dtype=torch.float32):
+    def __init__(self, shape, page_size, padding, prefill, selection="head", anchors=False, dtype=torch.float32):
         self.kv_heads, self.group, self.dim, self.value_dim = shape
         heads = self.kv_heads * self.group
         sizes = dict(hidden_size=heads * self.dim, num_attention_heads=heads, num_key_value_heads=self.kv_heads)
         self.cache = SOLCache(LlamaConfig(num_hidden_layers=1, **sizes), SPACE, page_size)
-        self.rule = SelectionRule(page_size=page_size, page_selection=page_selection)
+        self.rule = SelectionRule(page_size=page_size, selection=selection, anchor_pages=anchors)
         self.dtype, self.padding = dtype, list(padding)
         self.generator = torch.Generator().manual_seed(0)
         self.append(max(padding) + prefill)
@@ -116,15 +116,16 @@ OPERATIONS = st.one_of(
     page_size=st.integers(1, 9),
     padding=PADDING,
     prefill=st.integers(1, 200),
-    page_selection=st.sampled_from(["head", "group"]),
+    selection=st.sampled_from(["head", "group"]),
+    anchors=st.booleans(),
     scaling=st.sampled_from([None, 0.3]),
     operations=st.lists(OPERATIONS, max_size=12),
     keep=KEEP,
 )
 def test_the_kernel_equals_the_reference_after_anything(
-    shape, page_size, padding, prefill, page_selection, scaling, operations, keep
+    shape, page_size, padding, prefill, selection, anchors, scaling, operations, keep
 ):
-    fast, plain = (Steps(shape, page_size, padding, prefill, page_selection) for _ in range(2))
+    fast, plain = (Steps(shape, page_size, padding, prefill, selection, anchors) for _ in range(2))
     for name, argument in [*operations, ("append", 1), ("attend", keep)]:
         if name == "attend":
             outputs = fast.attend("fast", argument, scaling), plain.attend("reference", argument, scaling)
@@ -163,16 +164,16 @@ def test_the_kernel_in_bfloat16(shape, page_size, padding, prefill, keep):
     page_size=st.integers(1, 9),
     padding=PADDING,
     prefill=st.integers(8, 60),
-    page_selection=st.sampled_from(["head", "group"]),
+    selection=st.sampled_from(["head", "group"]),
     criterion=st.sampled_from(list(CRITERIA)),
     keep=KEEP,
 )
 def test_attention_under_a_mask_equals_the_reference(
-    shape, page_size, padding, prefill, page_selection, criterion, keep
+    shape, page_size, padding, prefill, selection, criterion, keep
 ):
     masked, plain = (Steps(shape, page_size, padding, prefill) for _ in range(2))
     for steps in (masked, plain):
-        steps.rule = SelectionRule(criterion, page_size, page_selection)
+        steps.rule = SelectionRule(criterion, page_size, selection)
     expected = plain.attend("reference", keep)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operation, "LEAST_KEYS", 0)

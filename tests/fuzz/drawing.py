@@ -79,7 +79,7 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
         episode_length=st.integers(1, 9),
         page_size=st.integers(1, 9),
         criterion=st.sampled_from(["quest", "relevancy", "recency"]),
-        page_selection=st.just("group"),
+        selection=st.just("group"),
         sink_tokens=st.integers(0, 5),
         window_tokens=st.integers(0, 5),
         action_head=st.just("factored"),

@@ -128,7 +128,7 @@ def test_the_choice_is_that_of_the_criterion(case):
     case["query"] = torch.randn(case["query"].shape).to(DEVICE)
     upper, lower = (case[name].float() for name in ("upper", "lower"))
     scores = page_scores(group_queries(case["query"], upper.shape[1]), upper, lower)
-    rule = SelectionRule(page_size=case["page_size"], page_selection="group" if case["shared"] else "head")
+    rule = SelectionRule(page_size=case["page_size"], selection="group" if case["shared"] else "head")
     length = int((case["first"] + case["count"])[0])
     order, in_use = choose_pages(scores, case["token_keep"], case["first"], case["first"], length, rule)
     expected = torch.zeros(order.shape[:2] + (case["pages"],), dtype=torch.bool, device=DEVICE)

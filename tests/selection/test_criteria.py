@@ -14,7 +14,7 @@ from sol_hf.selection.candidates import Candidates
 from sol_hf.selection.criterion import CRITERIA
 from sol_hf.selection.pages import page_bounds
 from sol_hf.selection.ranking import group_queries
-from sol_hf.selection.rule import PAGE_SELECTIONS, Selection, SelectionRule
+from sol_hf.selection.rule import SELECTIONS, Selection, SelectionRule
 from support.naive_criteria import budget, naive_quest, naive_recency, naive_relevancy
 
 
@@ -41,9 +41,10 @@ def problems(draw, criterion: str):
     rule = SelectionRule(
         criterion=criterion,
         page_size=draw(st.integers(1, 17)),
-        page_selection=draw(st.sampled_from(PAGE_SELECTIONS)),
+        selection=draw(st.sampled_from(CRITERIA[criterion].selections)),
         sink_tokens=draw(st.integers(0, 5)),
         window_tokens=draw(st.integers(0, 5)),
+        anchor_pages=draw(st.booleans()) and CRITERIA[criterion].chooses_pages,
     )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     dim = draw(st.sampled_from([1, 2, 8]))
@@ -136,9 +137,9 @@ def test_page_bounds_of_short_empty_and_misaligned_pages():
 
 
 @pytest.mark.parametrize("criterion", list(CRITERIA))
-@pytest.mark.parametrize("page_selection", PAGE_SELECTIONS)
-def test_keeping_all_reads_every_key(criterion, page_selection):
-    rule = SelectionRule(criterion, page_size=4, page_selection=page_selection)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_keeping_all_reads_every_key(criterion, selection):
+    rule = SelectionRule(criterion, page_size=4, selection=selection)
     query, keys = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 30, 8)
     padding, counts, keep = torch.tensor([0, 7]), [30, 23], [Fraction(1), Fraction(1)]
     selection = select(query, keys, padding, padding, keep, rule)
@@ -154,14 +155,14 @@ def test_keeping_all_reads_every_key_of_a_window_that_begins_within_a_page():
 
 
 def test_group_selection_reads_once_per_key_value_head():
-    rule = SelectionRule(page_size=4, page_selection="group")
+    rule = SelectionRule(page_size=4, selection="group")
     zero = torch.zeros(2, dtype=torch.long)
     query, keys = torch.randn(2, 6, 1, 8), torch.randn(2, 2, 40, 8)
     keep = [Fraction(3, 10), Fraction(1, 2)]
     selection = select(query, keys, zero, zero, keep, rule)
     assert selection.ranks.shape[:2] == (2, 2)
     assert selection.in_use.sum(-1).tolist() == [[12, 12], [20, 20]]
-    rule = SelectionRule("relevancy", page_selection="group")
+    rule = SelectionRule("relevancy", selection="group")
     assert select(query, keys, zero, zero, keep, rule).ranks.shape[:2] == (2, 2)
 
 

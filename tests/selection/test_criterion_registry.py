@@ -90,7 +90,7 @@ def test_what_a_selection_costs(name, keep, expected):
 
 
 def test_a_group_that_chooses_together_moves_less():
-    rule = SelectionRule(page_selection="group")
+    rule = SelectionRule(selection="group")
     assert CRITERIA["quest"].cost(rule, 0.2, keys=100, group=3).moved == 24 + 13
 
 

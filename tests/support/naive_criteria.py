@@ -35,11 +35,16 @@ def naive_quest(query, keys, keep: Fraction, rule: SelectionRule, gone: int = 0)
                 bound += max(q * max(values), q * min(values))
             of_head.append(bound)
         bounds.append(of_head)
-    if rule.page_selection == "group":
+    if rule.selection == "group":
         bounds = [
             [sum(column) for column in zip(*bounds[h * group : (h + 1) * group], strict=True)] for h in range(kv_heads)
         ]
     wanted = len(pages) if budget(keep, count) >= count else math.ceil(Fraction(budget(keep, count), rule.page_size))
+    if rule.anchor_pages:
+        recent = range(max(count - rule.window_tokens - 2, 0), count)
+        anchors = {0} | {i for i, page in enumerate(pages) if set(page) & set(recent)}
+        wanted = max(wanted, len(anchors))
+        bounds = [[math.inf if i in anchors else b for i, b in enumerate(of_head)] for of_head in bounds]
     read = []
     for of_head in bounds:
         best = sorted(range(len(pages)), key=lambda page: -of_head[page])[:wanted]
@@ -54,7 +59,7 @@ def naive_relevancy(query, keys, keep: Fraction, rule: SelectionRule) -> list[se
     forced |= {rank for rank in range(count) if rank + 1 >= count - (rule.window_tokens + 1)}
     others = [rank for rank in range(count) if rank not in forced]
     logits = [[float(query[head] @ keys[head // group, rank]) for rank in range(count)] for head in range(heads)]
-    if rule.page_selection == "group":
+    if rule.selection == "group":
         logits = [
             [sum(column) for column in zip(*logits[h * group : (h + 1) * group], strict=True)] for h in range(kv_heads)
         ]

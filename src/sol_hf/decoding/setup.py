@@ -3,6 +3,7 @@
 
 """Turns the options of a call into the settings of its steps, with all checks that need no compute."""
 
+import dataclasses
 import weakref
 
 from transformers import PreTrainedModel
@@ -39,8 +40,7 @@ def own_cache(cache: SOLCache, base: PreTrainedModel, config: SOLConfig) -> SOLC
             raise ValueError(
                 "The cache was made for another action space or page size than the model's: pass `model.new_cache()`."
             )
-    rule = config.selection_rule
-    settings = {name: getattr(rule, name) for name in ("criterion", "page_size", "page_selection")}
+    settings = dataclasses.asdict(config.selection_rule)
     settings |= {"episode_length": config.episode_length, **config.action_space.levels}
     last = _LAST_BASE.get(cache)
     cache.belong_to(CacheOwner.of(base, settings), is_same_base=last is not None and last() is base)

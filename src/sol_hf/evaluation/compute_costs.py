@@ -15,7 +15,7 @@ one token):
 The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts for an
 implementation that skips everything that can be skipped; they are not times. Fake quantization saves nothing. In
 *nominal* counts MLP weights are read with bits / 16 of their size. Query heads that share a key-value head may select
-different keys (`page_selection="head"`). The counts assume that they do: if `n` heads share one, up to `n` times
+different keys (`selection="head"`). The counts assume that they do: if `n` heads share one, up to `n` times
 `token_keep` of the keys is read. Activations and the entropy that a controller computes are not counted.
 """
 

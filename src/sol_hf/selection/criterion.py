@@ -51,12 +51,27 @@ class Criterion:
         has_kernels (`bool`): Whether the compiled CPU kernel and the Triton kernels select the same keys. They score
             pages by their bounds as `quest` does. A criterion without kernels cannot be used with `cuda_graphs`.
         heads_may_differ (`bool`): Whether query heads that share a key-value head may select different keys, under
-            `page_selection="head"`.
+            `selection="head"`.
+        selections (`tuple[str, ...]`): Values of `selection` that it can be used with.
     """
 
     chooses_pages: ClassVar[bool] = False
     has_kernels: ClassVar[bool] = False
     heads_may_differ: ClassVar[bool] = True
+    selections: ClassVar[tuple[str, ...]] = ("head", "group")
+
+    def check(self, rule: SelectionRule) -> None:
+        """Raise a ValueError for settings that this criterion cannot be used with."""
+        if rule.selection not in self.selections:
+            raise ValueError(
+                f"`selection` must be one of {', '.join(self.selections)} with the criterion `{rule.criterion}`, got "
+                f"{rule.selection!r}."
+            )
+        if rule.anchor_pages and not self.chooses_pages:
+            raise ValueError(
+                f"`anchor_pages` needs pages, as criterion `quest` has, got {rule.criterion!r}, which always reads "
+                "`sink_tokens` and `window_tokens`."
+            )
 
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
         """The keys that a step reads: a pure function of its arguments.
@@ -85,7 +100,7 @@ class Criterion:
                 assumes that all of them do.
         """
         attended = self.keys_read(rule, token_keep, keys)
-        choices = group if self.heads_may_differ and rule.page_selection == "head" else 1
+        choices = group if self.heads_may_differ and rule.selection == "head" else 1
         return SelectionCost(attended, moved=min(keys, attended * choices))
 
 

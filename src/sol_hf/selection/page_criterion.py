@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 
 from .candidates import Candidates
-from .channels import kept_count, largest
+from .channels import largest
 from .criterion import ROUNDING, Criterion, SelectionCost
-from .pages import choose_pages, pages_for
+from .pages import anchors, choose_pages, pages_to_read, with_anchors
 from .ranking import share_scores
 from .rule import Selection, SelectionRule
 
@@ -58,13 +58,16 @@ class PageCriterion(Criterion):
             count (`int` or `torch.Tensor` of shape `(rows,)`): Keys that a row sees.
             rule ([`SelectionRule`]): Page size, and per query head or per group.
         """
-        return largest(share_scores(scores, rule), pages_for(kept_count(token_keep, count), rule))
+        counts = torch.as_tensor(count, device=scores.device).expand(len(scores))
+        return largest(with_anchors(share_scores(scores, rule), counts, rule), pages_to_read(token_keep, counts, rule))
 
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
         if token_keep >= 1:
             return keys
-        pages = math.ceil(math.ceil(token_keep * keys - ROUNDING) / rule.page_size)
-        return min(keys, max(1, pages) * rule.page_size)
+        pages = max(1, math.ceil(math.ceil(token_keep * keys - ROUNDING) / rule.page_size))
+        if rule.anchor_pages:
+            pages = max(pages, int(anchors(torch.tensor(keys), rule)))
+        return min(keys, pages * rule.page_size)
 
     def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
         """See [`Criterion`]. The maximum and minimum of a page are as large as a key and a value."""

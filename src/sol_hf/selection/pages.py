@@ -88,22 +88,68 @@ def choose_pages(
     pages = scores.shape[-1]
     has_keys = torch.arange(pages, device=scores.device) * rule.page_size < (slots - page_origin)[:, None]
     scores = share_scores(scores, rule).masked_fill(~has_keys[:, None], float("-inf"))
-    tokens = kept_count(token_keep, slots - first_key)
+    scores = with_anchors(scores, slots - page_origin, rule)
+    wanted = pages_to_read(token_keep, slots - first_key, rule, slots - page_origin)
     # A window that begins within a page spans one page more than its keys would fill.
-    return top_ranked(scores, torch.where(tokens >= slots - first_key, pages, pages_for(tokens, rule)))
+    return top_ranked(scores, torch.where(kept_count(token_keep, slots - first_key) >= slots - first_key, pages, wanted))
 
 
-def pages_to_read(token_keep: torch.Tensor | None, count: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
-    """Number of pages that [`choose_pages`] reads in rows whose first key begins a page, `(rows,)`.
+def with_anchors(scores: torch.Tensor, count: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+    """Scores of pages `(rows, H, pages)` with the highest of all for those that `anchor_pages` always reads.
+
+    Args:
+        scores (`torch.Tensor` of shape `(rows, H, pages)`): Scores, -inf for pages without keys that the row sees.
+        count (`torch.Tensor` of shape `(rows,)`): Keys of every row from the beginning of its page 0.
+        rule ([`SelectionRule`]): Page size, and which pages are always read.
+    """
+    if not rule.anchor_pages:
+        return scores
+    seen = scores > float("-inf")
+    page = seen.cumsum(dim=-1) - 1
+    is_anchor = seen & ((page == 0) | (page >= recent_page(count, rule)[:, None, None]))
+    return scores.masked_fill(is_anchor, float("inf"))
+
+
+def recent_page(count: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+    """The first of the pages that hold the last tokens of `count`."""
+    return torch.div((count - rule.recent_tokens).clamp(min=0), rule.page_size, rounding_mode="floor")
+
+
+def pages_to_read(
+    token_keep: torch.Tensor | None, count: torch.Tensor, rule: SelectionRule, from_page: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Number of pages that [`choose_pages`] reads, `(rows,)`.
 
     Args:
         token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the keys to read; all by default.
         count (`torch.Tensor` of shape `(rows,)`): Keys of every row.
-        rule ([`SelectionRule`]): Page size.
+        rule ([`SelectionRule`]): Page size, and which pages are always read.
+        from_page (`torch.Tensor` of shape `(rows,)`, *optional*): Keys of every row from the beginning of its page 0;
+            `count` by default, for rows whose first key begins a page.
     """
-    return pages_for(count if token_keep is None else kept_count(token_keep, count), rule)
+    wanted = pages_for(count if token_keep is None else kept_count(token_keep, count), rule)
+    if not rule.anchor_pages:
+        return wanted
+    return torch.maximum(wanted, anchors(count if from_page is None else from_page, rule))
+
+
+def anchors(count: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+    """Number of the pages that `anchor_pages` always reads, of the shape of `count`, the keys from page 0 on."""
+    recent = recent_page(count, rule)
+    return pages_for(count, rule) - recent + (recent > 0)
 
 
 def pages_for(tokens: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
     """Number of pages that `tokens` keys occupy, `(rows,)`; the last one may not be full."""
     return torch.div(tokens + (rule.page_size - 1), rule.page_size, rounding_mode="floor")
+
+
+def keep_for_anchors(token_keep: torch.Tensor, count: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+    """The least `token_keep` `(rows,)` from the given one on whose pages include those that are always read.
+
+    For code that computes the number of pages from it on the device, and rows whose first key begins a page.
+    """
+    if not rule.anchor_pages:
+        return token_keep
+    keys_before_last = (anchors(count, rule) - 1) * rule.page_size
+    return torch.maximum(token_keep, (keys_before_last + 0.5) / count)

@@ -15,8 +15,8 @@ def group_queries(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 
 def share_scores(scores: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
-    """`(rows, kv_heads, group, n)` to `(rows, H, n)`, summed over the group with `page_selection="group"`."""
-    return scores.sum(dim=2) if rule.page_selection == "group" else scores.flatten(1, 2)
+    """`(rows, kv_heads, group, n)` to `(rows, H, n)`, summed over the group with `selection="group"`."""
+    return scores.sum(dim=2) if rule.selection == "group" else scores.flatten(1, 2)
 
 
 def top_ranked(scores: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 
-PAGE_SELECTIONS = ("head", "group")
+SELECTIONS = ("head", "group", "layer")
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,28 @@ class SelectionRule:
         criterion (`str`): Name of a registered [`Criterion`]: `"quest"`, `"relevancy"`, `"recency"`, or one that you
             have registered.
         page_size (`int`): Keys in a page, for criteria that choose whole pages.
-        page_selection (`str`): `"head"` chooses per query head; `"group"` once per key-value head, by the sum of the
-            scores of its query heads, so that the bytes read are really `token_keep` of the cache.
-        sink_tokens (`int`): First tokens that `relevancy` and `recency` always keep.
+        selection (`str`): Who chooses. `"head"`: every query head. `"group"`: every key-value head, by the scores of
+            its query heads together, so that the bytes read are really `token_keep` of the cache. `"layer"`: all
+            key-value heads of a layer together, so that those that need more read more.
+        sink_tokens (`int`): First tokens that `relevancy`, `recency` and `sketch` always keep.
         window_tokens (`int`): Width of the recent window that they always keep.
+        anchor_pages (`bool`): Whether criteria that choose whole pages always read the first page and the pages of
+            the last `window_tokens + 2` tokens. They count among the pages of `token_keep`.
+        index_bits (`int`): Bits of a channel in the index of `sketch`.
     """
 
     criterion: str = "quest"
     page_size: int = 8
-    page_selection: str = "head"
+    selection: str = "head"
     sink_tokens: int = 4
     window_tokens: int = 2
+    anchor_pages: bool = False
+    index_bits: int = 4
+
+    @property
+    def recent_tokens(self) -> int:
+        """The last tokens, a step's own included, that are always read by criteria which keep a window."""
+        return self.window_tokens + 2
 
     def is_controllable(self, count: torch.Tensor) -> torch.Tensor:
         """Whether a step that sees `count` keys (its own included) is controllable, of the shape of `count`."""

@@ -176,12 +176,9 @@ class CounterfactualWarmup:
 
     def _network(self) -> dict:
         settings = self.model.config.to_dict()
-        named = ("episode_length", "criterion", "page_size", "page_selection", "sink_tokens", "window_tokens")
-        fields = {
-            name: value
-            for name, value in settings.items()
-            if name in named or name.startswith(("policy_", "action_", "budget_", "observe_"))
-        }
+        kinds = ("episode_length", "policy_", "action_", "budget_", "observe_")
+        fields = {name: value for name, value in settings.items() if name.startswith(kinds)}
+        fields |= asdict(self.model.config.selection_rule)
         return fields | {"levels": {axis: list(levels) for axis, levels in self.model.action_space.levels.items()}}
 
     def fit(self, measured: Counterfactuals, blocks: torch.Tensor) -> list[float]:

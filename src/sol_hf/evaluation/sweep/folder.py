@@ -8,6 +8,7 @@ folder/settings.json                 the settings of the sweep
        ...
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,6 @@ MOMENT = 5.0
 
 def describe(model: SOLForCausalLM, blocks: torch.Tensor) -> dict[str, Any]:
     """Base, policy and text of a sweep, for the settings of a [`SweepFolder`]."""
-    rule = model.config.selection_rule
     return {
         "rules": RULES,
         "base": sampled_digest(model.base),
@@ -52,7 +52,7 @@ def describe(model: SOLForCausalLM, blocks: torch.Tensor) -> dict[str, Any]:
         "policy": sampled_digest(model.policy),
         "policy_config": config_digest(model.config),
         "levels": {axis: list(levels) for axis, levels in model.action_space.levels.items()},
-        "selection": [rule.criterion, rule.page_size, rule.page_selection, rule.sink_tokens, rule.window_tokens],
+        "selection": dataclasses.asdict(model.config.selection_rule),
         "text": text_digest(blocks),
         "first_token": first_token(blocks),
         "blocks": len(blocks),

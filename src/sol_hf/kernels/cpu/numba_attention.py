@@ -39,7 +39,9 @@ from .numba_memory import (
 (QUERY, QUERY_ROW, QUERY_HEAD, KEYS, VALUES, UPPER, LOWER, OUTPUT, FIRST, WANTED) = range(10)
 (SLOTS, ROWS, KV_HEADS, GROUP, DIM, VALUE_DIM, CAPACITY, PAGE_CAPACITY, PAGE_SIZE, INDEXED) = range(10, 20)
 (PER_GROUP, SPLITS, FLOATS, FLOATS_EACH, WORDS, WORDS_EACH, PARTS, PARTS_EACH, MOST_PAGES, ITEM_SIZE) = range(20, 30)
-NEXT, HEADER = 30, 31
+ANCHORED = 30
+"""Number of last tokens whose pages are always read, with the first page; 0 if none is."""
+NEXT, HEADER = 31, 32
 """After the header there are counters: per row and key-value head whether its choice is made, then the splits done."""
 
 BLOCK = 64
@@ -47,7 +49,7 @@ BLOCK = 64
 BINS = 256
 LINE = 64
 """Bytes in a cache line."""
-ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
+ZERO, NOTHING, EVERYTHING = np.float32(0.0), np.float32(-np.inf), np.float32(np.inf)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
@@ -219,6 +221,12 @@ def _choose(args, task, query, keys, upper, lower):
             negative[target + i] += min(x, ZERO)
     base = task * args[PAGE_CAPACITY] * dim
     _score_pages(positive, negative, choosers, pages, dim, upper, lower, base, scores, most)
+    if args[ANCHORED]:
+        recent = max(args[SLOTS] - first - args[ANCHORED], 0) // args[PAGE_SIZE]
+        for chooser in range(choosers):
+            for page in range(recent, pages):
+                scores[chooser * most + page] = EVERYTHING
+            scores[chooser * most] = EVERYTHING
     for page in range(pages):
         marks[page] = 0
     for chooser in range(choosers):

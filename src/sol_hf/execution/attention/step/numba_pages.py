@@ -117,8 +117,9 @@ class PagedAttention:
         arguments = np.zeros(kernel.HEADER + 2 * pairs, dtype=np.int64)
         arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first_key.data_ptr(), self.wanted.data_ptr()
         arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
-        arguments[kernel.PAGE_SIZE], arguments[kernel.PER_GROUP] = size, rule.page_selection == "group"
-        arguments[kernel.SPLITS : kernel.NEXT] = (
+        arguments[kernel.PAGE_SIZE], arguments[kernel.PER_GROUP] = size, rule.selection == "group"
+        arguments[kernel.ANCHORED] = rule.recent_tokens if rule.anchor_pages else 0
+        arguments[kernel.SPLITS : kernel.ANCHORED] = (
             splits,
             floats,
             floats_each,

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from ....cache.paged_layer import PagedLayer
+from ....selection.pages import keep_for_anchors, recent_page
 from ....selection.rule import SelectionRule
 from ...dispatch import Implementation, Prepared
 from ...plan import AttentionKernel
@@ -76,7 +77,7 @@ class TritonPagedAttention:
         keep = torch.ones(len(first_key), device=first_key.device) if token_keep is None else token_keep
         self.token_keep, self.first_key, self.count = keep.float().contiguous(), first_key, count
         self.padding, self.rule, self.scaling = padding, rule, scaling
-        self.is_shared = rule.page_selection == "group" or token_keep is None  # all heads read the same keys
+        self.is_shared = rule.selection == "group" or token_keep is None  # all heads read the same keys
 
     def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
         """Whether a layer can be attended to with these settings."""
@@ -91,8 +92,13 @@ class TritonPagedAttention:
         keys, values = layer.stores()
         upper, lower, pages = layer.page_stores(self.first_key, self.padding)
         size, shared = self.rule.page_size, self.is_shared
-        scores = triton_pages.score_pages(query, upper, lower, self.token_keep, self.count, pages, size, shared)
-        chosen, chosen_count = triton_select.select_largest(scores, self.token_keep, self.count, size, False)
+        keep = keep_for_anchors(self.token_keep, self.count, self.rule)
+        scores = triton_pages.score_pages(query, upper, lower, keep, self.count, pages, size, shared)
+        if self.rule.anchor_pages:
+            page = torch.arange(pages, device=scores.device)
+            is_anchor = (page == 0) | (page >= recent_page(self.count, self.rule)[:, None])
+            scores.masked_fill_(is_anchor[:, None], float("inf"))
+        chosen, chosen_count = triton_select.select_largest(scores, keep, self.count, size, False)
         scaling = query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
         return triton_attention.attend_pages(
             query, keys, values, chosen, chosen_count, self.first_key, self.count, size, scaling
