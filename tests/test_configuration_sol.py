@@ -67,7 +67,7 @@ def test_action_space_and_rule_follow_the_fields():
         ("criterion", "quests", "Unknown criterion 'quests': it must be one of .*. Did you mean 'quest'"),
         ("selection", "heads", "`selection` must be one of head, group with the criterion `quest`, got 'heads'"),
         ("page_selection", "layer", "`selection` must be one of head, group with the criterion `quest`, got 'layer'"),
-        ("page_selection", 3, "`selection` must be a string, got 3"),
+        ("page_selection", 3, "`selection` must be a string, got 3."),
         ("page_size", 0, "`page_size` must be at least 1, got 0"),
         ("episode_length", 0, "`episode_length` must be at least 1"),
         ("policy_hidden_size", 0, "`policy_hidden_size` must be at least 1"),

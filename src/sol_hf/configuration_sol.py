@@ -4,10 +4,8 @@
 """Configuration of a policy and of the wrapped model: base, action space, selection rule, policy sizes."""
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -21,7 +19,7 @@ from .budget.budget import AxisTarget, Budget
 from .budget.calibration import check_calibration, expected_loss
 from .selection.criterion import CRITERIA
 from .selection.rule import SelectionRule
-from .stored.config_keys import check_common_fields, keys_that_count, known_classes
+from .stored import config_keys
 from .stored.fields import MOST_PARAMETERS, check_fields, is_number, shown
 from .stored.fingerprint import check_fingerprint
 from .stored.hub_names import hub_id
@@ -31,8 +29,6 @@ from .stored.json_files import read_json_object
 logger = logging.get_logger(__name__)
 
 ACTION_HEADS = ("joint", "factored")
-RENAMED = {"page_selection": "selection"}
-"""Fields under the names that files of earlier versions have."""
 AUTO_MAP = {
     "AutoConfig": "sol_remote.SOLConfig",
     "AutoModel": "sol_remote.SOLPolicyModel",
@@ -132,7 +128,7 @@ class SOLConfig(PreTrainedConfig):
     attribute_map = {
         "vocab_size": "base_vocab_size",
         "max_position_embeddings": "base_max_position_embeddings",
-        **RENAMED,
+        **config_keys.RENAMED,
     }
 
     base_model_name_or_path: str | None = None
@@ -172,11 +168,11 @@ class SOLConfig(PreTrainedConfig):
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs):
-        for old in RENAMED.keys() & kwargs.keys():
-            self._take_renamed(old, kwargs.pop(old))
+        for name, value in config_keys.take_renamed(kwargs, vars(self), type(self).__dataclass_fields__).items():
+            setattr(self, name, value)
         unknown = sorted(set(kwargs) - set(AXES) - _WRITTEN_BY_TRANSFORMERS)
         if unknown:
-            raise ValueError(_describe_unknown(unknown, self.known_keys()))
+            raise ValueError(config_keys.describe_unknown(unknown, self.known_keys()))
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in AXES}
         given |= {axis.name: getattr(self, axis.name) for axis in PUBLISHED_AXES}
         axes = _find_axes(self.axes, given)
@@ -185,15 +181,6 @@ class SOLConfig(PreTrainedConfig):
             setattr(self, axis.name, _as_levels(axis, given.get(axis.name)))
         super().__post_init__(**kwargs)
         self.check()
-
-    def _take_renamed(self, old: str, value: Any) -> None:
-        """Take the value of a field under its former name."""
-        new = RENAMED[old]
-        check_fields({new: value})
-        now, default = getattr(self, new), type(self).__dataclass_fields__[new].default
-        if now not in (default, value):
-            raise ValueError(f"`{old}` is the former name of `{new}`: give one of them, got {value!r} and {now!r}.")
-        setattr(self, new, value)
 
     def check(self) -> None:
         """Raise a ValueError that names the first field with a value that is not allowed."""
@@ -244,7 +231,9 @@ class SOLConfig(PreTrainedConfig):
     @classmethod
     def known_keys(cls) -> frozenset[str]:
         """Names of all fields, inherited ones and the registered axes included."""
-        return frozenset(field.name for field in dataclasses.fields(cls)) | frozenset(AXES) | RENAMED.keys()
+        return (
+            frozenset(field.name for field in dataclasses.fields(cls)) | frozenset(AXES) | config_keys.RENAMED.keys()
+        )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -258,7 +247,7 @@ class SOLConfig(PreTrainedConfig):
                 that is not allowed; the message names the field, and the file if it is known.
         """
         source = kwargs.get("name_or_path")
-        where = f"{_config_file(source)}: " if source else ""
+        where = f"{config_keys.config_file(source)}: " if source else ""
         if not isinstance(config_dict, Mapping):
             raise ValueError(f"{where}A config must be a JSON object, got {shown(config_dict)}.")
         model_type = config_dict.get("model_type", cls.model_type)
@@ -269,11 +258,11 @@ class SOLConfig(PreTrainedConfig):
             )
         try:
             _check_given(config_dict)
-            check_common_fields(config_dict)
+            config_keys.check_common_fields(config_dict)
             _find_axes(config_dict.get("axes"), {})
-            stored, ignored = keys_that_count(config_dict, cls.known_keys() - _COMMON)
+            stored, ignored = config_keys.keys_that_count(config_dict, cls.known_keys() - _COMMON)
             if "auto_map" in stored:
-                stored["auto_map"] = known_classes(given := stored.pop("auto_map"), AUTO_MAP)
+                stored["auto_map"] = config_keys.known_classes(given := stored.pop("auto_map"), AUTO_MAP)
                 ignored += ["auto_map"] if given and len(stored["auto_map"]) < len(given) else []
             result = super().from_dict(stored, **kwargs)
             config = result[0] if isinstance(result, tuple) else result
@@ -406,16 +395,3 @@ def _check_given(values: Mapping[str, Any]) -> None:
     check_fields(values)
     for name in set(AXES) & set(values):
         _as_levels(AXES[name], values[name])
-
-
-def _config_file(source: str) -> str:
-    """The file that a config came from, for messages."""
-    return str(Path(source, "config.json")) if Path(source).is_dir() else f"{source} (config.json)"
-
-
-def _describe_unknown(unknown: list[str], known: frozenset[str]) -> str:
-    parts = []
-    for key in unknown:
-        near = difflib.get_close_matches(key, sorted(known), n=1)
-        parts.append(f"`{key}`" + (f" (did you mean `{near[0]}`?)" if near else ""))
-    return f"SOLConfig has no field {', '.join(parts)}."

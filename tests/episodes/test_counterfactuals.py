@@ -28,6 +28,9 @@ def problem(family="llama", **settings):
     return model, blocks, Probes.of(model.action_space), actions
 
 
+SKETCH = {"criterion": "sketch", "selection": "layer"}
+
+
 def test_a_probe_is_one_axis_at_one_level():
     space = control(tiny_base("llama")).action_space
     probes = Probes.of(space)
@@ -38,7 +41,7 @@ def test_a_probe_is_one_axis_at_one_level():
         assert ratios[axis] == level and (ratios == 1).sum() == 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"criterion": "relevancy"}, {"selection": "group"}])
+@pytest.mark.parametrize("settings", [{}, {"criterion": "relevancy"}, {"selection": "group"}, SKETCH])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_probe_is_a_step_on_a_dense_history(family, settings):
     model, blocks, probes, actions = problem(family, **settings)

@@ -31,8 +31,9 @@ def targets(rows: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("context", [3, 20, 21, 23, 24])
-@pytest.mark.parametrize("selection", ["head", "group"])
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(
+    ("criterion", "selection"), [(name, selection) for name in CRITERIA for selection in CRITERIA[name].selections]
+)
 def test_a_shared_prefix_equals_a_repeated_cache(criterion, selection, context):
     model = control(tiny_base("llama", torch.float64), criterion=criterion, selection=selection)
     check_against_rows_of_their_own(model, context)

@@ -168,9 +168,7 @@ def test_the_kernel_in_bfloat16(shape, page_size, padding, prefill, keep):
     criterion=st.sampled_from(list(CRITERIA)),
     keep=KEEP,
 )
-def test_attention_under_a_mask_equals_the_reference(
-    shape, page_size, padding, prefill, selection, criterion, keep
-):
+def test_attention_under_a_mask_equals_the_reference(shape, page_size, padding, prefill, selection, criterion, keep):
     masked, plain = (Steps(shape, page_size, padding, prefill) for _ in range(2))
     for steps in (masked, plain):
         steps.rule = SelectionRule(criterion, page_size, selection)

@@ -78,15 +78,17 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
         draw,
         episode_length=st.integers(1, 9),
         page_size=st.integers(1, 9),
-        criterion=st.sampled_from(["quest", "relevancy", "recency"]),
+        criterion=st.sampled_from(["quest", "relevancy", "recency", "sketch"]),
         selection=st.just("group"),
         sink_tokens=st.integers(0, 5),
         window_tokens=st.integers(0, 5),
         action_head=st.just("factored"),
         budget_prior=st.just(True),
     )
-    if result.get("criterion", "quest") == "quest" and draw(st.integers(0, 3)) == 0:
-        result["observe_page_fill"] = True
+    if result.get("criterion", "quest") == "quest":
+        result |= some(draw, observe_page_fill=st.just(True), anchor_pages=st.just(True))
+    if result.get("criterion") == "sketch":
+        result |= some(draw, index_bits=st.sampled_from([2, 3, 8]), selection=st.sampled_from(["group", "layer"]))
     return result
 
 

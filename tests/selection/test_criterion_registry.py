@@ -68,6 +68,7 @@ def test_what_the_criteria_say_of_themselves():
         "quest": (True, True, True),
         "relevancy": (False, False, True),
         "recency": (False, False, False),
+        "sketch": (False, False, True),
     }
     with registered("mine", LongKeys()):
         assert CRITERIA["mine"].chooses_pages is CRITERIA["mine"].has_kernels is False

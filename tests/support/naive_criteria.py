@@ -72,3 +72,42 @@ def naive_recency(count: int, keep: Fraction, rule: SelectionRule) -> set[int]:
     extra = math.ceil(keep * (count - always)) if count > always else 0
     last = rule.window_tokens + 1 + extra
     return {rank for rank in range(count) if rank < rule.sink_tokens or rank >= count - last}
+
+
+def naive_sketch(query, keys, keep: Fraction, rule: SelectionRule) -> list[set[int]]:
+    """Ranks read by every head, key-value head with `group` and `layer`."""
+    heads, kv_heads, count = len(query), len(keys), keys.shape[1]
+    group, top = heads // kv_heads, 2 ** (rule.index_bits - 1) - 1
+    settled = max(power for power in (1, 2, 4, 8, 16, 32, 64) if power <= count)
+    logits = []
+    for head in range(heads):
+        cached = keys[head // group].float()
+        mean = cached[:settled].double().mean(dim=0).float()
+        of_head = []
+        for key in cached:
+            scale = max(float((key - mean).abs().max()) / top, 1e-8)
+            code = [min(max(round(float(x) / scale), -top), top) for x in key - mean]
+            of_head.append(sum(float(q) * c * scale for q, c in zip(query[head], code, strict=True)))
+        logits.append(of_head)
+    forced = {rank for rank in range(count) if rank < rule.sink_tokens or rank >= count - rule.window_tokens - 2}
+    wanted = max(budget(keep, count), len(forced))
+
+    def best(scores: dict, number: int) -> set:
+        return set(sorted(scores, key=lambda place: -scores[place])[:number])
+
+    if rule.selection == "head":
+        return [
+            best({rank: math.inf if rank in forced else x for rank, x in enumerate(of_head)}, wanted)
+            for of_head in logits
+        ]
+    shared = {}
+    for head, of_head in enumerate(logits):
+        weights = [math.exp(x / query.shape[-1] ** 0.5) for x in of_head]
+        for rank, weight in enumerate(weights):
+            place = head // group, rank
+            shared[place] = shared.get(place, 0) + (math.inf if rank in forced else weight / sum(weights))
+    if rule.selection == "layer":
+        chosen = best(shared, wanted * kv_heads)
+        return [{rank for head, rank in chosen if head == kv_head} for kv_head in range(kv_heads)]
+    by_head = [{rank: shared[kv_head, rank] for rank in range(count)} for kv_head in range(kv_heads)]
+    return [best(scores, wanted) for scores in by_head]

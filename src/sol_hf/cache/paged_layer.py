@@ -16,6 +16,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from ..selection.pages import page_bounds
+from .sketch_index import SketchIndex
 
 
 class PagedLayer(DynamicLayer):
@@ -37,6 +38,7 @@ class PagedLayer(DynamicLayer):
         self._upper = self._lower = torch.empty(0)
         self._page_capacity = 0
         self._indexed = 0
+        self._sketch: SketchIndex | None = None
         self.append_at: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -66,7 +68,7 @@ class PagedLayer(DynamicLayer):
         state = dict(vars(self))
         if self.is_initialized:
             state.update(_key_store=self.keys.clone(), _value_store=self.values.clone(), keys=None, values=None)
-        state.update(_upper=torch.empty(0), _lower=torch.empty(0), _page_capacity=0, _indexed=0)
+        state.update(_upper=torch.empty(0), _lower=torch.empty(0), _page_capacity=0, _indexed=0, _sketch=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,6 +120,8 @@ class PagedLayer(DynamicLayer):
     def index_again(self, first: int) -> None:
         """Note that the pages of the tokens from `first` on have to be indexed again."""
         self._indexed = max(0, min(self._indexed, first + 1 - self.page_size))
+        if self._sketch is not None:
+            self._sketch.forget_from(first)
 
     def reset(self) -> None:
         self.length = 0
@@ -215,6 +219,19 @@ class PagedLayer(DynamicLayer):
         self._indexed = self.length
         return self._upper[:, :, :pages], self._lower[:, :, :pages]
 
+    def sketch(self, bits: int, first_key: torch.Tensor, padding: tuple[int, int]) -> SketchIndex:
+        """The keys in a few bits, up to date.
+
+        Args:
+            bits (`int`): Bits of a channel.
+            first_key (`torch.Tensor` of shape `(rows,)`): As of [`PagedLayer.page_index`].
+            padding (`tuple[int, int]`): As of [`PagedLayer.page_index`].
+        """
+        if self._sketch is None or self._sketch.bits != bits:
+            self._sketch = SketchIndex(bits)
+        self._sketch.update(self.keys, self._key_store.shape[2], first_key, padding)
+        return self._sketch
+
     def _index_one_token(self, padding: int) -> None:
         page, place = divmod(self.length - 1 - padding, self.page_size)
         key = self.keys[:, :, -1]
@@ -263,6 +280,7 @@ class PagedLayer(DynamicLayer):
     def _forget_pages(self) -> None:
         self._upper = self._lower = torch.empty(0)
         self._page_capacity = self._indexed = 0
+        self._sketch = None
 
     def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if not self.is_initialized:
@@ -270,4 +288,6 @@ class PagedLayer(DynamicLayer):
         self._key_store, self._value_store = function(self._key_store), function(self._value_store)
         if self._page_capacity:
             self._upper, self._lower = function(self._upper), function(self._lower)
+        if self._sketch is not None:
+            self._sketch = self._sketch.mapped(function)
         self._set_length(self.length)

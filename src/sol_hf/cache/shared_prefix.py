@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..selection.sketch import channel_means, decode, encode, tokens_in_mean
 from .paged_layer import PagedLayer
 
 
@@ -71,6 +72,7 @@ class SharedPrefixLayer(PagedLayer):
             _visible_pages(lengths, size, repeats, first_key.device),
         )
         self.repeats = repeats * len(lengths)
+        self._coded_prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         rest = [
             torch.stack([x[:, :, length // size * size : length] for length in lengths], dim=1).flatten(0, 1)
             for x in (source.keys, source.values)
@@ -98,6 +100,19 @@ class SharedPrefixLayer(PagedLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         raise NotImplementedError("Rows over a shared prefix cannot be selected.")
+
+    def coded_prefix(self, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The channel means of every block, `(blocks, kv_heads, 1, head_dim)`, and its prefix in a few bits.
+
+        For prefixes of `MOST_IN_MEAN` tokens or more. The prefix has the shape of its keys, and lacks the means, see
+        [`decode`].
+        """
+        if bits not in self._coded_prefix:
+            prefix = self.prefix.keys
+            begin = torch.zeros(len(prefix), dtype=torch.long, device=prefix.device)
+            mean = channel_means(prefix, begin, tokens_in_mean(begin + prefix.shape[2]))
+            self._coded_prefix[bits] = mean, decode(*encode(prefix, mean, bits))
+        return self._coded_prefix[bits]
 
     def by_block(self, x: torch.Tensor) -> torch.Tensor:
         """`(rows, kv_heads, group, n)` to `(blocks, kv_heads, repeats * group, n)`."""

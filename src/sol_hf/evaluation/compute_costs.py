@@ -156,7 +156,8 @@ def _attention_costs(model: SOLForCausalLM, token_keep: float, keys: int) -> tup
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    per_key = 2 * kv_heads * dim * model.base.get_input_embeddings().weight.element_size()
+    itemsize = model.base.get_input_embeddings().weight.element_size()
+    per_key = 2 * kv_heads * dim * itemsize
     cache = model.new_cache()
     total_bytes, total_flops = 0.0, 0.0
     for index, layer in enumerate(cache.layers):
@@ -164,5 +165,6 @@ def _attention_costs(model: SOLForCausalLM, token_keep: float, keys: int) -> tup
         keep = token_keep if index in cache.sparse_layers else 1.0
         cost = CRITERIA[rule.criterion].cost(rule, keep, seen, heads // kv_heads)
         total_bytes += cost.moved * per_key
+        total_bytes += kv_heads * (cost.index_bits * dim / 8 + cost.index_values * itemsize)
         total_flops += (4 * cost.attended + 2 * cost.scored) * heads * dim
     return total_bytes, total_flops

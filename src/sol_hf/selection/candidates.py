@@ -7,6 +7,7 @@ import torch
 
 from .pages import page_bounds
 from .rule import Selection
+from .sketch import channel_means, decode, encode, tokens_in_mean
 
 
 class Candidates:
@@ -21,6 +22,7 @@ class Candidates:
             the first keys of the page have left a sliding window.
         first_key (`torch.LongTensor` of shape `(rows,)`): First slot that holds a key of the row, not padding.
         page_size (`int`): Keys in a page.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class Candidates:
         page_origin: torch.Tensor,
         first_key: torch.Tensor,
         page_size: int,
+        scaling: float | None = None,
     ):
         self.query, self.page_origin, self.first_key, self.page_size = query, page_origin, first_key, page_size
+        self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         self._keys = keys
 
     @property
@@ -47,6 +51,17 @@ class Candidates:
     def exact_scores(self) -> torch.Tensor:
         """`q . k` of every query head and slot, `(rows, kv_heads, group, slots)`."""
         return self.query @ self.keys.transpose(2, 3)
+
+    def coded_scores(self, bits: int) -> torch.Tensor:
+        """`q . k` with the keys in a few bits, `(rows, kv_heads, group, slots)`, in float32.
+
+        They lack a number that is the same for all keys of a query.
+
+        Args:
+            bits (`int`): Bits of a channel.
+        """
+        mean = channel_means(self.keys, self.first_key, tokens_in_mean(self.slots - self.first_key))
+        return self.query.float() @ decode(*encode(self.keys, mean, bits)).transpose(2, 3)
 
     def page_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Channel-wise maximum and minimum of every page, each `(rows, kv_heads, pages, head_dim)`.

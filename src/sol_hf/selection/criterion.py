@@ -32,11 +32,16 @@ class SelectionCost:
             key without its value counts one half.
         scored (`float`): Vectors of the size of a key with which a query head is multiplied in order to select. The
             products of attention itself are not included.
+        index_bits (`float`): Bits per channel that a key-value head reads of an index of single tokens, added up over
+            the tokens.
+        index_values (`float`): Numbers in the dtype of the keys that a key-value head reads beside them.
     """
 
     attended: int
     moved: float
     scored: float = 0.0
+    index_bits: float = 0.0
+    index_values: float = 0.0
 
 
 class Criterion:

@@ -91,7 +91,9 @@ def choose_pages(
     scores = with_anchors(scores, slots - page_origin, rule)
     wanted = pages_to_read(token_keep, slots - first_key, rule, slots - page_origin)
     # A window that begins within a page spans one page more than its keys would fill.
-    return top_ranked(scores, torch.where(kept_count(token_keep, slots - first_key) >= slots - first_key, pages, wanted))
+    return top_ranked(
+        scores, torch.where(kept_count(token_keep, slots - first_key) >= slots - first_key, pages, wanted)
+    )
 
 
 def with_anchors(scores: torch.Tensor, count: torch.Tensor, rule: SelectionRule) -> torch.Tensor:

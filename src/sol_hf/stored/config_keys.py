@@ -8,12 +8,16 @@ and the few below. All others are left out: an attention implementation or a qua
 and `return_dict` or `is_encoder_decoder` would change how the model behaves.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from .fields import DTYPES, shown
+from .fields import DTYPES, check_fields, shown
 
 
+RENAMED = {"page_selection": "selection"}
+"""Fields under the names that files of earlier versions have."""
 FROM_TRANSFORMERS = ("model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "auto_map")
 """Fields of transformers that are read from a file."""
 WITHOUT_EFFECT = {
@@ -90,3 +94,38 @@ def _says_nothing(key: str, value: Any) -> bool:
     if isinstance(value, Mapping):
         value = {str(name): label for name, label in value.items()}
     return value is None or value == WITHOUT_EFFECT[key]
+
+
+def take_renamed(given: dict[str, Any], now: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Take fields under their former names out of `given`: their values by the names that they have now.
+
+    Args:
+        given (`dict[str, Any]`): Keywords.
+        now (`Mapping[str, Any]`): Values by name.
+        fields (`Mapping[str, dataclasses.Field]`): With the defaults.
+
+    Raises:
+        ValueError: if a value is not allowed, or both names were given with different values.
+    """
+    taken = {}
+    for old in RENAMED.keys() & given.keys():
+        name, value = RENAMED[old], given.pop(old)
+        check_fields({name: value})
+        if now[name] not in (fields[name].default, value):
+            raise ValueError(f"`{old}` is the former name of `{name}`: give one of them.")
+        taken[name] = value
+    return taken
+
+
+def config_file(source: str) -> str:
+    """The file that a config came from, for messages."""
+    return str(Path(source, "config.json")) if Path(source).is_dir() else f"{source} (config.json)"
+
+
+def describe_unknown(unknown: list[str], known: frozenset[str]) -> str:
+    """A message about unknown names of fields, with the nearest known ones."""
+    parts = []
+    for key in unknown:
+        near = difflib.get_close_matches(key, sorted(known), n=1)
+        parts.append(f"`{key}`" + (f" (did you mean `{near[0]}`?)" if near else ""))
+    return f"SOLConfig has no field {', '.join(parts)}."

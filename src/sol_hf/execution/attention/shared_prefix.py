@@ -15,6 +15,7 @@ from ...selection.criterion import CRITERIA
 from ...selection.page_criterion import PageCriterion
 from ...selection.ranking import group_queries
 from ...selection.rule import SelectionRule
+from ...selection.sketch import MOST_IN_MEAN, decode, encode
 
 
 class SharedCandidates(Candidates):
@@ -24,11 +25,12 @@ class SharedCandidates(Candidates):
         layer ([`SharedPrefixLayer`]): Layer with the prefix and the rows' own keys.
         query (`torch.Tensor` of shape `(rows, kv_heads, group, head_dim)`): Query heads by key-value head.
         scores (`torch.Tensor` of shape `(blocks, kv_heads, repeats * group, slots)`): `q . k` of all these keys.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
     """
 
-    def __init__(self, layer: SharedPrefixLayer, query: torch.Tensor, scores: torch.Tensor):
+    def __init__(self, layer: SharedPrefixLayer, query: torch.Tensor, scores: torch.Tensor, scaling: float | None):
         zero = torch.zeros(len(query), dtype=torch.long, device=query.device)
-        super().__init__(query, layer.keys, zero, zero, layer.page_size)
+        super().__init__(query, layer.keys, zero, zero, layer.page_size, scaling)
         self._layer, self._scores = layer, scores
 
     @property
@@ -42,6 +44,15 @@ class SharedCandidates(Candidates):
 
     def exact_scores(self) -> torch.Tensor:
         return self._layer.by_row(self._scores)
+
+    def coded_scores(self, bits: int) -> torch.Tensor:
+        layer = self._layer
+        if layer.prefix.length < MOST_IN_MEAN:  # each row's own tokens count in its mean
+            return super().coded_scores(bits)
+        mean, coded = layer.coded_prefix(bits)
+        of_prefix = layer.by_row(layer.by_block(self.query.float()) @ coded.transpose(2, 3))
+        own = decode(*encode(layer.keys, mean.repeat_interleave(layer.repeats, dim=0), bits))
+        return torch.cat([of_prefix, self.query.float() @ own.transpose(2, 3)], dim=-1)
 
 
 def attend_shared_prefix(
@@ -70,7 +81,7 @@ def attend_shared_prefix(
     own = layer.by_block(grouped @ layer.keys.transpose(2, 3))
     scores = torch.cat([by_block @ layer.prefix.keys.transpose(2, 3), own], dim=-1)
     if token_keep is not None:
-        _mask_out(layer, rule, token_keep.to(query.device), grouped, scores)
+        _mask_out(layer, rule, token_keep.to(query.device), grouped, scores, scaling)
     if layer.prefix.visible_pages is not None:
         hidden = _hidden(layer.prefix.visible_pages * layer.page_size, shared)
         scores[..., :shared].masked_fill_(hidden.repeat_interleave(grouped.shape[2], dim=0), float("-inf"))
@@ -92,12 +103,13 @@ def _mask_out(
     token_keep: torch.Tensor,
     grouped: torch.Tensor,
     scores: torch.Tensor,
+    scaling: float | None,
 ) -> None:
     """Set `scores` `(blocks, kv_heads, repeats * group, slots)` to -inf where a query head does not read a key."""
     criterion, slots = CRITERIA[rule.criterion], scores.shape[-1]
     if not isinstance(criterion, PageCriterion):
         assert layer.prefix.visible_pages is None, "rows see different pages only where the criterion chooses pages"
-        candidates = SharedCandidates(layer, grouped, scores)
+        candidates = SharedCandidates(layer, grouped, scores, scaling)
         keep = candidates.mask_of(criterion.select(candidates, token_keep, rule))
         scores.masked_fill_(~layer.by_block(_per_query(keep, grouped)), -torch.inf)
         return

@@ -24,13 +24,20 @@ class LayerCandidates(Candidates):
     def __init__(self, call: StepAttention):
         page_origin, first_key = _row_origins(call)
         grouped = group_queries(call.query, call.key.shape[1])
-        super().__init__(grouped, call.key, page_origin, first_key, call.plan.rule.page_size)
+        super().__init__(grouped, call.key, page_origin, first_key, call.plan.rule.page_size, call.scaling)
         self._layer, self._padding_range = call.layer, call.plan.cache.padding_range
 
     def page_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(self._layer, PagedLayer) and is_stored(self._layer, self._keys):
             return self._layer.page_index(self.first_key, self._padding_range)
         return super().page_bounds()
+
+    def coded_scores(self, bits: int) -> torch.Tensor:
+        if isinstance(self._layer, PagedLayer) and is_stored(self._layer, self._keys):
+            index = self._layer.sketch(bits, self.first_key, self._padding_range)
+            codes, scale = index.codes(self.query.shape[-1]), index.scale[:, :, None, : index.tokens]
+            return self.query.float() @ codes.float().transpose(2, 3) * scale.float()
+        return super().coded_scores(bits)
 
 
 def _row_origins(call: StepAttention) -> tuple[torch.Tensor, torch.Tensor]:

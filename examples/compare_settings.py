@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Prints what settings cost without a policy: KL(dense ‖ setting), change of the loss, and bytes, on the same text.
+
+    python examples/compare_settings.py texts.jsonl.gz --base smollm2-135m --blocks 48 \
+        --set "token_keep: .2" \
+        --set "token_keep: .2, anchor_pages: true" \
+        --set "token_keep: .2, criterion: sketch, selection: layer"
+
+A setting names fields of `SOLConfig`, one level per axis, and options of `generate`; every axis that it leaves out is
+dense. Each block is the beginning of a text that is long enough. With several `--context-lengths` the blocks take them
+in turn, for example 256 to 319 for episodes that begin at every place of a page. All figures are means over the blocks
+with standard errors. In seconds, without a download: `--tiny`.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from sol_hf.cli.inputs import SMOLLM2
+from sol_hf.episodes.text_blocks import load_text
+from sol_hf.evaluation.settings import SettingQuality, measure_settings, settings_table
+from sol_hf.integrations.smollm2 import fetch_smollm2
+
+
+DEFAULTS = [
+    "token_keep: .2",
+    "token_keep: .2, anchor_pages: true",
+    "token_keep: .2, criterion: sketch, selection: layer",
+]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("texts", nargs="?", help="texts: .jsonl, .txt, .csv, also .gz; .parquet")
+    parser.add_argument("--base", default=SMOLLM2, help="folder or Hub id of a base")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--set", action="append", dest="settings", metavar="YAML", help="a setting; may be repeated")
+    parser.add_argument("--blocks", type=int, default=48)
+    parser.add_argument("--every", type=int, default=1, help="use every n-th text")
+    parser.add_argument("--context-lengths", type=int, nargs="+", default=[256])
+    parser.add_argument("--episode-length", type=int, default=16)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--tiny", action="store_true", help="a random model and random text")
+    options = parser.parse_args(arguments)
+    if not options.tiny and options.texts is None:
+        parser.error("give texts, or --tiny")
+    return options
+
+
+def read_setting(text: str) -> dict:
+    """A setting from one line of YAML."""
+    setting = yaml.safe_load(f"{{{text}}}")
+    if not isinstance(setting, dict) or not setting or any(value is None for value in setting.values()):
+        raise SystemExit(f"A setting is written as `name: value, name: value`, got {text!r}.")
+    return setting
+
+
+def beginnings(source: str, tokenizer, length: int, blocks: int, every: int) -> torch.LongTensor:
+    """The first `length` tokens of the first texts that have so many, `(blocks, length)`."""
+    texts = (row["text"] for row in islice(load_text(source, streaming=True), 0, None, every))
+    ids = (tokenizer(text).input_ids for text in texts)
+    found = list(islice((x[:length] for x in ids if len(x) >= length), blocks))
+    if len(found) < blocks:
+        raise SystemExit(f"{source} has {len(found)} texts of {length} tokens, not {blocks}: give more, or --blocks.")
+    return torch.tensor(found)
+
+
+def main(arguments: list[str] | None = None) -> list[SettingQuality]:
+    """Prints the table and returns its data."""
+    options = parse(arguments)
+    settings = [read_setting(text) for text in options.settings or DEFAULTS]
+    length = max(options.context_lengths) + options.episode_length + 1
+    if options.tiny:
+        torch.manual_seed(0)
+        sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
+        base = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2)).eval()
+        blocks = torch.randint(1, 99, (min(options.blocks, 4), length))
+    else:
+        source = str(fetch_smollm2()) if options.base == SMOLLM2 else options.base
+        base = AutoModelForCausalLM.from_pretrained(source, dtype=options.dtype).eval()
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        blocks = beginnings(options.texts, tokenizer, length, options.blocks, options.every)
+    results = measure_settings(base, settings, blocks, options.context_lengths, options.episode_length)
+    sys.stdout.write(settings_table(results) + "\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
+    return results
+
+
+if __name__ == "__main__":
+    main()
