@@ -12,10 +12,12 @@ variants:
     reference       `backend="reference"`: zeroes channels, multiplies by all weights
     masked          the same numbers, channels chosen by compiled code; what `backend="auto"` does with many rows
     fast            reads the weights of the kept channels only, choosing them included
+    neurons         `neuron_keep`: all channels, and the last projection reads the kept neurons only
+    both            `mlp_keep` and `neuron_keep` at the same level
     int8            `bits_backend="int8"`: all channels, int8 weights
 
 `ratio` is the time of `dense` over that of the variant: more is better. `GB/s` counts the weights that have to be
-read, those of the last projection and of the channels that any row keeps. Compare it with the copy bandwidth of the
+read: those of channels and neurons that any row keeps. Compare it with the copy bandwidth of the
 machine, which is measured first. The variants run in turn, so that a slowdown of the machine affects all of them.
 Times are the 15th percentile of all calls, which on a shared machine is the time of an undisturbed call.
 """
@@ -36,6 +38,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from sol_hf.execution.mlp.int8 import Int8MLP
 from sol_hf.execution.mlp.kept_call import keep_channels
 from sol_hf.execution.mlp.kept_channels.input_major import InputMajorMLP
+from sol_hf.execution.mlp.kept_neurons.neuron_major import NeuronMajor
 from sol_hf.kernels.cpu import sparse_mlp
 from sol_hf.selection.channels import keep_top_channels, kept_channels
 
@@ -96,9 +99,15 @@ def undisturbed(times: list[float]) -> float:
     return sorted(times)[int(0.15 * len(times))]
 
 
+def hidden_of(mlp: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+    """The neurons of an MLP, which its last projection gets."""
+    return mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+
+
 def make_variants(mlps: list[LlamaMLP], x: torch.Tensor, keeps: tuple[float, ...]) -> list[Variant]:
     """All variants for an input `(rows, 1, channels)`; their `run` takes the index of an MLP in the list."""
     sparse, int8 = [InputMajorMLP.of(mlp) for mlp in mlps], [Int8MLP.of(mlp) for mlp in mlps]
+    lasts = [NeuronMajor.of(mlp.down_proj) for mlp in mlps]
     weights = sum(weight.nbytes for weight in mlps[0].parameters())
     down, rows = mlps[0].down_proj.weight.nbytes, len(x)
     variants = [Variant("dense", 1.0, lambda i: mlps[i](x), weights)]
@@ -106,12 +115,21 @@ def make_variants(mlps: list[LlamaMLP], x: torch.Tensor, keeps: tuple[float, ...
         fraction = torch.full((rows,), keep)
         listed = len(keep_channels(x, kept_channels(x, fraction)).listed)
         kept_bytes = down + (weights - down) * listed // x.shape[-1]
+        hidden = hidden_of(mlps[0], x)
+        kept_down = down * len(keep_channels(hidden, kept_channels(hidden, fraction)).listed) // hidden.shape[-1]
 
         def masked(i: int, fraction: torch.Tensor = fraction) -> torch.Tensor:
             return mlps[i](sparse_mlp.keep_top_channels(x, fraction).x)
 
         def fast(i: int, fraction: torch.Tensor = fraction) -> torch.Tensor:
             return sparse[i](sparse_mlp.keep_top_channels(x, fraction))
+
+        def neurons(i: int, fraction: torch.Tensor = fraction) -> torch.Tensor:
+            return lasts[i](sparse_mlp.keep_top_channels(hidden_of(mlps[i], x), fraction))
+
+        def both(i: int, fraction: torch.Tensor = fraction) -> torch.Tensor:
+            hidden = sparse[i].neurons(sparse_mlp.keep_top_channels(x, fraction))
+            return lasts[i](sparse_mlp.keep_top_channels(hidden, fraction))
 
         def reference(i: int, fraction: torch.Tensor = fraction) -> torch.Tensor:
             return mlps[i](keep_top_channels(x, fraction))
@@ -120,6 +138,8 @@ def make_variants(mlps: list[LlamaMLP], x: torch.Tensor, keeps: tuple[float, ...
             Variant("reference", keep, reference, weights),
             Variant("masked", keep, masked, weights),
             Variant("fast", keep, fast, kept_bytes),
+            Variant("neurons", keep, neurons, weights - down + kept_down),
+            Variant("both", keep, both, kept_bytes - down + kept_down),
         ]
     size = sum(weight.numel() for weight in mlps[0].parameters())
     return [*variants, Variant("int8", 1.0, lambda i: int8[i](x), size)]

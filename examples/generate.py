@@ -25,12 +25,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sol_hf import FixedController, SOLForCausalLM
+from sol_hf import FixedController, SOLConfig, SOLForCausalLM
+from sol_hf.budget.axes import AXES
 from sol_hf.integrations.smollm2 import fetch_smollm2
 
 
-AXES = ("token_keep", "mlp_keep", "bits")
-"""The axes whose targets are command line options; further ones stay dense."""
+TARGETS = {"token_keep": 0.8, "mlp_keep": 0.9, "bits": 12.0}
+"""Default targets; other axes stay dense unless they are given."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -77,7 +78,15 @@ def load(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrainedTokeniz
     base = base.to(options.device)
     if options.policy:
         return SOLForCausalLM.from_pretrained(options.policy, base=base), tokenizer
-    return SOLForCausalLM.from_base(base), tokenizer
+    further = {
+        axis: list(AXES[axis].default_levels) for axis in AXES if axis not in TARGETS and axis in targets(options)
+    }
+    return SOLForCausalLM.from_base(base, SOLConfig(**further)), tokenizer
+
+
+def targets(options: argparse.Namespace) -> dict[str, float]:
+    """The targets that are set, by axis."""
+    return {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -87,9 +96,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--policy", help="folder or hub id of a trained policy (default: the fixed schedule)")
     parser.add_argument("--tiny", action="store_true", help="a tiny random base, built in code")
     parser.add_argument("--prompt", default="Photosynthesis is the process by which")
-    parser.add_argument("--token-keep", type=float, default=0.8)
-    parser.add_argument("--mlp-keep", type=float, default=0.9)
-    parser.add_argument("--bits", type=float, default=12)
+    for name, axis in AXES.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=float, default=TARGETS.get(name), help=f"target: {axis.meaning}"
+        )
     parser.add_argument("--budget-mode", choices=("hard", "soft"), default="hard")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--device", default="cpu")
@@ -102,17 +112,17 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = load(options)
     inputs = tokenizer(options.prompt, return_tensors="pt", return_token_type_ids=False).to(options.device)
     common = dict(inputs, max_new_tokens=options.max_new_tokens, do_sample=False, return_dict_in_generate=True)
-    targets = {axis: getattr(options, axis) for axis in AXES}
+    budget = targets(options)
     space = model.action_space
     controller = None if options.policy else FixedController(carry=space.axis_names)
 
     dense = model.generate(**common)
-    output = model.generate(**common, **targets, budget_mode=options.budget_mode, controller=controller)
+    output = model.generate(**common, **budget, budget_mode=options.budget_mode, controller=controller)
     print("dense:       ", repr(tokenizer.decode(dense.sequences[0])))
     print("under budget:", repr(tokenizer.decode(output.sequences[0])))
     print("actions:     ", *(space.tag(action) for action in output.actions[0].tolist()))
     for axis, realised in zip(space.axes, output.realised[0].tolist(), strict=True):
-        print(f"{axis.name}: asked for {targets.get(axis.name, axis.dense):g}, used {realised:.3f}")
+        print(f"{axis.name}: asked for {budget.get(axis.name, axis.dense):g}, used {realised:.3f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from sol_hf.selection.channels import keep_top_channels
 from support.paths import EXAMPLES
 
 
@@ -35,7 +36,7 @@ def test_table_and_json(benchmark, tmp_path, capsys, monkeypatch):
     report = json.loads(file.read_text())
     assert report["machine"]["copy GB/s"] == 9.0
     results = report["results"]
-    assert len(results) == 2 * 2 * (2 + 3 * 3)
+    assert len(results) == 2 * 2 * (2 + 3 * 5)
     assert {result["ratio"] for result in results if result["variant"] == "dense"} == {1.0}
     assert all(result["ms"] > 0 and result["gigabytes_per_second"] > 0 for result in results)
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(results)
@@ -47,12 +48,17 @@ def test_variants_agree_and_count_what_they_read(benchmark):
     with torch.no_grad():
         variants = benchmark.make_variants(mlps, x, (0.5,))
         outputs = {variant.name: variant.run(0) for variant in variants}
-    assert list(outputs) == ["dense", "reference", "masked", "fast", "int8"]
+    assert list(outputs) == ["dense", "reference", "masked", "fast", "neurons", "both", "int8"]
     assert torch.equal(outputs["masked"], outputs["reference"])
     torch.testing.assert_close(outputs["fast"], outputs["reference"], atol=1e-5, rtol=1e-4)
+    keep = torch.tensor([0.5])
+    hidden = keep_top_channels(benchmark.hidden_of(mlps[0], x), keep)
+    torch.testing.assert_close(outputs["neurons"], mlps[0].down_proj(hidden), atol=1e-5, rtol=1e-4)
+    hidden = keep_top_channels(benchmark.hidden_of(mlps[0], keep_top_channels(x, keep)), keep)
+    torch.testing.assert_close(outputs["both"], mlps[0].down_proj(hidden), atol=1e-5, rtol=1e-4)
     matrix = 64 * 128 * 4
-    bytes_read = [variant.bytes_read for variant in variants]
-    assert bytes_read == [3 * matrix, 3 * matrix, 3 * matrix, 2 * matrix, 3 * 64 * 128]
+    bytes_read = [variant.bytes_read / matrix for variant in variants]
+    assert bytes_read == [3, 3, 3, 2, 2.5, 1.5, 3 / 4]
 
 
 def test_bandwidth(benchmark):

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sol_hf.budget.axes import AXES
 from support.bases import FAMILIES
 from support.cases import LEVELS
 
 
-DENSE = {"token_keep": 1.0, "mlp_keep": 1.0, "bits": 16, "mlp_noise": 1.0}
+DENSE = {name: 16 if name == "bits" else axis.dense for name, axis in AXES.items()} | {"mlp_noise": 1.0}
 """The dense level of every axis of the cases."""
 
 
@@ -27,7 +28,7 @@ class Case:
             can be controlled.
         base (`dict`): Values of the base's config that differ from those of `tiny_base`.
         dtype (`str`): `float64`, in which rounding flips no choice, `float32` or `bfloat16`.
-        levels (`dict`): Levels of every axis of the action space; `mlp_noise` is the added axis.
+        levels (`dict`): Levels of every axis of the action space; `mlp_noise` is an axis of another package.
         settings (`dict`): Further values of `SOLConfig`.
         budget (`dict`): Targets by axis, a number or one per row.
         given (`str`): How the budget reaches the call: as `arguments`, as an `object`, in the `generation_config` of

@@ -48,8 +48,10 @@ def bases(draw: st.DrawFn, family: str) -> dict[str, Any]:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> dict[str, list]:
-    """Levels in any order, one to three an axis and mostly a dense one; sometimes an added axis."""
+    """Levels in any order, one to three an axis and mostly a dense one; sometimes of axes that are not published."""
     levels = {"token_keep": draw(PERCENTS), "mlp_keep": draw(PERCENTS), "bits": draw(BITS)}
+    if draw(st.integers(0, 2)) == 0:
+        levels["neuron_keep"] = draw(PERCENTS)
     if draw(st.integers(0, 5)) == 0:
         levels["mlp_noise"] = draw(PERCENTS)
     if draw(st.integers(0, 3)):

@@ -13,7 +13,7 @@ from sol_hf.execution.attention.step import gather
 from support.cases import control, left_padded
 
 
-AXES = {"token_keep": 0.3, "mlp_keep": 0.5, "bits": 5}
+AXES = {"token_keep": 0.3, "mlp_keep": 0.5, "bits": 5, "neuron_keep": 0.5}
 CONTEXTS = (20, 11)
 STEPS = 11
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -75,7 +75,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
 def examine(base: PreTrainedModel) -> Verdict:
     """Run a base densely and under budgets."""
     base, tolerance = in_widest_dtype(base)
-    model, verdict = control(base), Verdict()
+    model, verdict = control(base, neuron_keep=[0.4, 0.7, 1.0]), Verdict()
     examine_dense(model, verdict)
     verdict.axes = tuple(axis for axis in AXES if is_controlled(model, axis, verdict))
     if not verdict.axes:
