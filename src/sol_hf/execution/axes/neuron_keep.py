@@ -26,6 +26,8 @@ class NeuronKeepExecutor(MLPExecutor):
         base (`PreTrainedModel`): The base.
     """
 
+    auto_refresh_below = 0.25  # measured, see docs/performance.md
+
     def __init__(self, base: PreTrainedModel):
         super().__init__(base)
         lasts = find_last_projections(base, [mlp.module for mlp in self.mlps])
