@@ -4,6 +4,7 @@
 """The MLP of a decode step on the CPU: what the compiled kernels support, and how they are called."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,12 +136,14 @@ def expand_kept(
     """
     from . import numba_mlp as kernel
 
-    a, x, sums = _arguments(kept, gate, len(gate), block)
-    a[kernel.UP : kernel.HIDDEN] = _address(up), _address(biases[0]), _address(biases[1])
+    x = kept.x.float().contiguous()
+    sums = torch.empty(2, *x.shape[:-1], len(gate), dtype=torch.float32)
+    a = _arguments(kept, x, gate, len(gate), block)
+    a[kernel.UP], a[kernel.GATE_BIAS], a[kernel.UP_BIAS] = _address(up), _address(biases[0]), _address(biases[1])
+    a[kernel.HIDDEN], a[kernel.UP_SUMS] = sums[0].data_ptr(), sums[1].data_ptr()
     a[kernel.ACTIVATION] = kernel.ACTIVATIONS.index(activation)
-    is_float = gate.dtype == torch.float32
-    run_in_torch_threads((kernel.expand_float32 if is_float else kernel.expand_bfloat16).address, a.ctypes.data)
-    return sums[0].view(*x.shape[:-1], len(gate))
+    _run(kernel.expand_float32 if gate.dtype == torch.float32 else kernel.expand_bfloat16, a)
+    return sums[0]
 
 
 def multiply_kept(
@@ -171,12 +174,11 @@ def multiply_kept(
     hidden = expand_kept(kept, gate, up, block, biases[:2], activation)
     width, outputs = hidden.shape[-1], len(down)
     output = kept.x.new_empty(*kept.x.shape[:-1], outputs)
-    a = np.zeros(kernel.HEADER, dtype=np.int64)
+    a = [0] * kernel.HEADER
     a[kernel.LINES], a[kernel.WIDTH], a[kernel.HIDDEN] = hidden.numel() // width, width, hidden.data_ptr()
     a[kernel.DOWN : kernel.BLOCK] = down.data_ptr(), _address(biases[2]), output.data_ptr(), outputs
     a[kernel.BLOCK] = block_length(outputs)
-    is_float = gate.dtype == torch.float32
-    run_in_torch_threads((kernel.contract_float32 if is_float else kernel.contract_bfloat16).address, a.ctypes.data)
+    _run(kernel.contract_float32 if gate.dtype == torch.float32 else kernel.contract_bfloat16, a)
     return output
 
 
@@ -196,28 +198,28 @@ def project_kept(
     """
     from . import numba_mlp as kernel
 
-    outputs = weight.shape[1] if block is None else len(weight)
-    a, x, sums = _arguments(kept, weight, outputs, block or block_length(outputs))
+    outputs = weight.shape[1] if block is None else weight.shape[0]
+    x = kept.x.float().contiguous()
     output = kept.x.new_empty(*x.shape[:-1], outputs)
-    a[kernel.GATE_BIAS], a[kernel.OUTPUT] = _address(bias), output.data_ptr()
+    sums = torch.empty(output.shape, dtype=torch.float32) if output.dtype != torch.float32 else output
+    a = _arguments(kept, x, weight, outputs, block or block_length(outputs))
+    a[kernel.GATE_BIAS], a[kernel.HIDDEN], a[kernel.OUTPUT] = _address(bias), sums.data_ptr(), output.data_ptr()
     a[kernel.STRIDE] = outputs if block is None else 0
-    is_float = weight.dtype == torch.float32
-    run_in_torch_threads((kernel.project_float32 if is_float else kernel.project_bfloat16).address, a.ctypes.data)
+    _run(kernel.project_float32 if weight.dtype == torch.float32 else kernel.project_bfloat16, a)
     return output
 
 
-def _arguments(
-    kept: KeptChannels, weight: torch.Tensor, width: int, block: int
-) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    """Arguments of a kernel for the product of the kept channels; the input and the memory of sums that they name."""
+def _arguments(kept: KeptChannels, x: torch.Tensor, weight: torch.Tensor, width: int, block: int) -> list[int]:
+    """Arguments of a kernel for the product of the kept channels with a weight; `x` is the input in float32."""
     from . import numba_mlp as kernel
 
-    x = kept.x.float().contiguous()
-    channels = x.shape[-1]
-    lines = x.numel() // channels
-    sums = torch.empty(2, lines, width, dtype=torch.float32)
-    a = np.zeros(kernel.HEADER, dtype=np.int64)
-    a[kernel.INPUT : kernel.LISTED] = x.data_ptr(), lines, channels, width
-    a[kernel.LISTED : kernel.UP] = kept.listed.data_ptr(), len(kept.listed), weight.data_ptr()
-    a[kernel.HIDDEN], a[kernel.UP_SUMS], a[kernel.BLOCK] = sums[0].data_ptr(), sums[1].data_ptr(), block
-    return a, x, sums
+    channels, a = x.shape[-1], [0] * kernel.HEADER
+    a[kernel.INPUT : kernel.LISTED] = x.data_ptr(), x.numel() // channels, channels, width
+    a[kernel.LISTED : kernel.UP] = kept.listed.data_ptr(), kept.listed.shape[0], weight.data_ptr()
+    a[kernel.BLOCK] = block
+    return a
+
+
+def _run(function: Any, arguments: list[int]) -> None:
+    data = np.array(arguments, dtype=np.int64)
+    run_in_torch_threads(function.address, data.ctypes.data)
