@@ -266,6 +266,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
         do_sample_actions: bool | None = None,
         backend: str | None = None,
         bits_backend: str | None = None,
+        max_plane_bytes: int | None = None,
         cuda_graphs: bool | int | None = None,
         **kwargs,
     ) -> ModelOutput | torch.LongTensor:
@@ -290,7 +291,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
             backend (`str`, *optional*, defaults to `"auto"`): `"reference"` is plain torch, `"auto"` uses fast paths
                 where they should be faster, `"fast"` all of them, in dense calls too, up to rounding.
             bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
-                in int8.
+                in int8; `"nested"` reads the weights of all linear layers in 8, 6, 5 or 4 bits.
+            max_plane_bytes (`int`, *optional*): Most bytes that the copy of the weights for `"nested"` may take.
             cuda_graphs (`bool` or `int`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast
                 paths. A number reserves storage for that many tokens at once; longer texts continue without graphs.
             kwargs: Arguments of transformers' generate, and targets of added axes by their names.

@@ -15,6 +15,7 @@ STORED_DEFAULTS: dict[str, Any] = {
     "do_sample_actions": False,
     "backend": "auto",
     "bits_backend": "fake",
+    "max_plane_bytes": None,
 }
 """Options other than the budget that a generation config may hold, and their defaults."""
 UNSTORED = ("budget", "controller", "action_processors", "cuda_graphs")

@@ -43,6 +43,7 @@ class DecodeOptions:
     do_sample_actions: bool
     backend: str
     bits_backend: str
+    max_plane_bytes: int | None
     cuda_graphs: bool | int
     asks_fast: bool = False
     """Whether the call itself, not a stored config, asks for fast code: by `backend="fast"` or `cuda_graphs`."""
@@ -63,6 +64,11 @@ class DecodeOptions:
             raise ValueError(f"`cuda_graphs` must be True, False or a number of tokens, got {self.cuda_graphs!r}.")
         if self.cuda_graphs and self.backend == "reference":
             raise ValueError("`cuda_graphs` runs the fast paths: leave out `backend='reference'`.")
+        if self.cuda_graphs and self.bits_backend == "nested":
+            raise ValueError("`cuda_graphs` cannot run `bits_backend='nested'`: leave one of them out.")
+        most = self.max_plane_bytes
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
+            raise ValueError(f"`max_plane_bytes` must be a number of bytes, or None for no limit, got {most!r}.")
         if self.action_processors and self.is_empty:
             raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
 

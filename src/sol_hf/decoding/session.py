@@ -178,7 +178,8 @@ class DecodingSession:
     @cached_property
     def parts(self) -> Parts:
         """The parts of the base that carry out each axis."""
-        return Instrumentation.of(self.base).parts(self.cache)
+        backend = "fake" if self.controls is None else self.controls.bits_backend
+        return Instrumentation.of(self.base).parts(self.cache, backend)
 
     def set_up_rows(self, rows: int, device: torch.device) -> None:
         """Create the cache's state per row at the first forward, and the targets of this call."""

@@ -79,7 +79,7 @@ def controls_for(
         policy.warn_if_fresh()
     instrumentation = Instrumentation.at_start(base)
     axes = [] if options.is_dense else options.controlled_axes(space)
-    instrumentation.require(axes, options.bits_backend)
+    instrumentation.require(axes, options.bits_backend, options.max_plane_bytes)
     instrumentation.require_cache(new_cache(base, config), axes, bool(axes) and options.kv_refresh)
     if options.cuda_graphs:
         instrumentation.require_graphs(new_cache(base, config), config.selection_rule)

@@ -67,8 +67,21 @@ class AxisExecutor:
         """Decoder layers that the axis reaches, for [`Coverage`]."""
         raise NotImplementedError
 
-    def check_backend(self, bits_backend: str) -> None:
-        """Raise [`UnsupportedAxisError`] if the base cannot run with this `bits_backend`; by default it can."""
+    def check_backend(self, bits_backend: str, max_plane_bytes: int | None = None) -> None:
+        """Make what this `bits_backend` needs, such as copies of weights; by default nothing.
+
+        Args:
+            bits_backend (`str`): See [`StepPlan`].
+            max_plane_bytes (`int`, *optional*): Most bytes that planes of weights may take.
+
+        Raises:
+            UnsupportedAxisError: if the base cannot run with it.
+            ValueError: if planes would take more bytes.
+        """
+
+    def parts_under(self, bits_backend: str, cache: SOLCache) -> Mapping[Hashable, str]:
+        """The parts that carry out the axis under a `bits_backend`; by default [`parts`] under each."""
+        return self.parts(cache)
 
     def check_cache(self, cache: SOLCache, name: str) -> None:
         """Raise [`UnsupportedAxisError`] if the axis cannot be used with this kind of cache; by default it can.

@@ -92,10 +92,15 @@ class Instrumentation:
         """The reason why an axis cannot be controlled on this base, `None` if it can."""
         return self._inventory.unsupported(axis)
 
-    def require(self, axes: Iterable[str], bits_backend: str = "fake") -> None:
-        """Raise [`UnsupportedAxisError`] if the base cannot be controlled on one of `axes`, or with this backend."""
+    def require(
+        self, axes: Iterable[str], bits_backend: str = "fake", max_plane_bytes: int | None = None
+    ) -> None:
+        """Raise [`UnsupportedAxisError`] if the base cannot be controlled on one of `axes`, or with this backend.
+
+        Planes of weights are made here, at most `max_plane_bytes` of them.
+        """
         for axis in axes:
-            self.executor(axis).check_backend(bits_backend)
+            self.executor(axis).check_backend(bits_backend, max_plane_bytes)
 
     def require_cache(self, cache: SOLCache, axes: list[str], kv_refresh: bool | str) -> None:
         """Raise [`UnsupportedAxisError`] if this kind of cache does not allow an axis, or cannot be rolled back."""
@@ -115,10 +120,10 @@ class Instrumentation:
             raise ValueError(f"`cuda_graphs` needs a GPU, but the base is on {self.base.device}.")
         check_capture(self.base, cache, rule)
 
-    def parts(self, cache: SOLCache) -> dict[str, Mapping[Hashable, str]]:
+    def parts(self, cache: SOLCache, bits_backend: str = "fake") -> dict[str, Mapping[Hashable, str]]:
         """The parts that carry out each axis, for all axes of the cache's action space that can be controlled."""
         axes = (axis for axis in cache.action_space.axis_names if self.unsupported(axis) is None)
-        return {axis: self.executor(axis).parts(cache) for axis in axes}
+        return {axis: self.executor(axis).parts_under(bits_backend, cache) for axis in axes}
 
     @property
     def step_parts(self) -> list[StepPart]:
@@ -127,7 +132,7 @@ class Instrumentation:
 
     @property
     def copied_bytes(self) -> int:
-        """Bytes of the copies of weights that fast paths and int8 have made."""
+        """Bytes of the copies of weights that fast paths, int8 and nested planes have made."""
         return sum(part.nbytes for part in self.step_parts)
 
     def drop_copies(self) -> None:

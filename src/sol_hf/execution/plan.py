@@ -21,11 +21,12 @@ from ..budget.axes import AXES
 from ..cache.paged_layer import PagedLayer
 from ..cache.sol_cache import SOLCache
 from ..errors import PlanNotExecutedError
+from ..selection.nested_planes import width_read
 from ..selection.rule import SelectionRule
 
 
 BACKENDS = ("auto", "reference", "fast")
-BITS_BACKENDS = ("fake", "int8")
+BITS_BACKENDS = ("fake", "int8", "nested")
 
 Parts = Mapping[str, Mapping[Hashable, str]]
 """Per axis the parts of a base that carry it out: the key of each for `mark_done`, and its name for messages."""
@@ -82,7 +83,8 @@ class StepPlan:
         levels (`Mapping[str, torch.Tensor]`): Per axis that is not dense for all rows the levels `(rows,)`, in axis
             units, on the device.
         backend (`str`): `"reference"`, `"fast"`, or `"auto"` for the one that is expected to be the fastest.
-        bits_backend (`str`): `"fake"` quantizes MLP outputs and back, `"int8"` multiplies in int8 at 8 bits and below.
+        bits_backend (`str`): `"fake"` quantizes MLP outputs and back, `"int8"` multiplies in int8 at 8 bits and below,
+            `"nested"` reads the weights of all linear layers in that many bits.
         parts (`Parts`, *optional*): The parts that have to carry out each axis; `None` for no check.
         rows_on_device ([`DeviceRows`], *optional*): In a forward that is captured in a CUDA graph.
     """
@@ -142,6 +144,16 @@ class StepPlan:
     def kept_share(self) -> float:
         """Mean `token_keep` of the rows, read by the host."""
         return 1.0 if self.token_keep is None else float(self.token_keep.mean())
+
+    @cached_property
+    def reads_planes(self) -> bool:
+        """Whether linear layers read planes of their weights."""
+        return self.bits_backend == "nested" and "bits" in self.levels
+
+    @cached_property
+    def widths(self) -> tuple[int | None, ...]:
+        """The bits of a weight that every row reads, `None` for the original weights; read by the host."""
+        return tuple(width_read(bits) for bits in self.levels["bits"].tolist())
 
     @cached_property
     def sparse_layers(self) -> frozenset[int]:

@@ -1,21 +1,42 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The axis `bits`: the output of MLPs is rounded to a number of bits, or the MLP runs in int8."""
+"""The axis `bits`: MLP outputs are rounded, or MLPs run in int8, or weights are read in fewer bits."""
 
+from collections.abc import Hashable, Mapping, Sequence
+
+from transformers import PreTrainedModel
+
+from ...cache.sol_cache import SOLCache
 from ..executors import register_executor
+from ..linear.planed_layers import make_planes, planed_layers
 from ..mlp.executor import MLPExecutor
+from ..step_part import StepPart
 
 
 @register_executor("bits")
 class BitsExecutor(MLPExecutor):
-    """Every MLP rounds its output to the number of bits in the plan.
+    """Every MLP rounds its output to the number of bits in the plan; under `"nested"` linear layers read planes.
 
     Args:
         base (`PreTrainedModel`): The base.
     """
 
-    def check_backend(self, bits_backend: str) -> None:
+    def __init__(self, base: PreTrainedModel):
+        super().__init__(base)
+        self._layers = planed_layers(base, [mlp.module for mlp in self.mlps])
+        self._linear_parts: dict[Hashable, str] = {layer.part: layer.name for layer in self._layers if layer.part}
+
+    def check_backend(self, bits_backend: str, max_plane_bytes: int | None = None) -> None:
         if bits_backend == "int8":
             for mlp in self.mlps:
                 mlp.int8_copy()
+        elif bits_backend == "nested":
+            make_planes(self._layers, max_plane_bytes)
+
+    def parts_under(self, bits_backend: str, cache: SOLCache) -> Mapping[Hashable, str]:
+        return self._linear_parts if bits_backend == "nested" else self.parts(cache)
+
+    @property
+    def step_parts(self) -> Sequence[StepPart]:
+        return (*self.mlps, *(layer.part for layer in self._layers if layer.part))

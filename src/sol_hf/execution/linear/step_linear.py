@@ -8,19 +8,33 @@ many tokens, but a decode step has one token per row, and a KV refresh one per s
 implementations read the same weights faster ([measured](docs/performance.md)). Their results differ by rounding, since
 they add up in another order.
 
-While a base is instrumented, its large linear layers have an instance attribute `forward` that is a [`StepLinear`]. It
-is used in decode steps and KV refreshes only, and not under `backend="reference"`.
+While a base is instrumented, its linear layers have an instance attribute `forward` that is a [`StepLinear`]. It is
+used in decode steps and KV refreshes only, and not under `backend="reference"`, unless a step reads planes of the
+weights.
 """
 
 import platform
+import threading
+import weakref
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
+from ...selection.nested_planes import NestedPlanes, encode
+from ..mlp.weight_copy import Fingerprint
 from ..plan import ACTIVE
 from ..step_part import StepPart
 from .operation import LINEAR, LinearCall
+from .planes.rows import multiply_rows
+
+
+PRODUCTS = (nn.Linear, Conv1D)
+"""Classes whose forward is a product with a weight."""
+_STEP_LINEARS: "weakref.WeakValueDictionary[int, StepLinear]" = weakref.WeakValueDictionary()
+"""By the id of the module. The [`StepLinear`] holds a reference to the module, so that its id stays valid."""
+_REGISTRY_LOCK = threading.Lock()
 
 
 LEAST_WEIGHTS = 1 << 16
@@ -46,27 +60,87 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
+def matrix_of(module: nn.Module) -> torch.Tensor:
+    """The weight `(outputs, channels)` of a layer of `PRODUCTS`; that of `Conv1D` is transposed."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.t() if isinstance(module, Conv1D) else weight
+
+
 class StepLinear(StepPart):
     """The forward of one linear layer while its base is instrumented.
 
     Args:
-        module (`nn.Linear`): The layer.
+        module (`nn.Module`): The layer, of a class in `PRODUCTS`.
     """
-
-    module: nn.Linear
 
     is_plain_product = True
     """Read by the MLP's fast paths: this forward computes only the product with the weights, and adds the bias."""
 
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
+        weight = getattr(module, "weight", None)
+        self._is_large = type(module) is nn.Linear and weight is not None and weight.numel() >= LEAST_WEIGHTS
+        self.least_bits: int | None = None
+        """Fewest bits in which planes of the weight are read; `None` for a layer that no step reads in planes."""
+        self._planes: NestedPlanes | None = None
+        self._fingerprint: Fingerprint | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "StepLinear":
+        """The [`StepLinear`] of a layer. Bases that share the layer also share this object and the planes."""
+        with _REGISTRY_LOCK:
+            part = _STEP_LINEARS.get(id(module))
+            if part is None:
+                part = _STEP_LINEARS[id(module)] = cls(module)
+            return part
+
     @classmethod
     def all_of(cls, base: nn.Module) -> "tuple[StepLinear, ...]":
-        """One for every linear layer of a base that is large enough and whose class has the standard forward."""
-        linears = [module for module in base.modules() if type(module) is nn.Linear]
-        return tuple(cls(module) for module in linears if module.weight.numel() >= LEAST_WEIGHTS)
+        """One for every linear layer of a base whose class has the standard forward."""
+        return tuple(cls.of(module) for module in base.modules() if type(module) in PRODUCTS)
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._planes is None else self._planes.nbytes
+
+    def drop_copies(self) -> None:
+        with self._lock:
+            self._planes = self._fingerprint = None
+
+    def planes(self) -> NestedPlanes:
+        """The planes of the weight as it is now, made if there are none.
+
+        Raises:
+            ValueError: for a weight that is not finite.
+        """
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            weight = matrix_of(self.module)
+            now = Fingerprint.of(weight)
+            if self._planes is None or now != self._fingerprint:
+                self._planes, self._fingerprint = encode(weight), now
+            return self._planes
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         """The layer's output `(..., outputs)` for an input `(..., channels)`."""
+        context = ACTIVE.get()
+        plan = None if context is None else context.plan
+        if plan is None or self.least_bits is None or not plan.reads_planes:
+            return self._multiply(input)
+        planes, bias = self._planes or self.planes(), self.module.bias
+        assert bias is None or isinstance(bias, torch.Tensor)
+        output = multiply_rows(plan, input, planes, self.least_bits, bias, self._multiply)
+        plan.mark_done("bits", self)
+        return output
+
+    def _multiply(self, input: torch.Tensor) -> torch.Tensor:
+        """The product with the original weights."""
         module, context = self.module, ACTIVE.get()
+        if not self._is_large:
+            assert self.own is not None, "only called while it is installed"
+            return self.own(input)
+        assert isinstance(module, nn.Linear)
         tokens = input.numel() // max(1, input.shape[-1])
         if (
             context is None

@@ -41,7 +41,8 @@ class StepDown(CopyingPart):
         """
         assert self.own is not None, "only called while it is installed"
         keep = plan.levels["neuron_keep"].to(neurons.device)
-        output = KEPT_NEURONS.run(KeptCall(plan, neurons, keep, self.own, self), plan.backend)
+        backend = "reference" if plan.reads_planes else plan.backend
+        output = KEPT_NEURONS.run(KeptCall(plan, neurons, keep, self.own, self), backend)
         assert output is not None, "the projection's own forward can compute every call"
         plan.mark_done("neuron_keep", self)
         return output

@@ -56,7 +56,9 @@ class StepMLP(CopyingPart):
         (x,) = (*args, *kwargs.values())
         keep = None if keep is None else keep.to(x.device)
         bits = None if bits is None else bits.to(x.device)
-        if bits is None or plan.bits_backend == "fake":
+        if plan.reads_planes:  # by its linear layers, so that their forwards have to be called
+            output, bits = self._run(plan, x, keep, own), None
+        elif bits is None or plan.bits_backend == "fake":
             output = self._finish(plan, self._run(plan, x, keep, own), bits)
         else:
             output = self._run_int8(plan, x, keep, bits, own)
@@ -86,7 +88,8 @@ class StepMLP(CopyingPart):
         if keep is None:
             return own(x)
         last = functools.partial(down.run, plan) if (down := self._planned_down(plan)) else None
-        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self, last), plan.backend)
+        backend = "reference" if plan.reads_planes else plan.backend
+        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self, last), backend)
         assert output is not None, "the MLP's own forward can compute every call"
         return output
 

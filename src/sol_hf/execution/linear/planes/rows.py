@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A linear layer of a step in which every row reads its weights in a number of bits of its own."""
+
+from collections.abc import Callable
+
+import torch
+
+from ....selection.nested_planes import WIDTHS, NestedPlanes
+from ...plan import StepPlan
+from .operation import PLANES_PRODUCT, PlanesCall
+
+
+def multiply_rows(
+    plan: StepPlan,
+    x: torch.Tensor,
+    planes: NestedPlanes,
+    least_bits: int,
+    bias: torch.Tensor | None,
+    own: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """The layer's output `(rows, ..., outputs)` for an input `(rows, ..., channels)`.
+
+    Args:
+        plan ([`StepPlan`]): Its `bits` are the levels of the rows.
+        x (`torch.Tensor` of shape `(rows, ..., channels)`): Input.
+        planes ([`NestedPlanes`]): Planes of the weight.
+        least_bits (`int`): Fewest bits in which this layer is read.
+        bias (`torch.Tensor` of shape `(outputs,)`, *optional*): The layer's bias.
+        own (`Callable`): The layer with its original weights, for rows above 8 bits.
+
+    Raises:
+        ValueError: if the input is not one of the rows of the step, and they read different numbers of bits.
+    """
+    if x.device.type != "cpu":
+        return _on_device(plan.levels["bits"].to(x.device), x, planes, least_bits, bias, own)
+    widths = [None if width is None else max(width, least_bits) for width in plan.widths]
+    distinct = sorted(set(widths), key=lambda width: width or 0)
+    if len(distinct) > 1 and len(x) != len(widths):
+        raise ValueError(
+            f"A linear layer gets {len(x)} rows in a step of {len(widths)} with different numbers of bits: give all "
+            "rows the same `bits`, or pass `bits_backend='fake'`."
+        )
+    if len(distinct) == 1:
+        return _multiply(plan, x, planes, distinct[0], bias, own)
+    output = x.new_empty(*x.shape[:-1], planes.outputs)
+    for width in distinct:
+        rows = torch.tensor([row for row, read in enumerate(widths) if read == width])
+        output[rows] = _multiply(plan, x[rows], planes, width, bias, own)
+    return output
+
+
+def _multiply(
+    plan: StepPlan,
+    x: torch.Tensor,
+    planes: NestedPlanes,
+    width: int | None,
+    bias: torch.Tensor | None,
+    own: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    if width is None:
+        return own(x)
+    output = PLANES_PRODUCT.run(PlanesCall(x, planes, width, bias), plan.backend)
+    assert output is not None, "the reference can compute every call"
+    return output
+
+
+def _on_device(
+    bits: torch.Tensor,
+    x: torch.Tensor,
+    planes: NestedPlanes,
+    least_bits: int,
+    bias: torch.Tensor | None,
+    own: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """All widths, of which each row takes its own: to read the levels would stall an accelerator."""
+    if len(bits) != len(x):
+        bits = bits.repeat_interleave(len(x) // len(bits))
+    bits = bits.view(-1, *[1] * (x.dim() - 1))
+    output, reference = own(x), PLANES_PRODUCT["decoded"]
+    for width in reversed([width for width in WIDTHS if width >= least_bits]):
+        prepared = reference.prepare(PlanesCall(x, planes, width, bias))
+        assert prepared is not None
+        output = torch.where(bits <= width, prepared(), output)
+    return output
