@@ -248,6 +248,10 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
         """The decoder layers of the base that each axis reaches; printed, they are a table."""
         return Coverage.of(self.base, self.new_cache())
 
+    def drop_copies(self) -> None:
+        """Free the copies of weights of fast paths, int8 and nested planes; they are made again when needed."""
+        Instrumentation.of(self.base).drop_copies()
+
     def generate(
         self,
         inputs: torch.Tensor | None = None,
@@ -329,8 +333,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
             check_executed(session, output, prompt, len(row_ends.ended))
         if options.is_bare or loop.calls or not isinstance(output, ModelOutput):
             return output
-        trace = None if options.is_dense else kwargs["past_key_values"].trace
-        return attach_steps(output, row_ends, trace, self.action_space)
+        cache = None if options.is_dense else kwargs["past_key_values"]
+        return attach_steps(output, row_ends, cache, self.action_space)
 
     def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
         check_agreement(self.config, self.policy)

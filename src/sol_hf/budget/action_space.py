@@ -11,7 +11,7 @@ Compute is counted in ratio units. Values that people read or write are in axis 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import product
 
@@ -57,6 +57,8 @@ class ActionSpace:
         self.axes: tuple[Axis, ...] = axes_named(given)
         check_size({axis.name: len(given[axis.name]) for axis in self.axes})
         self.levels = {axis.name: tuple(given[axis.name]) for axis in self.axes}
+        self.spent = dict(self.levels)
+        """What a step at each of the levels spends, which is what counts; the levels themselves, but see `spending`."""
         for axis in self.axes:
             axis.check_levels(self.levels[axis.name])
         self.table = tuple(product(*self.levels.values()))
@@ -77,13 +79,13 @@ class ActionSpace:
     def __copy__(self) -> "ActionSpace":
         """A space with tables of its own, for code that may edit them."""
         space = object.__new__(type(self))
-        vars(space).update(vars(self), levels=dict(self.levels))
+        vars(space).update(vars(self), levels=dict(self.levels), spent=dict(self.spent))
         space.values, space.scales, space.ratios = self.values.clone(), self.scales.clone(), self.ratios.clone()
         space._on_device = {key: table.clone() for key, table in self._on_device.items()}
         return space
 
     def __reduce__(self) -> tuple:
-        return type(self).of, (self.levels,)  # the tables are made again, on the CPU
+        return type(self).of, (self.levels, self.spent)  # the tables are made again, on the CPU
 
     def __repr__(self) -> str:
         return "ActionSpace({})".format(", ".join(f"{name}={list(levels)}" for name, levels in self.levels.items()))
@@ -93,6 +95,13 @@ class ActionSpace:
         """Names of the axes, in the order of the columns of `values` and `ratios`."""
         return tuple(self.levels)
 
+    def spending(self, axis: str, spent: Callable[[float], float]) -> "ActionSpace":
+        """The same actions in a computation in which an axis spends `spent(level)` at each of its levels.
+
+        `values` and `ratios`, by which budgets are kept and averages are reported, are of what is spent.
+        """
+        return type(self).of(self.levels, {**self.spent, axis: tuple(spent(level) for level in self.levels[axis])})
+
     @property
     def level_counts(self) -> tuple[int, ...]:
         """Number of levels of every axis."""
@@ -101,7 +110,7 @@ class ActionSpace:
     @property
     def mean_divisors(self) -> tuple[float, ...]:
         """Per axis the divisor of the mean that the policy sees: its largest ratio if `mean_over_largest`, else 1."""
-        return tuple(max(self.levels[axis.name]) / axis.scale if axis.mean_over_largest else 1.0 for axis in self.axes)
+        return tuple(max(self.spent[axis.name]) / axis.scale if axis.mean_over_largest else 1.0 for axis in self.axes)
 
     @property
     def dense(self) -> tuple[float, ...]:
@@ -115,8 +124,8 @@ class ActionSpace:
 
     @property
     def largest(self) -> tuple[float, ...]:
-        """The largest level of every axis, in axis units."""
-        return tuple(max(levels) for levels in self.levels.values())
+        """What the largest level of every axis spends, in axis units."""
+        return tuple(max(spent) for spent in self.spent.values())
 
     @cached_property
     def dense_id(self) -> int:
@@ -124,7 +133,7 @@ class ActionSpace:
 
         Steps that cannot be controlled take it.
         """
-        return self.table.index(self.largest)
+        return self.table.index(tuple(max(levels) for levels in self.levels.values()))
 
     def index(self, *levels: float, **by_name: float) -> int:
         """Id of the action with exactly these levels, in the order of the axes or by name.
@@ -198,9 +207,19 @@ class ActionSpace:
         return self._on_device[key]
 
     @classmethod
-    def of(cls, levels: Mapping[str, Sequence[float]]) -> "ActionSpace":
-        """The action space of levels by axis name; the published axes must be among them."""
-        return cls(**levels)  # type: ignore[arg-type]
+    def of(
+        cls, levels: Mapping[str, Sequence[float]], spent: Mapping[str, tuple[float, ...]] | None = None
+    ) -> "ActionSpace":
+        """The action space of levels by axis name; the published axes must be among them.
+
+        `spent` are what steps at these levels spend, by axis name, if not the levels themselves.
+        """
+        space = cls(**levels)  # type: ignore[arg-type]
+        if spent is not None and dict(spent) != space.levels:
+            space.spent = dict(spent)
+            space.values = torch.tensor(tuple(product(*space.spent.values())), dtype=torch.float32)
+            space.ratios = space.values / space.scales
+        return space
 
 
 def check_size(counts: Mapping[str, int]) -> None:

@@ -129,10 +129,12 @@ class Budget:
                     f"`{axis.name}` is not set, so it would stay dense ({axis.dense:g}), but the largest level of the "
                     f"action space is {max(levels):g}: set `{axis.name}`, or add the level {axis.dense:g}."
                 )
-            if values is not None and min(values) < min(levels):
-                raise BudgetError(
-                    f"`{axis.name}`={min(values):g} is below the smallest level of the action space, {min(levels):g}."
-                )
+            least = min(space.spent[axis.name])
+            if values is not None and min(values) < least:
+                what = "the smallest level of the action space"
+                if least != min(levels):
+                    what = f"what {what} ({min(levels):g}) is carried out with"
+                raise BudgetError(f"`{axis.name}`={min(values):g} is below {what}, {least:g}.")
 
     def targets(self, rows: int, device: torch.device | str = "cpu", space: ActionSpace | None = None) -> torch.Tensor:
         """Targets in ratio units, dense where an axis is not set, of shape `(rows, axes)`.

@@ -32,6 +32,7 @@ class StepRecord:
         previous_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller kept of the logits
             before it.
         along (`TokenArguments`): Further arguments of its forward, such as its position.
+        spent (`torch.Tensor` of shape `(rows, axes)`, *optional*): What it spent, in ratio units.
     """
 
     token: torch.Tensor
@@ -40,6 +41,7 @@ class StepRecord:
     previous_hidden: torch.Tensor | None
     previous_digest: torch.Tensor | None = None
     along: TokenArguments = field(default_factory=dict)
+    spent: torch.Tensor | None = None
 
     def map_rows(self, function: RowFunction) -> "StepRecord":
         """The step after a function of tensors with the rows first."""
@@ -50,6 +52,7 @@ class StepRecord:
             None if self.previous_hidden is None else function(self.previous_hidden),
             None if self.previous_digest is None else function(self.previous_digest),
             {name: argument.map_rows(function) for name, argument in self.along.items()},
+            None if self.spent is None else function(self.spent),
         )
 
 

@@ -239,10 +239,11 @@ class SOLCache(DynamicCache):
         episode = self.episode
         before = episode.hidden_state, episode.logits_digest
         along = {name: argument.owned() for name, argument in (along or {}).items()}
-        episode.steps.append(StepRecord(owned(token), action, counted, *before, along))
+        spent = self.action_space.ratios_on(action.device)[action]
+        episode.steps.append(StepRecord(owned(token), action, counted, *before, along, spent))
         episode.hidden_state, episode.logits_digest = owned(hidden), None if digest is None else owned(digest)
         self.trace.append((action, counted))
-        self.ledger.record(self.action_space.ratios_on(action.device)[action], counted)
+        self.ledger.record(spent, counted)
 
     def record_dense(self) -> None:
         """Store that the last token was computed by a dense forward and not by a step; it counts in no average."""
@@ -343,13 +344,13 @@ class SOLCache(DynamicCache):
         tokens_to_remove = min(0, tokens_to_remove + added)
         if tokens_to_remove == 0:
             return
-        ratios = self.action_space.ratios
         for _ in range(min(-tokens_to_remove, self.episode.length)):
             step = self.episode.steps.pop()
             if self.episode.first_sparse == self.episode.length:
                 self.episode.first_sparse = None
             in_this_call = bool(self.trace)
-            self.ledger.take_back(ratios.to(step.action.device)[step.action], step.counted, in_this_call)
+            if step.spent is not None:
+                self.ledger.take_back(step.spent, step.counted, in_this_call)
             self.episode.hidden_state, self.episode.logits_digest = step.previous_hidden, step.previous_digest
             if in_this_call:
                 self.trace.pop()

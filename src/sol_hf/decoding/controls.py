@@ -8,6 +8,7 @@ from functools import cached_property
 
 from transformers import LogitsProcessorList
 
+from ..budget.action_space import ActionSpace
 from ..budget.budget import Budget
 from ..controllers.base import Controller
 from ..controllers.processors import (
@@ -44,6 +45,8 @@ class DecodeControls:
         cuda_graphs (`bool` or `int`): Run the base's part of steps and KV refreshes from CUDA graphs; a number is the
             length of the text above which no graphs are used.
         dense_axes (`frozenset[str]`): Axes that are dense at every step, for any scores of the controller.
+        action_space ([`ActionSpace`], *optional*): The actions with what they spend in this call, if that is not what
+            they spend by default.
     """
 
     controller: Controller
@@ -58,6 +61,7 @@ class DecodeControls:
     bits_backend: str = "fake"
     cuda_graphs: bool | int = False
     dense_axes: frozenset[str] = frozenset()
+    action_space: ActionSpace | None = None
 
     @cached_property
     def edits(self) -> LogitsProcessorList:

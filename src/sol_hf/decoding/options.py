@@ -20,6 +20,7 @@ from ..controllers.base import Controller
 from ..controllers.dense import DenseController
 from ..controllers.processors import ActionProcessorList, DenseRowsProcessor, budget_processors
 from ..execution.plan import BACKENDS, BITS_BACKENDS
+from ..execution.spending import space_under
 from .controls import DecodeControls
 from .option_names import STORED_DEFAULTS, option_names
 
@@ -135,6 +136,7 @@ class DecodeOptions:
             backend="fast",
             cuda_graphs=self.cuda_graphs,
             dense_axes=frozenset(config.action_space.axis_names),
+            action_space=config.action_space,
         )
 
     def controls(self, controller: Controller, config: SOLConfig) -> DecodeControls:
@@ -162,6 +164,7 @@ class DecodeOptions:
             bits_backend=self.bits_backend,
             cuda_graphs=self.cuda_graphs,
             dense_axes=self.dense_axes(space),
+            action_space=space_under(self.bits_backend, space),
         )
 
 

@@ -13,6 +13,7 @@ from transformers.generation.utils import (
 from transformers.utils import ModelOutput
 
 from ..budget.action_space import ActionSpace
+from ..cache.sol_cache import SOLCache
 from .row_ends import RowEnds
 
 
@@ -86,7 +87,7 @@ def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSp
 def attach_steps(
     output: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput,
     row_ends: RowEnds,
-    trace: list[tuple[torch.Tensor, torch.Tensor]] | None,
+    cache: SOLCache | None,
     space: ActionSpace,
 ) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
     """Add `actions` and `realised` to the output of transformers' generate.
@@ -94,8 +95,7 @@ def attach_steps(
     Args:
         output: From `generate`.
         row_ends ([`RowEnds`]): When every row ended.
-        trace (`list`, *optional*): Per step, actions and counted flags `(flat rows,)` as executed; `None` if all
-            steps were dense.
+        cache ([`SOLCache`], *optional*): The cache of the call, with the steps as executed; `None` if all were dense.
         space ([`ActionSpace`]): Meaning of the ids.
     """
     beams = getattr(output, "beam_indices", None)
@@ -103,15 +103,16 @@ def attach_steps(
         beams = beams[:, : len(row_ends.ended)].long()
     running = row_ends.running() if beams is None else beams >= 0
     steps = running.shape[1]
-    if trace is None:
+    if cache is None:
         actions = torch.full_like(running, space.dense_id if space.has_dense else NO_ACTION, dtype=torch.long)
         realised = torch.tensor(space.dense, device=running.device).repeat(len(running), 1)
     else:
+        trace = cache.trace
         actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
         counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
         if beams is not None:
             actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
-        realised = realised_means(actions, counted & running, space)
+        realised = realised_means(actions, counted & running, cache.action_space)
     is_beam_search = isinstance(output, GenerateBeamDecoderOnlyOutput)
     target = SOLGenerateBeamDecoderOnlyOutput if is_beam_search else SOLGenerateDecoderOnlyOutput
     return target(

@@ -147,6 +147,8 @@ class DecodingSession:
 
     def begin(self) -> "DecodingSession":
         """Begin the sums and the trace of the call. Those of a running episode continue."""
+        if self.controls is not None and self.controls.action_space is not None:
+            self.cache.action_space = self.controls.action_space
         kind = None if self.controls is None else type(self.controls.controller)
         self.cache.start_call("" if kind is None else f"{kind.__module__}.{kind.__qualname__}")
         return self

@@ -92,9 +92,7 @@ class Instrumentation:
         """The reason why an axis cannot be controlled on this base, `None` if it can."""
         return self._inventory.unsupported(axis)
 
-    def require(
-        self, axes: Iterable[str], bits_backend: str = "fake", max_plane_bytes: int | None = None
-    ) -> None:
+    def require(self, axes: Iterable[str], bits_backend: str = "fake", max_plane_bytes: int | None = None) -> None:
         """Raise [`UnsupportedAxisError`] if the base cannot be controlled on one of `axes`, or with this backend.
 
         Planes of weights are made here, at most `max_plane_bytes` of them.

@@ -131,13 +131,13 @@ def _unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _places(bits: int, device: torch.device) -> torch.Tensor:
-    """Where the numbers of `bits` bits begin in a word, by their place in a nibble and by the nibble, `(4 / bits, 8)`."""
+    """Where the numbers of `bits` bits begin in a word, by their place in a nibble and the nibble, `(4 / bits, 8)`."""
     nibble, place = torch.arange(8, device=device), torch.arange(4 // bits, device=device)
     return (4 * nibble + bits * place[:, None]).int()
 
 
 def decode(planes: NestedPlanes, bits: int) -> torch.Tensor:
-    """The weight `(outputs, channels)` that is read in `bits` bits, one of `WIDTHS`, in float32.
+    """The weight `(outputs, channels)` that is read in `bits` bits, one of `WIDTHS`; exact in float32.
 
     Raises:
         ValueError: for another number of bits.
@@ -167,8 +167,11 @@ def product(
         bias (`torch.Tensor` of shape `(outputs,)`, *optional*): Added to the product.
 
     Returns:
-        `torch.Tensor` of shape `(rows, ..., outputs)`, in the dtype of `x`; sums are in float32.
+        `torch.Tensor` of shape `(rows, ..., outputs)`, in the dtype of `x`; sums are in float32, or in float64 if
+        that is the dtype of `x`.
     """
     if not isinstance(bits, int):
         return torch.cat([product(row[None], planes, width, bias) for row, width in zip(x, bits, strict=True)])
-    return functional.linear(x.float(), decode(planes, bits), None if bias is None else bias.float()).to(x.dtype)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight = decode(planes, bits).to(dtype)
+    return functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype)).to(x.dtype)

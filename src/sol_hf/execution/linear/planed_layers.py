@@ -23,8 +23,6 @@ from .step_linear import PRODUCTS, StepLinear, matrix_of
 
 
 LEAST_OUTSIDE_MLPS = 6
-MOST_STRAY_NUMBERS = 1024
-"""Integers in a matrix of more numbers than these are taken for quantized weights."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,13 @@ def _is_linear(module: nn.Module) -> bool:
         return True
     if isinstance(module, nn.Embedding) or next(module.children(), None) is not None:
         return False
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    is_quantized = any(
-        x.dim() >= 2 and x.numel() > MOST_STRAY_NUMBERS and not x.is_floating_point() and x.dtype != torch.bool
-        for x in own
-    )
-    return bool(own) and ("linear" in type(module).__name__.lower() or is_quantized)
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return bool(own) and ("linear" in type(module).__name__.lower() or any(_is_quantized(x) for x in own))
+
+
+def _is_quantized(x: torch.Tensor) -> bool:
+    """Whether a tensor is a matrix of integers, as quantized weights are."""
+    return x.dim() >= 2 and min(x.shape) > 1 and not x.is_floating_point() and x.dtype != torch.bool
 
 
 def make_planes(layers: Sequence[PlanedLayer], most_bytes: int | None = None) -> None:
