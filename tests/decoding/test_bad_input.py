@@ -134,7 +134,7 @@ class TestBudgets:
             "`backend` must be one of auto, reference, fast, got 'slow'", prompts(), **HALF, backend="slow"
         )
         watched.assert_refuses(
-            "`bits_backend` must be one of fake, int8, got 'int4'", prompts(), **HALF, bits_backend="int4"
+            "`bits_backend` must be one of fake, int8, nested, got 'int4'", prompts(), **HALF, bits_backend="int4"
         )
         watched.assert_refuses("`action_temperature` must be positive, got 0", prompts(), **HALF, action_temperature=0)
         watched.assert_refuses("`action_temperature` must be positive", prompts(), **HALF, action_temperature=NAN)

@@ -22,7 +22,6 @@ from sol_hf.execution.mlp.discovery import find_mlps
 from sol_hf.execution.plan import StepPlan, active_forward
 from sol_hf.kernels.cpu import compilation
 from sol_hf.kernels.cpu import planes as kernel
-from sol_hf.selection.channels import keep_top_channels
 from sol_hf.selection.nested_planes import decode, encode, plane_bytes, width_read
 from sol_hf.selection.rule import SelectionRule
 from support.bases import FAMILIES, tiny_base
@@ -157,16 +156,22 @@ def test_a_cache_goes_on_under_another_backend_and_is_rolled_back_with_what_was_
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
-def test_channels_are_kept_and_weights_are_read_in_fewer_bits(family):
-    model, x = control(tiny_base(family), bits=LEVELS), torch.randn(2, 1, 32)
-    rounded = find_mlps(with_rounded_weights(model.base, 5))[0]
-    levels = {"bits": torch.tensor([5.0, 5.0]), "mlp_keep": torch.tensor([0.5, 0.3])}
-    expected = rounded(keep_top_channels(x, levels["mlp_keep"]))
-    for backend in ("reference", "fast"):
-        plan = StepPlan(model.new_cache(), SelectionRule(), levels, backend, "nested")
-        with torch.no_grad(), Instrumentation.of(model.base), active_forward(plan):
-            found = find_mlps(model.base)[0](x)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+def test_channels_and_neurons_are_kept_and_weights_are_read_in_fewer_bits(family):
+    settings = {"bits": LEVELS, "neuron_keep": [0.4, 0.6, 1.0]}
+    model, x = control(tiny_base(family), **settings), torch.randn(2, 1, 32)
+    rounded = control(with_rounded_weights(model.base, 5), **settings)
+    levels = {"mlp_keep": torch.tensor([0.5, 0.3]), "neuron_keep": torch.tensor([0.4, 0.6])}
+    for kept in ({}, {"mlp_keep"}, {"neuron_keep"}, {"mlp_keep", "neuron_keep"}):
+        chosen = {name: levels[name] for name in kept}
+        plan = StepPlan(model.new_cache(), SelectionRule(), chosen, "reference")
+        with torch.no_grad(), Instrumentation.of(rounded.base), active_forward(plan):
+            expected = find_mlps(rounded.base)[0](x)
+        for backend in ("reference", "fast"):
+            chosen["bits"] = torch.tensor([5.0, 5.0])
+            plan = StepPlan(model.new_cache(), SelectionRule(), chosen, backend, "nested")
+            with torch.no_grad(), Instrumentation.of(model.base), active_forward(plan):
+                found = find_mlps(model.base)[0](x)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_prompt_and_refresh_read_the_original_weights():

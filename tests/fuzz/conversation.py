@@ -16,6 +16,8 @@ from fuzz.controllers import CONTROLLERS, PROCESSORS
 from fuzz.mistakes import MISTAKES
 from fuzz.watch import Calls, watched
 from sol_hf import Budget, SOLCache, SOLForCausalLM
+from sol_hf.budget.action_space import ActionSpace
+from sol_hf.execution.spending import space_under
 
 
 VOCABULARY, PAD = 99, 0
@@ -84,6 +86,11 @@ class Conversation:
     @property
     def last(self) -> Turn:
         return self.turns[-1]
+
+    @property
+    def space(self) -> ActionSpace:
+        """The actions, with what they spend."""
+        return space_under(self.case.options.get("bits_backend", "fake"), self.model.action_space)
 
 
 def first_prompt(case: Case) -> tuple[torch.Tensor, torch.Tensor]:

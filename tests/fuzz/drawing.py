@@ -102,7 +102,7 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
         budget_mode=often("hard", "soft"),
         kv_refresh=often(True, False, "auto"),
         backend=st.sampled_from(["reference", "fast", "fast"]),
-        bits_backend=often("fake", "int8"),
+        bits_backend=often("fake", "int8", "nested"),
         do_sample_actions=often(False, True),
         action_temperature=st.sampled_from([0.2, 5.0]),
     )

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from fuzz.case import DENSE, Case
 from fuzz.controllers import FAULTS, NEEDS_BUDGET
 from sol_hf import SOLForCausalLM
+from sol_hf.selection.nested_planes import width_read
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ def expected(case: Case) -> Iterator[str]:
     """Parts of the messages of which one must be in the error; none if the case has to run."""
     has_controller, has_budget = case.controller != "policy", bool(case.budget)
     for name, value in case.budget.items():
-        if min(value if isinstance(value, list) else [value]) < min(case.levels[name]):
-            yield "below the smallest level"
+        least = min(case.levels[name])
+        if name == "bits" and case.options.get("bits_backend") == "nested":
+            least = width_read(least) or DENSE[name]
+        if min(value if isinstance(value, list) else [value]) < least:
+            yield "the smallest level"
         if isinstance(value, list) and len(value) != case.rows:
             yield "rows, but the input has"
     if has_budget:

@@ -58,7 +58,7 @@ class ActionSpace:
         check_size({axis.name: len(given[axis.name]) for axis in self.axes})
         self.levels = {axis.name: tuple(given[axis.name]) for axis in self.axes}
         self.spent = dict(self.levels)
-        """What a step at each of the levels spends, which is what counts; the levels themselves, but see `spending`."""
+        """What a step at each level spends, by which budgets are kept: the level, unless changed by `spending`."""
         for axis in self.axes:
             axis.check_levels(self.levels[axis.name])
         self.table = tuple(product(*self.levels.values()))

@@ -171,10 +171,11 @@ class Instrumentation:
     def _needed_changes(self) -> Iterator[Change]:
         base, inventory = self.base, self._inventory
         yield from stop_training(base)
-        for linear in StepLinear.all_of(base):  # before the executors, which may wrap them
+        executors = list(inventory.executors())
+        for linear in StepLinear.all_of(base):  # before the changes of executors, which may wrap them
             yield Change("linear", linear.module, linear.install)
         for norm in StepNorm.all_of(base):
             yield Change("norm", norm.module, norm.install)
-        for executor in inventory.executors():
+        for executor in executors:
             yield from executor.changes()
         yield watch_head(inventory.head)

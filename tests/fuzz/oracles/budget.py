@@ -29,7 +29,7 @@ def executed(conversation: Conversation, turn: Turn) -> tuple[torch.Tensor, torc
         Levels `(rows, steps, axes)` in ratio units, and two `torch.BoolTensor` of shape `(rows, steps)`: the steps
         that count, and those that the row has.
     """
-    space = conversation.model.action_space
+    space = conversation.space
     if conversation.case.beams > 1:
         actions = turn.output.actions
         seen = turn.length - turn.padding[:, None] + torch.arange(actions.shape[1])
@@ -42,7 +42,7 @@ def executed(conversation: Conversation, turn: Turn) -> tuple[torch.Tensor, torc
 
 def check_pinned(conversation: Conversation, turn: Turn) -> None:
     """An axis that the budget leaves out, or whose target is its largest level, stays at that level."""
-    case, space = conversation.case, conversation.model.action_space
+    case, space = conversation.case, conversation.space
     ratios, counted, _ = executed(conversation, turn)
     largest = space.ratios.amax(0).double()
     for row in range(len(ratios)):
@@ -58,7 +58,7 @@ def check_pinned(conversation: Conversation, turn: Turn) -> None:
 
 def check_kept(conversation: Conversation, turn: Turn) -> None:
     """The running mean of every episode overshoots by one step at most, that of a whole episode not at all."""
-    case, space = conversation.case, conversation.model.action_space
+    case, space = conversation.case, conversation.space
     ratios, counted, ran = executed(conversation, turn)
     largest = space.ratios.amax(0).double()
     for row in range(len(ratios)):

@@ -42,7 +42,7 @@ def check_steps(conversation: Conversation, turn: Turn) -> None:
 
 def check_realised(conversation: Conversation, turn: Turn) -> None:
     """`realised` is the mean of the actions of the row's controllable steps, and the largest levels without any."""
-    case, space = conversation.case, conversation.model.action_space
+    case, space = conversation.case, conversation.space
     actions = turn.output.actions
     seen = turn.length - turn.padding[:, None] + torch.arange(actions.shape[1])
     counted = (actions >= 0) & (seen >= case.first_controllable)

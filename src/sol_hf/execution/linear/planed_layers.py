@@ -116,7 +116,7 @@ def _reason_against(module: nn.Module) -> str | None:
     forward, weight = vars(module).get("forward"), module.weight
     if forward is not None and not isinstance(forward, StepPart):
         return "has a forward that another library has replaced"
-    if type(weight) not in (nn.Parameter, torch.Tensor):
+    if not isinstance(weight, torch.Tensor) or type(weight) not in (nn.Parameter, torch.Tensor):
         return f"has a weight of the class {type(weight).__name__}"
     if weight.device.type == "meta":
         return "has a weight without values, on the meta device"

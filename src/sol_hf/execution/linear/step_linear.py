@@ -80,7 +80,8 @@ class StepLinear(StepPart):
     def __init__(self, module: nn.Module):
         super().__init__(module)
         weight = getattr(module, "weight", None)
-        self._is_large = type(module) is nn.Linear and weight is not None and weight.numel() >= LEAST_WEIGHTS
+        self.is_large = type(module) is nn.Linear and weight is not None and weight.numel() >= LEAST_WEIGHTS
+        """Whether other implementations than torch's are worth their overhead."""
         self.least_bits: int | None = None
         """Fewest bits in which planes of the weight are read; `None` for a layer that no step reads in planes."""
         self._planes: NestedPlanes | None = None
@@ -98,8 +99,9 @@ class StepLinear(StepPart):
 
     @classmethod
     def all_of(cls, base: nn.Module) -> "tuple[StepLinear, ...]":
-        """One for every linear layer of a base whose class has the standard forward."""
-        return tuple(cls.of(module) for module in base.modules() if type(module) in PRODUCTS)
+        """One for every linear layer of a base that is large enough, or that a step may read in planes."""
+        parts = [cls.of(module) for module in base.modules() if type(module) in PRODUCTS]
+        return tuple(part for part in parts if part.is_large or part.least_bits is not None)
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +139,7 @@ class StepLinear(StepPart):
     def _multiply(self, input: torch.Tensor) -> torch.Tensor:
         """The product with the original weights."""
         module, context = self.module, ACTIVE.get()
-        if not self._is_large:
+        if not self.is_large:
             assert self.own is not None, "only called while it is installed"
             return self.own(input)
         assert isinstance(module, nn.Linear)

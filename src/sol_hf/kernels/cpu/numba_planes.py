@@ -102,6 +102,27 @@ def _lines_of(builder: ir.IRBuilder, memory: ir.Value, stride: ir.Value, count: 
     return [builder.gep(memory, [builder.mul(stride, LONG(n))]) for n in range(count)]
 
 
+def _load_block(builder: ir.IRBuilder, memory: list[ir.Value], block: ir.Value) -> list[list[ir.Value]]:
+    """The words of a block from each plane; later ones are prefetched."""
+    words = []
+    for bits, plane in zip(PLANES, memory, strict=False):
+        first = builder.mul(block, LONG(bits))
+        places = [builder.gep(plane, [builder.add(first, LONG(k))]) for k in range(bits)]
+        words.append([builder.load(place, align=4) for place in places])
+        for place in places:
+            ahead = builder.add(builder.ptrtoint(place, LONG), LONG(PREFETCHED * bits // PLANES[0]))
+            ask_for(builder, builder.inttoptr(ahead, ir.IntType(8).as_pointer()))
+    return words
+
+
+def _load_scale(builder: ir.IRBuilder, memory: ir.Value, block: ir.Value, times: float) -> ir.Value:
+    """The scales of the group that a block belongs to, as float32, multiplied by a number."""
+    group = builder.sdiv(block, LONG(GROUP // CHANNELS))
+    half = builder.load(builder.gep(memory, [group]), align=2)
+    scale = builder.bitcast(builder.shl(builder.zext(half, WORDS), _all(16)), NUMBERS)
+    return builder.fmul(scale, ir.Constant(NUMBERS, [times] * OUTPUTS))
+
+
 def _planes_read(width: int) -> int:
     return next(n for n in range(1, len(PLANES) + 1) if sum(PLANES[:n]) == width)
 
@@ -126,14 +147,7 @@ def _multiply_tile(lines: int, width: int):
             block = builder.phi(LONG)
             block.add_incoming(LONG(0), before)
             totals = [builder.phi(NUMBERS) for _ in range(lines)]
-            words = []
-            for bits, plane in zip(PLANES, memory, strict=False):
-                first = builder.mul(block, LONG(bits))
-                places = [builder.gep(plane, [builder.add(first, LONG(k))]) for k in range(bits)]
-                words.append([builder.load(place, align=4) for place in places])
-                for place in places:
-                    ahead = builder.add(builder.ptrtoint(place, LONG), LONG(PREFETCHED * bits // PLANES[0]))
-                    ask_for(builder, builder.inttoptr(ahead, ir.IntType(8).as_pointer()))
+            words = _load_block(builder, memory, block)
             read = CODE_BITS if count > 1 else PLANES[0]
             half = FLOAT(2.0 ** (read - width) / 2)
             chains = [[ZEROS] * CHAINS for _ in range(lines)]
@@ -148,10 +162,7 @@ def _multiply_tile(lines: int, width: int):
                     for i in range(lines):
                         number = _spread(builder, builder.load(builder.gep(line[i], [place])))
                         chains[i][chain] = add_product(builder, chains[i][chain], number, weights)
-            group = builder.sdiv(block, LONG(GROUP // CHANNELS))
-            half = builder.load(builder.gep(scale_memory, [group]), align=2)
-            scale = builder.bitcast(builder.shl(builder.zext(half, WORDS), _all(16)), NUMBERS)
-            scale = builder.fmul(scale, ir.Constant(NUMBERS, [2.0 ** (CODE_BITS - read)] * OUTPUTS))
+            scale = _load_scale(builder, scale_memory, block, 2.0 ** (CODE_BITS - read))
             later = []
             for i in range(lines):
                 total = functools.reduce(builder.fadd, chains[i])
