@@ -8,6 +8,7 @@ import torch
 
 from sol_hf.evaluation.axis_costs import Weights
 from sol_hf.evaluation.compute_costs import ComputeCosts, keys_read
+from sol_hf.selection.nested_planes import plane_bytes
 from sol_hf.selection.rule import SelectionRule
 from support.bases import FAMILIES, SIZES, tiny_base
 from support.cases import ACTIONS, control
@@ -79,6 +80,31 @@ def test_bits_alone_save_nothing_but_nominally():
     costs, action = ComputeCosts.of(model, CONTEXT), model.action_space.index(*ACTIONS["bits"])
     assert float(costs.bytes[action]) == costs.dense_bytes and float(costs.flops[action]) == costs.dense_flops
     assert float(costs.nominal_bytes[action]) < costs.dense_bytes
+
+
+def test_planes_and_scales_are_counted():
+    model = control(tiny_base("llama"), bits=[5, 7, 9, 16])
+    costs, space = ComputeCosts.of(model, CONTEXT, "nested"), model.action_space
+    shapes = [(64, 32), (64, 32), (32, 64)], [(32, 32), (16, 32), (16, 32), (32, 32)]
+    for level, in_mlps, elsewhere in ((5, 5, 6), (7, 8, 8)):
+        planes = LAYERS * sum(plane_bytes(*shape, in_mlps) for shape in shapes[0])
+        planes += LAYERS * sum(plane_bytes(*shape, elsewhere) for shape in shapes[1])
+        planes += plane_bytes(VOCAB, WIDTH, elsewhere)
+        linear = LAYERS * (MLP + ATTENTION) + VOCAB * WIDTH
+        action = space.index(1.0, 1.0, level)
+        expected = costs.dense_bytes - 4 * linear + planes
+        assert float(costs.bytes[action]) == pytest.approx(expected)
+        assert float(costs.nominal_bytes[action]) == pytest.approx(expected)
+        assert float(costs.flops[action]) == costs.dense_flops
+    assert float(costs.bytes[space.index(1.0, 1.0, 9)]) == costs.dense_bytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_planes_are_smaller_in_every_family(family):
+    model = control(tiny_base(family), bits=[4, 6, 8, 16])
+    costs, space = ComputeCosts.of(model, CONTEXT, "nested"), model.action_space
+    read = [float(costs.bytes[space.index(1.0, 1.0, bits)]) for bits in (4, 6, 8, 16)]
+    assert read == sorted(read) and read[0] < read[1] < read[2] < 0.6 * read[3] == 0.6 * costs.dense_bytes
 
 
 def test_refresh_and_policy_count_where_they_run():

@@ -381,6 +381,20 @@ class TestLinearLayers:
         assert all(taken > 0 for line in report["results"] for taken in line["times"].values())
         assert "64 x 8" in capsys.readouterr().out
 
+    def test_planes(self, linear, module, monkeypatch, tmp_path, capsys):
+        planes, file = module("benchmark_planes"), tmp_path / "numbers.json"
+        monkeypatch.setattr(planes, "weights_of", linear.weights_of)
+        monkeypatch.setattr(planes, "BYTES_OF_WEIGHTS", 1 << 11)
+        before = torch.get_num_threads()
+        try:
+            assert planes.main(["--rows", "1", "3", "--repeats", "1", "--json", str(file)]) == 0
+        finally:
+            torch.set_num_threads(before)
+        results = json.loads(file.read_text())["results"]
+        assert len(results) == 3 * 2 * 2 and all(time > 0 for line in results for time in line["times"].values())
+        assert all(list(line["times"]) == ["dense", "4", "5", "6", "8"] for line in results)
+        assert "64 x 8" in capsys.readouterr().out
+
     def test_without_onednn(self, linear, monkeypatch, capsys):
         monkeypatch.setattr(linear, "has_onednn", lambda: False)
         assert linear.main([]) == 1 and "oneDNN" in capsys.readouterr().err

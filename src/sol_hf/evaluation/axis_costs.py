@@ -101,6 +101,9 @@ class StepCounts:
         kv_flops (`float`): Floating-point operations of attention over the cache.
         nominal_mlp_size (`float`, *optional*, defaults to 1.0): Bytes per MLP weight as a fraction of `itemsize`,
             if the weights were stored with the bits of the action.
+        mlp_size (`float`, *optional*, defaults to 1.0): Bytes per MLP weight as a fraction of `itemsize`, as read.
+        other_bytes_saved (`float`, *optional*, defaults to 0.0): Bytes by which the weights outside of the MLPs are
+            smaller as read.
     """
 
     mlp_input_weights: float
@@ -111,6 +114,8 @@ class StepCounts:
     kv_bytes: float
     kv_flops: float
     nominal_mlp_size: float = 1.0
+    mlp_size: float = 1.0
+    other_bytes_saved: float = 0.0
 
     def times(self, **factors: float) -> "StepCounts":
         """A copy in which the named counts are multiplied by factors."""
@@ -129,13 +134,13 @@ class StepCounts:
     @property
     def bytes(self) -> float:
         """Bytes read."""
-        return self.weights * self.itemsize + self.kv_bytes
+        weights = self.mlp_weights * self.mlp_size + self.other_weights
+        return weights * self.itemsize - self.other_bytes_saved + self.kv_bytes
 
     @property
     def nominal_bytes(self) -> float:
         """Bytes that would be read if the weights were stored with the bits of the action."""
-        saved = self.mlp_weights * (1 - self.nominal_mlp_size)
-        return (self.weights - saved) * self.itemsize + self.kv_bytes
+        return self.bytes - self.mlp_weights * self.mlp_size * (1 - self.nominal_mlp_size) * self.itemsize
 
     @property
     def flops(self) -> float:
@@ -149,10 +154,11 @@ class AxisCost:
     Args:
         model ([`SOLForCausalLM`]): Base and selection rule.
         keys (`int`): Keys that the step sees.
+        bits_backend (`str`, *optional*, defaults to `"fake"`): How `bits` is computed, see [`StepPlan`].
     """
 
-    def __init__(self, model: SOLForCausalLM, keys: int):
-        self.model, self.keys = model, keys
+    def __init__(self, model: SOLForCausalLM, keys: int, bits_backend: str = "fake"):
+        self.model, self.keys, self.bits_backend = model, keys, bits_backend
 
     def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
         """A function that applies a level to the counts of a step; called once per level.

@@ -13,10 +13,11 @@ one token):
     policy    its weights, if the policy chooses the actions
 
 The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts for an
-implementation that skips everything that can be skipped; they are not times. Fake quantization saves nothing. In
-*nominal* counts MLP weights are read with bits / 16 of their size. Query heads that share a key-value head may select
-different keys (`selection="head"`). The counts assume that they do: if `n` heads share one, up to `n` times
-`token_keep` of the keys is read. Activations and the entropy that a controller computes are not counted.
+implementation that skips everything that can be skipped; they are not times. Fake quantization saves nothing; with
+`bits_backend="nested"` the planes and scales that are read count. In *nominal* counts MLP weights are read with
+bits / 16 of their size. Query heads that share a key-value head may select different keys (`selection="head"`). The
+counts assume that they do: if `n` heads share one, up to `n` times `token_keep` of the keys is read. Activations and
+the entropy that a controller computes are not counted.
 """
 
 from dataclasses import dataclass
@@ -63,17 +64,18 @@ class ComputeCosts:
     policy_flops: float
 
     @classmethod
-    def of(cls, model: SOLForCausalLM, context_length: int) -> "ComputeCosts":
+    def of(cls, model: SOLForCausalLM, context_length: int, bits_backend: str = "fake") -> "ComputeCosts":
         """Costs in an episode that follows `context_length` tokens.
 
         Args:
             model ([`SOLForCausalLM`]): Base, policy and selection rule.
             context_length (`int`): Tokens before the episode.
+            bits_backend (`str`, *optional*, defaults to `"fake"`): How `bits` is computed, see [`StepPlan`].
         """
         weights, steps = Weights.of(model), model.config.episode_length
         keys = context_length + (steps + 1) // 2
         dense = dense_counts(model, weights, keys)
-        counts = step_counts(model, dense, keys)
+        counts = step_counts(model, dense, keys, bits_backend)
         policy = model.policy
         policy_numbers = read_numbers(policy)
         return cls(
@@ -128,18 +130,19 @@ def dense_counts(model: SOLForCausalLM, weights: Weights, keys: int) -> StepCoun
     )
 
 
-def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int) -> list[StepCounts]:
+def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int, bits_backend: str = "fake") -> list[StepCounts]:
     """Counts of a step that sees `keys` keys, for every action of the model's action space.
 
     Args:
         model ([`SOLForCausalLM`]): Base, selection rule and action space.
         dense ([`StepCounts`]): Counts of a dense step.
         keys (`int`): Keys that the step sees.
+        bits_backend (`str`, *optional*, defaults to `"fake"`): How `bits` is computed, see [`StepPlan`].
     """
     space = model.action_space
     changes = []
     for axis in space.axes:
-        entry = AXIS_COSTS[axis.name](model, keys) if axis.name in AXIS_COSTS else None
+        entry = AXIS_COSTS[axis.name](model, keys, bits_backend) if axis.name in AXIS_COSTS else None
         changes.append({} if entry is None else {level: entry.at(level) for level in space.levels[axis.name]})
     counts = []
     for action in space.table:

@@ -121,7 +121,7 @@ def _compare(dense, output) -> torch.Tensor:
 
 
 def _bytes_share(model: SOLForCausalLM, setting: Mapping[str, Any], context: int) -> float:
-    space, costs = model.action_space, ComputeCosts.of(model, context)
+    space, costs = model.action_space, ComputeCosts.of(model, context, setting.get("bits_backend", "fake"))
     wanted = tuple(float(setting.get(axis.name, axis.dense)) for axis in space.axes)
     action = [tuple(map(float, values)) for values in space.table].index(wanted)
     return float(costs.bytes[action]) / costs.dense_bytes
