@@ -115,7 +115,7 @@ class TestBudgets:
     @pytest.mark.parametrize("method", ["generate", "score"])
     def test_object_and_numbers_at_once(self, watched, method):
         context = {"context_length": 9} if method == "score" else {}
-        message = "either `budget` or `token_keep`, `mlp_keep` and `bits`, not both"
+        message = "either `budget` or `token_keep`, `mlp_keep`, `bits` and `neuron_keep`, not both"
         watched.assert_refuses(message, prompts(), method=method, budget=Budget(0.5), bits=8, **context)
 
     def test_stored_budget_is_checked_too(self, watched):
@@ -189,7 +189,7 @@ class TestAddedAxis:
         noisy.assert_refuses(message, prompts(), error=BudgetError, mlp_noise=0.4, **given)
         noisy.assert_refuses(message, prompts(), error=BudgetError, budget=Budget(mlp_noise=[0.6, 0.4]), **given)
         noisy.assert_refuses(r"`mlp_noise` must lie in \(0, 1\], got 0", prompts(), mlp_noise=0, **given)
-        message = "either `budget` or `token_keep`, `mlp_keep`, `bits` and `mlp_noise`, not both"
+        message = "either `budget` or `token_keep`, `mlp_keep`, `bits`, `neuron_keep` and `mlp_noise`, not both"
         noisy.assert_refuses(message, prompts(), budget=Budget(0.5), mlp_noise=1.0, **given)
         noisy.assert_refuses("mlp_noize.*did you mean `mlp_noise`", prompts(), mlp_noize=0.5, **given)
 
