@@ -90,6 +90,20 @@ class Criterion:
         """
         raise NotImplementedError
 
+    def has_token_kernel(self, rule: SelectionRule) -> bool:
+        """Whether the compiled CPU kernel for single tokens selects the same keys under these settings."""
+        return False
+
+    def tokens_wanted(self, rule: SelectionRule, token_keep: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """Number of keys `(rows,)` that a key-value head reads on average, for that kernel.
+
+        Args:
+            rule ([`SelectionRule`]): Settings.
+            token_keep (`torch.Tensor` of shape `(rows,)`): Fraction of the keys to read.
+            count (`torch.Tensor` of shape `(rows,)`): Keys of every row.
+        """
+        raise NotImplementedError
+
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
         """How many of `keys` keys (its own included) a query head reads; by default `ceil(token_keep * keys)`."""
         return min(keys, max(1, math.ceil(token_keep * keys - ROUNDING)))

@@ -39,7 +39,7 @@ class Sketch(Criterion):
         count = slots - first_key
         valid = place >= 0
         always = valid & ((place < rule.sink_tokens) | (place >= (count - rule.recent_tokens)[:, None]))
-        wanted = torch.maximum(kept_count(token_keep, count), always.sum(dim=-1))
+        wanted = self.tokens_wanted(rule, token_keep, count)
         if rule.selection == "head":
             scores = scores.flatten(1, 2)
         else:
@@ -51,6 +51,13 @@ class Sketch(Criterion):
         else:
             order, in_use = _shared_by_heads(scores, wanted)
         return Selection(order - candidates.page_origin[:, None, None], in_use)
+
+    def has_token_kernel(self, rule: SelectionRule) -> bool:
+        return rule.index_bits == 4 and rule.selection != "head"
+
+    def tokens_wanted(self, rule: SelectionRule, token_keep: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        always = count.clamp(max=rule.sink_tokens + rule.recent_tokens)
+        return torch.maximum(kept_count(token_keep, count), always)
 
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
         return min(keys, max(rule.sink_tokens + rule.recent_tokens, super().keys_read(rule, token_keep, keys)))

@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention over single tokens by a kernel that numba compiles, on the CPU.
+
+It ranks all tokens by the 4-bit index of the cache layer, and reads those that the key-value heads choose.
+"""
+
+import functools
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ....cache.paged_layer import PagedLayer
+from ....kernels.cpu.compilation import loads
+from ....kernels.cpu.torch_threads import run_in_torch_threads
+from ....selection.criterion import CRITERIA
+from ...dispatch import Implementation, Prepared
+from ...plan import AttentionKernel
+from .numba_pages import TASKS_PER_THREAD, supports
+from .operation import STEP_ATTENTION, StepAttention
+
+
+class NumbaTokens(Implementation[StepAttention]):
+    """[`TokenAttention`], set up once per step for all layers of one shape."""
+
+    order: ClassVar[int] = 35
+
+    def prepare(self, call: StepAttention) -> Prepared | None:
+        layer, rule, keep = call.layer, call.plan.rule, call.plan.token_keep
+        if keep is None or not CRITERIA[rule.criterion].has_token_kernel(rule):
+            return None
+        if not (isinstance(layer, PagedLayer) and supports(call.query, layer) and call.is_stored):
+            return None
+        if call.query.shape[-1] % 2 or not loads("numba_tokens"):
+            return None
+        return functools.partial(self._kernel(call, layer), call.query, layer)
+
+    def suits(self, call: StepAttention) -> bool:
+        return call.is_long
+
+    def _kernel(self, call: StepAttention, layer: PagedLayer) -> AttentionKernel:
+        kernels = call.plan.shared.kernels.setdefault("numba_tokens", [])
+        for kernel in kernels:
+            if kernel.fits(call.query, layer, call.scaling):
+                return kernel
+        kernels.append(TokenAttention(call, layer))
+        return kernels[-1]
+
+
+class TokenAttention:
+    """Decode attention over the best tokens of layers of one shape, for one decode step.
+
+    Args:
+        call ([`StepAttention`]): A layer's attention in the step.
+        layer ([`PagedLayer`]): The layer, with the key and value of the new token in it.
+    """
+
+    def __init__(self, call: StepAttention, layer: PagedLayer):
+        from ....kernels.cpu import numba_tokens as kernel
+
+        plan, query = call.plan, call.query
+        rule, self.scaling, self.dtype = plan.rule, call.scaling, query.dtype
+        rows, heads, _, dim = query.shape
+        kv_heads, slots, value_dim = layer.keys.shape[1], layer.length, layer.values.shape[-1]
+        group, pairs = heads // kv_heads, rows * kv_heads
+        self.kernel, self.bits, self.padding_range = kernel, rule.index_bits, plan.cache.padding_range
+        padding = plan.cache.padding
+        self.first_key = torch.zeros(rows, dtype=torch.long) if padding is None else padding.contiguous()
+        assert plan.token_keep is not None, "a step without it is not prepared"
+        self.wanted = CRITERIA[rule.criterion].tokens_wanted(rule, plan.token_keep, slots - self.first_key)
+        self.address = (kernel.attend_float32 if self.dtype == torch.float32 else kernel.attend_bfloat16).address
+        splits = max(1, min(-(-TASKS_PER_THREAD * torch.get_num_threads() // pairs), int(self.wanted.max())))
+        floats_each = group * (dim + slots) + kernel.BLOCK * dim
+        words_each = 1 + slots + kernel.BINS
+        parts_each = group * (2 + value_dim) + kernel.BLOCK * (max(dim, value_dim) + group)
+        sizes = (1 + pairs * (floats_each + slots), pairs * words_each, pairs * splits * parts_each)
+        self.scratch = torch.empty(sum(sizes), dtype=torch.float32)
+        self.scratch[0] = dim**-0.5 if self.scaling is None else self.scaling
+        floats = self.scratch.data_ptr()
+        words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
+        self.shape = (rows, 1, heads, value_dim)
+        a = np.zeros(kernel.HEADER + 2 * rows + pairs, dtype=np.int64)
+        a[kernel.FIRST], a[kernel.WANTED] = self.first_key.data_ptr(), self.wanted.data_ptr()
+        a[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
+        a[kernel.SINK], a[kernel.RECENT] = rule.sink_tokens, rule.recent_tokens
+        a[kernel.PER_LAYER], a[kernel.SPLITS], a[kernel.MOST] = rule.selection == "layer", splits, slots
+        a[kernel.FLOATS], a[kernel.FLOATS_EACH], a[kernel.WORDS], a[kernel.WORDS_EACH] = (
+            floats,
+            floats_each,
+            words,
+            words_each,
+        )
+        a[kernel.PARTS], a[kernel.PARTS_EACH], a[kernel.ITEM_SIZE] = parts, parts_each, query.element_size()
+        self.arguments, self.data = a, a.ctypes.data
+
+    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
+        """Whether a layer has the shapes and the dtype for which this was set up."""
+        rows, _, heads, value_dim = self.shape
+        a, kernel = self.arguments, self.kernel
+        return (
+            query.shape == (rows, heads, 1, a[kernel.DIM])
+            and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
+            and layer.values.shape[-1] == value_dim
+            and scaling == self.scaling
+            and query.dtype == layer.dtype == self.dtype
+        )
+
+    def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
+        """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the index."""
+        kernel, a = self.kernel, self.arguments
+        index = layer.sketch(self.bits, self.first_key, self.padding_range)
+        keys, values, capacity = layer.flat_store()
+        output = query.new_empty(self.shape)
+        a[kernel.QUERY], a[kernel.QUERY_ROW], a[kernel.QUERY_HEAD] = query.data_ptr(), query.stride(0), query.stride(1)
+        a[kernel.KEYS], a[kernel.VALUES], a[kernel.OUTPUT] = keys.data_ptr(), values.data_ptr(), output.data_ptr()
+        a[kernel.CAPACITY], a[kernel.INDEX_CAPACITY] = capacity, index.packed.shape[2]
+        a[kernel.CODES], a[kernel.SCALES] = index.packed.data_ptr(), index.scale.data_ptr()
+        a[kernel.NEXT :] = 0
+        run_in_torch_threads(self.address, self.data)
+        return output
+
+
+STEP_ATTENTION.register("numba_tokens", NumbaTokens())

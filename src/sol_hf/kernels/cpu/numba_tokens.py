@@ -1,0 +1,284 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Decode attention on the CPU over the best single tokens, ranked by their keys in 4 bits, compiled by numba.
+
+One `rank` task per row and key-value head multiplies the queries of its group with all codes and adds up their
+probabilities. The tokens are then listed: by the task itself, or, if the heads of a layer choose together, by the last
+one of the row. `attend` tasks read the keys and values of the listed tokens, each for the whole group.
+
+    tasks   | rank (row 0, kv 0) | rank (row 0, kv 1) | ... | attend (row, kv, split) | ... |
+                                                              waits until the row is listed; the last split of a
+                                                              (row, kv) merges the parts
+
+The arguments are an array of int64 as in `numba_attention`, with other entries where pages do not apply.
+"""
+
+import numpy as np
+from numba import types
+
+from .code_cache import cfunc, njit
+from .numba_attention import (
+    BINS,
+    BLOCK,
+    CAPACITY,
+    DIM,
+    EVERYTHING,
+    FIRST,
+    FLOATS,
+    FLOATS_EACH,
+    GROUP,
+    HEADER,
+    INDEXED,
+    ITEM_SIZE,
+    KEYS,
+    KV_HEADS,
+    LINE,
+    LOWER,
+    MOST_PAGES,
+    NEXT,
+    NOTHING,
+    OUTPUT,
+    PAGE_CAPACITY,
+    PAGE_SIZE,
+    PARTS,
+    PARTS_EACH,
+    PER_GROUP,
+    QUERY,
+    QUERY_HEAD,
+    QUERY_ROW,
+    ROWS,
+    SLOTS,
+    SPLITS,
+    UPPER,
+    VALUE_DIM,
+    VALUES,
+    WANTED,
+    WORDS,
+    WORDS_EACH,
+    ZERO,
+    _accumulate,
+    _combine,
+    _dots,
+    _least_kept,
+    _rank,
+    _update_softmax,
+)
+from .numba_memory import (
+    FAST_MATH,
+    exp_of_negative,
+    fetch_add,
+    float32_at,
+    int32_at,
+    int64_at,
+    prefetch,
+    uint8_at,
+    uint16_at,
+    widen,
+)
+
+
+CODES, SCALES, INDEX_CAPACITY, SINK, RECENT, PER_LAYER, MOST = (
+    UPPER,
+    LOWER,
+    PAGE_CAPACITY,
+    PAGE_SIZE,
+    INDEXED,
+    PER_GROUP,
+    MOST_PAGES,
+)
+"""Entries for packed codes, their scales, slots of the index, the tokens at both ends that are always read, whether
+the heads of a layer choose together, and the most tokens of a list."""
+ZERO_CODE = np.float32(7.0)
+"""What is packed is a code of -7 to 7 plus this number."""
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy")
+def _unpack(codes, begin, count, half, tile):
+    """Codes of `count` tokens as numbers: channel `i` in the low half of byte `i`, channel `half + i` in the high one."""
+    for j in range(count):
+        source, target = begin + j * half, j * 2 * half
+        for i in range(half):
+            tile[target + i] = np.float32(np.int32(codes[source + i] & 15)) - ZERO_CODE
+        for i in range(half):
+            tile[target + half + i] = np.float32(np.int32(codes[source + i] >> 4)) - ZERO_CODE
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy")
+def _rank_tokens(args, task, query, codes, scales):
+    """Write the probabilities of all tokens, added up over the query heads of a key-value head."""
+    row, head = task // args[KV_HEADS], task % args[KV_HEADS]
+    group, dim, slots = args[GROUP], args[DIM], args[SLOTS]
+    first = int64_at(args[FIRST])[row]
+    count, half = slots - first, dim // 2
+    floats = args[FLOATS] + 4 * (1 + task * args[FLOATS_EACH])
+    queries, logits = float32_at(floats), floats + 4 * group * dim
+    tile = float32_at(logits + 4 * group * slots)
+    scale = float32_at(args[FLOATS])[0]
+    source = row * args[QUERY_ROW] + head * group * args[QUERY_HEAD]
+    for g in range(group):
+        for i in range(dim):
+            queries[g * dim + i] = widen(query[source + g * args[QUERY_HEAD] + i]) * scale
+    if int64_at(args[WANTED])[row] >= count:
+        return
+    place = task * args[INDEX_CAPACITY] + first
+    for begin in range(0, count, BLOCK):
+        number = min(BLOCK, count - begin)
+        _unpack(codes, (place + begin) * half, number, half, tile)
+        for g in range(group):
+            answer = float32_at(logits + 4 * (g * slots + begin))
+            _dots(float32_at(floats + 4 * g * dim), tile, number, dim, answer)
+            for j in range(number):
+                answer[j] *= widen(scales[place + begin + j])
+    scores = float32_at(_scores_at(args, row, head, count))
+    for j in range(count):
+        scores[j] = ZERO
+    for g in range(group):
+        answer = float32_at(logits + 4 * g * slots)
+        highest, total = NOTHING, ZERO
+        for j in range(count):
+            highest = max(highest, answer[j])
+        for j in range(count):
+            answer[j] = exp_of_negative(answer[j] - highest)
+            total += answer[j]
+        for j in range(count):
+            scores[j] += answer[j] / total
+    for j in range(min(args[SINK], count)):
+        scores[j] = EVERYTHING
+    for j in range(max(count - args[RECENT], 0), count):
+        scores[j] = EVERYTHING
+
+
+@njit(error_model="numpy")
+def _scores_at(args, row, head, count):
+    """Address of the probabilities of a key-value head; those of a row follow each other."""
+    pairs = args[ROWS] * args[KV_HEADS]
+    begin = 1 + pairs * args[FLOATS_EACH] + row * args[KV_HEADS] * args[SLOTS] + head * count
+    return args[FLOATS] + 4 * begin
+
+
+@njit(error_model="numpy")
+def _list_tokens(args, row, head, heads):
+    """List the tokens that `heads` key-value heads from `head` on read together: `[number, slots...]` for each."""
+    first, wanted = int64_at(args[FIRST])[row], int64_at(args[WANTED])[row]
+    count = args[SLOTS] - first
+    is_dense = wanted >= count
+    scores = float32_at(_scores_at(args, row, head, count))
+    task = row * args[KV_HEADS] + head
+    least, ties = np.uint32(0), 0
+    if not is_dense:
+        bins = int32_at(args[WORDS] + 4 * (task * args[WORDS_EACH] + 1 + args[MOST]))
+        least, ties = _least_kept(scores, 0, heads * count, heads * wanted, bins)
+    for other in range(heads):
+        words = args[WORDS] + 4 * (task + other) * args[WORDS_EACH]
+        number, listed, found = int32_at(words), int32_at(words + 4), 0
+        for j in range(count):
+            is_kept = is_dense
+            if not is_dense:
+                rank = _rank(scores[other * count + j])
+                is_kept = rank > least
+                if rank == least and ties > 0:
+                    is_kept = True
+                    ties -= 1
+            if is_kept:
+                listed[found] = first + j
+                found += 1
+        number[0] = found
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy")
+def _gather(memory, base, listed, begin, count, dim, tile):
+    for n in range(count):
+        source = (base + listed[begin + n]) * dim
+        for i in range(dim):
+            tile[n * dim + i] = widen(memory[source + i])
+
+
+@njit()
+def _prefetch_tokens(address, base, listed, begin, end, size):
+    """Prefetch the keys or values of listed tokens, which the hardware does not foresee."""
+    for n in range(begin, end):
+        source = address + (base + listed[n]) * size
+        for offset in range(0, size, LINE):
+            prefetch(source + offset)
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy")
+def _attend_tokens(args, task, split, keys, values):
+    """Attention of one key-value head's group over a part of its tokens: `(maximum, sum, weighted values)` per head."""
+    group, dim, value_dim, item = args[GROUP], args[DIM], args[VALUE_DIM], args[ITEM_SIZE]
+    words = args[WORDS] + 4 * task * args[WORDS_EACH]
+    number, listed = int32_at(words)[0], int32_at(words + 4)
+    queries = args[FLOATS] + 4 * (1 + task * args[FLOATS_EACH])
+    parts = args[PARTS] + 4 * (task * args[SPLITS] + split) * args[PARTS_EACH]
+    tile_at = parts + 4 * group * (2 + value_dim)
+    tile, logits = float32_at(tile_at), tile_at + 4 * BLOCK * max(dim, value_dim)
+    base = task * args[CAPACITY]
+    for g in range(group):
+        state = float32_at(parts + 4 * g * (2 + value_dim))
+        state[0] = NOTHING
+        for i in range(1 + value_dim):
+            state[1 + i] = ZERO
+    place, end = number * split // args[SPLITS], number * (split + 1) // args[SPLITS]
+    _prefetch_tokens(args[KEYS], base, listed, place, min(place + BLOCK, end), dim * item)
+    while place < end:
+        last = min(place + BLOCK, end)
+        count = last - place
+        _prefetch_tokens(args[VALUES], base, listed, place, last, value_dim * item)
+        _gather(keys, base, listed, place, count, dim, tile)
+        for g in range(group):
+            _dots(float32_at(queries + 4 * g * dim), tile, count, dim, float32_at(logits + 4 * g * BLOCK))
+            state = parts + 4 * g * (2 + value_dim)
+            _update_softmax(
+                float32_at(logits + 4 * g * BLOCK), count, value_dim, float32_at(state), float32_at(state + 8)
+            )
+        _prefetch_tokens(args[KEYS], base, listed, last, min(last + BLOCK, end), dim * item)
+        _gather(values, base, listed, place, count, value_dim, tile)
+        for g in range(group):
+            total = float32_at(parts + 4 * g * (2 + value_dim) + 8)
+            _accumulate(float32_at(logits + 4 * g * BLOCK), tile, count, value_dim, total)
+        place = last
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy")
+def _work(args, query, keys, values, scales, output):
+    """Take tasks until none is left. Counters: per row the heads ranked, and whether it is listed; then splits done."""
+    heads, rows, splits = args[KV_HEADS], args[ROWS], args[SPLITS]
+    pairs, codes = rows * heads, uint8_at(args[CODES])
+    while True:
+        number = fetch_add(args, NEXT, 1)
+        if number >= pairs * (1 + splits):
+            return
+        task = number % pairs
+        row = task // heads
+        if number < pairs:
+            _rank_tokens(args, task, query, codes, scales)
+            if not args[PER_LAYER]:
+                _list_tokens(args, row, task % heads, 1)
+            if fetch_add(args, HEADER + row, 1) == heads - 1:
+                if args[PER_LAYER]:
+                    _list_tokens(args, row, 0, heads)
+                fetch_add(args, HEADER + rows + row, 1)
+            continue
+        while fetch_add(args, HEADER + rows + row, 0) == 0:
+            pass
+        _attend_tokens(args, task, number // pairs - 1, keys, values)
+        if fetch_add(args, HEADER + 2 * rows + task, 1) == splits - 1:
+            _combine(args, task, output)
+
+
+_SIGNATURE = types.void(types.CPointer(types.int64))
+
+
+@cfunc(_SIGNATURE, error_model="numpy")
+def attend_float32(args):
+    """The kernel for float32 memory."""
+    query, keys, values = float32_at(args[QUERY]), float32_at(args[KEYS]), float32_at(args[VALUES])
+    _work(args, query, keys, values, float32_at(args[SCALES]), float32_at(args[OUTPUT]))
+
+
+@cfunc(_SIGNATURE, error_model="numpy")
+def attend_bfloat16(args):
+    """The kernel for bfloat16 memory."""
+    query, keys, values = uint16_at(args[QUERY]), uint16_at(args[KEYS]), uint16_at(args[VALUES])
+    _work(args, query, keys, values, uint16_at(args[SCALES]), uint16_at(args[OUTPUT]))
