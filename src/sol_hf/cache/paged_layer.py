@@ -219,17 +219,18 @@ class PagedLayer(DynamicLayer):
         self._indexed = self.length
         return self._upper[:, :, :pages], self._lower[:, :, :pages]
 
-    def sketch(self, bits: int, first_key: torch.Tensor, padding: tuple[int, int]) -> SketchIndex:
-        """The keys in a few bits, up to date.
+    def sketch(self, bits: int, first_key: torch.Tensor, padding: tuple[int, int], most: int = 0) -> SketchIndex:
+        """The keys in a few bits, up to date but for at most `most` tokens, which the caller encodes.
 
         Args:
             bits (`int`): Bits of a channel.
             first_key (`torch.Tensor` of shape `(rows,)`): As of [`PagedLayer.page_index`].
             padding (`tuple[int, int]`): As of [`PagedLayer.page_index`].
+            most (`int`, *optional*, defaults to 0): Tokens that may be left out.
         """
         if self._sketch is None or self._sketch.bits != bits:
             self._sketch = SketchIndex(bits)
-        self._sketch.update(self.keys, self._key_store.shape[2], first_key, padding)
+        self._sketch.update(self.keys, self._key_store.shape[2], first_key, padding, most)
         return self._sketch
 
     def _index_one_token(self, padding: int) -> None:

@@ -30,7 +30,9 @@ class SketchIndex:
         self.packed = self.scale = self.mean = self._in_mean = torch.empty(0)
         self._last_of_mean = 0
 
-    def update(self, keys: torch.Tensor, capacity: int, first_key: torch.Tensor, padding: tuple[int, int]) -> None:
+    def update(
+        self, keys: torch.Tensor, capacity: int, first_key: torch.Tensor, padding: tuple[int, int], most: int = 0
+    ) -> None:
         """Encode the keys that were not encoded before; all of them if the mean of a row has changed.
 
         Args:
@@ -38,6 +40,8 @@ class SketchIndex:
             capacity (`int`): Slots to allocate for, at least `slots`.
             first_key (`torch.Tensor` of shape `(rows,)`): First slot that holds a key of the row, not padding.
             padding (`tuple[int, int]`): Smallest and largest value of `first_key`, known to the host.
+            most (`int`, *optional*, defaults to 0): So many keys, or fewer, are left to the caller, who then sets
+                `tokens`.
         """
         slots, settled = keys.shape[2], padding[1] + MOST_IN_MEAN
         if self.tokens < settled:  # the mean of a row may still change
@@ -48,7 +52,7 @@ class SketchIndex:
         self._last_of_mean = settled
         if self.packed.dim() == 1 or self.packed.shape[2] < slots:
             self._grow(keys, capacity)
-        if self.tokens < slots:
+        if self.tokens + most < slots:
             codes, scale = encode(keys[:, :, self.tokens :], self.mean, self.bits)
             self.packed[:, :, self.tokens : slots] = pack(codes, self.bits)
             self.scale[:, :, self.tokens : slots] = scale

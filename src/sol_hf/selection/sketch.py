@@ -68,7 +68,7 @@ def encode(keys: torch.Tensor, mean: torch.Tensor, bits: int) -> tuple[torch.Ten
     """
     top = 2 ** (bits - 1) - 1
     centred = keys.float() - mean
-    scale = (centred.abs().amax(dim=-1) / top).clamp(min=1e-8).to(keys.dtype)
+    scale = (centred.abs().amax(dim=-1) * (1 / top)).clamp(min=1e-8).to(keys.dtype)
     codes = (centred / scale[..., None].float()).round().clamp(-top, top)
     return codes.to(torch.int8), scale
 

@@ -19,6 +19,7 @@ from numba import types
 
 from .code_cache import cfunc, njit
 from .numba_attention import (
+    ANCHORED,
     BINS,
     BLOCK,
     CAPACITY,
@@ -72,13 +73,14 @@ from .numba_memory import (
     int32_at,
     int64_at,
     prefetch,
+    store,
     uint8_at,
     uint16_at,
     widen,
 )
 
 
-CODES, SCALES, INDEX_CAPACITY, SINK, RECENT, PER_LAYER, MOST = (
+CODES, SCALES, INDEX_CAPACITY, SINK, RECENT, PER_LAYER, MOST, ENCODED = (
     UPPER,
     LOWER,
     PAGE_CAPACITY,
@@ -86,11 +88,42 @@ CODES, SCALES, INDEX_CAPACITY, SINK, RECENT, PER_LAYER, MOST = (
     INDEXED,
     PER_GROUP,
     MOST_PAGES,
+    ANCHORED,
 )
 """Entries for packed codes, their scales, slots of the index, the tokens at both ends that are always read, whether
-the heads of a layer choose together, and the most tokens of a list."""
-ZERO_CODE = np.float32(7.0)
-"""What is packed is a code of -7 to 7 plus this number."""
+the heads of a layer choose together, the most tokens of a list, and the tokens that have codes already."""
+MEAN, COUNTERS = HEADER, HEADER + 1
+"""The means of the keys, in float32; after it come the counters."""
+TOP = np.float32(7.0)
+"""Codes are -7 to 7; this number is added to them when they are packed."""
+STEP, SMALLEST = np.float32(1 / 7), np.float32(1e-8)
+LAST_CODE = np.int32(14)
+
+
+@njit(error_model="numpy")
+def _encode_key(keys, begin, mean, mean_begin, half, codes, code_begin, scales, place):
+    """Codes and scale of one key, as in `encode` and `pack`, to the bit: so without fast math."""
+    highest = ZERO
+    for i in range(2 * half):
+        highest = max(highest, abs(widen(keys[begin + i]) - mean[mean_begin + i]))
+    store(scales, place, max(highest * STEP, SMALLEST))
+    scale = widen(scales[place])
+    for i in range(half):
+        low = np.rint((widen(keys[begin + i]) - mean[mean_begin + i]) / scale)
+        high = np.rint((widen(keys[begin + half + i]) - mean[mean_begin + half + i]) / scale)
+        low_code = min(max(np.int32(low + TOP), np.int32(0)), LAST_CODE)
+        high_code = min(max(np.int32(high + TOP), np.int32(0)), LAST_CODE)
+        codes[code_begin + i] = np.uint8(low_code | (high_code << 4))
+
+
+@njit(error_model="numpy")
+def _encode_keys(args, task, keys, codes, scales):
+    """Encode the keys of one key-value head that have no codes yet."""
+    dim, mean = args[DIM], float32_at(args[MEAN])
+    for slot in range(args[ENCODED], args[SLOTS]):
+        place = task * args[INDEX_CAPACITY] + slot
+        begin = (task * args[CAPACITY] + slot) * dim
+        _encode_key(keys, begin, mean, task * dim, dim // 2, codes, place * (dim // 2), scales, place)
 
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
@@ -99,9 +132,9 @@ def _unpack(codes, begin, count, half, tile):
     for j in range(count):
         source, target = begin + j * half, j * 2 * half
         for i in range(half):
-            tile[target + i] = np.float32(np.int32(codes[source + i] & 15)) - ZERO_CODE
+            tile[target + i] = np.float32(np.int32(codes[source + i] & 15)) - TOP
         for i in range(half):
-            tile[target + half + i] = np.float32(np.int32(codes[source + i] >> 4)) - ZERO_CODE
+            tile[target + half + i] = np.float32(np.int32(codes[source + i] >> 4)) - TOP
 
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
@@ -252,18 +285,19 @@ def _work(args, query, keys, values, scales, output):
         task = number % pairs
         row = task // heads
         if number < pairs:
+            _encode_keys(args, task, keys, codes, scales)
             _rank_tokens(args, task, query, codes, scales)
             if not args[PER_LAYER]:
                 _list_tokens(args, row, task % heads, 1)
-            if fetch_add(args, HEADER + row, 1) == heads - 1:
+            if fetch_add(args, COUNTERS + row, 1) == heads - 1:
                 if args[PER_LAYER]:
                     _list_tokens(args, row, 0, heads)
-                fetch_add(args, HEADER + rows + row, 1)
+                fetch_add(args, COUNTERS + rows + row, 1)
             continue
-        while fetch_add(args, HEADER + rows + row, 0) == 0:
+        while fetch_add(args, COUNTERS + rows + row, 0) == 0:
             pass
         _attend_tokens(args, task, number // pairs - 1, keys, values)
-        if fetch_add(args, HEADER + 2 * rows + task, 1) == splits - 1:
+        if fetch_add(args, COUNTERS + 2 * rows + task, 1) == splits - 1:
             _combine(args, task, output)
 
 

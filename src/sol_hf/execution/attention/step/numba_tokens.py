@@ -22,6 +22,10 @@ from .numba_pages import TASKS_PER_THREAD, supports
 from .operation import STEP_ATTENTION, StepAttention
 
 
+MOST_ENCODED = 8
+"""Number of new keys up to which the kernel encodes them itself."""
+
+
 class NumbaTokens(Implementation[StepAttention]):
     """[`TokenAttention`], set up once per step for all layers of one shape."""
 
@@ -81,7 +85,7 @@ class TokenAttention:
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
         self.shape = (rows, 1, heads, value_dim)
-        a = np.zeros(kernel.HEADER + 2 * rows + pairs, dtype=np.int64)
+        a = np.zeros(kernel.COUNTERS + 2 * rows + pairs, dtype=np.int64)
         a[kernel.FIRST], a[kernel.WANTED] = self.first_key.data_ptr(), self.wanted.data_ptr()
         a[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
         a[kernel.SINK], a[kernel.RECENT] = rule.sink_tokens, rule.recent_tokens
@@ -110,15 +114,17 @@ class TokenAttention:
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the index."""
         kernel, a = self.kernel, self.arguments
-        index = layer.sketch(self.bits, self.first_key, self.padding_range)
+        index = layer.sketch(self.bits, self.first_key, self.padding_range, most=MOST_ENCODED)
         keys, values, capacity = layer.flat_store()
         output = query.new_empty(self.shape)
         a[kernel.QUERY], a[kernel.QUERY_ROW], a[kernel.QUERY_HEAD] = query.data_ptr(), query.stride(0), query.stride(1)
         a[kernel.KEYS], a[kernel.VALUES], a[kernel.OUTPUT] = keys.data_ptr(), values.data_ptr(), output.data_ptr()
         a[kernel.CAPACITY], a[kernel.INDEX_CAPACITY] = capacity, index.packed.shape[2]
         a[kernel.CODES], a[kernel.SCALES] = index.packed.data_ptr(), index.scale.data_ptr()
-        a[kernel.NEXT :] = 0
+        a[kernel.ENCODED], a[kernel.NEXT :] = index.tokens, 0
+        a[kernel.MEAN] = index.mean.data_ptr()
         run_in_torch_threads(self.address, self.data)
+        index.tokens = layer.length
         return output
 
 
