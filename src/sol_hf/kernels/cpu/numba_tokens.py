@@ -20,7 +20,6 @@ from numba import types
 from .code_cache import cfunc, njit
 from .numba_attention import (
     ANCHORED,
-    BINS,
     BLOCK,
     CAPACITY,
     DIM,
@@ -128,7 +127,7 @@ def _encode_keys(args, task, keys, codes, scales):
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
 def _unpack(codes, begin, count, half, tile):
-    """Codes of `count` tokens as numbers: channel `i` in the low half of byte `i`, channel `half + i` in the high one."""
+    """Codes of `count` tokens as numbers: channel `i` is in the low half of byte `i`, `half + i` in the high one."""
     for j in range(count):
         source, target = begin + j * half, j * 2 * half
         for i in range(half):
@@ -238,7 +237,7 @@ def _prefetch_tokens(address, base, listed, begin, end, size):
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
 def _attend_tokens(args, task, split, keys, values):
-    """Attention of one key-value head's group over a part of its tokens: `(maximum, sum, weighted values)` per head."""
+    """Attention of one key-value head's group over a part of its tokens, as in `numba_attention`."""
     group, dim, value_dim, item = args[GROUP], args[DIM], args[VALUE_DIM], args[ITEM_SIZE]
     words = args[WORDS] + 4 * task * args[WORDS_EACH]
     number, listed = int32_at(words)[0], int32_at(words + 4)
@@ -275,7 +274,7 @@ def _attend_tokens(args, task, split, keys, values):
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
 def _work(args, query, keys, values, scales, output):
-    """Take tasks until none is left. Counters: per row the heads ranked, and whether it is listed; then splits done."""
+    """Take tasks until none is left. Counters: per row the heads ranked, and if it is listed; then splits done."""
     heads, rows, splits = args[KV_HEADS], args[ROWS], args[SPLITS]
     pairs, codes = rows * heads, uint8_at(args[CODES])
     while True:

@@ -62,6 +62,7 @@ class TokenAttention:
     """
 
     def __init__(self, call: StepAttention, layer: PagedLayer):
+        from ....kernels.cpu import numba_attention
         from ....kernels.cpu import numba_tokens as kernel
 
         plan, query = call.plan, call.query
@@ -77,7 +78,7 @@ class TokenAttention:
         self.address = (kernel.attend_float32 if self.dtype == torch.float32 else kernel.attend_bfloat16).address
         splits = max(1, min(-(-TASKS_PER_THREAD * torch.get_num_threads() // pairs), int(self.wanted.max())))
         floats_each = group * (dim + slots) + kernel.BLOCK * dim
-        words_each = 1 + slots + kernel.BINS
+        words_each = 1 + slots + numba_attention.BINS
         parts_each = group * (2 + value_dim) + kernel.BLOCK * (max(dim, value_dim) + group)
         sizes = (1 + pairs * (floats_each + slots), pairs * words_each, pairs * splits * parts_each)
         self.scratch = torch.empty(sum(sizes), dtype=torch.float32)
