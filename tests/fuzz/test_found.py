@@ -27,6 +27,11 @@ FOUND = {
     "a later prompt that is interrupted": Case(
         budget={"token_keep": 0.5}, turns=(4, 4), added=(2,), lengths=(11, 13), interrupt=0.06
     ),
+    "a level that is read as the dense one": Case(
+        levels={"token_keep": [1.0], "mlp_keep": [0.37], "bits": [9, 16]},
+        budget={"mlp_keep": 0.37},
+        options={"bits_backend": "nested"},
+    ),
 }
 
 

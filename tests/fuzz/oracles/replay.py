@@ -37,7 +37,7 @@ def options_of(conversation: Conversation, backend: str | None = None) -> dict:
     """The options of the case that change what a step computes."""
     case = conversation.case
     options = {name: value for name, value in case.options.items() if name in REPLAYED}
-    if case.budget and "bits" not in case.budget:
+    if case.budget and "bits" not in case.budget and options.get("bits_backend") != "nested":  # it may read 9 as 16
         options.pop("bits_backend", None)  # of no effect, and perhaps not possible on this base
     if case.budget and not case.is_tested:  # the base may lack the other axes
         options |= {"budget_mode": "soft", **{axis: min(case.levels[axis]) for axis in case.budget}}
