@@ -49,6 +49,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--context-lengths", type=int, nargs="+", default=[256])
     parser.add_argument("--episode-length", type=int, default=16)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="KL against bytes as FILE.png and FILE.svg")
     parser.add_argument("--tiny", action="store_true", help="a random model and random text")
     options = parser.parse_args(arguments)
     if not options.tiny and options.texts is None:
@@ -93,6 +94,11 @@ def main(arguments: list[str] | None = None) -> list[SettingQuality]:
     sys.stdout.write(settings_table(results) + "\n")
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
+    if options.plot is not None:
+        from sol_hf.figures.settings_figure import plot_settings
+        from sol_hf.figures.style import save_figure
+
+        save_figure(plot_settings(results), options.plot)
     return results
 
 

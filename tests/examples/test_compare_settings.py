@@ -41,9 +41,20 @@ def test_short_blocks_are_refused():
 
 
 def test_the_command(tmp_path, capsys):
-    arguments = ["--tiny", "--context-lengths", "40", "--blocks", "2", "--json", str(tmp_path / "table.json")]
+    arguments = [
+        "--tiny",
+        "--context-lengths",
+        "40",
+        "--blocks",
+        "2",
+        "--json",
+        str(tmp_path / "table.json"),
+        "--plot",
+        str(tmp_path / "kl"),
+    ]
     results = main([*arguments, "--set", "token_keep: .5, anchor_pages: true"])
     assert "| token_keep 0.5, anchor_pages True |" in capsys.readouterr().out
+    assert (tmp_path / "kl.png").exists() and (tmp_path / "kl.svg").exists()
     stored = json.loads((tmp_path / "table.json").read_text())
     assert stored[0]["setting"] == {"token_keep": 0.5, "anchor_pages": True}
     assert stored[0]["divergence"] == list(results[0].divergence) and results[0].divergence[0] > 0

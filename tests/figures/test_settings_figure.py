@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The figure of settings shows the figures of the table."""
+
+import pytest
+
+from sol_hf.evaluation.settings import SettingQuality
+from sol_hf.figures.settings_figure import plot_settings
+
+
+def result(divergence: float, share: float, **setting) -> SettingQuality:
+    return SettingQuality(setting, (divergence, divergence / 10), (0.0, 0.1), 0.9, share)
+
+
+def test_settings_that_differ_in_numbers_are_one_line():
+    table = [
+        result(0.4, 0.9, token_keep=0.2),
+        result(0.2, 0.8, token_keep=0.3),
+        result(0.1, 0.9, token_keep=0.2, anchor_pages=True),
+        result(0.0, 1.0, token_keep=1.0),
+    ]
+    axes = plot_settings(table).axes[0]
+    lines = {container.get_label(): container.lines[0].get_xydata().tolist() for container in axes.containers}
+    assert lines == {"token_keep": [[0.8, 0.2], [0.9, 0.4]], "token_keep (anchor_pages)": [[0.9, 0.1]]}
+    assert axes.get_yscale() == "log"
+
+
+def test_nothing_to_draw_is_said():
+    with pytest.raises(ValueError, match="No setting differs from the base"):
+        plot_settings([result(0.0, 1.0, token_keep=1.0)])
