@@ -17,6 +17,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sol_hf import FixedController, SOLForCausalLM
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from support.cases import HALF, prompts, sol_model
 from support.paths import ROOT
 
@@ -84,7 +85,16 @@ def interrupted_at_random(model: SOLForCausalLM, times: int, longest: float) -> 
     return hit
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also in a process that a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_at_any_moment(model):
     """Between any two instructions of Python, in setting up and clearing away too."""
     expected = text(model)
