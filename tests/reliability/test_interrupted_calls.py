@@ -17,7 +17,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sol_hf import FixedController, SOLForCausalLM
-signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from support.cases import HALF, prompts, sol_model
 from support.paths import ROOT
 
@@ -109,6 +109,7 @@ def test_ctrl_c_at_any_moment(model):
 
 COMMAND = """
 import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, "tests")
 from support.cases import HALF, prompts, sol_model
 model = sol_model()
