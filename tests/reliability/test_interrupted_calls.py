@@ -17,7 +17,6 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sol_hf import FixedController, SOLForCausalLM
-
 from support.cases import HALF, prompts, sol_model
 from support.paths import ROOT
 
