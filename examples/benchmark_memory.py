@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from benchmark_prompt import PERIOD, REAL_TOKENS, SPARE_TOKENS
 from sol_hf import SOLConfig
 from sol_hf.execution.mlp.discovery import find_mlps
-from sol_hf.execution.mlp.kept_channels.operation import MOST_TOKENS
+from sol_hf.execution.mlp.kept_call import MOST_TOKENS
 
 
 PROCESS = 0.9e9

@@ -56,8 +56,8 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def run_blocks(page: Path, replacements: dict[str, str]) -> str:
-    """Execute the Python blocks of a page and return what they printed."""
+def assert_blocks_run(page: Path, replacements: dict[str, str]) -> str:
+    """Execute the Python blocks of a page, none of which may fail, and return what they printed."""
     namespace: dict = {"__name__": "__page__"}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -103,7 +103,7 @@ def _no_new_names():
 @pytest.mark.usefixtures("_no_new_names")
 def test_python_blocks_run(page, tiny_folder, tiny_policy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_blocks(page, dict.fromkeys(SUBSTITUTES, repr(str(tiny_folder))) | {POLICY: repr(str(tiny_policy))})
+    assert_blocks_run(page, dict.fromkeys(SUBSTITUTES, repr(str(tiny_folder))) | {POLICY: repr(str(tiny_policy))})
 
 
 def test_the_pages_with_blocks_are_found():

@@ -310,6 +310,12 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
         """
         kwargs |= named_arguments(further, kwargs)
         given = inherit(pop_options(locals(), kwargs), kwargs)
+        return self._generate(inputs, generation_config, given, kwargs)
+
+    def _generate(
+        self, inputs: torch.Tensor | None, generation_config: GenerationConfig | None, given: dict, kwargs: dict
+    ) -> ModelOutput | torch.LongTensor:
+        """`generate` with its options in `given`, and transformers' arguments in `kwargs`."""
         options = resolve_options(given, generation_config, self.generation_config, self.config)
         prompt = find_prompt(inputs, kwargs)
         if prompt is None and not options.runs_base:

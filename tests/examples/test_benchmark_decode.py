@@ -15,6 +15,7 @@ from sol_hf import SOLForCausalLM
 from sol_hf.decoding import step as decoding
 from sol_hf.execution.attention.step import numba_pages
 from sol_hf.execution.instrumentation import Instrumentation
+from sol_hf.execution.linear.onednn import has_onednn
 from support.bases import tiny_base
 from support.paths import EXAMPLES
 
@@ -367,9 +368,8 @@ class TestLinearLayers:
         monkeypatch.setattr(linear, "copy_bandwidth", lambda device: 1e9)
         return linear
 
+    @pytest.mark.skipif(not has_onednn(), reason="torch without oneDNN, or another processor")
     def test_table_and_json(self, linear, tmp_path, capsys):
-        if not linear.has_onednn():
-            pytest.skip("torch without oneDNN, or another processor")
         file = tmp_path / "numbers.json"
         assert linear.main(["--rows", "1", "3", "--repeats", "1", "--json", str(file)]) == 0
         report = json.loads(file.read_text())

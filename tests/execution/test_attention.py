@@ -24,7 +24,7 @@ from sol_hf.selection.ranking import group_queries
 from sol_hf.selection.rule import SelectionRule
 from support.bases import tiny_base
 from support.cases import HALF, constant_schedule, control, prompts, sol_model
-from support.naive_criteria import naive_quest, naive_recency, naive_relevancy
+from support.naive_criteria import naive_quest, naive_recency, naive_relevancy, naive_sketch
 
 
 SPACE = ActionSpace([0.2, 1.0], [1.0], [16])
@@ -79,6 +79,8 @@ def naive_mask(query, key, keep, rule, padding, gone=0) -> torch.Tensor:
             read = naive_quest(query[row, :, 0], keys, keep[row], rule, gone_of_row)
         elif rule.criterion == "relevancy":
             read = naive_relevancy(query[row, :, 0], keys, keep[row], rule)
+        elif rule.criterion == "sketch":
+            read = naive_sketch(query[row, :, 0], keys, keep[row], rule)
         else:
             read = [naive_recency(count, keep[row], rule)]
         for head in range(heads):

@@ -131,8 +131,10 @@ def test_a_step_on_a_gpu_does_not_wait(backend, captures):
         session = prefilled(model, 2, backend, cuda_graphs=200 if captures and backend == "fast" else False, **HALF)
         token = torch.ones(2, 1, dtype=torch.long, device="cuda")
         decode_step(session, ForwardInputs(token))
+        before = session.cache.get_seq_length()
         torch.cuda.set_sync_debug_mode("error")
         try:
             decode_step(session, ForwardInputs(token))
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert session.cache.get_seq_length() == before + 1

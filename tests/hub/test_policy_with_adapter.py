@@ -161,40 +161,42 @@ class TestRefused:
         adapted(released).policy.save_pretrained(tmp_path / "adapter")
         return tmp_path / "adapter"
 
-    def ways(self, adapter: Path, message: str, error: type[Exception] = ValueError) -> None:
+    def assert_refused(self, adapter: Path, message: str, error: type[Exception] = ValueError) -> None:
         for way in (SOLForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained):
             with pytest.raises(error, match=message):
                 way(adapter, base=tiny_base("llama"))
 
     def test_without_peft(self, adapter, monkeypatch):
         monkeypatch.setattr(source.importlib.util, "find_spec", lambda name: None)
-        self.ways(adapter, r"The adapter in .* needs peft: pip install 'sol_hf\[train\]'", ModuleNotFoundError)
+        self.assert_refused(
+            adapter, r"The adapter in .* needs peft: pip install 'sol_hf\[train\]'", ModuleNotFoundError
+        )
 
     def test_damaged_weights(self, adapter):
         weights = load_file(adapter / "adapter_model.safetensors")
         next(iter(weights.values()))[0, 0] = float("nan")
         save_file(weights, adapter / "adapter_model.safetensors")
-        self.ways(adapter, "NaN or infinite")
+        self.assert_refused(adapter, "NaN or infinite")
 
     def test_weights_that_are_missing(self, adapter):
         weights = load_file(adapter / "adapter_model.safetensors")
         weights.pop(next(name for name in weights if "lora_B" in name))
         save_file(weights, adapter / "adapter_model.safetensors")
-        self.ways(adapter, "The adapter in .* lacks .*lora_B")
+        self.assert_refused(adapter, "The adapter in .* lacks .*lora_B")
 
     def test_truncated_weights(self, adapter):
         path = adapter / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:40])
-        self.ways(adapter, "adapter_model.safetensors are truncated or corrupt")
+        self.assert_refused(adapter, "adapter_model.safetensors are truncated or corrupt")
 
     def test_pickled_weights(self, adapter):
         (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-        self.ways(adapter, "Adapters are read from safetensors files only")
+        self.assert_refused(adapter, "Adapters are read from safetensors files only")
 
     @pytest.mark.parametrize("values", [{"r": 10**9}, {"rank_pattern": {"q_proj": 10**9}}, {"r": "x"}])
     def test_ranks_that_would_take_all_memory(self, adapter, values):
         change_json(adapter / "adapter_config.json", **values)
-        self.ways(adapter, "adapter_config.json: a rank .*")
+        self.assert_refused(adapter, "adapter_config.json: a rank .*")
 
     def test_a_language_model_beneath(self, adapter, tmp_path):
         tiny_base("llama").save_pretrained(tmp_path / "base")

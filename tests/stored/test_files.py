@@ -111,5 +111,5 @@ def test_paths_are_found_at_any_depth(tmp_path):
 @pytest.mark.parametrize("end", ["", "/"])
 def test_a_folder_of_the_cache_is_its_repository(end):
     for repo_id, part in (("org/my--name", "org--my--name"), ("gpt2", "gpt2")):
-        path = f"/root/.cache/huggingface/hub/models--{part}/snapshots/{COMMIT}{end}"
+        path = f"/home/somebody/.cache/huggingface/hub/models--{part}/snapshots/{COMMIT}{end}"
         assert (hub_id(path), snapshot_commit(path)) == (repo_id, COMMIT)

@@ -42,7 +42,7 @@ def same(one: dict, other: dict) -> bool:
     )
 
 
-def check(folder: Path, kind: str, stops: list[int], **arguments: Any) -> None:
+def assert_resumed_exactly(folder: Path, kind: str, stops: list[int], **arguments: Any) -> None:
     """Resume a run from its checkpoints after `stops` updates, and compare what comes out, bit by bit."""
     whole = train(folder / "whole", kind, **arguments)
     assert whole.state.global_step == 8
@@ -56,7 +56,7 @@ def check(folder: Path, kind: str, stops: list[int], **arguments: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["dataset", "stream"])
 def test_after_the_first_epoch(tmp_path, kind):
-    check(tmp_path, kind, [6])
+    assert_resumed_exactly(tmp_path, kind, [6])
 
 
 BATCHING = {
@@ -76,13 +76,15 @@ BATCHING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", BATCHING)
 def test_other_ways_to_batch_and_to_train(tmp_path, batching):
-    check(tmp_path, "dataset", list(range(1, 8)) if batching == "plain" else [7], **BATCHING[batching])
+    assert_resumed_exactly(
+        tmp_path, "dataset", list(range(1, 8)) if batching == "plain" else [7], **BATCHING[batching]
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", ["three of two", "two of three", "iterations", "dropout"])
 def test_the_same_for_streams(tmp_path, batching):
-    check(tmp_path, "stream", [4], **BATCHING[batching])
+    assert_resumed_exactly(tmp_path, "stream", [4], **BATCHING[batching])
 
 
 @pytest.mark.parametrize("kind", ["dataset", pytest.param("stream", marks=pytest.mark.slow)])

@@ -22,7 +22,7 @@ class NoUpdate(TrainerCallback):
         raise AssertionError("an update has begun")
 
 
-def refused_before_training(trainer, error: type[Exception], message: str) -> None:
+def assert_refused_before_training(trainer, error: type[Exception], message: str) -> None:
     trainer.add_callback(NoUpdate())
     with pytest.raises(error, match=message):
         trainer.train()
@@ -43,7 +43,9 @@ class TestSaving:
     def test_a_config_that_cannot_be_written(self, tmp_path):
         model = model_on()
         model.generation_config.made_of = object()
-        refused_before_training(trainer_of(tmp_path, model), ValueError, "cannot be saved in .*not JSON serializable")
+        assert_refused_before_training(
+            trainer_of(tmp_path, model), ValueError, "cannot be saved in .*not JSON serializable"
+        )
 
     def test_a_folder_that_cannot_be_written_to(self, tmp_path, monkeypatch):
         trainer = trainer_of(tmp_path)
@@ -52,12 +54,14 @@ class TestSaving:
             raise OSError(30, "Read-only file system")
 
         monkeypatch.setattr(trainer, "_save", read_only)
-        refused_before_training(trainer, OSError, "cannot be saved in .*Read-only file system.*another `output_dir`")
+        assert_refused_before_training(
+            trainer, OSError, "cannot be saved in .*Read-only file system.*another `output_dir`"
+        )
 
     def test_a_disk_without_room_for_a_checkpoint(self, tmp_path, monkeypatch):
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-        refused_before_training(
+        assert_refused_before_training(
             trainer_of(tmp_path), OSError, "A checkpoint needs about .* MB, but the disk of .* has 0 MB"
         )
 
