@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, pipeline
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.hub import adapter_saving
 from sol_hf.stored import source
-from support.adapters import LORA, continuation
+from support.adapters import LORA, adapted, continuation
 from support.bases import tiny_base
 from support.cases import SETTINGS
 from support.policy_folders import change_json, files_with, load, save_policy, stored, tiny_tokenizer, warnings_of
@@ -23,18 +23,6 @@ from support.policy_folders import change_json, files_with, load, save_policy, s
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> Path:
     return save_policy(tmp_path_factory.mktemp("released"))
-
-
-def adapted(released: Path) -> SOLForCausalLM:
-    """The policy with an adapter that changes what it does."""
-    model = load(released)
-    torch.manual_seed(2)
-    model.policy = get_peft_model(model.policy, LORA)
-    for name, parameter in model.policy.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_()
-    model.policy.eval()
-    return model
 
 
 @pytest.fixture(params=["save_pretrained", "peft", "named"])

@@ -8,27 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
-from peft import get_peft_model
 
 from sol_hf import SOLForCausalLM
 from sol_hf.hub import adapter_saving, saving
 from sol_hf.hub.owned_files import owned_files
 from sol_hf.training.checkpoints import NOT_PUSHED
-from support.adapters import LORA, continuation
+from support.adapters import adapted, continuation
 from support.policy_folders import load, save_policy
 from support.trainers import trainer_of
-
-
-def adapted(folder: Path) -> SOLForCausalLM:
-    """The policy in a folder with an adapter that changes what it does."""
-    model = load(folder)
-    torch.manual_seed(2)
-    model.policy = get_peft_model(model.policy, LORA)
-    for name, parameter in model.policy.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_()
-    model.policy.eval()
-    return model
 
 
 def names(folder: Path) -> set[str]:

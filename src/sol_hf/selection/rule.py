@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import torch
 
 
-SELECTIONS = ("head", "group", "layer")
-
-
 @dataclass(frozen=True)
 class SelectionRule:
     """The settings of a selection that do not change from step to step.

@@ -7,6 +7,7 @@ It reads the selected pages in the storage of the cache layer.
 """
 
 import functools
+from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -72,7 +73,37 @@ def supports(query: torch.Tensor, layer: object) -> bool:
     )
 
 
-class PagedAttention:
+class CompiledAttention:
+    """A compiled kernel of decode attention, set up for the layers of one shape in one step.
+
+    Attributes:
+        kernel (`ModuleType`): The module of the kernel, with the places of its arguments.
+        arguments (`np.ndarray`): Its arguments.
+        shape (`tuple` of `int`): Shape of the output, `(rows, 1, heads, value_dim)`.
+        scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+        dtype (`torch.dtype`): Of queries, keys and values.
+    """
+
+    kernel: ModuleType
+    arguments: np.ndarray
+    shape: tuple[int, int, int, int]
+    scaling: float | None
+    dtype: torch.dtype
+
+    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
+        """Whether a layer has the shapes and the dtype for which this was set up."""
+        rows, _, heads, value_dim = self.shape
+        a, kernel = self.arguments, self.kernel
+        return (
+            query.shape == (rows, heads, 1, a[kernel.DIM])
+            and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
+            and layer.values.shape[-1] == value_dim
+            and scaling == self.scaling
+            and query.dtype == layer.dtype == self.dtype
+        )
+
+
+class PagedAttention(CompiledAttention):
     """Decode attention over the best pages of layers of one shape, for one decode step.
 
     Args:
@@ -132,18 +163,6 @@ class PagedAttention:
         )
         self.arguments, self.data = arguments, arguments.ctypes.data
         self.selects = bool((wanted < torch.div(slots - first_key + size - 1, size, rounding_mode="floor")).any())
-
-    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
-        """Whether a layer has the shapes and the dtype for which this was set up."""
-        rows, _, heads, value_dim = self.shape
-        a, kernel = self.arguments, self.kernel
-        return (
-            query.shape == (rows, heads, 1, a[kernel.DIM])
-            and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
-            and layer.values.shape[-1] == value_dim
-            and scaling == self.scaling
-            and query.dtype == layer.dtype == self.dtype
-        )
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the page index."""

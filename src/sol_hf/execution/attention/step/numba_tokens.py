@@ -18,7 +18,7 @@ from ....kernels.cpu.torch_threads import run_in_torch_threads
 from ....selection.criterion import CRITERIA
 from ...dispatch import Implementation, Prepared
 from ...plan import AttentionKernel
-from .numba_pages import TASKS_PER_THREAD, supports
+from .numba_pages import TASKS_PER_THREAD, CompiledAttention, supports
 from .operation import STEP_ATTENTION, StepAttention
 
 
@@ -53,7 +53,7 @@ class NumbaTokens(Implementation[StepAttention]):
         return kernels[-1]
 
 
-class TokenAttention:
+class TokenAttention(CompiledAttention):
     """Decode attention over the best tokens of layers of one shape, for one decode step.
 
     Args:
@@ -99,18 +99,6 @@ class TokenAttention:
         )
         a[kernel.PARTS], a[kernel.PARTS_EACH], a[kernel.ITEM_SIZE] = parts, parts_each, query.element_size()
         self.arguments, self.data = a, a.ctypes.data
-
-    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
-        """Whether a layer has the shapes and the dtype for which this was set up."""
-        rows, _, heads, value_dim = self.shape
-        a, kernel = self.arguments, self.kernel
-        return (
-            query.shape == (rows, heads, 1, a[kernel.DIM])
-            and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
-            and layer.values.shape[-1] == value_dim
-            and scaling == self.scaling
-            and query.dtype == layer.dtype == self.dtype
-        )
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the index."""
