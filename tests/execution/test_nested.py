@@ -208,11 +208,6 @@ def test_a_bound_that_is_no_number_of_bytes_is_refused(most):
         sol_model().generate(prompts(1), **NESTED, bits=6, max_plane_bytes=most)
 
 
-def test_cuda_graphs_are_refused():
-    with pytest.raises(ValueError, match="`cuda_graphs` cannot run `bits_backend='nested'`"):
-        sol_model().generate(prompts(1), **NESTED, bits=6, cuda_graphs=True)
-
-
 @pytest.mark.parametrize("change", ["in place", "data", "replaced"])
 def test_weights_that_change_are_read_anew(change):
     model = control(tiny_base("llama"), bits=LEVELS)

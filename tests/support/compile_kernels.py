@@ -16,6 +16,7 @@ import sys
 import tempfile
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -23,6 +24,7 @@ from triton.compiler import ASTSource
 from sol_hf.kernels.cuda import attention as triton_attention
 from sol_hf.kernels.cuda import chunk_attention as triton_chunk
 from sol_hf.kernels.cuda import pages as triton_pages
+from sol_hf.kernels.cuda import planes as triton_planes
 from sol_hf.kernels.cuda import rms_norm as triton_norm
 from sol_hf.kernels.cuda import select_pages as triton_select
 from sol_hf.kernels.cuda import sparse_mlp as triton_mlp
@@ -78,6 +80,10 @@ def main() -> None:
     def select(dtype: str, count: str, unit: int, absolute: bool, rounds: int) -> list:
         return [dtype, single, count, integer, integer, "i32", "i32", unit, absolute, rounds, 4096]
 
+    def planes(dtype: str, exact: tl.dtype) -> list:
+        pointers = [dtype, single, *[integer] * 4, half, dtype, single]
+        return [*pointers, *["i32"] * 8, 4, 16, exact, 64, 16, 16, 64]
+
     scored = [half] * 3 + [single] * 2 + [long] + ["i32"] * 5 + [128, 4, 16, False, 32, 128]
     kernels = [
         ("attend, head", triton_attention._attend_pages, attention(half, 1, False)),
@@ -96,6 +102,9 @@ def main() -> None:
          [half, integer, integer, half, half, single, "i32", "i32", 9, True, 16, 128]),
         ("activate", triton_mlp._merge_and_activate,
          [single, None, None, half, "i32", 9, True, False, "silu", 128]),
+        ("planes", triton_planes._multiply_planes, planes(half, tl.bfloat16)),
+        ("planes, float32", triton_planes._multiply_planes, planes(single, tl.float32)),
+        ("planes, add parts", triton_planes._add_parts, [single, half, half, "i32", "i32", 16, True, 1024]),
     ]  # fmt: skip
     for kernel in kernels:
         sys.stdout.write(json.dumps(compile_kernel(*kernel)) + "\n")

@@ -45,9 +45,8 @@ def current_capture(session: DecodingSession, refreshed: int = 0) -> CapturedFor
         graphs.room = length + max(GROWTH_TOKENS, length // 4)
     kind = "refresh" if refreshed else "step"
     captured = graphs.forwards.get(kind)
-    if captured is None or not captured.is_current(base, controls.rule, controls.dense_axes, refreshed):
-        captured = CapturedForward(
-            base, cache, controls.rule, controls.dense_axes, graphs.room, refreshed, session.parts
-        )
+    rule, dense_axes, backend = controls.rule, controls.dense_axes, controls.bits_backend
+    if captured is None or not captured.is_current(base, rule, dense_axes, refreshed, backend):
+        captured = CapturedForward(base, cache, rule, dense_axes, graphs.room, refreshed, session.parts, backend)
         graphs.forwards[kind] = captured
     return captured

@@ -65,8 +65,6 @@ class DecodeOptions:
             raise ValueError(f"`cuda_graphs` must be True, False or a number of tokens, got {self.cuda_graphs!r}.")
         if self.cuda_graphs and self.backend == "reference":
             raise ValueError("`cuda_graphs` runs the fast paths: leave out `backend='reference'`.")
-        if self.cuda_graphs and self.bits_backend == "nested":
-            raise ValueError("`cuda_graphs` cannot run `bits_backend='nested'`: leave one of them out.")
         most = self.max_plane_bytes
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
             raise ValueError(f"`max_plane_bytes` must be a number of bytes, or None for no limit, got {most!r}.")

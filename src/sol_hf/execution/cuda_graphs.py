@@ -27,7 +27,8 @@ from ..kernels.cuda import triton_support
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
 from .attention.implementation_name import own_name
-from .mlp.copying_part import CopyingPart, WeightCopy
+from .linear.step_linear import StepLinear
+from .mlp.copying_part import CopyingPart
 from .plan import DeviceRows, Parts, RefreshPlan, StepPlan, active_forward, planned_levels
 
 
@@ -59,6 +60,7 @@ class CapturedForward:
         capacity (`int`): Tokens, padding included, for which the cache allocates storage.
         refreshed (`int`, *optional*, defaults to 0): Tokens per row that a KV refresh processes; 0 for decode steps.
         parts (`Parts`, *optional*): The parts that have to carry out the axes of a step's plan.
+        bits_backend (`str`, *optional*, defaults to `"fake"`): How `bits` is computed, see [`StepPlan`].
 
     Raises:
         ValueError: if base or cache depend on the length of the text in a way that a graph cannot represent.
@@ -73,14 +75,17 @@ class CapturedForward:
         capacity: int,
         refreshed: int = 0,
         parts: Parts | None = None,
+        bits_backend: str = "fake",
     ):
         check_capture(base, cache, rule)
         check_room(cache, capacity)
         self.base, self.rule, self.dense_axes, self.capacity = base, rule, frozenset(dense_axes), capacity
         self.is_refresh, self.number, self.parts = refreshed > 0, refreshed or 1, parts or {}
+        self.bits_backend = bits_backend
         self._cache = weakref.ref(cache)  # a weak reference: the cache must be freed when only the graphs refer to it
-        self._copying = [m.forward for m in base.modules() if isinstance(m.forward, CopyingPart)]
-        self._copies: list[WeightCopy] | None = None
+        kinds = (CopyingPart, StepLinear) if bits_backend == "nested" else CopyingPart
+        self._copying = [m.forward for m in base.modules() if isinstance(m.forward, kinds)]
+        self._copies: list[object] | None = None
         self.layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
         rows, device = cache.rows, cache.ledger.total_counts.device
         self.buffers = Buffers(
@@ -135,16 +140,22 @@ class CapturedForward:
         return logits, hidden
 
     def is_current(
-        self, base: PreTrainedModel, rule: SelectionRule, dense_axes: Collection[str], refreshed: int = 0
+        self,
+        base: PreTrainedModel,
+        rule: SelectionRule,
+        dense_axes: Collection[str],
+        refreshed: int = 0,
+        bits_backend: str = "fake",
     ) -> bool:
         """Whether this can compute a forward of `base` under `rule`, with these axes dense.
 
-        The cache must still have the same rows and storage, with room for the tokens. The MLPs must still have the
-        same copies of their weights.
+        The cache must still have the same rows and storage, with room for the tokens. The copies of weights that it
+        reads, planes included, must still be the same.
         """
         fits = self.cache.rows == len(self.buffers.tokens) and self.number == (refreshed or 1)
         fits = fits and self.cache.get_seq_length() + self.number <= self.capacity
         same = base is self.base and rule == self.rule and self.dense_axes == frozenset(dense_axes)
+        same = same and bits_backend == self.bits_backend
         if not (fits and same) or self.addresses != self._addresses():
             return False
         in_use = self._copies_in_use()
@@ -158,7 +169,7 @@ class CapturedForward:
         plan, refresh, mask, rows = None, None, None, DeviceRows(at.first_key, at.count)
         if not self.is_refresh:
             levels = planned_levels(cache, at.levels, self.dense_axes)
-            plan = StepPlan(cache, self.rule, levels, backend="fast", parts=self.parts, rows_on_device=rows)
+            plan = StepPlan(cache, self.rule, levels, "fast", self.bits_backend, self.parts, rows)
         else:
             refresh = RefreshPlan(cache, backend="fast", skips_head=True, rows_on_device=rows)
             # transformers does not change a mask of this shape, and our attention ignores it: a refresh is causal.
@@ -214,7 +225,7 @@ class CapturedForward:
             outputs = self.run()
         return graph, outputs
 
-    def _copies_in_use(self) -> list[WeightCopy]:
+    def _copies_in_use(self) -> list[object]:
         return [copy for part in self._copying for copy in part.copies]
 
     def _addresses(self) -> list[tuple[int, torch.Size]]:

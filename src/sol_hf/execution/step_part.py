@@ -3,7 +3,7 @@
 
 """Base class of objects that replace a module's forward while a generation runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -35,6 +35,11 @@ class StepPart:
     def nbytes(self) -> int:
         """Bytes of the copies of weights that were made."""
         return 0
+
+    @property
+    def copies(self) -> Sequence[object]:
+        """The copies of weights that were made; another object after each change."""
+        return ()
 
     def drop_copies(self) -> None:
         """Free the copies of weights; they are made again when they are needed."""

@@ -16,6 +16,7 @@ weights.
 import platform
 import threading
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -107,6 +108,10 @@ class StepLinear(StepPart):
     def nbytes(self) -> int:
         return 0 if self._planes is None else self._planes.nbytes
 
+    @property
+    def copies(self) -> Sequence[NestedPlanes]:
+        return () if self._planes is None else (self._planes,)
+
     def drop_copies(self) -> None:
         with self._lock:
             self._planes = self._fingerprint = None
@@ -132,7 +137,8 @@ class StepLinear(StepPart):
             return self._multiply(input)
         planes, bias = self._planes or self.planes(), self.module.bias
         assert bias is None or isinstance(bias, torch.Tensor)
-        output = multiply_rows(plan, input, planes, self.least_bits, bias, self._multiply)
+        weight = matrix_of(self.module)
+        output = multiply_rows(plan, input, planes, self.least_bits, bias, weight, self._multiply)
         plan.mark_done("bits", self)
         return output
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
-from ....selection.nested_planes import WIDTHS, NestedPlanes
+from ....kernels.cuda import triton_support
+from ....selection.nested_planes import NestedPlanes
 from ...plan import StepPlan
-from .operation import PLANES_PRODUCT, PlanesCall
+from .operation import PLANES_PRODUCT, PLANES_ROWS, PlanesCall, RowsCall
 
 
 def multiply_rows(
@@ -18,9 +19,12 @@ def multiply_rows(
     planes: NestedPlanes,
     least_bits: int,
     bias: torch.Tensor | None,
+    weight: torch.Tensor,
     own: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """The layer's output `(rows, ..., outputs)` for an input `(rows, ..., channels)`.
+
+    On an accelerator the numbers of bits are not read by the host, which would stall it.
 
     Args:
         plan ([`StepPlan`]): Its `bits` are the levels of the rows.
@@ -28,13 +32,19 @@ def multiply_rows(
         planes ([`NestedPlanes`]): Planes of the weight.
         least_bits (`int`): Fewest bits in which this layer is read.
         bias (`torch.Tensor` of shape `(outputs,)`, *optional*): The layer's bias.
-        own (`Callable`): The layer with its original weights, for rows above 8 bits.
+        weight (`torch.Tensor` of shape `(outputs, channels)`): The original weight, for rows above 8 bits.
+        own (`Callable`): The layer with its original weight.
 
     Raises:
         ValueError: if the input is not one of the rows of the step, and they read different numbers of bits.
     """
-    if x.device.type != "cpu":
-        return _on_device(plan.levels["bits"].to(x.device), x, planes, least_bits, bias, own)
+    if x.device.type != "cpu" or triton_support.supports(x):
+        bits = plan.levels["bits"].to(x.device)
+        if len(bits) != len(x):
+            bits = bits.repeat_interleave(len(x) // len(bits))
+        output = PLANES_ROWS.run(RowsCall(x, bits, planes, least_bits, bias, weight, own), plan.backend)
+        assert output is not None, "the reference can compute every call"
+        return output
     widths = [None if width is None else max(width, least_bits) for width in plan.widths]
     distinct = sorted(set(widths), key=lambda width: width or 0)
     if len(distinct) > 1 and len(x) != len(widths):
@@ -63,24 +73,4 @@ def _multiply(
         return own(x)
     output = PLANES_PRODUCT.run(PlanesCall(x, planes, width, bias), plan.backend)
     assert output is not None, "the reference can compute every call"
-    return output
-
-
-def _on_device(
-    bits: torch.Tensor,
-    x: torch.Tensor,
-    planes: NestedPlanes,
-    least_bits: int,
-    bias: torch.Tensor | None,
-    own: Callable[[torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    """All widths, of which each row takes its own: to read the levels would stall an accelerator."""
-    if len(bits) != len(x):
-        bits = bits.repeat_interleave(len(x) // len(bits))
-    bits = bits.view(-1, *[1] * (x.dim() - 1))
-    output, reference = own(x), PLANES_PRODUCT["decoded"]
-    for width in reversed([width for width in WIDTHS if width >= least_bits]):
-        prepared = reference.prepare(PlanesCall(x, planes, width, bias))
-        assert prepared is not None
-        output = torch.where(bits <= width, prepared(), output)
     return output

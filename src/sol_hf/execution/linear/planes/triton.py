@@ -1,0 +1,45 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Rows with different numbers of bits by a Triton kernel, which reads the planes that they need."""
+
+import functools
+from typing import ClassVar
+
+import torch
+
+from ....kernels.cuda import triton_support
+from ...dispatch import Implementation, Prepared
+from .operation import PLANES_ROWS, RowsCall
+
+
+MOST_TOKENS = 64
+"""Number of tokens above which the weight is decoded once for all: the kernel decodes it for 16 tokens at a time."""
+
+
+class Triton(Implementation[RowsCall]):
+    """A kernel for a few tokens, see `kernels/cuda/planes.py`."""
+
+    order: ClassVar[int] = 10
+
+    def prepare(self, call: RowsCall) -> Prepared | None:
+        x, weight = call.x, call.weight
+        fits = 0 < x.shape[:-1].numel() <= MOST_TOKENS and triton_support.supports(x)
+        same = x.dtype == weight.dtype and x.device == weight.device == call.planes.scales.device
+        return functools.partial(_multiply, call) if fits and same else None
+
+
+def _multiply(call: RowsCall) -> torch.Tensor:
+    from ....kernels.cuda.planes import multiply_planes
+
+    x, planes = call.x, call.planes
+    tokens, bits = x.flatten(0, -2).contiguous(), call.bits.float()
+    if len(tokens) != len(bits):
+        bits = bits.repeat_interleave(len(tokens) // len(bits))
+    output = multiply_planes(
+        tokens, bits.contiguous(), list(planes.planes), planes.scales, call.weight.detach(), call.bias, call.least_bits
+    )
+    return output.view(*x.shape[:-1], planes.outputs)
+
+
+PLANES_ROWS.register("triton", Triton())
