@@ -8,7 +8,8 @@ Every line is one shape of weight, `outputs x channels`, of SmolLM2-135M; the pr
 which do not fit into the caches. `dense` is the time in microseconds of one product as a step computes it with the
 original weights under `backend="auto"`; the other columns are how many times as fast the planes are, by the number of
 bits that are read. The variants run in turn, so that a slowdown of the machine affects all of them. Times are the 15th
-percentile of all rounds, which on a shared machine is the time of an undisturbed one.
+percentile of all rounds, which on a shared machine is the time of an undisturbed one. `--clock cpu` with `--threads 1`
+measures processor time, for machines with other load.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmark_linear import seconds, weights_of
-from benchmark_machine import NOTE, describe_machine, show
+from benchmark_linear import weights_of
+from benchmark_machine import CLOCKS, NOTE, describe_machine, show
 from sol_hf.execution.linear.operation import LINEAR, LinearCall
 from sol_hf.execution.linear.planes.operation import PLANES_PRODUCT, PlanesCall
 from sol_hf.selection.nested_planes import WIDTHS, encode
@@ -51,7 +52,9 @@ class Result:
 
 
 @torch.inference_mode()
-def time_products(outputs: int, channels: int, dtype: torch.dtype, rows: int, repeats: int) -> dict[str, float]:
+def time_products(
+    outputs: int, channels: int, dtype: torch.dtype, rows: int, repeats: int, clock: str
+) -> dict[str, float]:
     """Microseconds of a product, by the number of bits that are read; they run in turn."""
     count = max(1, BYTES_OF_WEIGHTS // (dtype.itemsize * outputs * channels))
     weights = [torch.randn(outputs, channels).to(dtype) for _ in range(count)]
@@ -64,7 +67,9 @@ def time_products(outputs: int, channels: int, dtype: torch.dtype, rows: int, re
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(1 + repeats):
         for name, run in variants.items():
-            times[name].append(1e6 * seconds(run) / count)
+            begin = CLOCKS[clock]()
+            run()
+            times[name].append(1e6 * (CLOCKS[clock]() - begin) / count)
     return {name: sorted(taken[1:])[int(0.15 * repeats)] for name, taken in times.items()}
 
 
@@ -74,15 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20, help="rounds that count")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     if min(*options.rows, options.repeats, options.threads) < 1:
         parser.error("rows, threads and repeats must be at least 1")
     torch.set_num_threads(options.threads)
-    machine = describe_machine("cpu")
+    machine = describe_machine("cpu") | {"clock": options.clock}
     print(", ".join(f"{name} {value}" for name, value in machine.items()), NOTE, sep="\n")
     results = [
-        Result(*shape, name, rows, time_products(*shape, dtype, rows, options.repeats))
+        Result(*shape, name, rows, time_products(*shape, dtype, rows, options.repeats, options.clock))
         for role, shape in weights_of("smollm2-135m").items()
         if role in ("gate, up", "down", "head")
         for name, dtype in DTYPES.items()

@@ -50,6 +50,38 @@ def test_products_equal_those_of_the_decoded_weight(
     torch.testing.assert_close(found.double(), exact, atol=1e-6 * summed, rtol=rounding)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_processor_without_dot_products_of_bytes_multiplies_in_float32(bits, monkeypatch):
+    """The same on every processor: also where the other kernel runs."""
+    from sol_hf.kernels.cpu import numba_planes
+
+    monkeypatch.setitem(numba_planes.KERNELS, bits, numba_planes.kernel_of(bits, has_dot_products=False))
+    for lines, outputs, channels in ((1, 40, 70), (9, 17, 96), (6, 64, 200)):
+        planes, x = encode(torch.randn(outputs, channels)), torch.randn(lines, channels)
+        found, expected = kernel.multiply(x, planes, bits, None), product(x.double(), planes, bits)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+        alone = torch.cat([kernel.multiply(line[None], planes, bits, None) for line in x])
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e-3, 1e30])
+def test_inputs_of_any_size(size):
+    """One channel is much larger than the others, which share its group or do not."""
+    planes, x = encode(torch.randn(20, 200)), torch.randn(3, 200) * size
+    x[:, 7] *= 1e3
+    found, exact = kernel.multiply(x, planes, 8, None).double(), product(x.double(), planes, 8)
+    summed = float((x.double().abs() @ decode(planes, 8).double().abs().t()).max())
+    torch.testing.assert_close(found, exact, atol=1e-6 * summed + 1e-36, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_an_input_that_is_not_finite_is_seen_in_its_line_only(value):
+    planes, x = encode(torch.randn(20, 200)), torch.randn(3, 200)
+    x[1, 70] = value
+    found = kernel.multiply(x, planes, 8, None)
+    assert not found[1].isfinite().any() and found[[0, 2]].isfinite().all()
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_weights_are_decoded_exactly(bits):
     """Each input has one channel, so that a product is a weight."""

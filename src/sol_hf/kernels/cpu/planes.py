@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch.nn import functional
 
-from ...selection.nested_planes import CHANNELS, OUTPUTS, NestedPlanes
+from ...selection.nested_planes import GROUP, OUTPUTS, NestedPlanes
 from .compilation import DTYPES, loads
 from .torch_threads import run_in_torch_threads
 
@@ -35,14 +35,15 @@ def multiply(x: torch.Tensor, planes: NestedPlanes, bits: int, bias: torch.Tenso
     from . import numba_planes as kernel
 
     lines = x.float().reshape(-1, planes.channels)
-    if planes.channels % CHANNELS:
-        lines = functional.pad(lines, (0, -planes.channels % CHANNELS))
+    if planes.channels % GROUP:
+        lines = functional.pad(lines, (0, -planes.channels % GROUP))
     lines = lines.contiguous()
     tiles, blocks = planes.planes[0].shape[:2]
-    answer, sums = lines.new_empty(len(lines), tiles * OUTPUTS), lines.new_empty(len(lines), blocks)
+    answer = lines.new_empty(len(lines), tiles * OUTPUTS)
+    scratch = lines.new_empty(lines.numel() // GROUP * kernel.SCRATCH_EACH)
     arguments = (ctypes.c_int64 * kernel.HEADER)(
         lines.data_ptr(),
-        sums.data_ptr(),
+        scratch.data_ptr(),
         planes.scales.data_ptr(),
         *(plane.data_ptr() for plane in planes.planes),
         answer.data_ptr(),
