@@ -20,6 +20,7 @@ from accelerate import PartialState
 
 from sol_hf import __version__
 from sol_hf.cli.inputs import add_input_arguments, load_policy_and_blocks
+from sol_hf.episodes.step_settings import StepSettings
 from sol_hf.episodes.stored_files import write_json
 from sol_hf.evaluation.policy_evaluation import (
     BudgetEvaluation,
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> list[BudgetEvaluation]:
         model.to(state.device),
         blocks.tokens,
         options.context_length,
-        options.budgets or budgets_within(model.action_space),
+        options.budgets or budgets_within(StepSettings.of(model).space),
         hard=options.hard,
         batch_size=options.batch_size,
         progress=True,

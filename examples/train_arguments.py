@@ -120,11 +120,20 @@ class PolicyArguments:
     token_keep: list[float] | None = field(default=None, metadata={"help": "Levels of token_keep; the full grid."})
     mlp_keep: list[float] | None = field(default=None, metadata={"help": "Levels of mlp_keep; the full grid."})
     bits: list[int] | None = field(default=None, metadata={"help": "Levels of bits; the full grid."})
-    criterion: str = field(default="quest", metadata={"help": "quest, relevancy or recency."})
+    neuron_keep: list[float] | None = field(
+        default=None, metadata={"help": "Levels of neuron_keep, which is then a further axis."}
+    )
+    criterion: str = field(default="quest", metadata={"help": "quest, sketch, relevancy or recency."})
     page_size: int = field(default=8, metadata={"help": "Keys in a page."})
     selection: str = field(default="head", metadata={"help": "head, group, or with sketch layer."})
     sink_tokens: int = field(default=4, metadata={"help": "First tokens that are always kept."})
     window_tokens: int = field(default=2, metadata={"help": "Recent tokens that are always kept."})
+    anchor_pages: bool = field(default=False, metadata={"help": "Always read the first and the last pages."})
+    index_bits: int = field(default=4, metadata={"help": "Bits of a channel in the index of sketch."})
+    bits_backend: str | None = field(
+        default=None,
+        metadata={"help": "How bits are computed: fake, int8 or nested. It is stored with the policy."},
+    )
     episode_length: int = field(default=16, metadata={"help": "Steps of an episode."})
     policy_hidden_size: int = field(default=512, metadata={"help": "Width of the policy."})
     policy_num_layers: int = field(default=1, metadata={"help": "Its transformer blocks."})
@@ -158,18 +167,23 @@ class PolicyArguments:
                 )
 
     def load_model(self, base: PreTrainedModel) -> SOLForCausalLM:
-        """A policy on `base`: a fresh one, or the released one.
+        """A policy on `base`: a fresh one, or the released one; its steps are computed by `bits_backend`.
 
         Raises:
             ValueError: if the config of a released policy differs from the arguments.
         """
         if self.policy is None:
-            return SOLForCausalLM.from_base(base, SOLConfig(**self._settings(changed_only=False)))
-        model = SOLForCausalLM.from_pretrained(self.policy, revision=self.policy_revision, base=base)
-        for name, wanted in self._settings(changed_only=True).items():
-            found = getattr(model.config, name)
-            if found != wanted:
-                raise ValueError(f"`{name}` is {found} in the policy {self.policy}, but {wanted} in the arguments.")
+            model = SOLForCausalLM.from_base(base, SOLConfig(**self._settings(changed_only=False)))
+        else:
+            model = SOLForCausalLM.from_pretrained(self.policy, revision=self.policy_revision, base=base)
+            for name, wanted in self._settings(changed_only=True).items():
+                found = getattr(model.config, name, None)
+                if found != wanted:
+                    raise ValueError(
+                        f"`{name}` is {found} in the policy {self.policy}, but {wanted} in the arguments."
+                    )
+        if self.bits_backend is not None:
+            model.generation_config.bits_backend = self.bits_backend
         return model
 
     def peft_config(self) -> LoraConfig | None:

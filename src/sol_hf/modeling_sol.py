@@ -116,9 +116,9 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, Generat
         merged = merge_stored_options(path, self.base.generation_config, stored_names())
         merged._from_model_config = False
         try:
-            budget = resolve_options({}, None, merged, self.config).budget
-            if budget is not None:
-                budget.check(self.action_space)
+            options = resolve_options({}, None, merged, self.config)
+            if options.budget is not None:
+                options.budget.check(options.spending(self.action_space))
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from error
         return merged

@@ -94,6 +94,13 @@ class TestMap:
         assert found.controller == "fixed" and found.title.endswith("fixed, spent net keep 0.60 of 0.60")
         assert found.spending == "token_keep 0.6 of 0.6, mlp_keep 0.7 of 0.7, bits 8 of 8"
 
+    def test_bits_are_those_that_were_read(self, model, tokenizer):
+        config = SOLConfig(token_keep=[1.0], mlp_keep=[1.0], bits=[3, 7, 16], policy_hidden_size=32)
+        nested = SOLForCausalLM.from_base(model.base, config)
+        nested.generation_config.bits_backend = "nested"
+        found = map_actions(nested, tokenizer, TEXT, (1.0, 1.0, 8), 10, FixedController(), "fixed")
+        assert {token.action[2] for token in found.tokens} == {8} and found.realised[2] == 8
+
     def test_a_short_text_is_refused(self, model, tokenizer):
         with pytest.raises(ValueError, match="The text has 3 tokens; with `context_length` 16 it needs at least 18"):
             map_actions(model, tokenizer, tokenizer.decode(tokenizer(TEXT).input_ids[:3]), (0.6, 0.7, 8))

@@ -166,3 +166,11 @@ def test_wrong_input(model, tokenizer):
     nameless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, unk_token="w00")
     with pytest.raises(ValueError, match="has no start token: pass `add_start_token=False`"):
         compute(model, nameless)
+
+
+def test_bits_are_those_that_were_read_and_can_be_kept(tokenizer):
+    model = control(tiny_base("llama"), bits=[3, 7, 16])
+    options = dict(controller="fixed", bits_backend="nested", batch_size=3)
+    assert compute(model, tokenizer, **options, bits=8)["mean_realised"]["bits"] == 8
+    with pytest.raises(ValueError, match="`bits`=3.* is carried out with, 4"):
+        compute(model, tokenizer, **options, bits=[3, 8, 8])

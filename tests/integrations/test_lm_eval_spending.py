@@ -5,8 +5,9 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sol_hf import ActionSpace
+from sol_hf import ActionSpace, SOLConfig, SOLForCausalLM
 from sol_hf.integrations.lm_eval_spending import Spending
 from sol_hf.selection.rule import SelectionRule
 from support.extra_axis import four_axes
@@ -33,3 +34,23 @@ def test_the_published_axes_are_as_they_were():
     spending = Spending(space, SelectionRule())
     spending.add("task", torch.tensor([[space.index(0.2, 1.0, 4)]]), [20])
     assert list(spending.report()["task"]) == ["token_keep", "mlp_keep", "bits", "controllable_steps", "steps"]
+
+
+def test_a_task_reports_the_bits_that_were_read(base):
+    from lm_eval.api.instance import Instance
+
+    from sol_hf.integrations.lm_eval_adapter import SOLLM
+
+    config = SOLConfig(token_keep=[1.0], mlp_keep=[1.0], bits=[3, 7, 16], episode_length=4, policy_hidden_size=32)
+    model = SOLForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(base), config)
+    settings = dict(tokenizer=AutoTokenizer.from_pretrained(base), controller="fixed", batch_size=1)
+    reported = {}
+    for bits_backend in ("fake", "nested"):
+        lm = SOLLM(model, bits=7 if bits_backend == "fake" else 8, bits_backend=bits_backend, **settings)
+        request = Instance("loglikelihood", {}, ("The sea is wide and", " deep and blue"), 0, ("task", 0, 1))
+        lm.loglikelihood([request])
+        (task,) = lm.spending.report().values()
+        reported[bits_backend] = task["bits"]
+    assert reported == {"fake": 7, "nested": 8}
+    with pytest.raises(ValueError, match="`bits`=3 is below what the smallest level .* is carried out with, 4"):
+        SOLLM(model, bits=3, bits_backend="nested", **settings)

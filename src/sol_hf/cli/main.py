@@ -132,6 +132,7 @@ def run_pareto(options: argparse.Namespace) -> int:
     import torch
     from accelerate import PartialState
 
+    from ..episodes.step_settings import StepSettings
     from ..episodes.stored_files import write_json
     from ..evaluation.policy_evaluation import BUDGETS, budgets_within
     from ..evaluation.sweep.calibration_file import check_savable, save_calibration
@@ -149,7 +150,7 @@ def run_pareto(options: argparse.Namespace) -> int:
     grid = PUBLISHED_GRID if options.grid == "published" else BUDGETS
     config = SweepConfig(
         controllers=options.controllers,
-        budgets=tuple(options.budgets or budgets_within(model.action_space, grid)),
+        budgets=tuple(options.budgets or budgets_within(StepSettings.of(model).space, grid)),
         context_length=options.context_length,
         seeds=tuple(options.seeds),
         hard=options.hard,

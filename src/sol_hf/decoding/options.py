@@ -97,6 +97,10 @@ class DecodeOptions:
         """Whether the call asks for nothing that transformers' own generation would not do."""
         return self.is_empty and self.runs_base
 
+    def spending(self, space: ActionSpace) -> ActionSpace:
+        """The actions of a space with what they spend in this call."""
+        return space_under(self.bits_backend, space)
+
     def controls_axis(self, axis: str, space: ActionSpace) -> bool:
         """Whether steps may be less than dense on an axis."""
         if self.budget is not None and axis not in self.budget.controlled:
@@ -162,7 +166,7 @@ class DecodeOptions:
             bits_backend=self.bits_backend,
             cuda_graphs=self.cuda_graphs,
             dense_axes=self.dense_axes(space),
-            action_space=space_under(self.bits_backend, space),
+            action_space=self.spending(space),
         )
 
 
@@ -200,10 +204,7 @@ def resolve_options(
         raise ValueError(f"Unknown options: {unknown}." + explain_unknown(given))
     given = {name: value for name, value in given.items() if value is not None}
     configs = [x for x in (generation_config, stored) if x is not None]
-    resolved = {}
-    for name, default in STORED_DEFAULTS.items():
-        sources = [given.get(name), *(getattr(x, name, None) for x in configs)]
-        resolved[name] = next((value for value in sources if value is not None), default)
+    resolved = _first_of(given, configs)
     table = None if config is None else config.calibration
     budget = _resolve_budget(given, [vars(x) for x in configs], table)
     return DecodeOptions(
@@ -215,6 +216,29 @@ def resolve_options(
         asks_fast=given.get("backend") == "fast" or bool(given.get("cuda_graphs")),
         **resolved,
     )
+
+
+def stored_options(stored: GenerationConfig) -> dict[str, Any]:
+    """The options other than the budget that hold where a call says nothing, after their checks.
+
+    Args:
+        stored (`GenerationConfig`): The model's own.
+
+    Raises:
+        ValueError: for a value that is not allowed.
+    """
+    options = _first_of({}, [stored])
+    DecodeOptions(budget=None, controller=None, action_processors=None, cuda_graphs=False, **options)  # checks them
+    return options
+
+
+def _first_of(given: Mapping[str, Any], configs: Sequence[GenerationConfig]) -> dict[str, Any]:
+    """The options of `STORED_DEFAULTS`, of a call and then of configs; the first that sets one has precedence."""
+    resolved = {}
+    for name, default in STORED_DEFAULTS.items():
+        sources = [given.get(name), *(getattr(x, name, None) for x in configs)]
+        resolved[name] = next((value for value in sources if value is not None), default)
+    return resolved
 
 
 def _resolve_budget(

@@ -16,7 +16,6 @@ from ..controllers.policy import PolicyController
 from ..execution.base_device import compute_device
 from ..execution.forked_process import check_fork
 from ..execution.instrumentation import Instrumentation
-from ..execution.spending import space_under
 from ..modeling_sol_policy import SOLPolicyModel
 from .cache_use import refuse_used
 from .controls import DecodeControls
@@ -74,7 +73,7 @@ def controls_for(
     check_fork()
     budget, space = options.budget, config.action_space
     if budget is not None:
-        budget.check(space_under(options.bits_backend, space), rows)
+        budget.check(options.spending(space), rows)
     if options.runs_base:
         return None
     if options.controller is None:

@@ -25,6 +25,7 @@ from ..controllers.base import Controller
 from ..controllers.processors import TOLERANCE, ActionProcessorList, budget_processors
 from ..modeling_sol import SOLForCausalLM
 from .rollouts import DensePrefix, prefill, roll_out
+from .step_settings import StepSettings
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ def left_dense(targets: torch.Tensor, space: ActionSpace) -> torch.Tensor:
     dense = torch.tensor([axis.dense / axis.scale for axis in space.axes])
     is_level = torch.tensor([max(space.levels[axis.name]) == axis.dense for axis in space.axes])
     return (targets.cpu() >= dense - TOLERANCE) & is_level
+
+
+def controlled_axes(targets: torch.Tensor, space: ActionSpace) -> list[str]:
+    """Names of the axes that budgets `(budgets, axes)` in ratio units do not all leave dense, see [`left_dense`]."""
+    dense = left_dense(targets, space).all(dim=0).tolist()
+    return [name for name, held in zip(space.axis_names, dense, strict=True) if not held]
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,11 @@ class BlockRunner:
     def steps(self) -> int:
         """Decode steps of an episode."""
         return self.tokens.shape[1] - self.context_length - 1
+
+    @property
+    def space(self) -> ActionSpace:
+        """The actions, with what they spend as the steps are computed."""
+        return StepSettings.of(self.model).space
 
     def batches(self, name: str = "") -> Iterator[tuple[slice, torch.Tensor, slice]]:
         """The batches of this process: their slice of the blocks, their tokens `(blocks, tokens)`, and the slice of

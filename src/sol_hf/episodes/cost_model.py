@@ -212,15 +212,17 @@ def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list
     """
     tables = []
     for number, axis in enumerate(space.axes):
-        levels = torch.tensor(space.levels[axis.name], dtype=torch.float64) / axis.scale
-        mine = sorted((level, index) for index, level in enumerate(probes.levels) if probes.axes[index] == number)
-        if len(levels) == 1:
-            tables.append(torch.zeros(*costs.shape[:-1], 1, device=costs.device))
+        levels = _spent(space, axis)
+        if len(levels.unique()) == 1:
+            tables.append(torch.zeros(*costs.shape[:-1], len(levels), device=costs.device))
             continue
-        if not mine:
+        highest = float(levels.max())
+        mine = {level: index for index, level in enumerate(probes.levels) if probes.axes[index] == number}
+        below = sorted((level, index) for level, index in mine.items() if level < highest - 1e-6)
+        if not below:
             raise ValueError(f"No level of {axis.name} was measured: add some to the probes.")
-        known = torch.tensor([level for level, _ in mine] + [float(levels.max())], dtype=torch.float64)
-        measured = costs[..., [index for _, index in mine]].clamp(min=LOWEST_COST).log()
+        known = torch.tensor([level for level, _ in below] + [highest], dtype=torch.float64)
+        measured = costs[..., [index for _, index in below]].clamp(min=LOWEST_COST).log()
         fall = fall_above(axis, float(known[-1] - known[-2]))
         measured = torch.cat([measured, measured[..., -1:] - fall], dim=-1)
         lower = (torch.searchsorted(known, levels, right=True) - 1).clamp(0, len(known) - 2)
@@ -228,6 +230,11 @@ def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list
         table = (measured[..., lower] * (1 - share) + measured[..., lower + 1] * share).exp()
         tables.append(torch.where(levels.to(table.device) == levels.max(), 0.0, table))
     return tables
+
+
+def _spent(space: ActionSpace, axis: Axis) -> torch.Tensor:
+    """What the levels of an axis spend, `(levels,)` in ratio units and float64; some may spend the same."""
+    return torch.tensor(space.spent[axis.name], dtype=torch.float64) / axis.scale
 
 
 def fall_above(axis: Axis, distance: float) -> float:
@@ -250,7 +257,7 @@ class Allocation:
 
     def __init__(self, tables: Sequence[torch.Tensor], space: ActionSpace):
         self.levels = [
-            torch.tensor(space.levels[axis.name], device=table.device) / axis.scale
+            torch.tensor(space.spent[axis.name], device=table.device) / axis.scale
             for axis, table in zip(space.axes, tables, strict=True)
         ]
         self.means, self.prices = [], []

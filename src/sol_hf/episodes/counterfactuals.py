@@ -31,6 +31,7 @@ from ..modeling_sol import SOLForCausalLM
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
 from .rollouts import prefill
+from .step_settings import StepSettings
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,15 @@ class Probes:
     @classmethod
     def of(cls, space: ActionSpace, per_axis: int = 4) -> "Probes":
         """Up to `per_axis` levels of every axis below its largest, most of them low levels, which have high costs."""
-        return cls.at(space, {axis: levels_to_probe(levels, per_axis) for axis, levels in space.levels.items()})
+        distinct = {axis: distinct_levels(space, axis) for axis in space.axis_names}
+        return cls.at(space, {axis: levels_to_probe(levels, per_axis) for axis, levels in distinct.items()})
+
+
+def distinct_levels(space: ActionSpace, axis: str) -> list[float]:
+    """The levels of an axis, without those that are carried out as the next higher one."""
+    spent = dict(zip(space.levels[axis], space.spent[axis], strict=True))
+    highest = {amount: max(level for level in spent if spent[level] == amount) for amount in spent.values()}
+    return sorted(highest.values())
 
 
 def levels_to_probe(levels: Sequence[float], count: int) -> list[float]:
@@ -180,13 +189,14 @@ def _try(
     Returns:
         Two `torch.Tensor` of shape `(blocks, places, tried, vocab)` and `(blocks, places, tried, hidden_size)`.
     """
-    count, space = actions.shape[2], cache.action_space
+    count, settings = actions.shape[2], StepSettings.of(model)
     token = blocks[:, places].repeat_interleave(count, dim=1).view(-1, 1)
     hidden = torch.empty(len(blocks), 0, device=token.device)  # no controller uses it
     fanned = cache.fan_out(count, hidden, places)
-    values = space.values_on(token.device)[actions.flatten()]
-    parts = Instrumentation.of(model.base).parts(fanned)
-    plan = StepPlan.from_values(values, fanned, model.config.selection_rule, parts=parts)
+    values = settings.space.values_on(token.device)[actions.flatten()]
+    parts = Instrumentation.of(model.base).parts(fanned, settings.bits_backend)
+    how = model.config.selection_rule, settings.backend, settings.bits_backend
+    plan = StepPlan.from_values(values, fanned, *how, parts=parts)
     with active_forward(plan) as context:
         output = base_forward(model.base, ForwardInputs(token), fanned)
     logprobs = output.logits[:, -1].log_softmax(dim=-1, dtype=torch.float32)

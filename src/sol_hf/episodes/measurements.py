@@ -21,6 +21,7 @@ from ..modeling_sol import SOLForCausalLM
 from ..stored.digests import config_digest, sampled_digest, text_digest
 from .begin_tokens import first_token
 from .counterfactuals import Counterfactuals, Probes, measure
+from .step_settings import HOW, StepSettings
 from .stored_files import DamagedFileError, load_tensors, read_json, store_tensors, write_json
 
 
@@ -158,6 +159,7 @@ class Measurements:
             "probes": [
                 list(pair) for pair in zip(self.probes.axes, (round(x, 6) for x in self.probes.levels), strict=True)
             ],
+            **StepSettings.of(model).unusual,
         }
         path, state = self.folder / SETTINGS, PartialState()
         if state.is_main_process and not path.exists():
@@ -169,7 +171,8 @@ class Measurements:
             write_json(path, settings)
         state.wait_for_everyone()
         found = read_json(path, f"delete {self.folder} to measure again, or choose another folder")
-        different = sorted(name for name in settings if found.get(name) != settings[name])
+        names = {*settings, *(name for name in HOW if name in found)}
+        different = sorted(name for name in names if found.get(name) != settings.get(name))
         if different:
             raise ValueError(
                 f"{self.folder} holds measurements with another {', '.join(different)}: choose another folder."

@@ -27,6 +27,7 @@ from ..execution.instrumentation import Instrumentation
 from ..execution.plan import active_forward
 from ..modeling_sol import SOLForCausalLM
 from ..modeling_sol_policy import SOLPolicyModel
+from .step_settings import StepSettings
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def prefill(
     dense: bool = False,
     keep_logits: bool = False,
 ) -> DensePrefix:
-    """Run the context of `blocks` densely.
+    """Run the context of `blocks` densely. What the steps after it need is made before, such as planes of weights.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
@@ -106,6 +107,9 @@ def prefill(
         dense (`bool`, *optional*, defaults to `False`): Run the continuation too, for its predictions.
         keep_logits (`bool`, *optional*, defaults to `False`): Keep the logits after the context, for a controller with
             `needs_logits`.
+
+    Raises:
+        ValueError: for blocks that leave no step, or if the steps cannot be computed as the model's options say.
     """
     steps = blocks.shape[1] - context_length - 1
     if context_length < 1 or steps < 1:
@@ -115,6 +119,7 @@ def prefill(
         )
     tokens = blocks[:, : context_length + steps] if dense else blocks[:, :context_length]
     kept = 1 + steps if dense else 1
+    StepSettings.of(model).prepare(model)
     with Instrumentation.of(model.base), torch.inference_mode():
         cache = model.new_cache()
         cache.set_up_rows(len(blocks), blocks.device)
@@ -184,7 +189,8 @@ class Recorder(Controller):
 def one_episode(
     model: SOLForCausalLM, controller: Controller, steps: int, processors: ActionProcessorList | None = None
 ) -> DecodeControls:
-    """Controls of a single episode of `steps` steps, for rows with targets of their own."""
+    """Controls of a single episode of `steps` steps, for rows with targets of their own; see [`StepSettings`]."""
+    settings = StepSettings.of(model)
     return DecodeControls(
         controller=controller,
         budget=None,
@@ -192,6 +198,9 @@ def one_episode(
         rule=model.config.selection_rule,
         episode_length=steps,
         kv_refresh=False,
+        backend=settings.backend,
+        bits_backend=settings.bits_backend,
+        action_space=settings.space,
     )
 
 

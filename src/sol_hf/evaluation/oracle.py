@@ -27,6 +27,7 @@ from ..decoding.forward_inputs import ForwardInputs
 from ..episodes.block_runner import BlockRunner
 from ..episodes.counterfactuals import Probes, divergence_of, steps_run_together
 from ..episodes.rollouts import DensePrefix, prefill
+from ..episodes.step_settings import StepSettings
 from ..execution.instrumentation import Instrumentation
 from ..execution.plan import StepPlan, active_forward
 from ..modeling_sol import SOLForCausalLM
@@ -75,9 +76,10 @@ def _damage_at(
     begins = [prefix.context_length + place for place in places]
     fanned = prefix.cache.fan_out(count, blocks.new_zeros(len(blocks), 0), begins)
     tried = probes.actions.to(blocks.device).repeat(len(blocks) * len(places))
-    values = model.action_space.values_on(blocks.device)[tried]
-    parts = Instrumentation.of(model.base).parts(fanned)
-    plan = StepPlan.from_values(values, fanned, rule, parts=parts)
+    settings = StepSettings.of(model)
+    values = settings.space.values_on(blocks.device)[tried]
+    parts = Instrumentation.of(model.base).parts(fanned, settings.bits_backend)
+    plan = StepPlan.from_values(values, fanned, rule, settings.backend, settings.bits_backend, parts=parts)
     damage = torch.zeros(len(blocks), len(places), count, device=blocks.device)
     for later in range(1 + min(later_steps, steps - 1 - min(places))):
         at = [min(place + later, steps - 1) for place in places]  # after the end of the block: run, but not counted
@@ -85,7 +87,7 @@ def _damage_at(
         token = blocks[:, [prefix.context_length + place for place in at]].repeat_interleave(count, dim=1)
         logprobs = _step(model, token.view(-1, 1), fanned, plan).view(*damage.shape, -1)
         damage += divergence_of(logprobs, prefix.logprobs[:, at]) * counted[:, None]
-        plan = StepPlan(fanned, rule)
+        plan = StepPlan(fanned, rule, backend=settings.backend)
     return damage
 
 
@@ -165,7 +167,7 @@ def oracle_schedule(
     """
     blocks, chosen = len(tables[0]), []
     for axis, table, mean in zip(space.axes, tables, means.tolist(), strict=True):
-        levels = torch.tensor(space.levels[axis.name], dtype=torch.float64) / axis.scale
+        levels = torch.tensor(space.spent[axis.name], dtype=torch.float64) / axis.scale
         chosen.append(cheapest_levels(table[:, counted].flatten(0, 1), levels, mean).view(blocks, -1))
     schedule = torch.full((blocks, len(counted)), space.dense_id)
     schedule[:, counted] = space.ids_of(torch.stack(chosen, dim=-1))

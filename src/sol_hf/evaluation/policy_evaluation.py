@@ -26,7 +26,16 @@ from ..budget.budget import Budget
 from ..controllers.fixed import fixed_schedule
 from ..controllers.policy import PolicyController
 from ..controllers.schedule import ScheduleController
-from ..episodes.block_runner import BlockRunner, Run, RunResult, check_blocks, left_dense, without_dropout
+from ..episodes.block_runner import (
+    BlockRunner,
+    Run,
+    RunResult,
+    check_blocks,
+    controlled_axes,
+    left_dense,
+    without_dropout,
+)
+from ..episodes.step_settings import StepSettings
 from ..modeling_sol import SOLForCausalLM
 from .clusters import clusters_of, standard_error
 
@@ -121,7 +130,7 @@ def _perplexity(losses: Sequence[float]) -> float:
 
 
 def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS) -> list[tuple[float, ...]]:
-    """Budgets clipped to the range of an action space's levels, without repetitions.
+    """Budgets clipped to the range of what an action space's levels spend, without repetitions.
 
     Args:
         space ([`ActionSpace`]): The levels.
@@ -140,7 +149,7 @@ def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDG
         if len(budget) != len(names):
             raise ValueError(_wrong_length(budget, space))
         wanted = dict(zip(names, budget, strict=True))
-        values = [(wanted.get(axis.name, axis.dense), space.levels[axis.name]) for axis in space.axes]
+        values = [(wanted.get(axis.name, axis.dense), space.spent[axis.name]) for axis in space.axes]
         clipped.append(tuple(min(max(value, min(levels)), max(levels)) for value, levels in values))
     return list(dict.fromkeys(clipped))
 
@@ -185,8 +194,10 @@ def evaluate_budgets(
         ValueError: if there are no budgets, less than 2 blocks, blocks of another length, or no controllable step.
         BudgetError: if a budget is malformed or below the smallest level.
     """
-    space = model.action_space
+    settings = StepSettings.of(model)
+    space = settings.space
     targets = check_budgets(budgets, space)
+    settings.prepare(model, controlled_axes(targets, space))
     counted = check_blocks(model, blocks, context_length, batch_size)
     named = None if documents is None else tuple(map(int, documents))
     clusters_of(named, len(blocks))  # before anything is computed
@@ -209,7 +220,7 @@ def _measured(
 
     `targets` are `(budgets, axes)` in ratio units, `counted` the controllable steps.
     """
-    space = runner.model.action_space
+    space = runner.space
     episodes = space.ratios.double()[result.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, axes)
     means = episodes.mean(dim=0)
     fixed_result, fixed_means = _run_fixed(runner, means, counted)
@@ -225,7 +236,7 @@ def _measured(
 
 def _run_fixed(runner: BlockRunner, means: torch.Tensor, counted: torch.Tensor) -> tuple[RunResult, torch.Tensor]:
     """The fixed schedule at given means `(budgets, axes)`, and the means `(budgets, axes)` that it spends."""
-    space, blocks = runner.model.action_space, len(runner.tokens)
+    space, blocks = runner.space, len(runner.tokens)
     schedule = torch.stack([fixed_schedule(mean, blocks, counted, space) for mean in means], dim=1)
 
     def fixed(begin: int, end: int) -> ScheduleController:

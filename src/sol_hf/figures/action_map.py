@@ -20,6 +20,7 @@ from ..budget.axes import AXES, PUBLISHED_AXES
 from ..budget.budget import Budget
 from ..controllers.base import Controller
 from ..episodes.begin_tokens import begin_tokens
+from ..episodes.step_settings import StepSettings
 from ..modeling_sol import SOLForCausalLM
 from .axis_labels import level_text, ratio_terms
 
@@ -205,7 +206,8 @@ def map_actions(
             f"The text has {ids.shape[1]} tokens; with `context_length` {context_length} it needs at least "
             f"{context_length + 2}: give a longer text, or a shorter context."
         )
-    space, axes = model.action_space, model.action_space.axis_names
+    space = StepSettings.of(model).space
+    axes = space.axis_names
     if len(budget) != len(axes):
         raise ValueError(f"A budget has one number per axis ({', '.join(axes)}), got {tuple(budget)}.")
     pairs = zip(space.axes, budget, strict=True)
@@ -215,7 +217,7 @@ def map_actions(
         ids, context_length=context_length, budget=targets, budget_mode=budget_mode, controller=controller
     )
     chosen, realised, logprobs = (output[name][0].cpu() for name in ("actions", "realised", "logprobs"))
-    texts, actions = token_texts(tokenizer, ids[0].tolist()), model.action_space.values[chosen].tolist()
+    texts, actions = token_texts(tokenizer, ids[0].tolist()), space.values[chosen].tolist()
     begin = context_length + 1
     steps = zip(texts[begin:], actions, logprobs.tolist(), strict=True)
     return ActionMap(

@@ -124,7 +124,7 @@ def _checked_options(
         return _dense_options(model), None
     budget = resolved.budget
     if budget is not None:
-        budget.check(model.action_space, texts)
+        budget.check(resolved.spending(model.action_space), texts)
     return options, None if budget is None or budget.rows is None else budget
 
 

@@ -102,7 +102,8 @@ class SOLLM(HFLM):
             self._load(os.fspath(pretrained), base, policy_revision, kwargs)
         self.policy_name = self.sol.name_or_path if pretrained is self.sol else os.fspath(pretrained)
         self.options = self._check_options()
-        self.spending = Spending(self.sol.action_space, self.sol.config.selection_rule)
+        space = self._resolve(self.given).spending(self.sol.action_space)
+        self.spending = Spending(space, self.sol.config.selection_rule)
         self.all_spending: Sequence | None = None
         self.responses: ResponseCache | None = None
         self.task = ""
@@ -135,7 +136,7 @@ class SOLLM(HFLM):
                 "There is no budget: give `token_keep`, `mlp_keep` and `bits`, or `compute`, in the model arguments, "
                 "or `controller=dense` for the base itself."
             )
-        resolved.budget.check(self.sol.action_space, 1)
+        resolved.budget.check(resolved.spending(self.sol.action_space), 1)
         return given
 
     def _make_controller(self) -> Controller | None:

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress, logging
 
+from ..episodes.step_settings import StepSettings
 from ..hub import saving as hub
 from ..hub.adapter_saving import load_beneath
 from ..hub.owned_files import owned_files
@@ -107,11 +108,12 @@ class AtomicCheckpoints(Trainer):
         shutil.rmtree(stage.parent)
 
     def batching(self) -> dict[str, Any]:
-        """Settings that say which blocks are in which batch, and in which order."""
+        """Settings that say which blocks are in which batch, in which order, and how their steps are computed."""
         names = "per_device_train_batch_size gradient_accumulation_steps steps_per_generation num_iterations".split()
         names += ["num_generations", "seed", "shuffle_dataset", "context_length"]
         blocks = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-        return {name: getattr(self.args, name) for name in names} | {"blocks": blocks}
+        settings = {name: getattr(self.args, name) for name in names} | {"blocks": blocks}
+        return settings | StepSettings.of(self.sol).unusual
 
     def _reference_weights(self) -> dict[str, torch.Tensor]:
         weights = self.accelerator.unwrap_model(self.ref_model).state_dict()

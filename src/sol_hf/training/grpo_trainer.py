@@ -29,6 +29,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from ..budget.action_space import ActionSpace
 from ..episodes.block_runner import without_dropout
 from ..episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
+from ..episodes.step_settings import StepSettings
 from ..episodes.text_blocks import pack_blocks
 from ..modeling_sol import SOLForCausalLM
 from .block_order import EndlessBlocks, EpochSampler, check_enough_blocks
@@ -106,6 +107,8 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         self.episode_length = model.config.episode_length
         self._text_tokenizer = getattr(processing_class, "tokenizer", processing_class)  # that of a processor
         check_run(args, self.evaluation_budgets(), train_dataset, eval_dataset)
+        settings = StepSettings.of(model)
+        settings.prepare(model, settings.free_axes)
         check_controllable(model.config.selection_rule, args.context_length + self.episode_length)
         train_blocks, eval_blocks = self._packed(train_dataset), self._packed(eval_dataset, documents=True)
         check_enough_blocks(train_blocks, args.generation_batch_size // args.num_generations)
@@ -283,7 +286,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
 
     def _advantages(self, rollouts: Rollouts) -> torch.Tensor:
         """Advantages `(rows, steps)` of this process's rollouts, normalized over those of all processes."""
-        args, space = self.args, self.sol.action_space
+        args, space = self.args, StepSettings.of(self.sol).space
         rewards = task_reward(rollouts.label_logprobs, rollouts.divergence, args.kl_reward_weight)
         for term in self.reward_terms:
             rewards = rewards + checked_rewards(term, rollouts)

@@ -27,6 +27,7 @@ from transformers.trainer_utils import speed_metrics
 
 from ..budget.action_space import ActionSpace
 from ..episodes.rollouts import Rollouts
+from ..episodes.step_settings import StepSettings
 from ..episodes.text_blocks import DOCUMENT, TOKENS
 from ..evaluation.clusters import standard_error
 from ..evaluation.policy_evaluation import (
@@ -76,10 +77,11 @@ def rollout_figures(
         name = axis.name if axis.scale == 1 else f"{axis.name}_ratio"
         figures[f"sol/{name}"] = realised[:, number].mean()
         figures[f"sol/requested_{name}"] = rollouts.targets[:, number].mean()
-    taken = space.values_on(rollouts.actions.device)[rollouts.actions[rollouts.controllable]]
+    taken = space.level_indices(rollouts.actions[rollouts.controllable])
     for name, column in space.by_axis(taken).items():
         levels = space.levels[name]
-        shares = (column[:, None] == taken.new_tensor(levels)).float().sum(dim=0) / max(len(taken), 1)
+        places = torch.arange(len(levels), device=taken.device)
+        shares = (column[:, None] == places).float().sum(dim=0) / max(len(taken), 1)
         figures |= {f"sol/{name}/{level:g}": share for level, share in zip(levels, shares, strict=True)}
     return figures
 
@@ -233,8 +235,8 @@ class BudgetMetrics(Trainer):
         """
         budgets = self.args.eval_budgets
         if budgets is None:
-            return budgets_within(self.sol.action_space)
-        check_budgets(budgets, self.sol.action_space)
+            return budgets_within(StepSettings.of(self.sol).space)
+        check_budgets(budgets, StepSettings.of(self.sol).space)
         return budgets
 
     def _show_progress(self) -> None:
@@ -244,7 +246,7 @@ class BudgetMetrics(Trainer):
             self.add_callback(BudgetProgress)
 
     def _log_rollouts(self, rollouts: Rollouts, rewards: torch.Tensor, penalty: torch.Tensor) -> None:
-        figures = rollout_figures(rollouts, rewards, penalty, self.sol.action_space)
+        figures = rollout_figures(rollouts, rewards, penalty, StepSettings.of(self.sol).space)
         values = self.accelerator.gather(torch.stack(list(figures.values()))[None]).mean(dim=0)
         totals = self.accelerator.gather(rewards.sum(dim=1) - penalty)
         logged = dict(zip(figures, values.tolist(), strict=True)) | reward_figures(totals, self.num_generations)

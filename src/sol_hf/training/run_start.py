@@ -10,7 +10,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ..episodes.step_settings import HOW
 from ..stored.folder_lock import folder_lock
 from .checkpoint_record import UNFINISHED, CheckpointRecord, newest_checkpoint, put_back
 from .checkpoints import REFERENCE, ROLLOUTS
@@ -136,8 +137,10 @@ class CheckedStart(Trainer):
 
     def _check_batching(self, folder: Path, record: CheckpointRecord) -> None:
         now = self.batching()
-        other = [f"`{name}` ({record.batching.get(name)} → {now[name]})" for name in now]
-        other = [text for text, name in zip(other, now, strict=True) if record.batching.get(name) != now[name]]
+        before = record.batching
+        names = [*now, *(name for name in HOW if name in before and name not in now)]
+        changed = [name for name in names if before.get(name) != now.get(name)]
+        other = [f"`{name}` ({_or_default(before, name)} → {_or_default(now, name)})" for name in changed]
         if not other:
             return
         if any(name.startswith(ROLLOUTS.partition("{")[0]) for name in record.files):
@@ -156,3 +159,8 @@ class CheckedStart(Trainer):
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(*args, **kwargs)
+
+
+def _or_default(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting of a run; those of `HOW` are only stored where they are not the defaults."""
+    return settings.get(name, "the default" if name in HOW else None)

@@ -29,8 +29,9 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..episodes.counterfactuals import Counterfactuals, Probes
+from ..episodes.counterfactuals import Counterfactuals, Probes, distinct_levels
 from ..episodes.measurements import Measurements
+from ..episodes.step_settings import StepSettings
 from ..episodes.stored_files import DamagedFileError, load_tensors, store_tensors, write_json
 from ..hub.recipe import recipe_of
 from ..modeling_sol import SOLForCausalLM
@@ -65,10 +66,12 @@ class CounterfactualWarmup:
         if config.warmup_steps_per_block < model.config.episode_length:
             raise ValueError("`warmup_steps_per_block` must be at least the length of an episode.")
         self.model, self.config, self.folder = model, config, Path(config.warmup_dir)
-        space = model.action_space
-        self.probes = Probes.at(
-            space, {axis: config.levels_of(axis, own) for axis, own in space.levels.items() if len(own) > 1}
-        )
+        settings = StepSettings.of(model)
+        settings.prepare(model, settings.free_axes)
+        space = settings.space
+        several = [name for name, own in space.levels.items() if len(own) > 1]
+        levels = {name: config.levels_of(name, distinct_levels(space, name)) for name in several}
+        self.probes = Probes.at(space, levels)
         self.begun = sampled_digest(model.policy)
         self.base_print: str | None = None
         self.store = Measurements(
@@ -172,6 +175,7 @@ class CounterfactualWarmup:
             "dtype": str(self.model.base.dtype),
             "policy_before": self.begun,
         }
+        before |= StepSettings.of(self.model).unusual
         return config | before | {"text": text_digest(blocks), "policy": self._network()}
 
     def _network(self) -> dict:

@@ -27,6 +27,7 @@ from ..episodes.cost_model import Allocation, SelectedRows, fit_cost_model, leve
 from ..episodes.counterfactuals import Counterfactuals, Probes
 from ..episodes.rollouts import Rollouts, prefill, roll_out
 from ..episodes.step_inputs import MeasuredSteps, StepRows
+from ..episodes.step_settings import StepSettings
 from ..modeling_sol import SOLForCausalLM
 from ..modeling_sol_policy import SOLPolicyModel
 from .warmup_progress import FitState
@@ -139,7 +140,8 @@ class WarmupTargets:
         cost_models: int,
         stored: FitState,
     ):
-        self.space, self.steps, self.episodes = model.action_space, model.config.episode_length, episodes
+        self.space = StepSettings.of(model).space
+        self.steps, self.episodes = model.config.episode_length, episodes
         rule, counts = model.config.selection_rule, context_length + 1 + torch.arange(measured.tokens.shape[1])
         self.page_fill = rule.page_fill(counts)
         places = (counts - 1) % rule.page_size if model.config.observe_page_fill else torch.zeros_like(counts)
@@ -246,7 +248,8 @@ class WarmupTargets:
         for axis, (costs, levels) in enumerate(zip(self.costs, self.allocation.levels, strict=True)):
             price = prices[:, axis, None, None]
             total = costs[where] + price * levels
-            gap = levels[1] - levels[0] if len(levels) > 1 else 1.0
+            distinct = levels.unique()
+            gap = distinct[1] - distinct[0] if len(distinct) > 1 else 1.0
             wanted.append((-total / (price * gap + 1e-4)).softmax(dim=-1))
             best.append(total.argmin(dim=-1))
         return wanted, torch.stack(best, dim=-1)
@@ -311,7 +314,7 @@ def run_on_policy(
         block = torch.randint(len(blocks), (len(wanted) // together,))
         tokens = blocks[block, : context_length + start + steps + 1].to(device)
         prefix = prefill(model, tokens, context_length + start)
-        held = ActionProcessorList(budget_processors(left_dense(wanted, model.action_space), hard=False))
+        held = ActionProcessorList(budget_processors(left_dense(wanted, StepSettings.of(model).space), hard=False))
         parts.append(roll_out(model, prefix, tokens, wanted.to(device), controller, held).to("cpu"))
         chosen.append(block.repeat_interleave(together))
         starts.append(torch.full((len(wanted),), start))

@@ -19,6 +19,7 @@ import torch
 from transformers.utils import logging
 
 from ...episodes.begin_tokens import first_token
+from ...episodes.step_settings import StepSettings
 from ...episodes.stored_files import (
     PARTIAL,
     DamagedFileError,
@@ -57,6 +58,7 @@ def describe(model: SOLForCausalLM, blocks: torch.Tensor) -> dict[str, Any]:
         "first_token": first_token(blocks),
         "blocks": len(blocks),
         "episode_length": model.config.episode_length,
+        **StepSettings.of(model).unusual,
     }
 
 

@@ -42,7 +42,7 @@ class SweepSetting:
     @property
     def space(self) -> ActionSpace:
         """The actions."""
-        return self.runner.model.action_space
+        return self.runner.space
 
     @property
     def blocks(self) -> int:

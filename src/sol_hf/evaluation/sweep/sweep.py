@@ -24,7 +24,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
-from ...episodes.block_runner import BlockRunner, check_blocks, without_dropout
+from ...episodes.block_runner import BlockRunner, check_blocks, controlled_axes, without_dropout
+from ...episodes.step_settings import StepSettings
 from ...modeling_sol import SOLForCausalLM
 from ..clusters import clusters_of
 from ..compute_costs import ComputeCosts
@@ -113,10 +114,13 @@ class Sweep:
         documents: Sequence[int] | torch.Tensor | None = None,
     ):
         self.entries = parse_entries(config.controllers)
-        check_budgets(config.budgets, model.action_space)
-        self.targets = torch.tensor(config.budgets, dtype=torch.float64) / model.action_space.scales
+        self.settings = StepSettings.of(model)
+        self.space = self.settings.space
+        wanted = check_budgets(config.budgets, self.space)
+        self.targets = torch.tensor(config.budgets, dtype=torch.float64) / self.space.scales
         self.counted = check_blocks(model, blocks, config.context_length, config.batch_size)
-        self.model, self.config, self.space = model, config, model.action_space
+        self.settings.prepare(model, controlled_axes(wanted, self.space))
+        self.model, self.config = model, config
         self.documents = None if documents is None else tuple(map(int, documents))
         clusters_of(self.documents, len(blocks))
         self.state = PartialState()
@@ -255,7 +259,8 @@ class Sweep:
         return [key | {"trial": trial, "log_perplexity": x} for trial, x in enumerate(result["trials"].tolist())]
 
     def _write(self, rows: Sequence[SweepRow], trials: Sequence[dict[str, Any]]) -> Dataset:
-        costs, axes = ComputeCosts.of(self.model, self.config.context_length), self.space.axis_names
+        costs = ComputeCosts.of(self.model, self.config.context_length, self.settings.bits_backend)
+        axes = self.space.axis_names
         table = make_table("sweep", self._share([row.sweep_row(self.counted, costs) for row in rows]), axes)
         if self.state.is_main_process:
             path, blocks = self.folder.path, [row.block_row() for row in rows]
