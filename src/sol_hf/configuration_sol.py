@@ -83,6 +83,8 @@ class SOLConfig(PreTrainedConfig):
             `window_tokens + 2` tokens, counted among the pages of `token_keep` (`quest`). Recommended; not published.
         index_bits (`int`, *optional*, defaults to 4): Bits of a channel in the index of the keys, 2, 3, 4 or 8
             (`sketch`).
+        short_text_tokens (`int`, *optional*, defaults to 0): Steps that see at most this many tokens read all of them
+            and count as that in `realised`; the budget on `token_keep` begins after them.
         episode_length (`int`, *optional*, defaults to 16): Decode steps in an episode.
         policy_hidden_size (`int`, *optional*, defaults to 512): Width of the policy.
         policy_num_layers (`int`, *optional*, defaults to 1): Transformer blocks of the policy.
@@ -95,8 +97,7 @@ class SOLConfig(PreTrainedConfig):
             levels which keep the budget, and learn the difference to it. An untrained policy then already keeps the
             budget.
         observe_page_fill (`bool`, *optional*, defaults to `False`): Give the policy one more input: how full the page
-            of the token to process will be (`quest`). A page with few keys is often not selected, and then its tokens
-            are not read.
+            of the token to process will be (`quest`). A page with few keys is often not read.
         calibration (`list[dict]`, *optional*): The policy's front, from which `generate(compute=...)` takes its
             budget: `net_keep`, `token_keep`, `mlp_keep`, `bits` and `log_perplexity` of every point, by ascending net
             keep rate, the last of them dense. Written by `sol-hf pareto --save`.
@@ -145,6 +146,7 @@ class SOLConfig(PreTrainedConfig):
     window_tokens: int = 2
     anchor_pages: bool = False
     index_bits: int = 4
+    short_text_tokens: int = 0
     episode_length: int = 16
     policy_hidden_size: int = 512
     policy_num_layers: int = 1
@@ -195,6 +197,7 @@ class SOLConfig(PreTrainedConfig):
         if self.criterion not in CRITERIA:
             raise CRITERIA.unknown(self.criterion)
         CRITERIA[self.criterion].check(self.selection_rule)
+        self.selection_rule.check_levels(space.levels["token_keep"])
         if self.action_head not in ACTION_HEADS:
             raise ValueError(f"`action_head` must be one of {', '.join(ACTION_HEADS)}, got {self.action_head!r}.")
         if self.observe_page_fill and not CRITERIA[self.criterion].chooses_pages:

@@ -121,6 +121,11 @@ class Case:
         return self.settings.get("sink_tokens", 4) + self.settings.get("window_tokens", 2) + 2
 
     @property
+    def short_text_tokens(self) -> int:
+        """Keys up to which a step reads all, apart from the budget."""
+        return self.settings.get("short_text_tokens", 0)
+
+    @property
     def episode_length(self) -> int:
         """Steps of an episode."""
         return self.settings.get("episode_length", 6)

@@ -134,14 +134,14 @@ def cases(draw: st.DrawFn) -> Case:
     turns = turns[:1] if "num_return_sequences" in decoding else turns
     base = draw(bases(family)) if is_tested else {}
     dtypes = ["float32", "float32", "bfloat16"] + ["float64"] * 4 * ("attn_implementation" not in base)
-    ends = draw(often(None, "tokens", "limits"))
+    ends, reads_all = draw(often(None, "tokens", "limits")), max(levels["token_keep"]) == 1
     limits = draw(st.lists(st.integers(1, 9), min_size=rows, max_size=rows))
     case = Case(
         family=family,
         base=base,
         dtype=draw(st.sampled_from(dtypes)),  # eager attention has a softmax in float32
         levels=levels,
-        settings=draw(settings()),
+        settings=draw(settings()) | (some(draw, short_text_tokens=st.integers(0, 30)) if reads_all else {}),
         budget={name: value for name, value in budget.items() if name in levels},
         given=draw(often("arguments", "object", "generation_config", "stored")),
         controller=draw(st.sampled_from(["policy"] * 6 + sorted(CONTROLLERS))),

@@ -14,7 +14,9 @@ from .action_space import ActionSpace
 class BudgetLedger:
     """Running sums of the axes of every row, over the episode and over the `generate` or `score` call.
 
-    Only *counted* steps are added: those that were controllable, of rows that are still running.
+    Only *counted* steps are added: those that were controllable, of rows that are still running. An axis that a step
+    *held* at its largest level, because its text is short, is part of the sums of the call, but not of the episode, by
+    which the budget is kept.
 
     Args:
         rows (`int`): Number of rows.
@@ -27,6 +29,8 @@ class BudgetLedger:
         axes = len(space.axes)
         self.episode_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.episode_counts = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.held_counts: torch.Tensor | None = None
+        """Counted steps of the episode that held an axis, `(rows, axes)`; `None` if none did."""
         self.total_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.total_counts = torch.zeros(rows, dtype=torch.float32, device=device)
 
@@ -39,35 +43,55 @@ class BudgetLedger:
     def start_episode(self) -> None:
         """Begin the sums of a new episode. Those of the whole call continue."""
         self.episode_sums = torch.zeros_like(self.episode_sums)
-        self.episode_counts = torch.zeros_like(self.episode_counts)
+        self.episode_counts, self.held_counts = torch.zeros_like(self.episode_counts), None
 
     def start_call(self) -> None:
         """Begin the sums of a new call. Those of an unfinished episode continue."""
         self.total_sums = torch.zeros_like(self.total_sums)
         self.total_counts = torch.zeros_like(self.total_counts)
 
-    def record(self, ratios: torch.Tensor, counted: torch.Tensor) -> None:
-        """Add a step of levels `(rows, axes)` in ratio units for the rows where `counted` `(rows,)` is true."""
-        self._add(ratios, counted.to(ratios.dtype), in_this_call=True)
+    def record(self, ratios: torch.Tensor, counted: torch.Tensor, held: torch.Tensor | None = None) -> None:
+        """Add a step.
 
-    def take_back(self, ratios: torch.Tensor, counted: torch.Tensor, in_this_call: bool = True) -> None:
+        Args:
+            ratios (`torch.Tensor` of shape `(rows, axes)`): Its levels in ratio units.
+            counted (`torch.BoolTensor` of shape `(rows,)`): The rows in which it counts.
+            held (`torch.BoolTensor` of shape `(rows, axes)`, *optional*): Axes that it held at their largest level.
+        """
+        self._add(ratios, counted.to(ratios.dtype), held, in_this_call=True)
+
+    def take_back(
+        self,
+        ratios: torch.Tensor,
+        counted: torch.Tensor,
+        in_this_call: bool = True,
+        held: torch.Tensor | None = None,
+    ) -> None:
         """Undo a recorded step.
 
         Without `in_this_call` it is a step of an earlier call, which is part of the episode's sums only.
         """
-        self._add(ratios, -counted.to(ratios.dtype), in_this_call)
+        self._add(ratios, -counted.to(ratios.dtype), held, in_this_call)
 
-    def _add(self, ratios: torch.Tensor, weight: torch.Tensor, in_this_call: bool) -> None:
+    def _add(self, ratios: torch.Tensor, weight: torch.Tensor, held: torch.Tensor | None, in_this_call: bool) -> None:
         spent = ratios * weight[:, None]
-        self.episode_sums = self.episode_sums + spent
+        self.episode_sums = self.episode_sums + (spent if held is None else spent.masked_fill(held, 0))
         self.episode_counts = self.episode_counts + weight
+        if held is not None:
+            apart = held * weight[:, None]
+            self.held_counts = apart if self.held_counts is None else self.held_counts + apart
         if in_this_call:
             self.total_sums = self.total_sums + spent
             self.total_counts = self.total_counts + weight
 
+    def budgeted_counts(self) -> torch.Tensor:
+        """Steps of this episode that count against the budget, of shape `(rows, axes)`, or `(rows, 1)` if all do."""
+        counts = self.episode_counts[:, None]
+        return counts if self.held_counts is None else counts - self.held_counts
+
     def episode_means(self) -> torch.Tensor:
-        """Means over the counted steps of this episode, 0 before the first, of shape `(rows, axes)`."""
-        return self.episode_sums / self.episode_counts.clamp(min=1)[:, None]
+        """Means over the steps of this episode that count, 0 before the first, of shape `(rows, axes)`."""
+        return self.episode_sums / self.budgeted_counts().clamp(min=1)
 
     def total_means(self) -> torch.Tensor:
         """Means over all counted steps, of shape `(rows, axes)`; 1 for a row that had none."""
@@ -92,11 +116,12 @@ class BudgetLedger:
         progress = torch.full_like(self.episode_counts, (step + 1) / episode_length)
         columns = zip(self.episode_means().unbind(dim=-1), self._mean_divisors, strict=True)
         means = torch.stack([mean if divisor == 1 else mean / divisor for mean, divisor in columns], dim=-1)
-        drift = torch.where(self.episode_counts[:, None] > 0, means - targets, 0.0)
+        drift = torch.where(self.budgeted_counts() > 0, means - targets, 0.0)
         head = torch.stack([progress, controllable.to(progress.dtype)], dim=-1)
         return torch.cat([head, targets, drift], dim=-1)
 
     def map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Apply a row-wise function (select, repeat, reorder) to all sums."""
         self.episode_sums, self.episode_counts = function(self.episode_sums), function(self.episode_counts)
+        self.held_counts = None if self.held_counts is None else function(self.held_counts)
         self.total_sums, self.total_counts = function(self.total_sums), function(self.total_counts)

@@ -33,6 +33,7 @@ class StepRecord:
             before it.
         along (`TokenArguments`): Further arguments of its forward, such as its position.
         spent (`torch.Tensor` of shape `(rows, axes)`, *optional*): What it spent, in ratio units.
+        held (`torch.BoolTensor` of shape `(rows, axes)`, *optional*): Axes that it held at their largest level.
     """
 
     token: torch.Tensor
@@ -42,6 +43,7 @@ class StepRecord:
     previous_digest: torch.Tensor | None = None
     along: TokenArguments = field(default_factory=dict)
     spent: torch.Tensor | None = None
+    held: torch.Tensor | None = None
 
     def map_rows(self, function: RowFunction) -> "StepRecord":
         """The step after a function of tensors with the rows first."""
@@ -53,6 +55,7 @@ class StepRecord:
             None if self.previous_digest is None else function(self.previous_digest),
             {name: argument.map_rows(function) for name, argument in self.along.items()},
             None if self.spent is None else function(self.spent),
+            None if self.held is None else function(self.held),
         )
 
 

@@ -233,17 +233,17 @@ class SOLCache(DynamicCache):
         hidden: torch.Tensor,
         digest: torch.Tensor | None = None,
         along: TokenArguments | None = None,
+        held: torch.Tensor | None = None,
     ) -> None:
         """Store copies of an executed step, of the hidden state after it, and of what the controller keeps of its
-        logits. `along` are the further arguments of its forward, such as positions."""
-        episode = self.episode
-        before = episode.hidden_state, episode.logits_digest
+        logits. `along` are further arguments of its forward, such as positions; `held`: see [`StepRecord`]."""
+        episode, before = self.episode, (self.episode.hidden_state, self.episode.logits_digest)
         along = {name: argument.owned() for name, argument in (along or {}).items()}
         spent = self.action_space.ratios_on(action.device)[action]
-        episode.steps.append(StepRecord(owned(token), action, counted, *before, along, spent))
+        episode.steps.append(StepRecord(owned(token), action, counted, *before, along, spent, held))
         episode.hidden_state, episode.logits_digest = owned(hidden), None if digest is None else owned(digest)
         self.trace.append((action, counted))
-        self.ledger.record(spent, counted)
+        self.ledger.record(spent, counted, held)
 
     def record_dense(self) -> None:
         """Store that the last token was computed by a dense forward and not by a step; it counts in no average."""
@@ -350,7 +350,7 @@ class SOLCache(DynamicCache):
                 self.episode.first_sparse = None
             in_this_call = bool(self.trace)
             if step.spent is not None:
-                self.ledger.take_back(step.spent, step.counted, in_this_call)
+                self.ledger.take_back(step.spent, step.counted, in_this_call, step.held)
             self.episode.hidden_state, self.episode.logits_digest = step.previous_hidden, step.previous_digest
             if in_this_call:
                 self.trace.pop()

@@ -42,6 +42,8 @@ class Observation:
             before the one to process; at the first step of an episode only, and `None` if there is no such token.
         logits_digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What [`Controller.digest_logits`] returned
             for the logits after the last processed token; `None` for a controller without `needs_logits`.
+        held (`torch.BoolTensor` of shape `(rows, axes)`, *optional*): Axes that this step holds at their largest
+            level, apart from the budget, because the text is short; `None` if there are none in any step.
     """
 
     hidden_state: torch.Tensor
@@ -60,6 +62,7 @@ class Observation:
     previous_hidden_state: torch.Tensor | None = None
     previous_embedding: torch.Tensor | None = None
     logits_digest: torch.Tensor | None = None
+    held: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:

@@ -37,6 +37,12 @@ def restrict(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     return torch.where(stranded, torch.zeros_like(scores).masked_fill(~allowed, float("-inf")), restricted)
 
 
+def hold_axes(scores: torch.Tensor, held: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """Rule out all actions that lower an axis of a row where `held` `(rows, axes)` is true."""
+    ratios = space.ratios_on(scores.device)
+    return restrict(scores, ((ratios == ratios.amax(dim=0)) | ~held[:, None]).all(dim=-1))
+
+
 class ActionProcessorList(LogitsProcessorList):
     """Applies processors in order. The only change w.r.t. `LogitsProcessorList` is its name."""
 
@@ -48,19 +54,21 @@ class HardBudgetProcessor(ActionProcessor):
       - the sum stays at most `target * n + (largest level - target)`: the running mean overshoots by one step at most;
       - the cheapest way to finish the episode still ends at a mean of at most `target`.
     The cheapest action is always allowed, since a target is never below the smallest level. An axis whose target is
-    its largest level (or above) stays there: a target of 1.0 gives 1.0 in every step.
+    its largest level (or above) stays there: a target of 1.0 gives 1.0 in every step. So does an axis that the step
+    holds; such steps count neither as done nor in the sum.
     """
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         space, targets, ledger = observation.action_space, observation.require_targets(), observation.ledger
         ratios = space.ratios_on(scores.device)
         cheapest, largest = ratios.amin(0), ratios.amax(0)
-        spent, done = ledger.episode_sums, ledger.episode_counts[:, None]
+        spent, done = ledger.episode_sums, ledger.budgeted_counts()
         left = observation.remaining[:, None]
         goal = torch.minimum(targets, largest)
         running = goal * done + largest - spent
         final = goal * (done + left) - spent - (left - 1) * cheapest
         held = targets >= largest - TOLERANCE
+        held = held if observation.held is None else held | observation.held
         most = torch.where(held, largest, torch.maximum(torch.minimum(running, final), cheapest))
         least = torch.where(held, largest, cheapest)
         allowed = (ratios <= most[:, None] + TOLERANCE) & (ratios >= least[:, None] - TOLERANCE)
@@ -79,11 +87,10 @@ class PinnedAxesProcessor(ActionProcessor):
         self.pinned = pinned
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
+        if isinstance(self.pinned, torch.Tensor):
+            return hold_axes(scores, self.pinned.to(scores.device), observation.action_space)
         ratios = observation.action_space.ratios_on(scores.device)
         is_largest = ratios == ratios.amax(dim=0)
-        if isinstance(self.pinned, torch.Tensor):
-            allowed = (is_largest | ~self.pinned[:, None].to(scores.device)).all(dim=-1)
-            return restrict(scores, allowed)
         allowed = torch.ones(len(ratios), dtype=torch.bool, device=scores.device)
         for column, pinned in zip(is_largest.unbind(dim=-1), self.pinned, strict=True):
             allowed = allowed & column if pinned else allowed

@@ -40,7 +40,7 @@ class SignalController(Controller):
         space = observation.action_space
         targets, ledger = observation.require_targets().double(), observation.ledger
         left = observation.remaining.double().clamp(min=1)
-        unspent = targets * (ledger.episode_counts + left)[:, None] - ledger.episode_sums
+        unspent = targets * (ledger.budgeted_counts() + left[:, None]) - ledger.episode_sums
         ratios = space.ratios_on(targets.device).double()
         columns = zip(ratios.unbind(-1), unspent.unbind(-1), strict=True)
         wanted = [spend(column.unique(), own, left, urge) for column, own in columns]

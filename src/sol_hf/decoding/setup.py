@@ -41,7 +41,8 @@ def own_cache(cache: SOLCache, base: PreTrainedModel, config: SOLConfig) -> SOLC
                 "The cache was made for another action space or page size than the model's: pass `model.new_cache()`."
             )
     settings = dataclasses.asdict(config.selection_rule)
-    del settings["sink_tokens"], settings["window_tokens"]  # what is cached does not depend on them
+    for name in ("sink_tokens", "window_tokens", "short_text_tokens"):
+        del settings[name]  # what is cached does not depend on them
     settings |= {"episode_length": config.episode_length, **config.action_space.levels}
     last = _LAST_BASE.get(cache)
     cache.belong_to(CacheOwner.of(base, settings), is_same_base=last is not None and last() is base)

@@ -15,10 +15,13 @@ from dataclasses import replace
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..budget.action_space import ActionSpace
 from ..cache.sol_cache import SOLCache
 from ..controllers.base import Observation
 from ..controllers.choice import best_actions, drawn_actions, refuse_nan
+from ..controllers.processors import hold_axes
 from ..execution.plan import StepPlan, active_forward
+from ..selection.rule import SelectionRule
 from .base_forward import base_forward, dense_forward, embed, logits_digest
 from .captured import current_capture, is_captured, positions_of
 from .forward_inputs import ForwardInputs
@@ -63,7 +66,23 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
         previous_hidden_state=episode.steps[-1].previous_hidden if episode.steps else None,
         previous_embedding=before,
         logits_digest=episode.logits_digest,
+        held=held_axes(controls.rule, count, space),
     )
+
+
+def held_axes(rule: SelectionRule, count: torch.Tensor, space: ActionSpace) -> torch.Tensor | None:
+    """The axes `(rows, axes)` that a step holds at their largest level: `token_keep`, where it reads a short text.
+
+    Args:
+        rule ([`SelectionRule`]): Which texts are short.
+        count (`torch.Tensor` of shape `(rows,)`): Keys that the step sees, its own included.
+        space ([`ActionSpace`]): The axes.
+    """
+    if not rule.short_text_tokens:
+        return None
+    held = torch.zeros(len(count), len(space.axes), dtype=torch.bool, device=count.device)
+    held[:, space.axis_names.index("token_keep")] = rule.reads_all(count)
+    return held
 
 
 def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
@@ -80,6 +99,8 @@ def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
     action_ids = cache.episode.actions(observation.rows, scores.device)
     scores = controls.edits(action_ids, scores, observation=shown)
     scores = controls.limits(action_ids, scores, observation=observation)
+    if observation.held is not None:
+        scores = hold_axes(scores, observation.held, space)
     actions = drawn_actions(scores, controls.temperature) if controls.do_sample else best_actions(scores)
     return torch.where(observation.controllable, actions, space.dense_id)
 
@@ -115,7 +136,8 @@ def decode_step(
             output = base_forward(session.base, without_needless_mask(inputs, cache), cache)
         hidden, is_dense = context.last_hidden_state(), plan.is_dense
     counted = observation.controllable if active is None else observation.controllable & active
-    cache.record(token, actions, counted, hidden, logits_digest(session, output), inputs.along)
+    digest = logits_digest(session, output)
+    cache.record(token, actions, counted, hidden, digest, inputs.along, observation.held)
     if cache.episode.first_sparse is None and not is_dense:
         cache.episode.first_sparse = cache.episode.length - 1
     return output

@@ -243,6 +243,7 @@ def check_blocks(model: SOLForCausalLM, blocks: torch.Tensor, context_length: in
             f"episodes of {episode} steps, a block has {context_length + episode + 1} tokens. See `pack_blocks`."
         )
     rule = model.config.selection_rule
+    rule.refuse_short_text(context_length)
     counted = rule.is_controllable(torch.arange(context_length + 1, context_length + episode + 1))
     if not bool(counted.any()):
         raise ValueError(

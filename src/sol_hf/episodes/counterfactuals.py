@@ -138,6 +138,7 @@ def measure(
         ValueError: if the first steps would not be controllable after so short a context.
     """
     rule = model.config.selection_rule
+    rule.refuse_short_text(context_length)
     if not rule.is_controllable(torch.tensor(context_length + 1)):
         raise ValueError(f"After a context of {context_length} tokens the first steps are always dense.")
     steps = blocks.shape[1] - context_length - 1

@@ -156,6 +156,7 @@ def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int, bits_backen
 def _attention_costs(model: SOLForCausalLM, token_keep: float, keys: int) -> tuple[float, float]:
     """Bytes that the attention of all layers reads from the cache for one token, and its operations."""
     config, rule = model.base.config.get_text_config(decoder=True), model.config.selection_rule
+    token_keep = 1.0 if keys <= rule.short_text_tokens else token_keep
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -205,6 +205,7 @@ def _check(
     if len(blocks) < 2:
         raise ValueError(f"A standard error needs 2 blocks or more, got {len(blocks)}: give more text.")
     rule, seen = model.config.selection_rule, torch.tensor(context_length + begin + 1)
+    rule.refuse_short_text(context_length + begin)
     if not bool(rule.is_controllable(seen)):
         raise ValueError(
             f"Step {begin} after a context of {context_length} tokens is not controllable (it would have to see more "

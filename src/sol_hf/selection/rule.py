@@ -3,6 +3,7 @@
 
 """The settings of a selection, and its result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ class SelectionRule:
         anchor_pages (`bool`): Whether criteria that choose whole pages always read the first page and the pages of
             the last `window_tokens + 2` tokens. They count among the pages of `token_keep`.
         index_bits (`int`): Bits of a channel in the index of `sketch`.
+        short_text_tokens (`int`): Steps that see at most this many keys read all of them.
     """
 
     criterion: str = "quest"
@@ -33,6 +35,7 @@ class SelectionRule:
     window_tokens: int = 2
     anchor_pages: bool = False
     index_bits: int = 4
+    short_text_tokens: int = 0
 
     @property
     def recent_tokens(self) -> int:
@@ -42,6 +45,27 @@ class SelectionRule:
     def is_controllable(self, count: torch.Tensor) -> torch.Tensor:
         """Whether a step that sees `count` keys (its own included) is controllable, of the shape of `count`."""
         return count > self.sink_tokens + self.window_tokens + 1
+
+    def reads_all(self, count: torch.Tensor) -> torch.Tensor:
+        """Whether a step that sees `count` keys (its own included) reads them all, of the shape of `count`."""
+        return count <= self.short_text_tokens
+
+    def check_levels(self, token_keep: Sequence[float]) -> None:
+        """Raise a ValueError if a step cannot read all keys under these levels of `token_keep`, but may have to."""
+        if self.short_text_tokens and max(token_keep) < 1:
+            raise ValueError(
+                f"`short_text_tokens` ({self.short_text_tokens}) lets steps read all tokens: `token_keep` needs the "
+                f"level 1.0, got {list(token_keep)}: add it, or set `short_text_tokens=0`."
+            )
+
+    def refuse_short_text(self, context_length: int) -> None:
+        """Raise a ValueError if `token_keep` has no effect on the first step after a context."""
+        if context_length < self.short_text_tokens:
+            raise ValueError(
+                f"After a context of {context_length} tokens `token_keep` has no effect: steps that see up to "
+                f"{self.short_text_tokens} tokens read all of them (`short_text_tokens`). Give a context of "
+                f"{self.short_text_tokens} tokens or more, or measure with `SOLConfig(short_text_tokens=0)`."
+            )
 
     def page_fill(self, count: torch.Tensor) -> torch.Tensor:
         """Filled share of the page that a step's own token is in, that token included, of the shape of `count`.

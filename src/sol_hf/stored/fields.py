@@ -129,6 +129,7 @@ CHECKS: dict[str, Check] = {
     "selection": Text(),
     "anchor_pages": Flag(),
     "index_bits": Whole(2, 8),
+    "short_text_tokens": Whole(0, 2**20),
     "sink_tokens": Whole(0, 1024),
     "window_tokens": Whole(0, 1024),
     "episode_length": Whole(1, 16_384),

@@ -110,6 +110,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         settings = StepSettings.of(model)
         settings.prepare(model, settings.free_axes)
         check_controllable(model.config.selection_rule, args.context_length + self.episode_length)
+        model.config.selection_rule.refuse_short_text(args.context_length)
         train_blocks, eval_blocks = self._packed(train_dataset), self._packed(eval_dataset, documents=True)
         check_enough_blocks(train_blocks, args.generation_batch_size // args.num_generations)
         check_evaluated_blocks(eval_blocks)

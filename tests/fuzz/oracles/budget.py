@@ -18,6 +18,7 @@ def check(conversation: Conversation) -> None:
     case = conversation.case
     for turn in conversation.turns:
         check_pinned(conversation, turn)
+        check_short_texts(conversation, turn)
         if case.is_hard:
             check_kept(conversation, turn)
 
@@ -40,6 +41,23 @@ def executed(conversation: Conversation, turn: Turn) -> tuple[torch.Tensor, torc
     return space.ratios[actions].double(), counted, torch.ones_like(counted)
 
 
+def budgeted(conversation: Conversation, turn: Turn, counted: torch.Tensor) -> torch.Tensor:
+    """The steps that count against the budget, `(rows, steps, axes)`: on `token_keep` not those of a short text."""
+    case = conversation.case
+    begin = turn.length if case.beams > 1 else turn.steps_from + 1
+    seen = begin - turn.padding[:, None] + torch.arange(counted.shape[1])
+    is_short = (seen <= case.short_text_tokens).repeat_interleave(len(counted) // len(seen), dim=0)
+    held = torch.tensor([name == "token_keep" for name in conversation.space.axis_names])
+    return counted[..., None] & ~(is_short[..., None] & held)
+
+
+def check_short_texts(conversation: Conversation, turn: Turn) -> None:
+    """A step of a short text reads all tokens."""
+    ratios, counted, _ = executed(conversation, turn)
+    held = counted[..., None] & ~budgeted(conversation, turn, counted)
+    claim((ratios[held] == 1).all(), "a step of a short text reads a part of it", ratios[held].tolist())
+
+
 def check_pinned(conversation: Conversation, turn: Turn) -> None:
     """An axis that the budget leaves out, or whose target is its largest level, stays at that level."""
     case, space = conversation.case, conversation.space
@@ -60,21 +78,25 @@ def check_kept(conversation: Conversation, turn: Turn) -> None:
     """The running mean of every episode overshoots by one step at most, that of a whole episode not at all."""
     case, space = conversation.case, conversation.space
     ratios, counted, ran = executed(conversation, turn)
+    counts = budgeted(conversation, turn, counted)
     largest = space.ratios.amax(0).double()
     for row in range(len(ratios)):
         targets = case.targets_of_row(row // (len(ratios) // case.rows))
         goal = torch.tensor([targets.get(x.name, x.dense) / x.scale for x in space.axes], dtype=torch.float64)
         for start in range(0, ratios.shape[1], case.episode_length):
             end = start + case.episode_length
-            spent = ratios[row, start:end][counted[row, start:end]]
+            spent, kept = ratios[row, start:end], counts[row, start:end]
             where = f"row {row}, episode at step {start}"
-            check_means(spent, goal, largest, where)
+            check_means(spent, kept, goal, largest, where)
             whole = ran[row, start:end].sum() == case.episode_length
-            if whole and len(spent):
-                claim((spent.mean(0) <= goal + SLACK).all(), f"{where}: the whole episode has", spent.mean(0).tolist())
+            if whole and bool(counted[row, start:end].any()):
+                mean = (spent * kept).sum(0) / kept.sum(0).clamp(min=1)
+                claim((mean <= goal + SLACK).all(), f"{where}: the whole episode has", mean.tolist())
         if turn.earlier:
             continue
-        check_means(ratios[row][counted[row]], goal, largest, f"row {row}, the call")
+        check_means(ratios[row], counts[row], goal, largest, f"row {row}, the call")
+        if not torch.equal(counts[row].any(-1), counts[row].all(-1)):
+            continue  # `realised` is a mean over steps of a short text, too
         if bool(counted[row].any()):
             number = int((counted[row] & (turn.output.actions[row] >= 0)).sum()) if case.beams == 1 else 0
             if number:
@@ -83,12 +105,11 @@ def check_kept(conversation: Conversation, turn: Turn) -> None:
                 claim((mean <= bound).all(), f"row {row} of `realised` is above its bound:", mean.tolist())
 
 
-def check_means(spent: torch.Tensor, goal: torch.Tensor, largest: torch.Tensor, where: str) -> None:
-    """After `n` counted steps the mean is at most target + (largest - target) / n."""
-    if not len(spent):
-        return
-    number = torch.arange(1, len(spent) + 1)[:, None]
-    bound = goal + (largest - goal).clamp(min=0) / number + SLACK
-    claim(
-        (spent.cumsum(0) / number <= bound).all(), f"{where}: the budget {goal.tolist()} is exceeded", spent.tolist()
-    )
+def check_means(
+    spent: torch.Tensor, counts: torch.Tensor, goal: torch.Tensor, largest: torch.Tensor, where: str
+) -> None:
+    """After `n` steps that count, the mean is at most target + (largest - target) / n; all `(steps, axes)`."""
+    number = counts.cumsum(0)
+    bound = goal * number + (largest - goal).clamp(min=0) + SLACK * number
+    kept = (spent * counts).cumsum(0) <= bound
+    claim((kept | (number == 0)).all(), f"{where}: the budget {goal.tolist()} is exceeded", spent.tolist())
