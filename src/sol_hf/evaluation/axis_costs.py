@@ -8,13 +8,17 @@ Every axis has an entry in the folder `costs`, registered in [`AXIS_COSTS`]. An 
 without an entry saves nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import UnsupportedAxisError
+from ..execution.decoder_layers import text_modules
+from ..execution.lm_head import lm_head_of
 from ..execution.mlp.discovery import find_mlps, last_projection
 from ..modeling_sol import SOLForCausalLM
 from ..registry import Registry
@@ -29,8 +33,8 @@ class Weights:
         mlp_last (`int`): In the matrices of last projections, whose inputs are the neurons.
         mlp (`int`): In all MLPs.
         head (`int`): In the LM head.
-        total (`int`): In the whole base, with a single row of every embedding.
-        itemsize (`int`): Bytes per weight.
+        total (`int`): In the text decoder and the LM head, with a single row of every embedding.
+        itemsize (`int`): Bytes of a weight of the embeddings, and of most others.
     """
 
     mlp_input: int
@@ -43,53 +47,99 @@ class Weights:
     @classmethod
     def of(cls, model: SOLForCausalLM) -> "Weights":
         """The weights of the base of `model`."""
-        base = model.base
-        width = base.get_input_embeddings().weight.shape[-1]
-        try:
-            mlps = find_mlps(base)
-        except UnsupportedAxisError:  # then the axes of MLPs are not controlled
-            mlps = ()
-        lasts = [last for last in map(last_projection, mlps) if last is not None]
-        inner = {part for last in lasts for part in last.modules()}
+        base, mlps = model.base, MlpModules.of(model.base)
         return cls(
-            mlp_input=sum(_input_weights(part, width) for mlp in mlps for part in mlp.modules() if part not in inner),
-            mlp_last=sum(_matrix_weights(part) for part in inner),
-            mlp=sum(read_numbers(mlp) for mlp in mlps),
+            mlp_input=sum(matrix.numel() for matrix in map(_matrix, mlps.inputs)),
+            mlp_last=sum(matrix.numel() for matrix in map(_matrix, mlps.lasts)),
+            mlp=sum(map(own_numbers, mlps.every)),
             head=read_numbers(base.get_output_embeddings()),
-            total=read_numbers(base),
+            total=sum(map(own_numbers, step_modules(base))),
             itemsize=base.get_input_embeddings().weight.element_size(),
         )
 
 
-def _input_weights(part: nn.Module, width: int) -> int:
-    """Number of weights of a linear layer with `width` input channels, 0 for any other module."""
-    weight = getattr(part, "weight", None)
-    if not isinstance(weight, torch.Tensor) or not _matrix_weights(part):
-        return 0
-    inputs = weight.shape[0] if type(part).__name__ == "Conv1D" else weight.shape[1]
-    return weight.numel() if inputs == width else 0
+class MlpModules(NamedTuple):
+    """The modules of the MLPs of a base that the axes tell apart.
+
+    Args:
+        inputs (`list[nn.Module]`): Linear layers whose input is the hidden state.
+        lasts (`list[nn.Module]`): Those of last projections, whose inputs are the neurons.
+        every (`list[nn.Module]`): All modules of MLPs.
+    """
+
+    inputs: list[nn.Module]
+    lasts: list[nn.Module]
+    every: list[nn.Module]
+
+    @classmethod
+    def of(cls, base: PreTrainedModel) -> "MlpModules":
+        """Those of `base`; none if its MLPs are not controlled."""
+        width = base.get_input_embeddings().weight.shape[-1]
+        try:
+            mlps = find_mlps(base)
+        except UnsupportedAxisError:
+            mlps = ()
+        every = list(dict.fromkeys(part for mlp in mlps for part in mlp.modules()))
+        projections = [last for last in map(last_projection, mlps) if last is not None]
+        inner = {part for last in projections for part in last.modules()}
+        inputs = [part for part in every if part not in inner and _has_matrix(part) and _inputs(part) == width]
+        return cls(inputs, [part for last in projections for part in _of_widest_input(last)], every)
 
 
-def _matrix_weights(part: nn.Module) -> int:
-    """Number of weights of a linear layer without its bias, 0 for any other module."""
-    weight = getattr(part, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or isinstance(part, nn.Embedding):
-        return 0
-    return weight.numel()
+def _of_widest_input(projection: nn.Module) -> list[nn.Module]:
+    """The linear layers of a projection whose inputs are the neurons; an adapter has others behind them."""
+    matrices = [part for part in projection.modules() if _has_matrix(part)]
+    most = max(map(_inputs, matrices), default=0)
+    return [part for part in matrices if _inputs(part) == most]
+
+
+def _has_matrix(part: nn.Module) -> bool:
+    """Whether a module is a linear layer with a weight of its own, not that of another module."""
+    weight = vars(part)["_parameters"].get("weight", vars(part)["_buffers"].get("weight"))
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not isinstance(part, nn.Embedding)
+
+
+def _matrix(part: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer."""
+    weight = part.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _inputs(part: nn.Module) -> int:
+    """Input channels of a linear layer."""
+    return _matrix(part).shape[0 if type(part).__name__ == "Conv1D" else 1]
 
 
 def read_numbers(module: nn.Module) -> int:
     """Parameters that a forward of one token reads: of an embedding one row, else all. A tied head counts in full."""
-    numbers = 0
-    for part in module.modules():
+    return sum(map(own_numbers, module.modules()))
+
+
+def own_numbers(part: nn.Module) -> int:
+    """Parameters of one module, without those of its parts, that a forward of one token reads."""
+    return sum(p.shape[-1] if isinstance(part, nn.Embedding) else p.numel() for p in part.parameters(recurse=False))
+
+
+def read_bytes(modules: Iterable[nn.Module]) -> int:
+    """Bytes of the parameters of modules, without those of their parts, that a forward of one token reads."""
+    total = 0
+    for part in modules:
         own = part.parameters(recurse=False)
-        numbers += sum(p.shape[-1] if isinstance(part, nn.Embedding) else p.numel() for p in own)
-    return numbers
+        total += sum(p[0].nbytes if isinstance(part, nn.Embedding) else p.nbytes for p in own)
+    return total
+
+
+def step_modules(base: PreTrainedModel) -> list[nn.Module]:
+    """The modules that a forward of one token runs: the text decoder and the LM head, no towers for other input."""
+    return list(dict.fromkeys([*text_modules(base), *lm_head_of(base).modules()]))
 
 
 @dataclass(frozen=True)
 class StepCounts:
     """Counts of what one decode step reads and computes, for a single sequence.
+
+    A size is the bytes per weight as read, as a fraction of `itemsize`.
 
     Args:
         mlp_input_weights (`float`): Weights read of MLP matrices whose input is the hidden state.
@@ -99,9 +149,13 @@ class StepCounts:
         itemsize (`int`): Bytes per weight.
         kv_bytes (`float`): Bytes that attention reads from the cache.
         kv_flops (`float`): Floating-point operations of attention over the cache.
-        nominal_mlp_size (`float`, *optional*, defaults to 1.0): Bytes per MLP weight as a fraction of `itemsize`,
-            if the weights were stored with the bits of the action.
-        mlp_size (`float`, *optional*, defaults to 1.0): Bytes per MLP weight as a fraction of `itemsize`, as read.
+        nominal_mlp_size (`float`, *optional*, defaults to 1.0): Factor of the bytes of MLP weights, if these were
+            stored with the bits of the action.
+        mlp_input_size (`float`, *optional*, defaults to 1.0): Size of `mlp_input_weights`.
+        mlp_last_size (`float`, *optional*, defaults to 1.0): Size of `mlp_last_weights`.
+        other_mlp_size (`float`, *optional*, defaults to 1.0): Size of `other_mlp_weights`.
+        mlp_scale_bytes (`float`, *optional*, defaults to 0.0): Bytes of the scales of planes of MLPs, which are read
+            whichever channels and neurons are kept.
         other_bytes_saved (`float`, *optional*, defaults to 0.0): Bytes by which the weights outside of the MLPs are
             smaller as read.
     """
@@ -114,7 +168,10 @@ class StepCounts:
     kv_bytes: float
     kv_flops: float
     nominal_mlp_size: float = 1.0
-    mlp_size: float = 1.0
+    mlp_input_size: float = 1.0
+    mlp_last_size: float = 1.0
+    other_mlp_size: float = 1.0
+    mlp_scale_bytes: float = 0.0
     other_bytes_saved: float = 0.0
 
     def times(self, **factors: float) -> "StepCounts":
@@ -134,18 +191,55 @@ class StepCounts:
     @property
     def bytes(self) -> float:
         """Bytes read."""
-        weights = self.mlp_weights * self.mlp_size + self.other_weights
-        return weights * self.itemsize - self.other_bytes_saved + self.kv_bytes
+        outside = self.other_weights * self.itemsize - self.other_bytes_saved
+        return self._mlp_bytes + self.mlp_scale_bytes + outside + self.kv_bytes
+
+    @property
+    def _mlp_bytes(self) -> float:
+        sized = self.mlp_input_weights * self.mlp_input_size + self.mlp_last_weights * self.mlp_last_size
+        return (sized + self.other_mlp_weights * self.other_mlp_size) * self.itemsize
 
     @property
     def nominal_bytes(self) -> float:
         """Bytes that would be read if the weights were stored with the bits of the action."""
-        return self.bytes - self.mlp_weights * self.mlp_size * (1 - self.nominal_mlp_size) * self.itemsize
+        return self.bytes - self._mlp_bytes * (1 - self.nominal_mlp_size)
 
     @property
     def flops(self) -> float:
         """Floating-point operations: two per weight, and those of attention."""
         return 2 * self.weights + self.kv_flops
+
+
+def dense_counts(model: SOLForCausalLM, weights: Weights, kv: tuple[float, float]) -> StepCounts:
+    """Counts of a dense step.
+
+    Args:
+        model ([`SOLForCausalLM`]): Its base; weights may differ in dtype.
+        weights ([`Weights`]): Of the base.
+        kv (`tuple[float, float]`): Bytes and operations of dense attention.
+    """
+    mlps, itemsize = MlpModules.of(model.base), weights.itemsize
+    other_mlp, outside = weights.mlp - weights.mlp_input - weights.mlp_last, weights.total - weights.mlp
+    inputs, lasts = (sum(_matrix(part).nbytes for part in parts) for parts in (mlps.inputs, mlps.lasts))
+    all_of_mlps = read_bytes(mlps.every)
+    return StepCounts(
+        mlp_input_weights=weights.mlp_input,
+        mlp_last_weights=weights.mlp_last,
+        other_mlp_weights=other_mlp,
+        other_weights=outside,
+        itemsize=itemsize,
+        kv_bytes=kv[0],
+        kv_flops=kv[1],
+        mlp_input_size=size_of(inputs, weights.mlp_input, itemsize),
+        mlp_last_size=size_of(lasts, weights.mlp_last, itemsize),
+        other_mlp_size=size_of(all_of_mlps - inputs - lasts, other_mlp, itemsize),
+        other_bytes_saved=outside * itemsize - read_bytes(step_modules(model.base)) + all_of_mlps,
+    )
+
+
+def size_of(read: float, weights: int, itemsize: int) -> float:
+    """Bytes per weight as a fraction of `itemsize`, 1 without weights."""
+    return read / (weights * itemsize) if weights else 1.0
 
 
 class AxisCost:

@@ -7,17 +7,18 @@ The net keep rate gives all axes the same weight. The number of bytes that a ste
 share of its MLPs and on the length of the context. It is counted here for a single sequence (all weights are read for
 one token):
 
-    weights   all of them once, minus the savings of the axes
-    KV cache  the keys and values that the step reads, and the data that the selection needs
+    weights   those of the text decoder and the LM head once, minus the savings of the axes
+    KV cache  the keys and values that the step reads, and the data that the selection needs: bounds of pages, or the
+              codes of all keys with their scales
     refresh   a dense forward over an episode's tokens, once per episode, if any of its steps was sparse
-    policy    its weights, if the policy chooses the actions
+    policy    the weights that its step reads, if the policy chooses the actions
 
 The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts for an
 implementation that skips everything that can be skipped; they are not times. Fake quantization saves nothing; with
 `bits_backend="nested"` the planes and scales that are read count. In *nominal* counts MLP weights are read with
 bits / 16 of their size. Query heads that share a key-value head may select different keys (`selection="head"`). The
-counts assume that they do: if `n` heads share one, up to `n` times `token_keep` of the keys is read. Activations and
-the entropy that a controller computes are not counted.
+counts assume that they do: if `n` heads share one, up to `n` times `token_keep` of the keys is read. Of a mixture of
+experts all experts are counted. Activations and the entropy that a controller computes are not counted.
 """
 
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from dataclasses import dataclass
 import torch
 
 from ..budget.action_space import ActionSpace
-from ..cache.window_layer import WindowLayer
 from ..modeling_sol import SOLForCausalLM
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
-from .axis_costs import AXIS_COSTS, StepCounts, Weights, read_numbers
+from .axis_costs import AXIS_COSTS, StepCounts, Weights, dense_counts, own_numbers, read_bytes
+from .cache_reads import attention_costs, cached_layers
 
 
 def keys_read(rule: SelectionRule, token_keep: float, keys: int) -> int:
@@ -74,10 +75,12 @@ class ComputeCosts:
         """
         weights, steps = Weights.of(model), model.config.episode_length
         keys = context_length + (steps + 1) // 2
-        dense = dense_counts(model, weights, keys)
+        kv = attention_costs(cached_layers(model), model.config.selection_rule, 1.0, keys)
+        dense = dense_counts(model, weights, kv)
         counts = step_counts(model, dense, keys, bits_backend)
         policy = model.policy
-        policy_numbers = read_numbers(policy)
+        policy_parts = [part for part in policy.modules() if part is not policy.value_head]  # for training only
+        policy_numbers = sum(own_numbers(part) for part in policy_parts)
         return cls(
             bytes=torch.tensor([step.bytes for step in counts], dtype=torch.float64),
             flops=torch.tensor([step.flops for step in counts], dtype=torch.float64),
@@ -86,7 +89,7 @@ class ComputeCosts:
             dense_flops=dense.flops,
             refresh_bytes=dense.bytes / steps,
             refresh_flops=dense.flops - 2 * weights.head * (steps - 1) / steps,
-            policy_bytes=policy_numbers * next(policy.parameters()).element_size(),
+            policy_bytes=read_bytes(policy_parts),
             policy_flops=2 * policy_numbers,
         )
 
@@ -116,20 +119,6 @@ class ComputeCosts:
         }
 
 
-def dense_counts(model: SOLForCausalLM, weights: Weights, keys: int) -> StepCounts:
-    """Counts of a dense step that sees `keys` keys."""
-    kv_bytes, kv_flops = _attention_costs(model, 1.0, keys)
-    return StepCounts(
-        mlp_input_weights=weights.mlp_input,
-        mlp_last_weights=weights.mlp_last,
-        other_mlp_weights=weights.mlp - weights.mlp_input - weights.mlp_last,
-        other_weights=weights.total - weights.mlp,
-        itemsize=weights.itemsize,
-        kv_bytes=kv_bytes,
-        kv_flops=kv_flops,
-    )
-
-
 def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int, bits_backend: str = "fake") -> list[StepCounts]:
     """Counts of a step that sees `keys` keys, for every action of the model's action space.
 
@@ -151,24 +140,3 @@ def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int, bits_backen
             step = change[level](step) if level in change else step
         counts.append(step)
     return counts
-
-
-def _attention_costs(model: SOLForCausalLM, token_keep: float, keys: int) -> tuple[float, float]:
-    """Bytes that the attention of all layers reads from the cache for one token, and its operations."""
-    config, rule = model.base.config.get_text_config(decoder=True), model.config.selection_rule
-    token_keep = 1.0 if keys <= rule.short_text_tokens else token_keep
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    itemsize = model.base.get_input_embeddings().weight.element_size()
-    per_key = 2 * kv_heads * dim * itemsize
-    cache = model.new_cache()
-    total_bytes, total_flops = 0.0, 0.0
-    for index, layer in enumerate(cache.layers):
-        seen = min(keys, layer.sliding_window) if isinstance(layer, WindowLayer) else keys
-        keep = token_keep if index in cache.sparse_layers else 1.0
-        cost = CRITERIA[rule.criterion].cost(rule, keep, seen, heads // kv_heads)
-        total_bytes += cost.moved * per_key
-        total_bytes += kv_heads * (cost.index_bits * dim / 8 + cost.index_values * itemsize)
-        total_flops += (4 * cost.attended + 2 * cost.scored) * heads * dim
-    return total_bytes, total_flops

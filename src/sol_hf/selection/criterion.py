@@ -35,6 +35,7 @@ class SelectionCost:
         index_bits (`float`): Bits per channel that a key-value head reads of an index of single tokens, added up over
             the tokens.
         index_values (`float`): Numbers in the dtype of the keys that a key-value head reads beside them.
+        index_means (`float`): Vectors of the size of a key, in float32, that it reads for the code of the new key.
     """
 
     attended: int
@@ -42,6 +43,7 @@ class SelectionCost:
     scored: float = 0.0
     index_bits: float = 0.0
     index_values: float = 0.0
+    index_means: float = 0.0
 
 
 class Criterion:

@@ -5,15 +5,28 @@
 
 from collections.abc import Callable
 
+from ...modeling_sol import SOLForCausalLM
 from ..axis_costs import AXIS_COSTS, AxisCost, StepCounts
-from ..compute_costs import _attention_costs
+from ..cache_reads import attention_costs, cached_layers
 
 
 @AXIS_COSTS.registered("token_keep")
 class TokenKeepCost(AxisCost):
     """Bytes and operations of attention relative to those of dense attention."""
 
+    def __init__(self, model: SOLForCausalLM, keys: int, bits_backend: str = "fake"):
+        super().__init__(model, keys, bits_backend)
+        self.layers = cached_layers(model)
+        self.dense_read, self.dense_computed = self._costs(1.0)
+
     def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
-        read, computed = _attention_costs(self.model, level, self.keys)
-        dense_read, dense_computed = _attention_costs(self.model, 1.0, self.keys)
-        return lambda step: step.times(kv_bytes=read / dense_read, kv_flops=computed / dense_computed)
+        read, computed = self._costs(level)
+        factors = dict(kv_bytes=_share(read, self.dense_read), kv_flops=_share(computed, self.dense_computed))
+        return lambda step: step.times(**factors)
+
+    def _costs(self, level: float) -> tuple[float, float]:
+        return attention_costs(self.layers, self.model.config.selection_rule, level, self.keys)
+
+
+def _share(read: float, dense: float) -> float:
+    return read / dense if dense else 1.0

@@ -63,11 +63,12 @@ class Sketch(Criterion):
         return min(keys, max(rule.sink_tokens + rule.recent_tokens, super().keys_read(rule, token_keep, keys)))
 
     def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
-        """See [`Criterion`]. The whole index is read and scored."""
+        """See [`Criterion`]. The whole index is read and scored, and the mean of the keys read for the new code."""
         cost = super().cost(rule, token_keep, keys, group)
         if token_keep >= 1:
             return cost
-        return dataclasses.replace(cost, scored=keys, index_bits=keys * rule.index_bits, index_values=keys)
+        index = dict(index_bits=keys * rule.index_bits, index_values=keys, index_means=1)
+        return dataclasses.replace(cost, scored=keys, **index)
 
 
 def _shared_by_heads(scores: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,107 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What attention reads of the cache for one token, and computes.
+
+The shapes of keys and values differ between bases, and between the layers of one base: in number of heads and of
+channels, in sliding windows, in layers that have a state of a fixed size, or share the keys of another layer. They are
+therefore read from a cache into which the base has put one token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..cache.paged_layer import PagedLayer
+from ..cache.window_layer import WindowLayer
+from ..decoding.base_forward import base_forward
+from ..decoding.forward_inputs import ForwardInputs
+from ..execution.watch import evaluating
+from ..modeling_sol import SOLForCausalLM
+from ..selection.criterion import CRITERIA
+from ..selection.rule import SelectionRule
+
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class CachedLayer:
+    """The shapes of one layer of a cache.
+
+    Args:
+        kv_heads (`int`): Key-value heads; 0 for a layer without keys.
+        group (`int`): Query heads per key-value head.
+        key_dim (`int`): Channels of a key.
+        value_dim (`int`): Channels of a value.
+        itemsize (`int`): Bytes of a number.
+        window (`int`, *optional*): Keys that a token sees, itself included.
+        is_sparse (`bool`): Whether `token_keep` applies.
+        state_bytes (`int`): Bytes of a state of a fixed size, all of which is read.
+    """
+
+    kv_heads: int
+    group: int
+    key_dim: int
+    value_dim: int
+    itemsize: int
+    window: int | None
+    is_sparse: bool
+    state_bytes: int = 0
+
+
+@torch.no_grad()
+def cached_layers(model: SOLForCausalLM) -> list[CachedLayer]:
+    """The layers of a cache of this model, after one token."""
+    cache, base = model.new_cache(), model.base
+    token = torch.ones(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
+    cache.set_up_rows(1, token.device)
+    with evaluating(base):
+        base_forward(base, ForwardInputs(token), cache)
+    config, found = base.config.get_text_config(decoder=True), []
+    for index, layer in enumerate(cache.layers):
+        if not isinstance(layer, PagedLayer | WindowLayer) or layer.keys is None:
+            state = sum(x.nbytes for x in vars(layer).values() if isinstance(x, torch.Tensor))
+            found.append(CachedLayer(0, 0, 0, 0, 0, None, False, state))
+            continue
+        _, kv_heads, _, key_dim = layer.keys.shape
+        heads = _heads(config, index)
+        window = layer.sliding_window if isinstance(layer, WindowLayer) else None
+        sizes = key_dim, layer.values.shape[-1], layer.keys.element_size()
+        found.append(CachedLayer(kv_heads, max(1, heads // kv_heads), *sizes, window, index in cache.sparse_layers))
+    return found
+
+
+def _heads(config, index: int) -> int:
+    """Query heads of a layer; in some families the layers have configs of their own."""
+    own = getattr(config, "per_layer_config", None)
+    return (own[index] if own else config).num_attention_heads
+
+
+def attention_costs(
+    layers: Sequence[CachedLayer], rule: SelectionRule, token_keep: float, keys: int
+) -> tuple[float, float]:
+    """Bytes that the attention of all layers reads from the cache for one token, and its operations.
+
+    Args:
+        layers (`Sequence[CachedLayer]`): From [`cached_layers`].
+        rule ([`SelectionRule`]): How keys are selected.
+        token_keep (`float`): Fraction of the keys to read.
+        keys (`int`): Keys that the step sees.
+    """
+    read, computed = 0.0, 0.0
+    token_keep = 1.0 if keys <= rule.short_text_tokens else token_keep
+    for layer in layers:
+        read += layer.state_bytes
+        if not layer.kv_heads:
+            continue
+        seen = keys if layer.window is None else min(keys, layer.window)
+        cost = CRITERIA[rule.criterion].cost(rule, token_keep if layer.is_sparse else 1.0, seen, layer.group)
+        pair = layer.key_dim + layer.value_dim
+        index = cost.index_bits * layer.key_dim / 8 + cost.index_values * layer.itemsize
+        index += cost.index_means * layer.key_dim * FLOAT32
+        read += layer.kv_heads * (cost.moved * pair * layer.itemsize + index)
+        heads = layer.kv_heads * layer.group
+        computed += 2 * heads * (cost.attended * pair + cost.scored * layer.key_dim)
+    return read, computed
