@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sol_hf.kernels.cpu import compilation
+from support.paths import PYTHON_PATH
 
 
 pytestmark = pytest.mark.skipif(not compilation.loads("numba_linear"), reason="numba is not installed")
@@ -92,3 +93,36 @@ def test_without_any_folder_every_process_compiles_and_says_so(wing, tmp_path):
     assert len(warned) == 1 and "set the environment variable `NUMBA_CACHE_DIR`" in warned[0]
     assert result(start(wing, NUMBA_CACHE_DIR=str(tmp_path / "named")))[:2] == (12, 0)
     assert len(list((tmp_path / "named").glob("sol_hf-kernels-*"))) == 1
+
+
+LOAD = """
+import importlib, json, sys
+from pathlib import Path
+import sol_hf.kernels.cpu as wing
+from sol_hf.kernels.cpu import code_cache
+names = sorted(path.stem for path in Path(wing.__file__).parent.glob("numba_*.py"))
+modules = [importlib.import_module(f"sol_hf.kernels.cpu.{name}") for name in names]
+print(json.dumps(sorted(str(path) for path in code_cache.cache_folder().rglob("*.nbc"))))
+"""
+
+
+def test_a_second_process_compiles_nothing_and_adds_no_file():
+    """All kernels of the package, not stand-ins: each is found in the cache by every later process."""
+    env = os.environ | {"PYTHONPATH": PYTHON_PATH}
+    files = []
+    for _ in range(2):
+        out = subprocess.run([sys.executable, "-c", LOAD], env=env, capture_output=True, text=True, check=True).stdout
+        files.append(json.loads(out))
+    assert files[0] == files[1] and len(files[0]) > 10
+
+
+def test_a_function_within_another_is_refused_since_no_process_would_find_its_code():
+    from sol_hf.kernels.cpu import code_cache
+
+    factor = code_cache.njit()(lambda x: 2 * x)
+
+    def double(x):
+        return factor(x)
+
+    with pytest.raises(TypeError, match="double uses variables of the function around it"):
+        code_cache.njit("int64(int64)")(double)

@@ -16,6 +16,9 @@ Without a folder that can be written to, every process compiles for itself.
 Functions that only compiled code calls become part of it wherever they are called. If they were functions of their
 own, a process that compiles would call the copy that it made of them first, and one that loads the code another copy,
 which may add in another order.
+
+A function that is cached stands at the top of a module. For one within another function numba's key holds the values
+that it takes from there; compiled functions among them are others in every process, so no process would find the code.
 """
 
 import functools
@@ -54,12 +57,25 @@ def njit(signature: str | None = None, **options: Any) -> Callable:
     return lambda function: _compiled(numba.njit, signature, options, function)
 
 
-def cfunc(signature: Any, **options: Any) -> Callable:
-    """Decorator like `numba.cfunc`, for functions of this wing."""
+def cfunc(signature: Any, cache: bool = True, **options: Any) -> Callable:
+    """Decorator like `numba.cfunc`, for functions of this wing.
+
+    Args:
+        signature (`Any`): Types.
+        cache (`bool`, *optional*, defaults to `True`): Whether the machine code is kept for other processes.
+        options: For `numba.cfunc`.
+    """
+    if not cache:
+        return numba.cfunc(signature, **options)
     return lambda function: _compiled(numba.cfunc, signature, options, function)
 
 
 def _compiled(compiler: Callable, signature: Any, options: dict[str, Any], function: Callable) -> Any:
+    if function.__closure__:
+        raise TypeError(
+            f"{function.__qualname__} uses variables of the function around it: numba would compile it anew, and keep "
+            "one more copy, in every process. Write it at the top of its module, and let it call what differs."
+        )
     folder = cache_folder()
     if folder is not None:
         try:

@@ -29,6 +29,7 @@ SCRATCH_EACH = integers.RECORD
 _P0, _P1, _P2, _P3 = (4 * bits * OUTPUTS for bits in PLANES)
 _B0, _B1, _B2, _B3 = range(FIRST_PLANE, FIRST_PLANE + 4)
 _PER_GROUP = GROUP // CHANNELS
+_SIGNATURE = types.void(types.CPointer(types.int64))
 
 
 def _by_integers(width: int):
@@ -76,12 +77,12 @@ def _by_floats(width: int):
     return multiply_lines
 
 
-def kernel_of(width: int, has_dot_products: bool):
-    """The compiled function that reads `width` bits."""
+def _of_width(width: int, has_dot_products: bool):
+    """The function that reads `width` bits; it becomes part of the compiled function that calls it."""
     multiply_lines = _by_integers(width) if has_dot_products else _by_floats(width)
     prepare_lines = integers.prepare_lines if has_dot_products else floats.prepare_lines
 
-    @cfunc(types.void(types.CPointer(types.int64)), error_model="numpy")
+    @njit(error_model="numpy")
     def multiply(args):
         first, blocks = fetch_add(args, NEXT, 1) * TASK_TILES, args[BLOCKS]
         if first < args[TILES]:  # each thread writes all of it, and all write the same
@@ -103,5 +104,34 @@ def kernel_of(width: int, has_dot_products: bool):
     return multiply
 
 
-KERNELS = {width: kernel_of(width, integers.HAS_DOT_PRODUCTS) for width in WIDTHS}
+def kernel_of(width: int, has_dot_products: bool):
+    """The compiled function that reads `width` bits, compiled for this process only."""
+    multiply = _of_width(width, has_dot_products)
+    return cfunc(_SIGNATURE, cache=False, error_model="numpy")(lambda args: multiply(args))
+
+
+_multiply4, _multiply5, _multiply6, _multiply8 = (_of_width(width, integers.HAS_DOT_PRODUCTS) for width in WIDTHS)
+
+
+@cfunc(_SIGNATURE, error_model="numpy")
+def multiply_4_bits(args):
+    _multiply4(args)
+
+
+@cfunc(_SIGNATURE, error_model="numpy")
+def multiply_5_bits(args):
+    _multiply5(args)
+
+
+@cfunc(_SIGNATURE, error_model="numpy")
+def multiply_6_bits(args):
+    _multiply6(args)
+
+
+@cfunc(_SIGNATURE, error_model="numpy")
+def multiply_8_bits(args):
+    _multiply8(args)
+
+
+KERNELS = dict(zip(WIDTHS, (multiply_4_bits, multiply_5_bits, multiply_6_bits, multiply_8_bits), strict=True))
 """The compiled functions by the number of bits that they read."""
