@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sol_hf import FixedController, SOLConfig, SOLForCausalLM
-from sol_hf.evaluation.settings import measure_settings
+from sol_hf.decoding import kv_refresh, step
+from sol_hf.evaluation.settings import measure_settings, settings_table
 from support.bases import tiny_base
 from support.paths import ROOT
 
@@ -38,6 +39,29 @@ def test_the_figures_are_those_of_a_call():
 def test_short_blocks_are_refused():
     with pytest.raises(ValueError, match="Blocks need 49 tokens: context, episode and one more, got 40"):
         measure_settings(tiny_base("llama"), [{"token_keep": 0.5}], torch.ones(1, 40, dtype=torch.long), [32])
+
+
+def test_times_are_those_of_our_own_dense_steps(monkeypatch):
+    seconds = {"dense": 2.0, 0.4: 1.0, 0.8: 3.0}
+
+    def generate(self, prompt, streamer, token_keep="dense", **options):
+        assert streamer.times == [] and prompt.shape == (1, 30)
+        streamer.times = [0.0, 5.0, 5.0 + seconds[token_keep]]
+
+    monkeypatch.setattr(SOLForCausalLM, "generate", generate)
+    base, blocks = tiny_base("llama"), torch.randint(1, 90, (2, 40), generator=torch.Generator().manual_seed(0))
+    found = measure_settings(base, [{"token_keep": 0.4}, {"token_keep": 0.8}], blocks, [30], 8, timed_rounds=3)
+    assert [result.time_share for result in found] == [0.5, 1.5]
+    assert "| token_keep 0.4 |" in settings_table(found) and " 0.50 |" in settings_table(found)
+    assert "time" not in settings_table(measure_settings(base, [{"token_keep": 0.4}], blocks, [30], 8))
+
+
+def test_timed_steps_are_an_episode_and_its_refresh(monkeypatch):
+    refreshed = []
+    monkeypatch.setattr(step, "refresh", lambda *args: refreshed.append(1) or kv_refresh.refresh(*args))
+    base, blocks = tiny_base("llama"), torch.randint(1, 90, (1, 40), generator=torch.Generator().manual_seed(0))
+    (found,) = measure_settings(base, [{"token_keep": 0.4}], blocks, [30], 8, timed_rounds=1)
+    assert len(refreshed) == 2 and found.time_share > 0
 
 
 def test_the_command(tmp_path, capsys):

@@ -3,6 +3,8 @@
 
 """The figure of settings shows the figures of the table."""
 
+from dataclasses import replace
+
 import pytest
 
 from sol_hf.evaluation.settings import SettingQuality
@@ -29,3 +31,23 @@ def test_settings_that_differ_in_numbers_are_one_line():
 def test_nothing_to_draw_is_said():
     with pytest.raises(ValueError, match="No setting differs from the base"):
         plot_settings([result(0.0, 1.0, token_keep=1.0)])
+
+
+def test_times_get_a_panel_of_their_own():
+    table = [
+        replace(result(0.4, 0.9, token_keep=0.2), time_share=1.1),
+        replace(result(0.1, 0.8, token_keep=0.2, anchor_pages=True), time_share=0.7),
+    ]
+    by_bytes, by_time = plot_settings(table).axes
+    assert [[line.get_xydata().tolist() for line in drawn.lines[:1]] for drawn in by_time.containers] == [
+        [[[1.1, 0.4]]],
+        [[[0.7, 0.1]]],
+    ]
+    assert "bytes" in by_bytes.get_xlabel() and "time" in by_time.get_xlabel()
+    assert [text.get_text() for text in by_time.texts] == ["0.2", "0.2"]
+
+
+def test_published_axes_alone_are_dashed():
+    table = [result(0.4, 0.9, mlp_keep=0.5), result(0.1, 0.9, mlp_keep=0.9, neuron_keep=0.7)]
+    published, other = (container.lines[0] for container in plot_settings(table).axes[0].containers)
+    assert published.get_linestyle() == "--" and other.get_linestyle() == "-"

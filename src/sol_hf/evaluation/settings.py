@@ -20,6 +20,7 @@ from ..controllers.fixed import FixedController
 from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error
 from .compute_costs import ComputeCosts
+from .setting_times import time_shares
 
 
 OPTIONS = ("kv_refresh", "backend", "bits_backend")
@@ -37,6 +38,8 @@ class SettingQuality:
         same_token (`float`): Share of the steps whose most likely token is that of the base.
         bytes_share (`float`): Bytes that a step reads over those of a dense step, in the middle of an episode after
             the shortest context, the index of the criterion included; no KV refresh, no policy.
+        time_share (`float`, *optional*): Processor time of a step over that of our own dense step, see
+            [`time_shares`]; KV refresh included, no policy. `None` if it was not measured.
     """
 
     setting: dict[str, Any]
@@ -44,6 +47,7 @@ class SettingQuality:
     loss: tuple[float, float]
     same_token: float
     bytes_share: float
+    time_share: float | None = None
 
 
 def model_with(base: PreTrainedModel, setting: Mapping[str, Any], episode_length: int) -> SOLForCausalLM:
@@ -64,6 +68,7 @@ def measure_settings(
     contexts: Sequence[int],
     episode_length: int = 16,
     documents: Sequence[int] | None = None,
+    timed_rounds: int = 0,
 ) -> list[SettingQuality]:
     """Measure settings on the same text.
 
@@ -76,6 +81,8 @@ def measure_settings(
             different places of a page.
         episode_length (`int`, *optional*, defaults to 16): Steps of a block.
         documents (`Sequence[int]`, *optional*): The document of every block, for standard errors.
+        timed_rounds (`int`, *optional*, defaults to 0): Rounds in which steps are timed after the shortest context of
+            the first block; 0 for none.
 
     Raises:
         ValueError: if the blocks are too short, or a setting is not allowed.
@@ -96,8 +103,12 @@ def measure_settings(
                 text, context_length=context, return_logits=True, controller=FixedController(), **targets, **options
             )
             columns[index, row] = _compare(dense, output)
+    times: list[float] | list[None] = [None] * len(models)
+    if timed_rounds:
+        prompt = blocks[:1, : min(contexts)].to(base.device)
+        times = time_shares(models, settings, prompt, OPTIONS, timed_rounds)
     result = []
-    for model, setting, values in zip(models, settings, columns, strict=True):
+    for model, setting, values, seconds in zip(models, settings, columns, times, strict=True):
         mean, error = mean_and_error(values.numpy(), documents)
         result.append(
             SettingQuality(
@@ -106,6 +117,7 @@ def measure_settings(
                 loss=(float(mean[1]), float(error[1])),
                 same_token=float(mean[2]),
                 bytes_share=_bytes_share(model, setting, min(contexts)),
+                time_share=seconds,
             )
         )
     return result
@@ -129,12 +141,15 @@ def _bytes_share(model: SOLForCausalLM, setting: Mapping[str, Any], context: int
 
 def settings_table(results: Sequence[SettingQuality]) -> str:
     """The results as a table in Markdown."""
-    lines = ["| setting | bytes | KL | change of the loss | same token |", "|---|---|---|---|---|"]
+    timed = all(result.time_share is not None for result in results)
+    head, line = ("| setting | bytes | time |", "|---|---|---|") if timed else ("| setting | bytes |", "|---|---|")
+    lines = [f"{head} KL | change of the loss | same token |", f"{line}---|---|---|"]
     for result in results:
         name = ", ".join(f"{key} {value}" for key, value in result.setting.items())
         divergence, loss = result.divergence, result.loss
+        taken = f" {result.time_share:.2f} |" if timed else ""
         lines.append(
-            f"| {name} | {result.bytes_share:.3f} | {divergence[0]:.4f} ± {divergence[1]:.4f} | "
+            f"| {name} | {result.bytes_share:.3f} |{taken} {divergence[0]:.4f} ± {divergence[1]:.4f} | "
             f"{loss[0]:+.4f} ± {loss[1]:.4f} | {result.same_token:.3f} |"
         )
     return "\n".join(lines)

@@ -31,7 +31,10 @@ ROUNDING, RELATED = 0.01, 0.9
 
 
 def fingerprint_of(base: PreTrainedModel) -> dict[str, Any]:
-    """The fingerprint of a base, as plain numbers. Weights that are not here or not floats are left out."""
+    """The fingerprint of a base, as plain numbers.
+
+    Weights that are not plain tensors of floats in memory, such as quantized or sharded ones, are left out.
+    """
     config = base.config.get_text_config()
     shape = {key: getattr(config, key, None) for key in SHAPE_KEYS}
     sizes = {key: value if isinstance(value, str | int) else None for key, value in shape.items()}
@@ -99,7 +102,9 @@ def _parameters(module: nn.Module | None) -> list[nn.Parameter]:
 @torch.no_grad()
 def _sample(weight: torch.Tensor | None) -> list[float] | None:
     """Some numbers of a matrix, at places that a longer vocabulary does not move, with 5 digits."""
-    if weight is None or weight.dim() != 2 or not weight.numel() or weight.is_meta or not weight.is_floating_point():
+    if weight is None or type(weight) not in (nn.Parameter, torch.Tensor):
+        return None
+    if weight.dim() != 2 or not weight.numel() or weight.is_meta or not weight.is_floating_point():
         return None
     rows, columns = min(len(weight), 4096), weight.shape[1]
     row = torch.tensor([(17 + 37 * place) % rows for place in range(SAMPLES)], device=weight.device)

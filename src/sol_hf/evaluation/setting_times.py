@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What settings take: processor time of decode steps over that of our own dense steps.
+
+Dense steps by the fast paths are the measure, not the base's own `generate`: what our cache and kernels gain is not
+gained by a setting. All of them continue the same prompt in turn, round after round, so that other programs on the
+machine disturb all alike; the result is the median of the quotients within a round. The steps after the first new
+token are timed, one episode of them, with its KV refresh. The prompt is not.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from ..budget.axes import AXES
+from ..budget.budget import Budget
+from ..controllers.fixed import FixedController
+from ..modeling_sol import SOLForCausalLM
+
+
+class ProcessorTime(BaseStreamer):
+    """Notes the processor time of all threads of this process when each token comes; the prompt comes first."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.process_time())
+
+    def end(self) -> None:
+        pass
+
+    @property
+    def seconds(self) -> float:
+        """From the first new token to the last."""
+        return self.times[-1] - self.times[1]
+
+
+def time_shares(
+    models: Sequence[SOLForCausalLM],
+    settings: Sequence[Mapping[str, Any]],
+    prompt: torch.Tensor,
+    options: Sequence[str],
+    rounds: int,
+) -> list[float]:
+    """The time of a step under each setting over that of our own dense step.
+
+    Args:
+        models (`Sequence[SOLForCausalLM]`): One for each setting, over the same base.
+        settings (`Sequence[Mapping[str, Any]]`): Levels of axes, and options of a call.
+        prompt (`torch.LongTensor` of shape `(1, length)`): The prompt.
+        options (`Sequence[str]`): Names of the entries that are options of a call.
+        rounds (`int`): Measured rounds; one before them compiles kernels and makes copies of weights.
+    """
+    steps = models[0].config.episode_length + 1
+    call: dict[str, Any] = dict(attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0)
+    call |= dict(max_new_tokens=steps, min_new_tokens=steps)
+    call["controller"] = FixedController()
+    dense = Budget.of({axis.name: axis.dense for axis in models[0].action_space.axes})
+
+    def of_setting(model: SOLForCausalLM, setting: Mapping[str, Any]) -> Callable[[ProcessorTime], Any]:
+        chosen = {name: value for name, value in setting.items() if name in AXES or name in options}
+        return lambda watch: model.generate(prompt, **chosen, **call, streamer=watch)
+
+    def of_dense(watch: ProcessorTime) -> Any:
+        return models[0].generate(prompt, budget=dense, backend="fast", **call, streamer=watch)
+
+    variants = [of_dense, *(of_setting(*pair) for pair in zip(models, settings, strict=True))]
+    seconds = []
+    for _ in range(1 + rounds):
+        watches = [ProcessorTime() for _ in variants]
+        for variant, watch in zip(variants, watches, strict=True):
+            variant(watch)
+        seconds.append([watch.seconds for watch in watches])
+    return [statistics.median(own / first for first, own in columns) for columns in _pairs(seconds[1:])]
+
+
+def _pairs(seconds: Sequence[Sequence[float]]) -> list[list[tuple[float, float]]]:
+    """For every setting, the times of dense steps and its own, round by round."""
+    return [[(line[0], line[column]) for line in seconds] for column in range(1, len(seconds[0]))]
