@@ -43,6 +43,7 @@ from .decoding.row_ends import RowEnds
 from .decoding.scoring import score_rows, score_rows_densely
 from .decoding.session import DecodingSession
 from .decoding.setup import controls_for, new_cache, own_cache
+from .decoding.warmup import Warmup
 from .decoding.wrapped_generation import WrappedGeneration, overridden_hooks
 from .execution.base_device import compute_device
 from .execution.base_embeddings import EmbeddingsOfBase
@@ -58,7 +59,7 @@ from .hub.stored_options import merge_stored_options
 from .modeling_sol_policy import SOLPolicyModel
 
 
-class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, WrappedGeneration, GenerationMixin):
+class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, Warmup, WrappedGeneration, GenerationMixin):
     """A frozen causal LM, and the policy that chooses how much of it every decode step uses.
 
     Make one with [`SOLForCausalLM.from_base`] (fresh policy) or [`SOLForCausalLM.from_pretrained`] (trained policy).

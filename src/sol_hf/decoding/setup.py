@@ -77,7 +77,7 @@ def controls_for(
         budget.check(options.spending(space), rows)
     if options.runs_base:
         return None
-    if options.controller is None:
+    if options.controller is None and not options.is_dense:
         policy.warn_if_fresh()
     instrumentation = Instrumentation.at_start(base)
     axes = [] if options.is_dense else options.controlled_axes(space)
