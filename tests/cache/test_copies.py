@@ -12,7 +12,7 @@ import torch
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from support.bases import tiny_base
-from support.cases import HALF, prompts, sol_model
+from support.cases import HALF, control, prompts, sol_model
 
 
 RUN = {"max_new_tokens": 9, "do_sample": False, "return_dict_in_generate": True}
@@ -66,11 +66,13 @@ def test_size_does_not_grow_with_the_steps_before():
     assert len(pickle.dumps(cache)) < key_bytes(cache) + 60_000
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize(
+    "family, fields", [("llama", {}), ("gemma3_text", {}), ("llama", {"criterion": "sketch", "selection": "layer"})]
+)
 @pytest.mark.parametrize("back", [False, True])
-def test_a_cache_of_inference_mode_is_continued_outside(family, back):
+def test_a_cache_of_inference_mode_is_continued_outside(family, fields, back):
     """And the other way round."""
-    model = sol_model(family)
+    model = control(tiny_base(family, torch.float64), **fields)
     expected = model.generate(prompts(), **RUN, **HALF)
     text = torch.cat([expected.sequences, prompts(2, 3, seed=8)], dim=1)
     options = {**RUN, **HALF, "attention_mask": torch.ones_like(text)}

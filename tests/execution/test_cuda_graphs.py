@@ -380,7 +380,7 @@ def test_levels_do_not_go_by_the_default_dtype():
 
 def test_what_cannot_be_captured_says_why():
     cases = [
-        (small_model(criterion="recency"), 40, "such as 'quest', not 'recency'"),
+        (small_model(criterion="recency"), 40, "such as 'quest' or 'sketch', not 'recency'"),
         (control(tiny_base("llama", rope_parameters=DYNAMIC, attn_implementation="sdpa").to(DEVICE)), 40, "'dynamic'"),
         (control(tiny_base("llama", attn_implementation="eager").to(DEVICE)), 40, "attn_implementation='sdpa'"),
         (control(tiny_base("mistral", attn_implementation="sdpa").to(DEVICE)), 40, "this cache has WindowLayer"),

@@ -25,7 +25,7 @@ ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-11}
 """The interpreter truncates to bfloat16, where a GPU rounds."""
 LEVELS = [2, 4, 4.5, 5, 6, 7, 8, 8.5, 12, 16]
 SIZES = st.one_of(st.integers(1, 80), st.sampled_from([16, 32, 64, 96, 130]))
-quick = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 long = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CASES = given(
     levels=st.lists(st.sampled_from(LEVELS), min_size=1, max_size=18),
@@ -85,7 +85,7 @@ def test_weights_are_decoded_exactly(bits):
     torch.testing.assert_close(found.t(), decode(planes, bits)[:, 60:], rtol=2e-7, atol=0)
 
 
-@pytest.mark.parametrize("levels, read", [([4, 4], 1), ([5, 3], 2), ([6, 4], 3), ([4, 8], 4), ([5, 16], 2), ([12], 0)])
+@pytest.mark.parametrize("levels, read", [([4], 1), ([5, 3], 2), ([6, 4], 3), ([4, 8], 4), ([5, 16], 2), ([12], 0)])
 def test_only_what_a_token_needs_is_read(levels, read):
     """Values of other planes, and the original weight where no token is above 8 bits, change nothing."""
     weight, x = torch.randn(20, 70, device=DEVICE), torch.randn(len(levels), 70, device=DEVICE)

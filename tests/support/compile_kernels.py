@@ -26,7 +26,10 @@ from sol_hf.kernels.cuda import chunk_attention as triton_chunk
 from sol_hf.kernels.cuda import pages as triton_pages
 from sol_hf.kernels.cuda import planes as triton_planes
 from sol_hf.kernels.cuda import rms_norm as triton_norm
+from sol_hf.kernels.cuda import score_tokens as triton_score
 from sol_hf.kernels.cuda import select_pages as triton_select
+from sol_hf.kernels.cuda import select_tokens as triton_tokens
+from sol_hf.kernels.cuda import sketch_index as triton_sketch
 from sol_hf.kernels.cuda import sparse_mlp as triton_mlp
 
 
@@ -84,6 +87,16 @@ def main() -> None:
         pointers = [dtype, single, *[integer] * 4, half, dtype, single]
         return [*pointers, *["i32"] * 8, 4, 16, exact, 64, 16, 16, 64]
 
+    def encode(width: int, rest: int, size: int, rest_size: int, top: int) -> list:
+        layout = [top, width, rest, size, rest_size, 7, 16, 128 * width // 8, 128 * max(rest, 1) // 8]
+        pointers = [half, long, long, single, "*u8", half]
+        return [*pointers, *["i32"] * 3, "fp32", "fp32", 128, 1, *layout, triton_sketch.ROUND_TO_INTEGER]
+
+    def score(dtype: str, shared: bool, exact: tl.dtype) -> list:
+        pointers = [dtype, "*u8", dtype, long, long, integer, *[single] * 3]
+        return [*pointers, "fp32", *["i32"] * 8, 128, 4, shared, 7, 4, 0, 64, 0, exact, 16, 128, 64, 16]
+
+    listed = [single, integer, long, integer]
     scored = [half] * 3 + [single] * 2 + [long] + ["i32"] * 5 + [128, 4, 16, False, 32, 128]
     kernels = [
         ("attend, head", triton_attention._attend_pages, attention(half, 1, False)),
@@ -95,7 +108,7 @@ def main() -> None:
         ("attend, refresh", triton_chunk._attend_chunk, chunk(half, False)),
         ("attend, refresh, float32", triton_chunk._attend_chunk, chunk(single, True)),
         ("append", triton_pages._append_tokens,
-         [half] * 6 + [long] * 2 + ["i32"] * 9 + [128, 128, 16, 16, 16, 128, 128]),
+         [half] * 6 + [long] * 2 + ["i32"] * 9 + [128, 128, 16, 16, True, 16, 128, 128]),
         ("norm", triton_norm._rms_norm, [half] * 3 + ["fp32", 4096, 4096], 8),
         ("score", triton_pages._score_pages, scored),
         ("multiply", triton_mlp._multiply_kept,
@@ -104,6 +117,15 @@ def main() -> None:
          [single, None, None, half, "i32", 9, True, False, "silu", 128]),
         ("planes", triton_planes._multiply_planes, planes(half, tl.bfloat16)),
         ("planes, float32", triton_planes._multiply_planes, planes(single, tl.float32)),
+        ("encode, 4 bits", triton_sketch._encode_tokens, encode(4, 0, 64, 0, 7)),
+        ("encode, 3 bits", triton_sketch._encode_tokens, encode(2, 1, 32, 16, 3)),
+        ("score tokens, group", triton_score._score_tokens, score(half, True, tl.bfloat16)),
+        ("score tokens, head", triton_score._score_tokens, score(half, False, tl.bfloat16)),
+        ("score tokens, float32", triton_score._score_tokens, score(single, True, tl.float32)),
+        ("add probabilities", triton_score._add_probabilities,
+         [single] * 3 + [long, integer, single] + ["i32"] * 5 + [4, 128, 256]),
+        ("count digits", triton_tokens._count_digits, [*listed, "i32", "i32", 8, 2, 2048]),
+        ("list tokens", triton_tokens._list_tokens, [*listed, integer, integer, "i32", "i32", 8, 2048]),
         ("planes, add parts", triton_planes._add_parts, [single, half, half, "i32", "i32", 16, True, 1024]),
     ]  # fmt: skip
     for kernel in kernels:

@@ -10,6 +10,7 @@ prefill.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,21 @@ from transformers.cache_utils import DynamicLayer
 
 from ..selection.pages import page_bounds
 from .sketch_index import SketchIndex
+
+
+@dataclass(frozen=True)
+class DevicePlaces:
+    """Where tokens are appended if only the device knows how many there are.
+
+    Args:
+        first_key (`torch.Tensor` of shape `(rows,)`): Slot of every row's first real token.
+        count (`torch.Tensor` of shape `(rows,)`): Keys of every row, the new ones included.
+        index_bits (`int`, *optional*): Bits of the codes that are kept for single tokens; `None` for the page index.
+    """
+
+    first_key: torch.Tensor
+    count: torch.Tensor
+    index_bits: int | None
 
 
 class PagedLayer(DynamicLayer):
@@ -39,7 +55,7 @@ class PagedLayer(DynamicLayer):
         self._page_capacity = 0
         self._indexed = 0
         self._sketch: SketchIndex | None = None
-        self.append_at: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.append_at: DevicePlaces | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -54,7 +70,7 @@ class PagedLayer(DynamicLayer):
             raise ValueError(f"The cache holds {self._key_store.shape[0]} rows, but got {key_states.shape[0]}.")
         self._leave_inference_mode()
         if self.append_at is not None:
-            return self._append_on_device(key_states, value_states, *self.append_at)
+            return self._append_on_device(key_states, value_states, self.append_at)
         begin, end = self.length, self.length + key_states.shape[-2]
         if end > self._key_store.shape[2]:
             self._grow(end)
@@ -180,25 +196,47 @@ class PagedLayer(DynamicLayer):
             pages = self._page_capacity
         return self._upper, self._lower, pages
 
-    def reserve(self, tokens: int) -> None:
-        """Allocate storage for `tokens` tokens in all, and for their pages."""
+    def reserve(self, tokens: int, index_bits: int | None = None) -> None:
+        """Allocate storage for `tokens` tokens in all, and for their pages or, with `index_bits`, for their codes."""
         if tokens > self._key_store.shape[2]:
             self._grow(tokens, spare=0)
             self._set_length(self.length)
-        if self._page_capacity < -(-self._key_store.shape[2] // self.page_size):
+        if index_bits is not None:
+            self._sketch_in(index_bits).reserve(self._key_store, self._key_store.shape[2])
+        elif self._page_capacity < -(-self._key_store.shape[2] // self.page_size):
             self._grow_pages(0)
 
-    def note_appended(self, length: int) -> None:
-        """Note that tokens were appended and indexed on the device, `length` of them in all."""
+    def update_index(self, first_key: torch.Tensor, padding: tuple[int, int], index_bits: int | None) -> None:
+        """Bring the page index, or the codes of `index_bits` bits, up to date for all tokens."""
+        if index_bits is None:
+            self.page_index(first_key, padding)
+        else:
+            self.sketch(index_bits, first_key, padding)
+
+    def index_stores(self, index_bits: int | None) -> tuple[torch.Tensor, ...]:
+        """Storage of the page index, or of codes of `index_bits` bits; empty if there are none."""
+        if index_bits is None:
+            return self._upper, self._lower
+        return () if self._sketch is None or self._sketch.bits != index_bits else self._sketch.stores
+
+    def note_appended(self, length: int, index_bits: int | None = None) -> None:
+        """Note that tokens were appended on the device, and indexed there, `length` of them in all."""
         self._set_length(length)
-        self._indexed = length
+        if index_bits is None:
+            self._indexed = length
+        else:
+            self._sketch_in(index_bits).tokens = length
 
-    def _append_on_device(self, key: torch.Tensor, value: torch.Tensor, first_key: torch.Tensor, count: torch.Tensor):
+    def _append_on_device(self, key: torch.Tensor, value: torch.Tensor, places: DevicePlaces):
         from ..kernels.cuda.pages import append_tokens
+        from ..kernels.cuda.sketch_index import encode_tokens
 
-        append_tokens(
-            key, value, self._key_store, self._value_store, self._upper, self._lower, first_key, count, self.page_size
-        )
+        first_key, count, bits = places.first_key, places.count, places.index_bits
+        pages = (None, None) if bits is not None else (self._upper, self._lower)
+        append_tokens(key, value, self._key_store, self._value_store, *pages, first_key, count, self.page_size)
+        if bits is not None:
+            packed, scale, mean = self._sketch_in(bits).stores
+            encode_tokens(self._key_store, mean, packed, scale, first_key, count, key.shape[2], bits)
         return self._key_store, self._value_store
 
     def page_index(self, first_key: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,10 +265,18 @@ class PagedLayer(DynamicLayer):
             first_key (`torch.Tensor` of shape `(rows,)`): As of [`PagedLayer.page_index`].
             padding (`tuple[int, int]`): As of [`PagedLayer.page_index`].
             most (`int`, *optional*, defaults to 0): Tokens that may be left out.
+
+        While tokens are appended on the device, they are encoded there, and nothing is left to do.
         """
+        index = self._sketch_in(bits)
+        if self.append_at is None:
+            index.update(self.keys, self._key_store.shape[2], first_key, padding, most)
+        return index
+
+    def _sketch_in(self, bits: int) -> SketchIndex:
+        """The index of keys in a number of bits, up to date or not."""
         if self._sketch is None or self._sketch.bits != bits:
             self._sketch = SketchIndex(bits)
-        self._sketch.update(self.keys, self._key_store.shape[2], first_key, padding, most)
         return self._sketch
 
     def _index_one_token(self, padding: int) -> None:
@@ -276,6 +322,7 @@ class PagedLayer(DynamicLayer):
         if self._key_store.is_inference() and not torch.is_inference_mode_enabled():
             stores = self._key_store, self._value_store, self._upper, self._lower
             self._key_store, self._value_store, self._upper, self._lower = [store.clone() for store in stores]
+            self._sketch = None if self._sketch is None else self._sketch.mapped(torch.clone)
             self._set_length(self.length)
 
     def _forget_pages(self) -> None:

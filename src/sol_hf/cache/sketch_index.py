@@ -44,14 +44,15 @@ class SketchIndex:
                 `tokens`.
         """
         slots, settled = keys.shape[2], padding[1] + MOST_IN_MEAN
+        self._last_of_mean = settled
+        if self.tokens == slots:
+            return
+        self.reserve(keys, capacity if self.capacity < slots else 0)
         if self.tokens < settled:  # the mean of a row may still change
             in_mean = tokens_in_mean(slots - first_key).to(keys.device)
             if self.tokens == 0 or keys.device.type != "cpu" or not torch.equal(in_mean, self._in_mean):
-                self.mean, self._in_mean = channel_means(keys, first_key.to(keys.device), in_mean), in_mean
-                self.tokens = 0
-        self._last_of_mean = settled
-        if self.packed.dim() == 1 or self.packed.shape[2] < slots:
-            self._grow(keys, capacity)
+                self.mean.copy_(channel_means(keys, first_key.to(keys.device), in_mean))
+                self.tokens, self._in_mean = 0, in_mean
         if self.tokens + most < slots:
             codes, scale = encode(keys[:, :, self.tokens :], self.mean, self.bits)
             self.packed[:, :, self.tokens : slots] = pack(codes, self.bits)
@@ -66,11 +67,26 @@ class SketchIndex:
         """Note that the keys from slot `first` on have to be encoded again."""
         self.tokens = 0 if first < self._last_of_mean else min(self.tokens, first)
 
+    @property
+    def capacity(self) -> int:
+        """Slots that there is storage for."""
+        return self.scale.shape[2] if self.scale.dim() > 1 else 0
+
+    @property
+    def stores(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Storage of codes, scales and means, which stays where it is until there are more slots or other rows."""
+        return self.packed, self.scale, self.mean
+
+    def reserve(self, keys: torch.Tensor, capacity: int) -> None:
+        """Allocate storage for the codes of `capacity` keys of the shape and dtype of `keys`."""
+        if self.capacity < capacity:
+            self._grow(keys, capacity)
+
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "SketchIndex":
         """The index of a layer whose rows were moved or repeated."""
         moved = SketchIndex(self.bits)
         moved.tokens, moved._last_of_mean = self.tokens, self._last_of_mean
-        if self.packed.dim() > 1:
+        if self.capacity:
             parts = (self.packed, self.scale, self.mean, self._in_mean)
             moved.packed, moved.scale, moved.mean, moved._in_mean = map(function, parts)
         return moved
@@ -81,6 +97,8 @@ class SketchIndex:
             rows, heads, capacity, bytes_per_key(dim, self.bits), dtype=torch.uint8, device=keys.device
         )
         scale = keys.new_zeros(rows, heads, capacity)
+        if self.mean.dim() == 1:
+            self.mean = torch.zeros(rows, heads, 1, dim, device=keys.device)
         if self.tokens:
             packed[:, :, : self.tokens] = self.packed[:, :, : self.tokens]
             scale[:, :, : self.tokens] = self.scale[:, :, : self.tokens]

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..cache.paged_layer import PagedLayer
+from ..cache.paged_layer import DevicePlaces, PagedLayer
 from ..cache.sol_cache import SOLCache
 from ..kernels.cuda import triton_support
 from ..selection.criterion import CRITERIA
@@ -96,8 +96,11 @@ class CapturedForward:
             count=torch.ones(rows, dtype=torch.long, device=device),
         )
         self._places = torch.arange(self.number, device=device)
+        ranks_codes = CRITERIA[rule.criterion].ranks_codes and "token_keep" not in self.dense_axes
+        self.index_bits = rule.index_bits if ranks_codes else None
+        """Bits of the codes that the layers keep for single tokens; `None` where they keep the page index."""
         for layer in self.layers:
-            layer.reserve(capacity)
+            layer.reserve(capacity, self.index_bits)
         self.addresses = self._addresses()
         self.captured: tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor]] | None = None
 
@@ -126,7 +129,7 @@ class CapturedForward:
         length = self.cache.get_seq_length()
         self._fill(tokens, levels, positions, length)
         for layer in self.layers:
-            layer.page_index(self.buffers.first_key, self.cache.padding_range)
+            layer.update_index(self.buffers.first_key, self.cache.padding_range, self.index_bits)
         if self.buffers.tokens.device.type != "cuda":
             logits, hidden = self.run()
         else:
@@ -135,7 +138,7 @@ class CapturedForward:
         if self._copies is None:
             self._copies = self._copies_in_use()
         for layer in self.layers:
-            layer.note_appended(length + self.number)
+            layer.note_appended(length + self.number, self.index_bits)
         self.cache.processed = length + self.number
         return logits, hidden
 
@@ -176,7 +179,7 @@ class CapturedForward:
             mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=at.tokens.device)
         try:
             for layer in self.layers:
-                layer.append_at = at.first_key, at.count
+                layer.append_at = DevicePlaces(at.first_key, at.count, self.index_bits)
             with active_forward(plan, refresh) as context:
                 output = self.base(
                     input_ids=at.tokens,
@@ -229,7 +232,7 @@ class CapturedForward:
         return [copy for part in self._copying for copy in part.copies]
 
     def _addresses(self) -> list[tuple[int, torch.Size]]:
-        tensors = [x for layer in self.layers for x in (*layer.stores(), *layer.page_store()[:2])]
+        tensors = [x for layer in self.layers for x in (*layer.stores(), *layer.index_stores(self.index_bits))]
         return [(x.data_ptr(), x.shape) for x in tensors]
 
 
@@ -241,8 +244,11 @@ def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule) -
     others = sorted({type(layer).__name__ for layer in cache.layers if not isinstance(layer, PagedLayer)})
     if others:
         raise ValueError(f"CUDA graphs need full-attention layers only; this cache has {', '.join(others)}.")
-    if not CRITERIA[rule.criterion].has_kernels:
-        raise ValueError(f"CUDA graphs need a criterion with kernels, such as 'quest', not {rule.criterion!r}.")
+    criterion = CRITERIA[rule.criterion]
+    if not (criterion.has_kernels or criterion.ranks_codes):
+        raise ValueError(
+            f"CUDA graphs need a criterion with kernels, such as 'quest' or 'sketch', not {rule.criterion!r}."
+        )
     if own_name(config._attn_implementation) != "sdpa":
         raise ValueError("CUDA graphs need a base with attn_implementation='sdpa'.")
     devices = {parameter.device for parameter in base.parameters()}

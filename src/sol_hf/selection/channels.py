@@ -24,6 +24,12 @@ def per_row(setting: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return setting.view(-1, *[1] * (x.dim() - 1))
 
 
+def per_token(setting: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A setting `(rows,)` for each token of `x` `(rows, ..., channels)`, `(tokens,)`."""
+    each = x.shape[1:-1].numel()
+    return setting if each == 1 else setting.repeat_interleave(each)
+
+
 def keep_top_channels(x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
     """Zero all but the `ceil(fraction * channels)` channels of largest magnitude of every token.
 

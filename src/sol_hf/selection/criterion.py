@@ -56,7 +56,9 @@ class Criterion:
         chooses_pages (`bool`): Whether whole pages are read, chosen by the bounds in the cache's page index. Set by
             [`PageCriterion`].
         has_kernels (`bool`): Whether the compiled CPU kernel and the Triton kernels select the same keys. They score
-            pages by their bounds as `quest` does. A criterion without kernels cannot be used with `cuda_graphs`.
+            pages by their bounds as `quest` does.
+        ranks_codes (`bool`): Whether single tokens are ranked by the codes of their keys as `sketch` does, so that the
+            Triton kernels for single tokens select the same keys.
         heads_may_differ (`bool`): Whether query heads that share a key-value head may select different keys, under
             `selection="head"`.
         selections (`tuple[str, ...]`): Values of `selection` that it can be used with.
@@ -64,6 +66,7 @@ class Criterion:
 
     chooses_pages: ClassVar[bool] = False
     has_kernels: ClassVar[bool] = False
+    ranks_codes: ClassVar[bool] = False
     heads_may_differ: ClassVar[bool] = True
     selections: ClassVar[tuple[str, ...]] = ("head", "group")
 

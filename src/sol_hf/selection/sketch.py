@@ -26,6 +26,9 @@ INDEX_BITS = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
 MOST_IN_MEAN = 64
 """Tokens over which the mean is taken. Of a shorter text it is the largest power of two, so that it changes rarely."""
 
+SMALLEST_SCALE = 1e-8
+"""Scales are at least this large, and never below what their dtype can hold, so that codes are numbers."""
+
 
 def tokens_in_mean(count: torch.Tensor) -> torch.Tensor:
     """Number of a row's first tokens over which the mean is taken, of the shape of `count`, its tokens.
@@ -68,7 +71,8 @@ def encode(keys: torch.Tensor, mean: torch.Tensor, bits: int) -> tuple[torch.Ten
     """
     top = 2 ** (bits - 1) - 1
     centred = keys.float() - mean
-    scale = (centred.abs().amax(dim=-1) * (1 / top)).clamp(min=1e-8).to(keys.dtype)
+    smallest = max(SMALLEST_SCALE, torch.finfo(keys.dtype).smallest_normal)
+    scale = (centred.abs().amax(dim=-1) * (1 / top)).clamp(min=smallest).to(keys.dtype)
     codes = (centred / scale[..., None].float()).round().clamp(-top, top)
     return codes.to(torch.int8), scale
 

@@ -21,7 +21,7 @@ from .select_pages import wanted_units
 def _append_tokens(
     key, value, key_store, value_store, upper, lower, first, count, kv_heads, slots, pages, key_row, key_head,
     key_token, value_row, value_head, value_token, dim: tl.constexpr, value_dim: tl.constexpr, TOKENS: tl.constexpr,
-    PAGE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    PAGE: tl.constexpr, INDEXED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
     line = tl.program_id(0).to(tl.int64)
@@ -38,17 +38,18 @@ def _append_tokens(
     from_key = key + row * key_row + head * key_head + token[:, None] * key_token + d[None, :]
     from_value = value + row * value_row + head * value_head + token[:, None] * value_token + v[None, :]
     new = tl.load(from_key, mask=is_new & in_key, other=0.0)
-    old = tl.load(key_store + slot[:, None] * dim + d[None, :], mask=is_old & in_key, other=0.0)
     new_value = tl.load(from_value, mask=is_new & in_value, other=0.0)
     tl.store(key_store + slot[:, None] * dim + d[None, :], new, mask=is_new & in_key)
     tl.store(value_store + slot[:, None] * value_dim + v[None, :], new_value, mask=is_new & in_value)
-    x = tl.where(is_new, new, old).to(tl.float32)
-    bound = (line * pages + page) * dim + d
-    live = d < tl.where(page * PAGE < held, dim, 0)
-    high = tl.max(tl.where(here[:, None], x, float("-inf")), axis=0)
-    low = tl.min(tl.where(here[:, None], x, float("inf")), axis=0)
-    tl.store(upper + bound, high, mask=live)
-    tl.store(lower + bound, low, mask=live)
+    if INDEXED:
+        old = tl.load(key_store + slot[:, None] * dim + d[None, :], mask=is_old & in_key, other=0.0)
+        x = tl.where(is_new, new, old).to(tl.float32)
+        bound = (line * pages + page) * dim + d
+        live = d < tl.where(page * PAGE < held, dim, 0)
+        high = tl.max(tl.where(here[:, None], x, float("-inf")), axis=0)
+        low = tl.min(tl.where(here[:, None], x, float("inf")), axis=0)
+        tl.store(upper + bound, high, mask=live)
+        tl.store(lower + bound, low, mask=live)
 
 
 @torch.library.custom_op("sol_hf::append_tokens", mutates_args=("key_store", "value_store", "upper", "lower"))
@@ -57,8 +58,8 @@ def append_tokens(
     value: torch.Tensor,
     key_store: torch.Tensor,
     value_store: torch.Tensor,
-    upper: torch.Tensor,
-    lower: torch.Tensor,
+    upper: torch.Tensor | None,
+    lower: torch.Tensor | None,
     first_key: torch.Tensor,
     count: torch.Tensor,
     page_size: int,
@@ -71,8 +72,9 @@ def append_tokens(
         value (`torch.Tensor` of shape `(rows, kv_heads, tokens, value_dim)`): Their values.
         key_store (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Storage of keys, contiguous.
         value_store (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): Storage of values, contiguous.
-        upper (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Maxima of the pages, contiguous.
-        lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`): Minima of the pages, contiguous.
+        upper (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`, *optional*): Maxima of the pages,
+            contiguous; without them no bounds are kept.
+        lower (`torch.Tensor` of shape `(rows, kv_heads, pages, head_dim)`, *optional*): Minima, likewise.
         first_key (`torch.Tensor` of shape `(rows,)`): Slot of the row's first real token.
         count (`torch.Tensor` of shape `(rows,)`): Keys of the row, the new ones included.
         page_size (`int`): Keys in a page.
@@ -82,9 +84,10 @@ def append_tokens(
     first_key, count = first_key.contiguous(), count.contiguous()
     with triton_support.on_device_of(key):
         _append_tokens[(rows * kv_heads, 1 + triton.cdiv(tokens - 1, page_size))](
-            key, value, key_store, value_store, upper, lower, first_key, count, kv_heads, slots, upper.shape[2],
-            *key.stride()[:3], *value.stride()[:3], dim, value_dim, tokens, page_size,
-            triton.next_power_of_2(page_size), triton.next_power_of_2(dim), triton.next_power_of_2(value_dim),
+            key, value, key_store, value_store, upper, lower, first_key, count, kv_heads, slots,
+            0 if upper is None else upper.shape[2], *key.stride()[:3], *value.stride()[:3], dim, value_dim, tokens,
+            page_size, upper is not None, triton.next_power_of_2(page_size), triton.next_power_of_2(dim),
+            triton.next_power_of_2(value_dim),
         )  # fmt: skip
 
 
@@ -99,7 +102,7 @@ def append_tokens_reference(key, value, key_store, value_store, upper, lower, fi
         new = held - key.shape[2]
         key_store[row, :, begin + new : begin + held] = key[row]
         value_store[row, :, begin + new : begin + held] = value[row]
-        for page in range(new // page_size, -(-held // page_size)):
+        for page in range(new // page_size, -(-held // page_size) if upper is not None else 0):
             keys = key_store[row, :, begin + page * page_size : begin + min((page + 1) * page_size, held)]
             upper[row, :, page], lower[row, :, page] = keys.amax(dim=1), keys.amin(dim=1)
 

@@ -25,6 +25,7 @@ class Sketch(Criterion):
     of a layer share their number of keys.
     """
 
+    ranks_codes: ClassVar[bool] = True
     selections: ClassVar[tuple[str, ...]] = ("head", "group", "layer")
 
     def check(self, rule: SelectionRule) -> None:

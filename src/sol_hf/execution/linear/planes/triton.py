@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ....kernels.cuda import triton_support
+from ....selection.channels import per_token
 from ...dispatch import Implementation, Prepared
 from .operation import PLANES_ROWS, RowsCall
 
@@ -32,12 +33,15 @@ class Triton(Implementation[RowsCall]):
 def _multiply(call: RowsCall) -> torch.Tensor:
     from ....kernels.cuda.planes import multiply_planes
 
-    x, planes = call.x, call.planes
-    tokens, bits = x.flatten(0, -2).contiguous(), call.bits.float()
-    if len(tokens) != len(bits):
-        bits = bits.repeat_interleave(len(tokens) // len(bits))
+    x, planes, bits = call.x, call.planes, per_token(call.bits.float(), call.x)
     output = multiply_planes(
-        tokens, bits.contiguous(), list(planes.planes), planes.scales, call.weight.detach(), call.bias, call.least_bits
+        x.flatten(0, -2).contiguous(),
+        bits.contiguous(),
+        list(planes.planes),
+        planes.scales,
+        call.weight.detach(),
+        call.bias,
+        call.least_bits,
     )
     return output.view(*x.shape[:-1], planes.outputs)
 

@@ -7,15 +7,14 @@ The projections before the activation are copied once, input-major; the copy tak
 of kept channels and its length stay on the device. The last projection is the base's own.
 """
 
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import nn
 
-from ....kernels.cuda import triton_support
-from ...dispatch import Implementation, Prepared
-from ..kept_call import MOST_TOKENS
+from ....selection.channels import per_token
 from ..parts import MLPParts, find_parts
+from ..triton_path import TritonPath
 from ..weight_copy import MLPCopy
 from .operation import KEPT_CHANNELS, MLPCall
 
@@ -45,6 +44,15 @@ class TritonMLP(MLPCopy):
         """Memory of the copy."""
         return self.gate.nbytes + (0 if self.up is None else self.up.nbytes)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.gate.dtype
+
+    def compute(self, call: MLPCall) -> torch.Tensor:
+        """The MLP's output `(rows, ..., outputs)`."""
+        return call.contract(self.neurons(call.x, call.keep), self.parts)
+
     def neurons(self, x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
         """The inputs `(rows, ..., neurons)` of the last projection for the largest channels of an MLP's input.
 
@@ -54,31 +62,9 @@ class TritonMLP(MLPCopy):
         """
         from ....kernels.cuda.sparse_mlp import sparse_gate_up
 
-        tokens = x.flatten(0, -2)
-        each = len(tokens) // len(x)
-        fraction = fraction.float() if each == 1 else fraction.float().repeat_interleave(each)
-        parts = self.parts
-        hidden = sparse_gate_up(tokens, fraction, self.gate, self.up, *parts.biases[:2], parts.activation)
+        parts, fraction = self.parts, per_token(fraction.float(), x)
+        hidden = sparse_gate_up(x.flatten(0, -2), fraction, self.gate, self.up, *parts.biases[:2], parts.activation)
         return hidden.view(*x.shape[:-1], -1)
 
 
-class Triton(Implementation[MLPCall]):
-    """[`TritonMLP`], for forwards of a few tokens.
-
-    Its copy of the weights may not fit into memory, so only `backend="fast"` makes it.
-    """
-
-    order: ClassVar[int] = 20
-
-    def prepare(self, call: MLPCall) -> Prepared | None:
-        few = call.tokens <= MOST_TOKENS and triton_support.supports(call.x)
-        copy = call.copies.copy_of(TritonMLP) if few else None
-        if copy is None or copy.gate.dtype != call.x.dtype:
-            return None
-        return lambda: call.contract(copy.neurons(call.x, call.keep), copy.parts)
-
-    def suits(self, call: MLPCall) -> bool:
-        return False
-
-
-KEPT_CHANNELS.register("triton", Triton())
+KEPT_CHANNELS.register("triton", TritonPath[MLPCall](TritonMLP))

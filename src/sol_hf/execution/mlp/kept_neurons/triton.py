@@ -7,15 +7,12 @@ The weights of `nn.Linear` are copied once, neuron-major; those of `Conv1D` are 
 neurons and its length stay on the device.
 """
 
-import functools
-from typing import ClassVar
-
 import torch
 
-from ....kernels.cuda import triton_support
-from ...dispatch import Implementation, Prepared
-from ..kept_call import MOST_TOKENS, KeptCall
+from ....selection.channels import per_token
+from ..kept_call import KeptCall
 from ..projection_copy import ProjectionCopy
+from ..triton_path import TritonPath
 from .operation import KEPT_NEURONS
 
 
@@ -29,6 +26,15 @@ class TritonDown(ProjectionCopy):
     def neuron_major(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.t().contiguous()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.weight.dtype
+
+    def compute(self, call: KeptCall) -> torch.Tensor:
+        """The projection's output `(rows, ..., outputs)`."""
+        return self(call.x, call.keep)
+
     def __call__(self, x: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
         """The projection's output `(rows, ..., outputs)` for the largest of the neurons `(rows, ..., neurons)`.
 
@@ -38,29 +44,8 @@ class TritonDown(ProjectionCopy):
         """
         from ....kernels.cuda.sparse_mlp import sparse_projection
 
-        tokens = x.flatten(0, -2)
-        each = len(tokens) // len(x)
-        fraction = fraction.float() if each == 1 else fraction.float().repeat_interleave(each)
-        return sparse_projection(tokens, fraction, self.weight, self.bias).view(*x.shape[:-1], -1)
+        fraction = per_token(fraction.float(), x)
+        return sparse_projection(x.flatten(0, -2), fraction, self.weight, self.bias).view(*x.shape[:-1], -1)
 
 
-class Triton(Implementation[KeptCall]):
-    """[`TritonDown`], for forwards of a few tokens.
-
-    Its copy of the weights may not fit into memory, so only `backend="fast"` makes it.
-    """
-
-    order: ClassVar[int] = 20
-
-    def prepare(self, call: KeptCall) -> Prepared | None:
-        few = call.tokens <= MOST_TOKENS and triton_support.supports(call.x)
-        copy = call.copies.copy_of(TritonDown) if few else None
-        if copy is None or copy.weight.dtype != call.x.dtype:
-            return None
-        return functools.partial(copy, call.x, call.keep)
-
-    def suits(self, call: KeptCall) -> bool:
-        return False
-
-
-KEPT_NEURONS.register("triton", Triton())
+KEPT_NEURONS.register("triton", TritonPath[KeptCall](TritonDown))
