@@ -102,6 +102,22 @@ def test_a_step_does_not_wait(backend, budget, monkeypatch):
     assert ("round" in watched.names) == ("bits" in budget)
 
 
+@pytest.mark.parametrize("selection", ["head", "layer"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_that_reads_single_tokens_does_not_wait(backend, selection, monkeypatch):
+    if backend == "fast":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(triton_support, "DEVICES", ("meta",))
+    base = tiny_base("llama", attn_implementation="sdpa")
+    model = control(base, criterion="sketch", selection=selection).to("meta")
+    with torch.no_grad(), Instrumentation.of(model.base):
+        session = prefilled(model, 2, backend, token_keep=0.4)
+        with watched_step() as watched:
+            decode_step(session, ForwardInputs(torch.ones(2, 1, dtype=torch.long, device="meta")))
+    kernels = {"encode_tokens", "score_tokens", "select_tokens", "attend_pages"}
+    assert kernels & watched.names == (kernels if backend == "fast" else set())
+
+
 @pytest.mark.parametrize("across_rows", [True, False])
 def test_a_step_of_the_static_schedule_does_not_wait(across_rows):
     model = control(tiny_base("llama", attn_implementation="sdpa")).to("meta")
@@ -123,12 +139,15 @@ def test_the_watch_does_refuse():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("criterion, bits_backend", [("quest", "fake"), ("sketch", "fake"), ("sketch", "nested")])
 @pytest.mark.parametrize("captures", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_step_on_a_gpu_does_not_wait(backend, captures):
-    model = control(tiny_base("llama", attn_implementation="sdpa").to("cuda"))
-    with torch.no_grad(), Instrumentation.of(model.base):
-        session = prefilled(model, 2, backend, cuda_graphs=200 if captures and backend == "fast" else False, **HALF)
+def test_a_step_on_a_gpu_does_not_wait(backend, captures, criterion, bits_backend):
+    model = control(tiny_base("llama", attn_implementation="sdpa").to("cuda"), criterion=criterion)
+    options = {"cuda_graphs": 200 if captures and backend == "fast" else False, "bits_backend": bits_backend}
+    with torch.no_grad(), Instrumentation.of(model.base) as instrumentation:
+        instrumentation.require(model.action_space.axis_names, bits_backend)
+        session = prefilled(model, 2, backend, **options, **HALF)
         token = torch.ones(2, 1, dtype=torch.long, device="cuda")
         decode_step(session, ForwardInputs(token))
         before = session.cache.get_seq_length()

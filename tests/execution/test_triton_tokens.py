@@ -27,7 +27,7 @@ from sol_hf.kernels.cuda import attention as triton_attention  # noqa: E402
 
 
 quick = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
-long = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+long = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 RULES = st.builds(
     SelectionRule,
     criterion=st.just("sketch"),

@@ -26,7 +26,7 @@ ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-11}
 LEVELS = [2, 4, 4.5, 5, 6, 7, 8, 8.5, 12, 16]
 SIZES = st.one_of(st.integers(1, 80), st.sampled_from([16, 32, 64, 96, 130]))
 quick = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-long = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+long = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CASES = given(
     levels=st.lists(st.sampled_from(LEVELS), min_size=1, max_size=18),
     channels=SIZES,

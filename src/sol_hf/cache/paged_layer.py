@@ -257,7 +257,14 @@ class PagedLayer(DynamicLayer):
         self._indexed = self.length
         return self._upper[:, :, :pages], self._lower[:, :, :pages]
 
-    def sketch(self, bits: int, first_key: torch.Tensor, padding: tuple[int, int], most: int = 0) -> SketchIndex:
+    def sketch(
+        self,
+        bits: int,
+        first_key: torch.Tensor,
+        padding: tuple[int, int],
+        most: int = 0,
+        keeps_means: bool = False,
+    ) -> SketchIndex:
         """The keys in a few bits, up to date but for at most `most` tokens, which the caller encodes.
 
         Args:
@@ -265,12 +272,13 @@ class PagedLayer(DynamicLayer):
             first_key (`torch.Tensor` of shape `(rows,)`): As of [`PagedLayer.page_index`].
             padding (`tuple[int, int]`): As of [`PagedLayer.page_index`].
             most (`int`, *optional*, defaults to 0): Tokens that may be left out.
+            keeps_means (`bool`, *optional*, defaults to `False`): As of [`SketchIndex.update`].
 
         While tokens are appended on the device, they are encoded there, and nothing is left to do.
         """
         index = self._sketch_in(bits)
         if self.append_at is None:
-            index.update(self.keys, self._key_store.shape[2], first_key, padding, most)
+            index.update(self.keys, self._key_store.shape[2], first_key, padding, most, keeps_means)
         return index
 
     def _sketch_in(self, bits: int) -> SketchIndex:

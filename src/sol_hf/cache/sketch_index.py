@@ -31,7 +31,13 @@ class SketchIndex:
         self._last_of_mean = 0
 
     def update(
-        self, keys: torch.Tensor, capacity: int, first_key: torch.Tensor, padding: tuple[int, int], most: int = 0
+        self,
+        keys: torch.Tensor,
+        capacity: int,
+        first_key: torch.Tensor,
+        padding: tuple[int, int],
+        most: int = 0,
+        keeps_means: bool = False,
     ) -> None:
         """Encode the keys that were not encoded before; all of them if the mean of a row has changed.
 
@@ -42,12 +48,16 @@ class SketchIndex:
             padding (`tuple[int, int]`): Smallest and largest value of `first_key`, known to the host.
             most (`int`, *optional*, defaults to 0): So many keys, or fewer, are left to the caller, who then sets
                 `tokens`.
+            keeps_means (`bool`, *optional*, defaults to `False`): Whether the caller also finds out where these keys
+                change a mean, and then encodes all keys of the row.
         """
         slots, settled = keys.shape[2], padding[1] + MOST_IN_MEAN
         self._last_of_mean = settled
         if self.tokens == slots:
             return
         self.reserve(keys, capacity if self.capacity < slots else 0)
+        if keeps_means and self.tokens and self.tokens + most >= slots:
+            return
         if self.tokens < settled:  # the mean of a row may still change
             in_mean = tokens_in_mean(slots - first_key).to(keys.device)
             if self.tokens == 0 or keys.device.type != "cpu" or not torch.equal(in_mean, self._in_mean):

@@ -87,7 +87,7 @@ class TritonTokenAttention:
         from ....kernels.cuda.sketch_index import encode_tokens
 
         rule, (keys, values) = self.rule, layer.stores()
-        index = layer.sketch(rule.index_bits, self.first_key, self.padding, most=MOST_ENCODED)
+        index = layer.sketch(rule.index_bits, self.first_key, self.padding, MOST_ENCODED, keeps_means=True)
         packed, scale, mean = index.stores
         if index.tokens < layer.length:
             left = layer.length - index.tokens
