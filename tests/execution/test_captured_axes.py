@@ -118,7 +118,7 @@ def test_captured_steps_read_single_tokens(traces):
 @pytest.mark.parametrize("selection", ["head", "group", "layer"])
 @pytest.mark.parametrize("lengths", [(21, 14), (30, 2)])
 def test_captured_steps_and_refreshes_read_single_tokens(traces, selection, lengths):
-    fields = {"selection": selection, "index_bits": 3, "bits": [5, 16], "mlp_keep": [0.5, 1.0]}
+    fields = {"selection": selection, "index_bits": 3, "bits": [5, 16]}
     check_sketch(fields, lengths, 9)
     for forwards in traces.values():
         assert all(seen == forwards[0] for seen in forwards)
