@@ -130,6 +130,7 @@ class PolicyArguments:
     window_tokens: int = field(default=2, metadata={"help": "Recent tokens that are always kept."})
     anchor_pages: bool = field(default=False, metadata={"help": "Always read the first and the last pages."})
     index_bits: int = field(default=4, metadata={"help": "Bits of a channel in the index of sketch."})
+    short_text_tokens: int = field(default=0, metadata={"help": "Texts of up to so many tokens are read in full."})
     bits_backend: str | None = field(
         default=None,
         metadata={"help": "How bits are computed: fake, int8 or nested. It is stored with the policy."},
