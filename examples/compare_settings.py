@@ -12,11 +12,15 @@ dense. Each block is the beginning of a text that is long enough. With several `
 in turn, for example 256 to 319 for episodes that begin at every place of a page. All figures are means over the blocks
 with standard errors. `--timed-rounds 5` adds the processor time of a step, with one thread, over that of our own dense
 step. `--plot` draws KL against bytes, and against time if that was measured. In seconds, without a download: `--tiny`.
+
+With `--refresh` the command prints instead what the KV refresh is worth under each setting: KL with it, and what
+leaving it out adds, over `--episodes` episodes, the first of which is left out.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -27,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from sol_hf.cli.inputs import SMOLLM2
 from sol_hf.episodes.text_blocks import load_text
+from sol_hf.evaluation.refresh_quality import RefreshQuality, measure_refresh, refresh_table
 from sol_hf.evaluation.settings import SettingQuality, measure_settings, settings_table
 from sol_hf.integrations.smollm2 import fetch_smollm2
 
@@ -50,12 +55,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--context-lengths", type=int, nargs="+", default=[256])
     parser.add_argument("--episode-length", type=int, default=16)
     parser.add_argument("--timed-rounds", type=int, default=0, metavar="N", help="time steps, too, in N rounds")
+    parser.add_argument("--refresh", action="store_true", help="what the KV refresh is worth")
+    parser.add_argument("--episodes", type=int, default=6, help="episodes of a block, with --refresh")
+    parser.add_argument("--batch-size", type=int, default=1, help="blocks that run together, with --refresh")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the figure, as FILE.png and FILE.svg")
     parser.add_argument("--tiny", action="store_true", help="a random model and random text")
     options = parser.parse_args(arguments)
     if not options.tiny and options.texts is None:
         parser.error("give texts, or --tiny")
+    if options.refresh and options.plot is not None:
+        parser.error("--plot is of the settings themselves: leave out --refresh")
     return options
 
 
@@ -77,11 +87,18 @@ def beginnings(source: str, tokenizer, length: int, blocks: int, every: int) -> 
     return torch.tensor(found)
 
 
-def main(arguments: list[str] | None = None) -> list[SettingQuality]:
+def write_json(path: Path | None, results: Sequence[SettingQuality] | Sequence[RefreshQuality]) -> None:
+    """The results as JSON, if a file is asked for."""
+    if path is not None:
+        path.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> list[SettingQuality] | list[RefreshQuality]:
     """Prints the table and returns its data."""
     options = parse(arguments)
     settings = [read_setting(text) for text in options.settings or DEFAULTS]
-    length = max(options.context_lengths) + options.episode_length + 1
+    episodes = options.episodes if options.refresh else 1
+    length = max(options.context_lengths) + episodes * options.episode_length + 1
     if options.tiny:
         torch.manual_seed(0)
         sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
@@ -92,14 +109,19 @@ def main(arguments: list[str] | None = None) -> list[SettingQuality]:
         base = AutoModelForCausalLM.from_pretrained(source, dtype=options.dtype).eval()
         tokenizer = AutoTokenizer.from_pretrained(source)
         blocks = beginnings(options.texts, tokenizer, length, options.blocks, options.every)
+    shapes = blocks, options.context_lengths
+    if options.refresh:
+        worth = measure_refresh(
+            base, settings, *shapes, options.episodes, options.episode_length, batch_size=options.batch_size
+        )
+        sys.stdout.write(refresh_table(worth) + "\n")
+        write_json(options.json, worth)
+        return worth
     if options.timed_rounds:
         torch.set_num_threads(1)
-    results = measure_settings(
-        base, settings, blocks, options.context_lengths, options.episode_length, timed_rounds=options.timed_rounds
-    )
+    results = measure_settings(base, settings, *shapes, options.episode_length, timed_rounds=options.timed_rounds)
     sys.stdout.write(settings_table(results) + "\n")
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
+    write_json(options.json, results)
     if options.plot is not None:
         from sol_hf.figures.settings_figure import plot_settings
         from sol_hf.figures.style import save_figure

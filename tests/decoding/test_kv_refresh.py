@@ -14,8 +14,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sol_hf import ScheduleController
 from sol_hf.decoding import kv_refresh as decoding
 from sol_hf.execution.attention.interface import register_attention
+from sol_hf.execution.executors import AxisExecutor
 from sol_hf.execution.plan import RefreshPlan, active_forward
-from support.cases import constant_schedule, prompts, sol_model
+from sol_hf.selection.criterion import CRITERIA
+from sol_hf.selection.rule import SelectionRule
+from support.bases import tiny_base
+from support.cases import FIRST_CONTROLLABLE, constant_schedule, control, left_padded, prompts, sol_model
+from support.extra_criterion import LongKeys, registered
 
 
 EPISODE = 6
@@ -151,6 +156,84 @@ def test_auto_leaves_rows_that_kept_enough_as_they_are(family):
     together = logits(slice(0, 3))
     for row in range(3):
         torch.testing.assert_close(together[row : row + 1], logits(slice(row, row + 1)), atol=1e-6, rtol=0)
+
+
+def refreshes(replayed, model, steps, **options) -> bool:
+    """Whether an episode of steps `(token_keep, mlp_keep, bits)` is refreshed under `kv_refresh="auto"`."""
+    replayed.clear()
+    ids = [model.action_space.index(*levels) for levels in steps]
+    arguments = dict(max_new_tokens=len(ids) + 1, do_sample=False, kv_refresh="auto") | options
+    controller = ScheduleController(torch.tensor([*ids, model.action_space.dense_id])[:, None])
+    model.generate(prompts(1, PROMPT), controller=controller, **arguments)
+    return bool(replayed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "keep", "refreshed"),
+    [
+        ({}, 0.2, True),
+        ({}, 0.6, False),
+        ({"anchor_pages": True}, 0.2, False),
+        ({"criterion": "sketch", "selection": "layer"}, 0.2, False),
+        ({"criterion": "relevancy"}, 0.2, False),
+    ],
+)
+def test_auto_asks_the_criterion_what_a_refresh_gains(replayed, settings, keep, refreshed):
+    model = control(tiny_base("llama", torch.float32), **settings)
+    assert refreshes(replayed, model, [(keep, 1.0, 16)] * EPISODE) == refreshed
+
+
+def test_auto_adds_up_axes_and_averages_steps(model, replayed):
+    model = control(tiny_base("llama", torch.float32), token_keep=[0.2, 0.45, 1.0], mlp_keep=[0.4, 0.6, 1.0])
+    assert not refreshes(replayed, model, [(0.45, 1.0, 16)] * EPISODE)
+    assert not refreshes(replayed, model, [(1.0, 0.6, 16)] * EPISODE)
+    assert refreshes(replayed, model, [(0.45, 0.6, 16)] * EPISODE)
+    sparse, dense = (0.2, 0.4, 16), (1.0, 1.0, 16)
+    assert refreshes(replayed, model, [sparse, dense] * (EPISODE // 2))
+    model = control(tiny_base("llama", torch.float32), token_keep=[0.2, 1.0], episode_length=24)
+    assert not refreshes(replayed, model, [(0.2, 1.0, 16), *[dense] * 23])
+
+
+def test_auto_knows_an_axis_of_another_package_and_a_criterion_without_figures(replayed):
+    with registered("long_keys", LongKeys()):
+        model = control(tiny_base("llama", torch.float32), criterion="long_keys")
+        assert refreshes(replayed, model, [(0.2, 1.0, 16)] * EPISODE)
+    assert AxisExecutor.refresh_gain(SelectionRule(), "fake").points == ()
+
+
+@pytest.mark.parametrize("kv_refresh", [True, "auto"])
+@pytest.mark.parametrize("lengths", [(20, 20), (20, 11), (20, 40)])
+def test_steps_that_read_all_keys_are_dense_and_need_no_refresh(replayed, lengths, kv_refresh):
+    """Pages of 32 hold all of a short text, so that the cheapest level leaves nothing out."""
+    model = control(tiny_base("llama", torch.float64), page_size=32)
+    ids = left_padded([prompts(1, length, seed=length)[0] for length in lengths])
+    arguments = dict(**ids, max_new_tokens=EPISODE + 1, do_sample=False, output_logits=True)
+    arguments |= dict(return_dict_in_generate=True, backend="reference")
+    sparse = model.generate(
+        **arguments, controller=schedule(model, *["token_keep"] * (EPISODE + 1)), kv_refresh=kv_refresh
+    )
+    if max(lengths) > 32:
+        assert replayed == [EPISODE]
+        return
+    dense = model.generate(**arguments, controller=schedule(model, *["dense"] * (EPISODE + 1)))
+    assert replayed == [] and sparse.past_key_values.episode.first_sparse is None
+    assert torch.equal(torch.stack(sparse.logits), torch.stack(dense.logits))
+    assert float(sparse.realised[0, 0]) == pytest.approx(0.2)  # the level that was chosen still counts
+
+
+@pytest.mark.parametrize("settings", [{"criterion": "sketch", "selection": "layer"}, {"anchor_pages": True}])
+def test_the_first_step_that_leaves_keys_out_begins_the_refresh(replayed, settings):
+    model = control(tiny_base("llama", torch.float64), token_keep=[0.4, 1.0], page_size=8, **settings)
+    controller = ScheduleController(torch.full((EPISODE + 1, 1), model.action_space.index(0.4, 1.0, 16)))
+    model.generate(prompts(1, 7), max_new_tokens=EPISODE + 1, do_sample=False, controller=controller)
+    assert replayed == [EPISODE - whole_steps(model, 7)] and 0 < replayed[0] < EPISODE
+
+
+def whole_steps(model, first: int) -> int:
+    """Steps that read all keys, or are not under control, of those that see `first` keys and more."""
+    rule = model.config.selection_rule
+    criterion, seen = CRITERIA[rule.criterion], range(first, first + EPISODE)
+    return sum(keys < FIRST_CONTROLLABLE or criterion.keys_read(rule, 0.4, keys) == keys for keys in seen)
 
 
 def test_a_sparse_step_after_a_crop_is_seen(model):

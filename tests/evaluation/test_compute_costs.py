@@ -57,8 +57,9 @@ def test_a_dense_step_by_hand():
     costs = ComputeCosts.of(control(tiny_base("llama")), CONTEXT)
     assert costs.dense_bytes == 4 * (TOTAL + LAYERS * KEYS * KEY_AND_VALUE)
     assert costs.dense_flops == 2 * TOTAL + LAYERS * 4 * KEYS * 4 * 8
-    assert costs.refresh_bytes == pytest.approx(costs.dense_bytes / 6)
-    assert costs.refresh_flops == pytest.approx(costs.dense_flops - 2 * VOCAB * WIDTH * 5 / 6)
+    assert costs.refresh_bytes == costs.refresh_bytes_in_planes
+    assert costs.refresh_bytes == pytest.approx((costs.dense_bytes - 4 * VOCAB * WIDTH) / 6)
+    assert costs.refresh_flops == pytest.approx(costs.dense_flops - 2 * VOCAB * WIDTH)
 
 
 @pytest.mark.parametrize("selection, moved", [("head", 16 + 6), ("group", 8 + 6)])
@@ -111,14 +112,39 @@ def test_refresh_and_policy_count_where_they_run():
     model = control(tiny_base("llama"))
     space, costs = model.action_space, ComputeCosts.of(model, CONTEXT)
     actions = torch.full((4, 6), space.dense_id)
-    dense = costs.per_token(actions, space, with_policy=False)
+    dense = costs.per_token(actions, with_policy=False)
     assert dense["refresh_overhead"] == 0 and dense["bytes_per_token"] == dense["dense_bytes_per_token"]
     actions[1, 2] = space.index(*ACTIONS["bits"])
-    sparse = costs.per_token(actions, space, with_policy=True)
+    sparse = costs.per_token(actions, with_policy=True)
     assert sparse["refresh_overhead"] == 0.25
     extra = costs.refresh_bytes / 4 + costs.policy_bytes
     assert sparse["bytes_per_token"] == pytest.approx(dense["bytes_per_token"] + extra)
     assert costs.policy_flops / 2 <= sum(p.numel() for p in model.policy.parameters())
+
+
+def test_a_refresh_reads_planes_after_steps_that_read_planes():
+    model = control(tiny_base("llama"), bits=[5, 9, 16])
+    costs, space = ComputeCosts.of(model, CONTEXT, "nested"), model.action_space
+    shapes = [(64, 32), (64, 32), (32, 64), (32, 32), (16, 32), (16, 32), (32, 32)]
+    planes = LAYERS * sum(plane_bytes(*shape) for shape in shapes)
+    others = 4 * (LAYERS * (2 * WIDTH + KEYS * KEY_AND_VALUE) + 2 * WIDTH)
+    assert costs.refresh_bytes_in_planes == pytest.approx((planes + others) / 6)
+    assert costs.refresh_bytes == pytest.approx((costs.dense_bytes - 4 * VOCAB * WIDTH) / 6)
+    actions = torch.full((4, 6), space.index(1.0, 1.0, 9))  # read as 16 bits, so that nothing is lost
+    assert costs.per_token(actions, with_policy=False)["refresh_overhead"] == 0
+    actions[1, 2], actions[2, 2] = space.index(0.2, 1.0, 9), space.index(1.0, 1.0, 5)
+    counted = costs.per_token(actions, with_policy=False)
+    assert counted["refresh_overhead"] == 0.5
+    extra = counted["bytes_per_token"] - float(costs.bytes[actions].mean())
+    assert extra == pytest.approx((costs.refresh_bytes + costs.refresh_bytes_in_planes) / 4)
+
+
+def test_steps_that_read_all_keys_need_no_refresh():
+    model = control(tiny_base("llama"), page_size=32)
+    costs, short = ComputeCosts.of(model, 80), ComputeCosts.of(model, CONTEXT)
+    actions = torch.full((1, 6), model.action_space.index(0.2, 1.0, 16))
+    assert short.per_token(actions, with_policy=False)["refresh_overhead"] == 0
+    assert costs.per_token(actions, with_policy=False)["refresh_overhead"] == 1
 
 
 @pytest.mark.parametrize(

@@ -211,9 +211,9 @@ class TestCosts:
             model = four_axis_model()
             costs, space = ComputeCosts.of(model, CONTEXT), model.action_space
         actions = torch.full((2, STEPS), space.dense_id)
-        assert costs.per_token(actions, space, with_policy=False)["refresh_overhead"] == 0
+        assert costs.per_token(actions, with_policy=False)["refresh_overhead"] == 0
         actions[0, 1] = space.index(1.0, 1.0, 16, 0.5)
-        assert costs.per_token(actions, space, with_policy=False)["refresh_overhead"] == 0.5
+        assert costs.per_token(actions, with_policy=False)["refresh_overhead"] == 0.5
 
 
 def test_an_impulse_response_names_the_axis():

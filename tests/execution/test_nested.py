@@ -19,7 +19,7 @@ from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.linear.planed_layers import LEAST_OUTSIDE_MLPS
 from sol_hf.execution.linear.step_linear import StepLinear, matrix_of
 from sol_hf.execution.mlp.discovery import find_mlps
-from sol_hf.execution.plan import StepPlan, active_forward
+from sol_hf.execution.plan import RefreshPlan, StepPlan, active_forward
 from sol_hf.kernels.cpu import compilation
 from sol_hf.kernels.cpu import planes as kernel
 from sol_hf.selection.nested_planes import decode, encode, plane_bytes, width_read
@@ -174,16 +174,101 @@ def test_channels_and_neurons_are_kept_and_weights_are_read_in_fewer_bits(family
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_prompt_and_refresh_read_the_original_weights():
-    model = control(tiny_base("llama", torch.float64), bits=LEVELS, episode_length=4)
+def keys_of(base, tokens, cache=None) -> torch.Tensor:
+    """The keys `(rows, kv_heads, tokens, head_dim)` of the last layer after a forward of a base."""
+    with torch.no_grad():
+        return base(tokens, past_key_values=cache, use_cache=True).past_key_values.layers[-1].keys
+
+
+def refreshed_keys(base, tokens, prompt, bits):
+    """Keys of the last layer if a prompt is read densely, and further tokens in planes of some bits."""
+    with torch.no_grad():
+        cache = base(tokens[:, :prompt], use_cache=True).past_key_values
+    return keys_of(with_rounded_weights(base, bits), tokens[:, prompt:], cache)
+
+
+def test_a_prompt_reads_the_original_weights_and_a_refresh_all_bits_of_the_planes():
+    base = tiny_base("llama", torch.float64)
+    model = control(base, bits=LEVELS, episode_length=4)
     settings = {**NESTED, "max_new_tokens": 6, "backend": "reference"}
     output = model.generate(prompts(1), **settings, controller=schedule(model, 4, steps=6))
-    keys, length = output.past_key_values.layers[0].keys, prompts(1).shape[1]
-    with torch.no_grad():
-        dense = model.base(output.sequences[:, : length + 3], use_cache=True).past_key_values.layers[0].keys
-        later = model.base(output.sequences, use_cache=True).past_key_values.layers[0].keys
-    torch.testing.assert_close(keys[:, :, : length + 3], dense)
-    assert not torch.allclose(keys[:, :, length + 3], later[:, :, length + 3])
+    prompt, done = prompts(1).shape[1] - 1, prompts(1).shape[1] + 3
+    keys, tokens = output.past_key_values.layers[-1].keys, output.sequences[:, :done]
+    torch.testing.assert_close(keys[:, :, :prompt], keys_of(base, tokens)[:, :, :prompt])
+    torch.testing.assert_close(keys[:, :, :done], refreshed_keys(base, tokens, prompt, 8), atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(keys[:, :, done - 1], keys_of(base, tokens)[:, :, -1], atol=1e-5)
+
+
+def test_a_refresh_of_steps_above_8_bits_reads_the_original_weights():
+    base = tiny_base("llama", torch.float64)
+    model, ids = control(base, bits=LEVELS, episode_length=4), prompts(1)
+    space = model.action_space
+    actions = torch.tensor([[space.index(0.2, 1.0, 16)]] * 4 + [[space.index(1.0, 1.0, 8)]] * 2)
+    settings = {**NESTED, "max_new_tokens": 6, "backend": "reference", "controller": ScheduleController(actions)}
+    output = model.generate(ids, **settings)
+    done = ids.shape[1] + 3
+    keys = output.past_key_values.layers[-1].keys[:, :, :done]
+    torch.testing.assert_close(keys, keys_of(base, output.sequences[:, :done]), atol=1e-9, rtol=0)
+
+
+def test_a_new_turn_within_an_episode_reads_the_original_weights():
+    base = tiny_base("llama", torch.float64)
+    model = control(base, bits=LEVELS, episode_length=4)
+    settings = {**NESTED, "max_new_tokens": 2, "backend": "reference", "controller": schedule(model, 4, 8)}
+    for kv_refresh in (True, "auto"):
+        cache = model.new_cache()
+        first = model.generate(prompts(2), **settings, kv_refresh=kv_refresh, past_key_values=cache)
+        text = torch.cat([first.sequences, prompts(2, 5, seed=4)], dim=1)
+        model.generate(text, **settings, kv_refresh=kv_refresh, past_key_values=cache)
+        dense = keys_of(base, text[:, :-1])
+        row = slice(0, 1) if kv_refresh == "auto" else slice(None)  # 4 bits are refreshed by the rule, 8 are not
+        torch.testing.assert_close(cache.layers[-1].keys[row, :, : dense.shape[2]], dense[row], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("kv_refresh", [True, "auto"])
+def test_the_refresh_of_a_row_is_the_same_alone_and_next_to_others(kv_refresh):
+    model = control(tiny_base("llama", torch.float64), bits=LEVELS, episode_length=4)
+    lines = ([16, 16, 4, 16], [4] * 4, [16] * 4, [8] * 4, [16, 8, 5, 5])
+    ids = [[model.action_space.index(1.0, 1.0, bits) for bits in (*line, 16, 16)] for line in lines]
+    rows, settings = prompts(len(lines)), {**NESTED, "max_new_tokens": 6, "kv_refresh": kv_refresh}
+    settings |= {"output_logits": True, "backend": "reference"}
+    together = model.generate(rows, **settings, controller=ScheduleController(torch.tensor(ids).T))
+    for place, line in enumerate(ids):
+        controller = ScheduleController(torch.tensor([line]).T)
+        alone = model.generate(rows[place : place + 1], **settings, controller=controller)
+        logits = torch.stack(together.logits)[:, place], torch.stack(alone.logits)[:, 0]
+        torch.testing.assert_close(*logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_a_score_gives_what_a_generation_with_refreshes_gave(backend):
+    model, ids = control(tiny_base("llama", torch.float32), bits=LEVELS, episode_length=4), prompts(2)
+    levels = [[(0.2, 5), (1.0, 8)], [(1.0, 16), (0.2, 16)], [(1.0, 8), (0.6, 5)]] * 4
+    actions = [[model.action_space.index(keep, 1.0, bits) for keep, bits in step] for step in levels]
+    options = {"bits_backend": "nested", "backend": backend, "controller": ScheduleController(torch.tensor(actions))}
+    for kv_refresh in (True, "auto"):
+        options["kv_refresh"] = kv_refresh
+        output = model.generate(ids, **{**NESTED, "max_new_tokens": 12, "output_logits": True, **options})
+        score = model.score(output.sequences, context_length=ids.shape[1] - 1, return_logits=True, **options)
+        torch.testing.assert_close(score.logits, torch.stack(output.logits, dim=1), atol=1e-4, rtol=0)
+        assert torch.equal(score.actions, output.actions)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_refreshed_from_planes(family):
+    base = tiny_base(family, torch.float32, tie_word_embeddings=family != "phi3")
+    model = control(base, bits=LEVELS, episode_length=3)
+    settings = {**NESTED, "max_new_tokens": 8, "output_logits": True, "controller": schedule(model, 5, 16, 8, steps=8)}
+    reference, fast = (model.generate(prompts(3), **settings, backend=name) for name in ("reference", "auto"))
+    assert torch.equal(reference.sequences, fast.sequences)
+    torch.testing.assert_close(torch.stack(fast.logits), torch.stack(reference.logits), atol=1e-3, rtol=1e-3)
+
+
+def test_a_refresh_that_does_not_read_its_planes_raises(monkeypatch):
+    model = control(tiny_base("llama"), bits=LEVELS, episode_length=4)
+    monkeypatch.setattr(RefreshPlan, "reads_planes", False)
+    with pytest.raises(PlanNotExecutedError, match="bits"):
+        model.generate(prompts(1), **NESTED, controller=schedule(model, 5))
 
 
 def test_memory_is_stated_and_freed_and_bounded():

@@ -7,83 +7,151 @@ from dataclasses import dataclass
 
 import torch
 
+from ..budget.action_space import ActionSpace
+from ..budget.axes import AXES
 from ..cache.paged_layer import PagedLayer
 from ..cache.sol_cache import SOLCache
 from ..execution.executors import EXECUTORS
 from ..execution.plan import RefreshPlan
+from ..selection.nested_planes import CODE_BITS
+from ..selection.rule import SelectionRule
 from .base_forward import dense_forward
 from .captured import current_capture, is_captured, positions_of
 from .forward_inputs import ForwardInputs, join_runs
 from .session import DecodingSession
 
 
-def take_back_sparse(session: DecodingSession, inputs: ForwardInputs) -> list[ForwardInputs]:
-    """Drop all keys and values since the first sparse step of the running episode.
+LEAST_GAIN = 0.02
+"""Nats per token that a refresh has to gain under `kv_refresh="auto"`: see docs/performance.md."""
+ROUNDING = 1e-9
+
+
+def take_back(session: DecodingSession, inputs: ForwardInputs, begin: int) -> list[ForwardInputs]:
+    """Drop the keys and values of the running episode from a step on.
 
     Args:
         session ([`DecodingSession`]): The running call.
         inputs ([`ForwardInputs`]): Of the forward that needs the refresh.
+        begin (`int`): The first step to take back.
 
     Returns:
         `list[ForwardInputs]`: Those tokens, to be processed again: one item if all steps had the same arguments.
     """
-    episode = session.cache.episode
-    steps = [inputs.again(step.token, step.along) for step in episode.steps[episode.first_sparse :]]
+    steps = [inputs.again(step.token, step.along) for step in session.cache.episode.steps[begin:]]
     if session.rollback is not None:
         session.rollback.keep_tail(len(steps))
     session.cache.drop_tokens(len(steps))
     return join_runs(steps)
 
 
-def refresh(session: DecodingSession, inputs: ForwardInputs) -> None:
-    """KV refresh: recompute all keys and values since the episode's first sparse step by a dense forward.
+def refresh(session: DecodingSession, inputs: ForwardInputs, is_new_turn: bool = False) -> None:
+    """KV refresh: recompute the keys and values of the episode by a forward that leaves nothing out.
 
-    The token after the episode is known already. Logits are therefore computed only if the controller needs them.
-    Rows that do not need it, with `kv_refresh="auto"`, get their own keys, values and hidden state back.
+    It begins at the first sparse step. The token after the episode is known already. Logits are therefore computed
+    only if the controller needs them. Rows that do not need it, with `kv_refresh="auto"`, get their own keys, values
+    and hidden state back.
+
+    Under `bits_backend="nested"` the weights are read from planes, see [`weights_read`]. As this changes keys of dense
+    steps, too, it begins at the first step of the episode, whatever other rows have done.
+
+    Args:
+        session ([`DecodingSession`]): The running call.
+        inputs ([`ForwardInputs`]): Of the forward that needs the refresh.
+        is_new_turn (`bool`, *optional*, defaults to `False`): Whether a prompt follows, for which the original weights
+            are read anyway. They are then read for the refresh as well.
     """
     controls, skips_head = session.require_controls(), not session.needs_logits
-    spared = SparedRows.of(session)
-    for again in take_back_sparse(session, inputs):
+    levels = {} if is_new_turn else weights_read(session)
+    begin = 0 if levels else session.cache.episode.first_sparse or 0
+    spared = SparedRows.of(session, begin)
+    for again in take_back(session, inputs, begin):
         if skips_head and again.length == controls.episode_length and is_captured(session, again):
-            captured = current_capture(session, again.length)
-            hidden = captured(again.tokens, positions=positions_of(again))[1]
-            session.cache.end_episode(hidden, again.tokens[:, -1:])
+            _refresh_captured(session, again, levels)
         else:
-            dense_forward(session, again, refresh=RefreshPlan(session.cache, controls.backend, skips_head))
+            plan = RefreshPlan(session.cache, controls.backend, skips_head, levels=levels, parts=session.parts)
+            dense_forward(session, again, refresh=plan)
     if spared is not None:
         spared.put_back(session.cache)
+
+
+def _refresh_captured(session: DecodingSession, again: ForwardInputs, levels: dict[str, torch.Tensor]) -> None:
+    """Run a refresh of a whole episode from a CUDA graph."""
+    rows, device = again.tokens.shape[0], again.tokens.device
+    axes = session.cache.action_space.axes
+    values = [levels.get(axis.name, torch.full((rows,), axis.dense, device=device)) for axis in axes]
+    captured = current_capture(session, again.length)
+    hidden = captured(again.tokens, torch.stack(values, dim=1), positions_of(again))[1]
+    session.cache.end_episode(hidden, again.tokens[:, -1:])
+
+
+def weights_read(session: DecodingSession) -> dict[str, torch.Tensor]:
+    """In how many bits a refresh of the running episode reads weights, as the levels of a [`RefreshPlan`].
+
+    Rows that read planes in a step of the episode read them again, in all of their bits.
+    """
+    controls, cache = session.require_controls(), session.cache
+    if controls.bits_backend != "nested" or "bits" not in cache.action_space.levels or "bits" in controls.dense_axes:
+        return {}
+    read = cache.action_space.by_axis(_levels_so_far(cache))["bits"]
+    in_planes = (read <= CODE_BITS).any(dim=1)
+    if read.device.type == "cpu" and not bool(in_planes.any()):
+        return {}
+    return {"bits": torch.where(in_planes, float(CODE_BITS), AXES["bits"].dense)}
 
 
 def needs_refresh(session: DecodingSession) -> bool:
     """Whether the running episode has to be refreshed, for some row at least.
 
-    An episode without sparse steps is never refreshed. With `kv_refresh="auto"` rows are refreshed whose mean on an
-    axis over the steps is below `auto_refresh_below` of its executor, or all rows if the actions are known on an
-    accelerator only.
+    An episode without sparse steps is never refreshed. With `kv_refresh="auto"` rows are refreshed where that is
+    expected to gain at least `LEAST_GAIN`, or all rows if the actions are known on an accelerator only.
     """
     wanted = True if session.controls is None else session.controls.kv_refresh
     if wanted == "auto" and session.cache.episode.polluted:
-        return bool(_rows_below(session.cache).any())
+        return bool(_rows_to_refresh(session).any())
     return bool(wanted) and session.cache.episode.polluted
 
 
 def spares_rows(session: DecodingSession) -> bool:
     """Whether a refresh of the running episode leaves some rows as they are."""
     is_auto = session.controls is not None and session.controls.kv_refresh == "auto"
-    return is_auto and not bool(_rows_below(session.cache).all())
+    return is_auto and not bool(_rows_to_refresh(session).all())
 
 
-def _rows_below(cache: SOLCache) -> torch.Tensor:
-    """The rows `(rows,)` of a sparse episode that `kv_refresh="auto"` refreshes."""
-    actions = cache.episode.actions(cache.rows, cache.ledger.total_counts.device)
-    if actions.device.type != "cpu":
+def _rows_to_refresh(session: DecodingSession) -> torch.Tensor:
+    """The rows `(rows,)` of a sparse episode that `kv_refresh="auto"` refreshes: where it is expected to gain enough.
+
+    They follow from the actions of the row alone.
+    """
+    values, controls = _levels_so_far(session.cache), session.require_controls()
+    if values.device.type != "cpu":
         return torch.ones(1, dtype=torch.bool)
-    means = cache.action_space.values[actions].mean(dim=1)
-    below = torch.zeros(len(means), dtype=torch.bool)
-    for axis, mean in cache.action_space.by_axis(means).items():
-        level = EXECUTORS[axis].auto_refresh_below
-        below = below if level is None else below | (mean < level)
-    return below
+    gain = expected_gain(values, session.cache.action_space, controls.rule, controls.bits_backend)
+    return gain >= LEAST_GAIN - ROUNDING
+
+
+def expected_gain(values: torch.Tensor, space: ActionSpace, rule: SelectionRule, bits_backend: str) -> torch.Tensor:
+    """Nats per token that later text is expected to lose less if an episode is refreshed, `(rows,)`.
+
+    It is the mean over the steps of what was measured at their levels, added up over the axes. What is measured stands
+    with each axis: see [`AxisExecutor.refresh_gain`].
+
+    Args:
+        values (`torch.Tensor` of shape `(rows, steps, axes)`): What every step spent, in axis units.
+        space ([`ActionSpace`]): The axes.
+        rule ([`SelectionRule`]): How keys are selected.
+        bits_backend (`str`): See [`StepPlan`].
+    """
+    gains = torch.zeros(values.shape[:2], dtype=torch.float64)
+    for axis, levels in space.by_axis(values).items():
+        gains += EXECUTORS[axis].refresh_gain(rule, bits_backend)(levels)
+    return gains.mean(dim=1)
+
+
+def _levels_so_far(cache: SOLCache) -> torch.Tensor:
+    """What the steps of the running episode spent, `(rows, steps, axes)` in axis units, on their device."""
+    steps, space = cache.episode.steps, cache.action_space
+    ratios = [space.ratios_on(x.action.device)[x.action] if x.spent is None else x.spent for x in steps]
+    return torch.stack(ratios, dim=1) * space.scales.to(ratios[0].device)
 
 
 @dataclass(frozen=True)
@@ -94,7 +162,7 @@ class SparedRows:
 
     Args:
         rows (`torch.BoolTensor` of shape `(rows,)`): The rows.
-        tails (`list`): Keys and values of every layer since the first sparse step,
+        tails (`list`): Keys and values of every layer of the steps that are refreshed,
             `(rows, kv_heads, tokens, head_dim)`.
         hidden_state (`torch.Tensor` of shape `(rows, hidden_size)`): After the last step.
         digest (`torch.Tensor` of shape `(rows, ...)`, *optional*): What the controller keeps of its logits.
@@ -106,16 +174,16 @@ class SparedRows:
     digest: torch.Tensor | None
 
     @classmethod
-    def of(cls, session: DecodingSession) -> "SparedRows | None":
-        """Copies of what the spared rows have; `None` if all rows are refreshed."""
+    def of(cls, session: DecodingSession, begin: int) -> "SparedRows | None":
+        """Copies of what the spared rows have from step `begin` on; `None` if all rows are refreshed."""
         if not spares_rows(session):
             return None
         episode = session.cache.episode
-        number = len(episode.steps[episode.first_sparse :])
+        number = len(episode.steps[begin:])
         layers = session.cache.layers
         tails = [(_last(layer.keys, number).clone(), _last(layer.values, number).clone()) for layer in layers]
         assert episode.hidden_state is not None, "there is a state after a step"
-        return cls(~_rows_below(session.cache), tails, episode.hidden_state, episode.logits_digest)
+        return cls(~_rows_to_refresh(session), tails, episode.hidden_state, episode.logits_digest)
 
     def put_back(self, cache: SOLCache) -> None:
         """Write it back after the refresh."""

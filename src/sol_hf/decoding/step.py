@@ -26,7 +26,7 @@ from .base_forward import base_forward, dense_forward, embed, logits_digest
 from .captured import current_capture, is_captured, positions_of
 from .forward_inputs import ForwardInputs
 from .joined_outputs import join_outputs, last_tokens
-from .kv_refresh import needs_refresh, refresh, spares_rows, take_back_sparse
+from .kv_refresh import needs_refresh, refresh, spares_rows, take_back
 from .session import DecodingSession
 
 
@@ -155,9 +155,9 @@ def dense_part(session: DecodingSession, inputs: ForwardInputs, all_logits: bool
     cache, logits_to_keep = session.cache, inputs.length if all_logits else 1
     whole = inputs
     if cache.episode.length and needs_refresh(session) and spares_rows(session):
-        refresh(session, inputs)
+        refresh(session, inputs, is_new_turn=True)
     elif cache.episode.length and needs_refresh(session):
-        *before, last = take_back_sparse(session, inputs)
+        *before, last = take_back(session, inputs, cache.episode.first_sparse or 0)
         if last.tokens.is_floating_point() != inputs.tokens.is_floating_point():
             last, whole = (part.embedded(session.base) for part in (last, whole))
         if whole.can_follow(last):

@@ -10,7 +10,8 @@ one token):
     weights   those of the text decoder and the LM head once, minus the savings of the axes
     KV cache  the keys and values that the step reads, and the data that the selection needs: bounds of pages, or the
               codes of all keys with their scales
-    refresh   a dense forward over an episode's tokens, once per episode, if any of its steps was sparse
+    refresh   a dense forward over an episode's tokens without the LM head, once per episode, if any of its steps was
+              sparse; of planes, where steps read planes
     policy    the weights that its step reads, if the policy chooses the actions
 
 The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts for an
@@ -25,12 +26,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..budget.action_space import ActionSpace
+from ..budget.axes import BITS, TOKEN_KEEP
+from ..execution.spending import space_under
 from ..modeling_sol import SOLForCausalLM
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
 from .axis_costs import AXIS_COSTS, StepCounts, Weights, dense_counts, own_numbers, read_bytes
 from .cache_reads import attention_costs, cached_layers
+from .refresh_bytes import refresh_bytes
 
 
 def keys_read(rule: SelectionRule, token_keep: float, keys: int) -> int:
@@ -49,7 +52,10 @@ class ComputeCosts:
         dense_bytes (`float`): Bytes of a dense step.
         dense_flops (`float`): Operations of a dense step.
         refresh_bytes (`float`): Bytes of a KV refresh, per step of the episode.
+        refresh_bytes_in_planes (`float`): The same for an episode with steps that read planes of the weights.
         refresh_flops (`float`): Operations of a KV refresh, per step of the episode.
+        sparse (`torch.BoolTensor` of shape `(n_actions,)`): Whether a step under each action leaves anything out.
+        reads_planes (`torch.BoolTensor` of shape `(n_actions,)`): Whether it reads planes of the weights.
         policy_bytes (`float`): Bytes of the policy, per step.
         policy_flops (`float`): Operations of the policy, per step.
     """
@@ -60,9 +66,12 @@ class ComputeCosts:
     dense_bytes: float
     dense_flops: float
     refresh_bytes: float
+    refresh_bytes_in_planes: float
     refresh_flops: float
     policy_bytes: float
     policy_flops: float
+    sparse: torch.Tensor
+    reads_planes: torch.Tensor
 
     @classmethod
     def of(cls, model: SOLForCausalLM, context_length: int, bits_backend: str = "fake") -> "ComputeCosts":
@@ -81,33 +90,38 @@ class ComputeCosts:
         policy = model.policy
         policy_parts = [part for part in policy.modules() if part is not policy.value_head]  # for training only
         policy_numbers = sum(own_numbers(part) for part in policy_parts)
+        left_out = axes_left_out(model, keys, bits_backend)
+        is_nested = bits_backend == "nested"
         return cls(
             bytes=torch.tensor([step.bytes for step in counts], dtype=torch.float64),
             flops=torch.tensor([step.flops for step in counts], dtype=torch.float64),
             nominal_bytes=torch.tensor([step.nominal_bytes for step in counts], dtype=torch.float64),
             dense_bytes=dense.bytes,
             dense_flops=dense.flops,
-            refresh_bytes=dense.bytes / steps,
-            refresh_flops=dense.flops - 2 * weights.head * (steps - 1) / steps,
+            refresh_bytes=refresh_bytes(model, dense) / steps,
+            refresh_bytes_in_planes=refresh_bytes(model, dense, in_planes=is_nested) / steps,
+            refresh_flops=dense.flops - 2 * weights.head,
             policy_bytes=read_bytes(policy_parts),
             policy_flops=2 * policy_numbers,
+            sparse=torch.stack(list(left_out.values())).any(dim=0),
+            reads_planes=left_out[BITS.name] & is_nested,
         )
 
-    def per_token(self, actions: torch.Tensor, space: ActionSpace, with_policy: bool) -> dict[str, float]:
+    def per_token(self, actions: torch.Tensor, with_policy: bool) -> dict[str, float]:
         """Means over episodes, KV refresh and policy included.
 
         Args:
             actions (`torch.LongTensor` of shape `(episodes, steps)`): Action ids.
-            space ([`ActionSpace`]): The actions.
             with_policy (`bool`): Whether the policy chose the actions.
 
         Returns:
             `dict[str, float]`: `bytes_per_token`, `flops_per_token`, `nominal_bytes_per_token`, the same for a dense
             step, and `refresh_overhead`, the tokens that are processed a second time per decoded token.
         """
-        dense = (space.values == torch.tensor(space.dense)).all(dim=-1)
-        refreshed = float((~dense[actions]).any(dim=1).double().mean())
-        extra_bytes = refreshed * self.refresh_bytes + with_policy * self.policy_bytes
+        is_refreshed, in_planes = self.sparse[actions].any(dim=1), self.reads_planes[actions].any(dim=1)
+        per_episode = torch.where(in_planes, self.refresh_bytes_in_planes, self.refresh_bytes) * is_refreshed
+        refreshed = float(is_refreshed.double().mean())
+        extra_bytes = float(per_episode.double().mean()) + with_policy * self.policy_bytes
         extra_flops = refreshed * self.refresh_flops + with_policy * self.policy_flops
         return {
             "refresh_overhead": refreshed,
@@ -117,6 +131,16 @@ class ComputeCosts:
             "dense_bytes_per_token": self.dense_bytes,
             "dense_flops_per_token": self.dense_flops,
         }
+
+
+def axes_left_out(model: SOLForCausalLM, keys: int, bits_backend: str) -> dict[str, torch.Tensor]:
+    """By axis, the actions `(n_actions,)` of which a step leaves something out; one that reads all keys does not."""
+    space, rule = model.action_space, model.config.selection_rule
+    levels = space.by_axis(space_under(bits_backend, space).values)
+    left_out = {axis.name: levels[axis.name] < axis.dense for axis in space.axes}
+    reads_all, keep = CRITERIA[rule.criterion].reads_all, TOKEN_KEEP.name
+    left_out[keep] &= ~torch.tensor([reads_all(rule, level, keys) for level in levels[keep].tolist()])
+    return left_out
 
 
 def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int, bits_backend: str = "fake") -> list[StepCounts]:

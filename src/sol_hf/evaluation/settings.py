@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..budget.axes import AXES
 from ..configuration_sol import SOLConfig
 from ..controllers.fixed import FixedController
+from ..decoding.outputs import SOLScoreOutput
 from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error
 from .compute_costs import ComputeCosts
@@ -91,18 +92,7 @@ def measure_settings(
     if blocks.shape[1] < needed:
         raise ValueError(f"Blocks need {needed} tokens: context, episode and one more, got {blocks.shape[1]}.")
     models = [model_with(base, setting, episode_length) for setting in settings]
-    columns = torch.empty(len(settings), len(blocks), 3, dtype=torch.float64)
-    for row, block in enumerate(blocks.to(base.device)):
-        context = contexts[row % len(contexts)]
-        text = block[None, : context + episode_length + 1]
-        dense = models[0].score(text, context_length=context, return_logits=True)
-        for index, (model, setting) in enumerate(zip(models, settings, strict=True)):
-            targets = {name: value for name, value in setting.items() if name in AXES}
-            options = {name: value for name, value in setting.items() if name in OPTIONS}
-            output = model.score(
-                text, context_length=context, return_logits=True, controller=FixedController(), **targets, **options
-            )
-            columns[index, row] = _compare(dense, output)
+    columns = compare(models, settings, blocks, contexts, episode_length).mean(dim=2)
     times: list[float] | list[None] = [None] * len(models)
     if timed_rounds:
         prompt = blocks[:1, : min(contexts)].to(base.device)
@@ -123,13 +113,53 @@ def measure_settings(
     return result
 
 
-def _compare(dense, output) -> torch.Tensor:
-    """KL, change of the loss, and share of equal tokens of one block, `(3,)`."""
-    wanted, got = (logits.double().log_softmax(dim=-1) for logits in (dense.logits[0], output.logits[0]))
-    divergence = (wanted.exp() * (wanted - got)).sum(dim=-1).mean()
-    loss = (dense.logprobs.double() - output.logprobs.double()).mean()
-    same = (wanted.argmax(dim=-1) == got.argmax(dim=-1)).double().mean()
-    return torch.stack([divergence, loss, same]).cpu()
+def compare(
+    models: Sequence[SOLForCausalLM],
+    settings: Sequence[Mapping[str, Any]],
+    blocks: torch.LongTensor,
+    contexts: Sequence[int],
+    steps: int,
+    batch_size: int = 1,
+) -> torch.Tensor:
+    """Run every block under every setting, and compare every step with the base.
+
+    Args:
+        models (`Sequence[SOLForCausalLM]`): One per setting, see [`model_with`].
+        settings (`Sequence[Mapping[str, Any]]`): See [`measure_settings`].
+        blocks (`torch.LongTensor` of shape `(blocks, length)`): Text.
+        contexts (`Sequence[int]`): Tokens of the context; the blocks take them in turn.
+        steps (`int`): Steps after the context.
+        batch_size (`int`, *optional*, defaults to 1): Blocks that run together.
+
+    Returns:
+        `torch.Tensor` of shape `(settings, blocks, steps, 3)`: KL, change of the loss, and whether the most likely
+        token is the same.
+    """
+    columns = torch.empty(len(settings), len(blocks), steps, 3, dtype=torch.float64)
+    for turn, context in enumerate(contexts):
+        for rows in torch.arange(turn, len(blocks), len(contexts)).split(batch_size):
+            text: Any = blocks[rows, : context + steps + 1].to(models[0].base.device)
+            dense = models[0].score(text, context_length=context, return_logits=True)
+            for index, (model, setting) in enumerate(zip(models, settings, strict=True)):
+                targets = {name: value for name, value in setting.items() if name in AXES}
+                options = {name: value for name, value in setting.items() if name in OPTIONS}
+                options |= dict(controller=FixedController(), return_logits=True, **targets)
+                output = model.score(text, context_length=context, **options)
+                columns[index, rows] = _compare(dense, output)
+    return columns
+
+
+def _compare(dense: SOLScoreOutput, output: SOLScoreOutput) -> torch.Tensor:
+    """KL, change of the loss, and whether tokens are equal, of every step, `(rows, steps, 3)`."""
+    assert dense.logits is not None and output.logits is not None, "they are asked for"
+    divergence, same = [], []
+    for wanted, got in zip(dense.logits, output.logits, strict=True):
+        wanted, got = wanted.double().log_softmax(dim=-1), got.double().log_softmax(dim=-1)
+        divergence.append((wanted.exp() * (wanted - got)).sum(dim=-1))
+        same.append((wanted.argmax(dim=-1) == got.argmax(dim=-1)).double())
+    assert dense.logprobs is not None and output.logprobs is not None, "scores have them"
+    loss = dense.logprobs.double() - output.logprobs.double()
+    return torch.stack([torch.stack(divergence), loss, torch.stack(same)], dim=-1).cpu()
 
 
 def _bytes_share(model: SOLForCausalLM, setting: Mapping[str, Any], context: int) -> float:

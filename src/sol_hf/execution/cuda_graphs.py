@@ -118,7 +118,8 @@ class CapturedForward:
 
         Args:
             tokens (`torch.LongTensor` of shape `(rows, number)`): Ids.
-            levels (`torch.Tensor` of shape `(rows, axes)`, *optional*): Values of a step's actions, in axis units.
+            levels (`torch.Tensor` of shape `(rows, axes)`, *optional*): Values of a step's actions, in axis units; of
+                a KV refresh the bits in which it reads planes.
             positions (`torch.LongTensor` of shape `(rows, number)`, *optional*): Positions of the tokens; by default
                 they follow from their place after the padding.
 
@@ -170,11 +171,12 @@ class CapturedForward:
         """The captured function: one forward of the base from the buffers into the cache's storage."""
         at, cache = self.buffers, self.cache
         plan, refresh, mask, rows = None, None, None, DeviceRows(at.first_key, at.count)
+        levels = planned_levels(cache, at.levels, self.dense_axes)
         if not self.is_refresh:
-            levels = planned_levels(cache, at.levels, self.dense_axes)
             plan = StepPlan(cache, self.rule, levels, "fast", self.bits_backend, self.parts, rows)
         else:
-            refresh = RefreshPlan(cache, backend="fast", skips_head=True, rows_on_device=rows)
+            read = {axis: level for axis, level in levels.items() if axis == "bits" and self.bits_backend == "nested"}
+            refresh = RefreshPlan(cache, "fast", True, rows_on_device=rows, levels=read, parts=self.parts)
             # transformers does not change a mask of this shape, and our attention ignores it: a refresh is causal.
             mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=at.tokens.device)
         try:

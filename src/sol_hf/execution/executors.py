@@ -9,12 +9,13 @@ applies the plan and then calls `plan.mark_done(axis, part)`: see [`StepPlan`].
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from transformers import PreTrainedModel
 
 from ..cache.sol_cache import SOLCache
 from ..registry import Registry
+from ..selection.refresh_gain import RefreshGain
+from ..selection.rule import SelectionRule
 from .step_part import StepPart
 
 
@@ -42,15 +43,9 @@ class AxisExecutor:
         base (`PreTrainedModel`): The base. An executor must not hold a reference to it, or it would never be freed;
             references to its modules are allowed.
 
-    Class attributes:
-        auto_refresh_below (`float`, *optional*): With `kv_refresh="auto"`, an episode is refreshed if the mean of this
-            axis over a row's steps is below this level, in axis units. `None` if the axis never requires a refresh.
-
     Raises:
         UnsupportedAxisError: if the axis cannot be controlled on this base; the message says why.
     """
-
-    auto_refresh_below: ClassVar[float | None] = None
 
     def __init__(self, base: PreTrainedModel):
         raise NotImplementedError
@@ -88,6 +83,18 @@ class AxisExecutor:
 
         `name` is the class name of the base, for the message.
         """
+
+    @classmethod
+    def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
+        """What a KV refresh gains after steps at the levels of this axis; by default nothing.
+
+        With `kv_refresh="auto"`, the gains of all axes decide which episodes are refreshed.
+
+        Args:
+            rule ([`SelectionRule`]): How keys are selected.
+            bits_backend (`str`): See [`StepPlan`].
+        """
+        return RefreshGain()
 
     @property
     def step_parts(self) -> Sequence[StepPart]:

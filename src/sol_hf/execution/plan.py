@@ -20,16 +20,13 @@ import torch
 from ..budget.axes import AXES
 from ..cache.paged_layer import PagedLayer
 from ..cache.sol_cache import SOLCache
-from ..errors import PlanNotExecutedError
-from ..selection.nested_planes import width_read
+from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
+from .axis_plan import AxisPlan, Parts
 
 
 BACKENDS = ("auto", "reference", "fast")
 BITS_BACKENDS = ("fake", "int8", "nested")
-
-Parts = Mapping[str, Mapping[Hashable, str]]
-"""Per axis the parts of a base that carry it out: the key of each for `mark_done`, and its name for messages."""
 
 
 class AttentionKernel(Protocol):
@@ -74,7 +71,7 @@ class SharedByLayers:
 
 
 @dataclass(frozen=True, eq=False)
-class StepPlan:
+class StepPlan(AxisPlan):
     """The plan of one decode step.
 
     Args:
@@ -112,8 +109,9 @@ class StepPlan:
     ) -> "StepPlan":
         """Plan for the actions of a step.
 
-        Axes in `dense_axes` are left out. On the CPU axes that are dense for all rows in this step are left out, too;
-        on an accelerator, to read the values would stall the device.
+        Axes in `dense_axes` are left out. On the CPU axes that are dense for all rows in this step are left out, too,
+        and `token_keep` where all rows read all of their keys, as in a short text; on an accelerator, to read the
+        values would stall the device.
 
         Args:
             values (`torch.Tensor` of shape `(rows, axes)`): Levels of every row in axis units; the axes are those of
@@ -128,6 +126,8 @@ class StepPlan:
         levels = planned_levels(cache, values, dense_axes)
         if values.device.type == "cpu":
             levels = {axis: level for axis, level in levels.items() if bool((level < AXES[axis].dense).any())}
+            if "token_keep" in levels and reads_all_keys(cache, rule, levels["token_keep"]):
+                del levels["token_keep"]
         return cls(cache, rule, levels, backend, bits_backend, parts or {})
 
     @property
@@ -146,16 +146,6 @@ class StepPlan:
         return 1.0 if self.token_keep is None else float(self.token_keep.mean())
 
     @cached_property
-    def reads_planes(self) -> bool:
-        """Whether linear layers read planes of their weights."""
-        return self.bits_backend == "nested" and "bits" in self.levels
-
-    @cached_property
-    def widths(self) -> tuple[int | None, ...]:
-        """The bits of a weight that every row reads, `None` for the original weights; read by the host."""
-        return tuple(width_read(bits) for bits in self.levels["bits"].tolist())
-
-    @cached_property
     def sparse_layers(self) -> frozenset[int]:
         """Layers to which `token_keep` applies."""
         return self.cache.sparse_layers
@@ -165,41 +155,47 @@ class StepPlan:
         """Whether the host knows that this step computes exactly what the base would."""
         return not self.levels
 
-    def mark_done(self, axis: str, part: Hashable) -> None:
-        """Record that a part carries out an axis."""
-        self.done.setdefault(axis, set()).add(part)
-
-    def check_done(self) -> None:
-        """Raise [`PlanNotExecutedError`] if a part of a planned axis did not carry it out; the message names them."""
-        left = {
-            axis: [name for part, name in self.parts[axis].items() if part not in self.done.get(axis, ())]
-            for axis in self.levels
-            if axis in self.parts
-        }
-        if any(left.values()):
-            raise PlanNotExecutedError({axis: names for axis, names in left.items() if names})
-
 
 def planned_levels(cache: SOLCache, values: torch.Tensor, dense_axes: Collection[str]) -> dict[str, torch.Tensor]:
     """The columns `(rows,)` of action values `(rows, axes)` by axis, without axes that are dense at every step."""
     return {axis: level for axis, level in cache.action_space.by_axis(values).items() if axis not in dense_axes}
 
 
+def reads_all_keys(cache: SOLCache, rule: SelectionRule, token_keep: torch.Tensor) -> bool:
+    """Whether a step at these levels `(rows,)` reads all keys in every row, its own included; read by the host.
+
+    It is not asked of rows that share a prefix, nor of layers with a sliding window, whose keys begin anywhere.
+    """
+    if cache.is_fanned_out or not all(isinstance(cache.layers[index], PagedLayer) for index in cache.sparse_layers):
+        return False
+    seen, criterion = cache.get_seq_length() + 1, CRITERIA[rule.criterion]
+    padding = [0] * len(token_keep) if cache.padding is None else cache.padding.tolist()
+    rows = zip(token_keep.tolist(), padding, strict=True)
+    return all(criterion.reads_all(rule, level, seen - first) for level, first in rows)
+
+
 @dataclass(frozen=True, eq=False)
-class RefreshPlan:
+class RefreshPlan(AxisPlan):
     """The plan of a KV refresh: a dense forward over an episode's tokens, which may round differently from the base's.
 
     Args:
         cache ([`SOLCache`]): Layers and padding, for the attention function.
-        backend (`str`): See [`StepPlan`]; with `"reference"` the forward is the base's.
+        backend (`str`): See [`StepPlan`]; with `"reference"` the forward is the base's, but for planes.
         skips_head (`bool`): Whether its logits are not needed.
         rows_on_device ([`DeviceRows`], *optional*): In a forward that is captured in a CUDA graph.
+        levels (`Mapping[str, torch.Tensor]`, *optional*): Of `bits` only, `(rows,)`: in how many bits every row reads
+            the weights of linear layers, of planes up to 8. Without, all rows read the original weights.
+        parts (`Parts`, *optional*): See [`StepPlan`].
     """
 
     cache: SOLCache
     backend: str = "auto"
     skips_head: bool = False
     rows_on_device: DeviceRows | None = None
+    levels: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    parts: Parts = field(default_factory=dict)
+    bits_backend: str = field(default="nested", init=False)
+    done: dict[str, set[Hashable]] = field(default_factory=dict, init=False, repr=False)
     chunk_kernels: dict[torch.device, ChunkKernel] = field(default_factory=dict, init=False, repr=False)
     """Kernels that are set up, for the layers of every device."""
 
@@ -264,5 +260,5 @@ def active_forward(plan: StepPlan | None = None, refresh: RefreshPlan | None = N
         yield context
     finally:
         ACTIVE.reset(token)
-    if plan is not None:
-        plan.check_done()
+    if context.told is not None:
+        context.told.check_done()

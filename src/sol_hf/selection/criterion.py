@@ -15,11 +15,15 @@ import torch
 
 from ..registry import Registry
 from .candidates import Candidates
+from .refresh_gain import RefreshGain
 from .rule import Selection, SelectionRule
 
 
 ROUNDING = 1e-6
 """Tolerance in `ceil(token_keep * keys)`, so that a rounding error of `token_keep` does not add a key."""
+
+GAIN_OF_QUEST = RefreshGain(((0.1, 0.23), (0.2, 0.121), (0.5, 0.025), (1.0, 0.0)))
+"""Of `quest` as published, which loses most; measured, see docs/performance.md."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,17 @@ class Criterion:
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
         """How many of `keys` keys (its own included) a query head reads; by default `ceil(token_keep * keys)`."""
         return min(keys, max(1, math.ceil(token_keep * keys - ROUNDING)))
+
+    def reads_all(self, rule: SelectionRule, token_keep: float, keys: int) -> bool:
+        """Whether a step reads all of its `keys` keys, as all steps of a short text may."""
+        return keys <= rule.short_text_tokens or self.keys_read(rule, token_keep, keys) >= keys
+
+    def refresh_gain(self, rule: SelectionRule) -> RefreshGain:
+        """What a KV refresh gains after steps at the levels of `token_keep`; by default as much as with `quest`.
+
+        With `kv_refresh="auto"`, it decides with the gains of the other axes which episodes are refreshed.
+        """
+        return GAIN_OF_QUEST
 
     def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
         """How much a layer reads and computes for one token; by default the selection itself costs nothing.

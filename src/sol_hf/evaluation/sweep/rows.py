@@ -83,7 +83,7 @@ class SweepRow:
             "budget_error": float((episodes - self.target.double()).abs().mean()),
             "blocks": len(self.losses),
             "tokens": self.actions.numel(),
-            **costs.per_token(self.actions, self.space, self.runs_policy),
+            **costs.per_token(self.actions, self.runs_policy),
             "seconds": self.seconds,
         }
 

@@ -8,10 +8,20 @@ from collections.abc import Hashable, Mapping, Sequence
 from transformers import PreTrainedModel
 
 from ...cache.sol_cache import SOLCache
+from ...selection.refresh_gain import RefreshGain
+from ...selection.rule import SelectionRule
 from ..executors import register_executor
 from ..linear.planed_layers import make_planes, planed_layers
 from ..mlp.executor import MLPExecutor
 from ..step_part import StepPart
+
+
+GAINS = {
+    "fake": RefreshGain(((4.0, 0.02), (6.0, 0.002), (8.0, 0.0), (16.0, 0.0))),
+    "int8": RefreshGain(),
+    "nested": RefreshGain(((4.0, 0.02), (5.0, 0.01), (6.0, 0.005), (8.0, 0.0), (16.0, 0.0))),
+}
+"""By `bits_backend`. Measured, see docs/performance.md."""
 
 
 @register_executor("bits")
@@ -36,6 +46,10 @@ class BitsExecutor(MLPExecutor):
 
     def parts_under(self, bits_backend: str, cache: SOLCache) -> Mapping[Hashable, str]:
         return self._linear_parts if bits_backend == "nested" else self.parts(cache)
+
+    @classmethod
+    def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
+        return GAINS[bits_backend]
 
     @property
     def step_parts(self) -> Sequence[StepPart]:

@@ -3,8 +3,14 @@
 
 """The axis `mlp_keep`: MLPs use the largest channels of their input only."""
 
+from ...selection.refresh_gain import RefreshGain
+from ...selection.rule import SelectionRule
 from ..executors import register_executor
 from ..mlp.executor import MLPExecutor
+
+
+GAIN = RefreshGain(((0.4, 0.12), (0.5, 0.044), (0.7, 0.01), (1.0, 0.0)))
+"""Measured, see docs/performance.md."""
 
 
 @register_executor("mlp_keep")
@@ -15,4 +21,6 @@ class MLPKeepExecutor(MLPExecutor):
         base (`PreTrainedModel`): The base.
     """
 
-    auto_refresh_below = 0.45  # measured, see docs/performance.md
+    @classmethod
+    def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
+        return GAIN

@@ -8,11 +8,17 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from transformers import PreTrainedModel
 
 from ...cache.sol_cache import SOLCache
+from ...selection.refresh_gain import RefreshGain
+from ...selection.rule import SelectionRule
 from ..executors import Change, register_executor
 from ..mlp.discovery import find_last_projections
 from ..mlp.executor import MLPExecutor
 from ..mlp.step_down import StepDown
 from ..step_part import StepPart
+
+
+GAIN = RefreshGain(((0.2, 0.162), (0.3, 0.032), (0.5, 0.007), (1.0, 0.0)))
+"""Measured, see docs/performance.md."""
 
 
 @register_executor("neuron_keep")
@@ -25,8 +31,6 @@ class NeuronKeepExecutor(MLPExecutor):
     Args:
         base (`PreTrainedModel`): The base.
     """
-
-    auto_refresh_below = 0.25  # measured, see docs/performance.md
 
     def __init__(self, base: PreTrainedModel):
         super().__init__(base)
@@ -44,6 +48,10 @@ class NeuronKeepExecutor(MLPExecutor):
 
     def parts(self, cache: SOLCache) -> Mapping[Hashable, str]:
         return self._down_parts
+
+    @classmethod
+    def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
+        return GAIN
 
     @property
     def step_parts(self) -> Sequence[StepPart]:

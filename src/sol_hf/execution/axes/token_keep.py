@@ -15,6 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...cache.sol_cache import SOLCache
 from ...errors import UnsupportedAxisError
+from ...selection.criterion import CRITERIA
+from ...selection.refresh_gain import RefreshGain
+from ...selection.rule import SelectionRule
 from ..attention.implementation_name import ImplementationName, own_name
 from ..attention.interface import register_attention
 from ..attention.stored_keys import sharing_part
@@ -30,8 +33,6 @@ class TokenKeepExecutor(AxisExecutor):
     Args:
         base (`PreTrainedModel`): The base.
     """
-
-    auto_refresh_below = 0.45  # measured, see docs/performance.md
 
     def __init__(self, base: PreTrainedModel):
         check_attention(base)
@@ -54,6 +55,10 @@ class TokenKeepExecutor(AxisExecutor):
 
     def layers(self, cache: SOLCache) -> Sequence[int]:
         return sorted(cache.sparse_layers | set(self._sharing_layers(cache)))
+
+    @classmethod
+    def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
+        return CRITERIA[rule.criterion].refresh_gain(rule)
 
     def check_cache(self, cache: SOLCache, name: str) -> None:
         if not cache.sparse_layers:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from ...selection.nested_planes import NestedPlanes, encode
+from ...selection.nested_planes import WIDTHS, NestedPlanes, encode
 from ..mlp.weight_copy import Fingerprint
 from ..plan import ACTIVE
 from ..step_part import StepPart
@@ -132,15 +132,16 @@ class StepLinear(StepPart):
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         """The layer's output `(..., outputs)` for an input `(..., channels)`."""
         context = ACTIVE.get()
-        plan = None if context is None else context.plan
-        if plan is None or self.least_bits is None or not plan.reads_planes:
+        if context is None or context.told is None or self.least_bits is None or not context.told.reads_planes:
+            return self._multiply(input)
+        plan = context.told
+        plan.mark_done("bits", self)
+        if not input.numel():  # the LM head, where logits are not needed
             return self._multiply(input)
         planes, bias = self._planes or self.planes(), self.module.bias
         assert bias is None or isinstance(bias, torch.Tensor)
-        weight = matrix_of(self.module)
-        output = multiply_rows(plan, input, planes, self.least_bits, bias, weight, self._multiply)
-        plan.mark_done("bits", self)
-        return output
+        least = self.least_bits if context.refresh is None else max(WIDTHS)
+        return multiply_rows(plan, input, planes, least, bias, matrix_of(self.module), self._multiply)
 
     def _multiply(self, input: torch.Tensor) -> torch.Tensor:
         """The product with the original weights."""

@@ -10,6 +10,12 @@ import torch
 from ..criterion import register_criterion
 from ..page_criterion import PageCriterion
 from ..pages import split_by_sign
+from ..refresh_gain import RefreshGain
+from ..rule import SelectionRule
+
+
+GAIN_WITH_ANCHORS = RefreshGain(((0.1, 0.1), (0.2, 0.04), (0.5, 0.005), (1.0, 0.0)))
+"""Measured, see docs/performance.md."""
 
 
 class Quest(PageCriterion):
@@ -22,6 +28,9 @@ class Quest(PageCriterion):
 
     def page_queries(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return split_by_sign(query)
+
+    def refresh_gain(self, rule: SelectionRule) -> RefreshGain:
+        return GAIN_WITH_ANCHORS if rule.anchor_pages else super().refresh_gain(rule)
 
 
 register_criterion("quest", Quest())

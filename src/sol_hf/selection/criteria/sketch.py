@@ -12,8 +12,13 @@ from ..candidates import Candidates
 from ..channels import kept_count, largest
 from ..criterion import Criterion, SelectionCost, register_criterion
 from ..ranking import top_ranked
+from ..refresh_gain import RefreshGain
 from ..rule import Selection, SelectionRule
 from ..sketch import INDEX_BITS
+
+
+GAIN = RefreshGain(((0.1, 0.02), (0.2, 0.005), (0.5, 0.0), (1.0, 0.0)))
+"""Of `selection="layer"`, by which other selections are judged as well; measured, see docs/performance.md."""
 
 
 class Sketch(Criterion):
@@ -62,6 +67,9 @@ class Sketch(Criterion):
 
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
         return min(keys, max(rule.sink_tokens + rule.recent_tokens, super().keys_read(rule, token_keep, keys)))
+
+    def refresh_gain(self, rule: SelectionRule) -> RefreshGain:
+        return GAIN
 
     def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
         """See [`Criterion`]. The whole index is read and scored, and the mean of the keys read for the new code."""

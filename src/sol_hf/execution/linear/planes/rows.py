@@ -9,12 +9,12 @@ import torch
 
 from ....kernels.cuda import triton_support
 from ....selection.nested_planes import NestedPlanes
-from ...plan import StepPlan
+from ...axis_plan import AxisPlan
 from .operation import PLANES_PRODUCT, PLANES_ROWS, PlanesCall, RowsCall
 
 
 def multiply_rows(
-    plan: StepPlan,
+    plan: AxisPlan,
     x: torch.Tensor,
     planes: NestedPlanes,
     least_bits: int,
@@ -27,7 +27,7 @@ def multiply_rows(
     On an accelerator the numbers of bits are not read by the host, which would stall it.
 
     Args:
-        plan ([`StepPlan`]): Its `bits` are the levels of the rows.
+        plan ([`AxisPlan`]): Its `bits` are the levels of the rows.
         x (`torch.Tensor` of shape `(rows, ..., channels)`): Input.
         planes ([`NestedPlanes`]): Planes of the weight.
         least_bits (`int`): Fewest bits in which this layer is read.
@@ -62,7 +62,7 @@ def multiply_rows(
 
 
 def _multiply(
-    plan: StepPlan,
+    plan: AxisPlan,
     x: torch.Tensor,
     planes: NestedPlanes,
     width: int | None,
