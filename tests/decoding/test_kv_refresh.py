@@ -12,11 +12,14 @@ from transformers.masking_utils import flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ScheduleController
-from sol_hf.decoding import kv_refresh as decoding
+from sol_hf.decoding import kv_refresh
 from sol_hf.execution.attention.interface import register_attention
+from sol_hf.execution.axes import mlp_keep
 from sol_hf.execution.executors import AxisExecutor
 from sol_hf.execution.plan import RefreshPlan, active_forward
+from sol_hf.selection import criterion
 from sol_hf.selection.criterion import CRITERIA
+from sol_hf.selection.refresh_gain import RefreshGain
 from sol_hf.selection.rule import SelectionRule
 from support.bases import tiny_base
 from support.cases import FIRST_CONTROLLABLE, constant_schedule, control, left_padded, prompts, sol_model
@@ -46,14 +49,14 @@ def generate(model, actions, steps: int = EPISODE + 1, **options):
 @pytest.fixture
 def replayed(monkeypatch) -> list[int]:
     """How many tokens every refresh processed."""
-    lengths, original = [], decoding.dense_forward
+    lengths, original = [], kv_refresh.dense_forward
 
     def counting(session, inputs, *args, **flags):
         if flags:
             lengths.append(inputs.length)
         return original(session, inputs, *args, **flags)
 
-    monkeypatch.setattr(decoding, "dense_forward", counting)
+    monkeypatch.setattr(kv_refresh, "dense_forward", counting)
     return lengths
 
 
@@ -175,7 +178,6 @@ def refreshes(replayed, model, steps, **options) -> bool:
         ({}, 0.6, False),
         ({"anchor_pages": True}, 0.2, False),
         ({"criterion": "sketch", "selection": "layer"}, 0.2, False),
-        ({"criterion": "relevancy"}, 0.2, False),
     ],
 )
 def test_auto_asks_the_criterion_what_a_refresh_gains(replayed, settings, keep, refreshed):
@@ -183,15 +185,17 @@ def test_auto_asks_the_criterion_what_a_refresh_gains(replayed, settings, keep, 
     assert refreshes(replayed, model, [(keep, 1.0, 16)] * EPISODE) == refreshed
 
 
-def test_auto_adds_up_axes_and_averages_steps(model, replayed):
-    model = control(tiny_base("llama", torch.float32), token_keep=[0.2, 0.45, 1.0], mlp_keep=[0.4, 0.6, 1.0])
-    assert not refreshes(replayed, model, [(0.45, 1.0, 16)] * EPISODE)
-    assert not refreshes(replayed, model, [(1.0, 0.6, 16)] * EPISODE)
-    assert refreshes(replayed, model, [(0.45, 0.6, 16)] * EPISODE)
-    sparse, dense = (0.2, 0.4, 16), (1.0, 1.0, 16)
-    assert refreshes(replayed, model, [sparse, dense] * (EPISODE // 2))
-    model = control(tiny_base("llama", torch.float32), token_keep=[0.2, 1.0], episode_length=24)
-    assert not refreshes(replayed, model, [(0.2, 1.0, 16), *[dense] * 23])
+def test_auto_adds_up_axes_and_averages_steps(replayed, monkeypatch):
+    half = RefreshGain(((0.6, 0.7 * kv_refresh.LEAST_GAIN), (1.0, 0.0)))
+    monkeypatch.setattr(criterion, "GAIN_OF_QUEST", half)
+    monkeypatch.setattr(mlp_keep, "GAIN", half)
+    model = control(tiny_base("llama", torch.float32), mlp_keep=[0.6, 1.0])
+    keys, channels, both, dense = (0.6, 1.0, 16), (1.0, 0.6, 16), (0.6, 0.6, 16), (1.0, 1.0, 16)
+    assert not refreshes(replayed, model, [keys] * EPISODE)
+    assert not refreshes(replayed, model, [channels] * EPISODE)
+    assert refreshes(replayed, model, [both] * EPISODE)
+    assert refreshes(replayed, model, [*[both] * (EPISODE - 1), dense])
+    assert not refreshes(replayed, model, [both, keys] * (EPISODE // 3) + [dense, dense])
 
 
 def test_auto_knows_an_axis_of_another_package_and_a_criterion_without_figures(replayed):
@@ -221,9 +225,9 @@ def test_steps_that_read_all_keys_are_dense_and_need_no_refresh(replayed, length
     assert float(sparse.realised[0, 0]) == pytest.approx(0.2)  # the level that was chosen still counts
 
 
-@pytest.mark.parametrize("settings", [{"criterion": "sketch", "selection": "layer"}, {"anchor_pages": True}])
+@pytest.mark.parametrize("settings", [{"criterion": "sketch", "selection": "layer"}, {"page_size": 8}])
 def test_the_first_step_that_leaves_keys_out_begins_the_refresh(replayed, settings):
-    model = control(tiny_base("llama", torch.float64), token_keep=[0.4, 1.0], page_size=8, **settings)
+    model = control(tiny_base("llama", torch.float64), token_keep=[0.4, 1.0], **settings)
     controller = ScheduleController(torch.full((EPISODE + 1, 1), model.action_space.index(0.4, 1.0, 16)))
     model.generate(prompts(1, 7), max_new_tokens=EPISODE + 1, do_sample=False, controller=controller)
     assert replayed == [EPISODE - whole_steps(model, 7)] and 0 < replayed[0] < EPISODE

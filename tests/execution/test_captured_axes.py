@@ -9,6 +9,7 @@ import torch
 from execution.test_cuda_graphs import Launches, captured_generation, graphs, run, small_model
 from sol_hf.cache.sketch_index import SketchIndex
 from sol_hf.execution.cuda_graphs import CapturedForward
+from sol_hf.execution.plan import RefreshPlan
 from sol_hf.kernels.cuda import triton_support
 from support.cases import left_padded, mixed_schedule, prompts
 
@@ -61,6 +62,22 @@ def test_captured_steps_read_planes(traces):
     steps = traces[1]
     assert len(steps) == 2 and all(seen == steps[0] for seen in steps)
     assert sum(name == "multiply_planes" for name, _ in steps[0]) == 8  # seven linear layers, and the LM head
+
+
+@pytest.mark.slow
+def test_a_captured_refresh_reads_planes(monkeypatch):
+    seen = []
+    monkeypatch.setattr(RefreshPlan, "check_done", lambda plan: seen.append((plan.rows_on_device, dict(plan.levels))))
+    model = small_model(bits=[4, 7, 16], mlp_keep=[1.0], token_keep=[1.0], episode_length=3)
+    inputs, space = left_padded(PADDED), model.action_space
+    lines = [(16, 16), (4, 16), (7, 16), (16, 4), (4, 4)]
+    schedule = torch.tensor([[space.index(1.0, 1.0, bits) for bits in line] for line in lines])
+    options = {**NESTED, "kv_refresh": True, "steps": 5}
+    plain, mine = (run(model, schedule, inputs, capture=capture, **options) for capture in (False, True))
+    assert torch.equal(mine[0], plain[0]) and isinstance(graphs(mine[2]).get("refresh"), CapturedForward)
+    torch.testing.assert_close(mine[1], plain[1], atol=1e-4, rtol=1e-4)
+    assert [rows is not None for rows, _ in seen] == [False, True]
+    assert all(levels["bits"].tolist() == [8.0, 16.0] for _, levels in seen)
 
 
 SLOW = [pytest.param(change, marks=pytest.mark.slow) for change in ("nothing", "weights", "backend")]

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sol_hf import BudgetError, FixedController, ScheduleController, UnsupportedAxisError
 from sol_hf.errors import PlanNotExecutedError
+from sol_hf.execution.axes import bits as bits_axis
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.linear.planed_layers import LEAST_OUTSIDE_MLPS
 from sol_hf.execution.linear.step_linear import StepLinear, matrix_of
@@ -23,6 +24,7 @@ from sol_hf.execution.plan import RefreshPlan, StepPlan, active_forward
 from sol_hf.kernels.cpu import compilation
 from sol_hf.kernels.cpu import planes as kernel
 from sol_hf.selection.nested_planes import decode, encode, plane_bytes, width_read
+from sol_hf.selection.refresh_gain import RefreshGain
 from sol_hf.selection.rule import SelectionRule
 from support.bases import FAMILIES, tiny_base
 from support.cases import control, left_padded, prompts, sol_model
@@ -211,7 +213,8 @@ def test_a_refresh_of_steps_above_8_bits_reads_the_original_weights():
     torch.testing.assert_close(keys, keys_of(base, output.sequences[:, :done]), atol=1e-9, rtol=0)
 
 
-def test_a_new_turn_within_an_episode_reads_the_original_weights():
+def test_a_new_turn_within_an_episode_reads_the_original_weights(monkeypatch):
+    monkeypatch.setitem(bits_axis.GAINS, "nested", RefreshGain(((4.0, 1.0), (8.0, 0.0), (16.0, 0.0))))
     base = tiny_base("llama", torch.float64)
     model = control(base, bits=LEVELS, episode_length=4)
     settings = {**NESTED, "max_new_tokens": 2, "backend": "reference", "controller": schedule(model, 4, 8)}
@@ -226,7 +229,8 @@ def test_a_new_turn_within_an_episode_reads_the_original_weights():
 
 
 @pytest.mark.parametrize("kv_refresh", [True, "auto"])
-def test_the_refresh_of_a_row_is_the_same_alone_and_next_to_others(kv_refresh):
+def test_the_refresh_of_a_row_is_the_same_alone_and_next_to_others(kv_refresh, monkeypatch):
+    monkeypatch.setitem(bits_axis.GAINS, "nested", RefreshGain(((4.0, 1.0), (8.0, 0.0), (16.0, 0.0))))
     model = control(tiny_base("llama", torch.float64), bits=LEVELS, episode_length=4)
     lines = ([16, 16, 4, 16], [4] * 4, [16] * 4, [8] * 4, [16, 8, 5, 5])
     ids = [[model.action_space.index(1.0, 1.0, bits) for bits in (*line, 16, 16)] for line in lines]
@@ -241,7 +245,8 @@ def test_the_refresh_of_a_row_is_the_same_alone_and_next_to_others(kv_refresh):
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
-def test_a_score_gives_what_a_generation_with_refreshes_gave(backend):
+def test_a_score_gives_what_a_generation_with_refreshes_gave(backend, monkeypatch):
+    monkeypatch.setitem(bits_axis.GAINS, "nested", RefreshGain(((4.0, 1.0), (8.0, 0.0), (16.0, 0.0))))
     model, ids = control(tiny_base("llama", torch.float32), bits=LEVELS, episode_length=4), prompts(2)
     levels = [[(0.2, 5), (1.0, 8)], [(1.0, 16), (0.2, 16)], [(1.0, 8), (0.6, 5)]] * 4
     actions = [[model.action_space.index(keep, 1.0, bits) for keep, bits in step] for step in levels]

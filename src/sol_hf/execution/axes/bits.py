@@ -17,9 +17,9 @@ from ..step_part import StepPart
 
 
 GAINS = {
-    "fake": RefreshGain(((4.0, 0.02), (6.0, 0.002), (8.0, 0.0), (16.0, 0.0))),
+    "fake": RefreshGain(((6.0, 0.002), (16.0, 0.0))),
     "int8": RefreshGain(),
-    "nested": RefreshGain(((4.0, 0.02), (5.0, 0.01), (6.0, 0.005), (8.0, 0.0), (16.0, 0.0))),
+    "nested": RefreshGain(((6.0, 0.0035), (8.0, 0.0), (16.0, 0.0))),
 }
 """By `bits_backend`. Measured, see docs/performance.md."""
 
