@@ -21,7 +21,7 @@ from .forward_inputs import ForwardInputs, join_runs
 from .session import DecodingSession
 
 
-LEAST_GAIN = 0.02
+LEAST_GAIN = 0.025
 """Nats per token that a refresh has to gain under `kv_refresh="auto"`: see docs/performance.md."""
 ROUNDING = 1e-9
 
