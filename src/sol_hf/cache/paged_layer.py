@@ -68,16 +68,22 @@ class PagedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         if key_states.shape[0] != self._key_store.shape[0]:
             raise ValueError(f"The cache holds {self._key_store.shape[0]} rows, but got {key_states.shape[0]}.")
-        self._leave_inference_mode()
         if self.append_at is not None:
+            self._leave_inference_mode()
             return self._append_on_device(key_states, value_states, self.append_at)
-        begin, end = self.length, self.length + key_states.shape[-2]
+        begin = self.length
+        self.append_slots(key_states.shape[-2])
+        self._key_store[:, :, begin : self.length] = key_states
+        self._value_store[:, :, begin : self.length] = value_states
+        return self.keys, self.values
+
+    def append_slots(self, number: int) -> None:
+        """Make room for the keys and values of `number` more tokens, which the caller writes."""
+        self._leave_inference_mode()
+        end = self.length + number
         if end > self._key_store.shape[2]:
             self._grow(end)
-        self._key_store[:, :, begin:end] = key_states
-        self._value_store[:, :, begin:end] = value_states
         self._set_length(end)
-        return self.keys, self.values
 
     def __getstate__(self) -> dict[str, Any]:
         """Keys and values without spare room, and no page index: it is made again when it is needed."""

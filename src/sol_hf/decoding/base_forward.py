@@ -28,12 +28,9 @@ def base_forward(
         arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
     accepted = accepted_arguments(base)
     if "position_ids" in accepted and "position_ids" not in arguments:
-        offset = cache.position_offset
-        if offset is None and begin and not counts_cached_tokens(base):
-            offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=inputs.tokens.device)
-        if offset is not None:
-            slots = torch.arange(begin, begin + length, device=inputs.tokens.device)
-            arguments["position_ids"] = (slots - offset[:, None]).clamp(min=0)
+        positions = default_positions(base, inputs, cache)
+        if positions is not None:
+            arguments["position_ids"] = positions
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = logits_to_keep
     arguments |= dict(past_key_values=cache, use_cache=True, return_dict=True)
@@ -47,6 +44,17 @@ def base_forward(
     if logits_to_keep and output.logits.shape[1] > logits_to_keep:
         output.logits = output.logits[:, -logits_to_keep:]
     return output
+
+
+def default_positions(base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache) -> torch.Tensor | None:
+    """Positions `(rows, length)` of tokens without any, `None` if they are those that the base itself takes."""
+    begin, device, offset = cache.get_seq_length(), inputs.tokens.device, cache.position_offset
+    if offset is None and begin and not counts_cached_tokens(base):
+        offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=device)
+    if offset is None:
+        return None
+    slots = torch.arange(begin, begin + inputs.length, device=device)
+    return (slots - offset[:, None]).clamp(min=0)
 
 
 def dense_forward(

@@ -24,6 +24,7 @@ from ..execution.plan import StepPlan, active_forward
 from ..selection.rule import SelectionRule
 from .base_forward import base_forward, dense_forward, embed, logits_digest
 from .captured import current_capture, is_captured, positions_of
+from .compiled_step import compiled_step
 from .forward_inputs import ForwardInputs
 from .joined_outputs import join_outputs, last_tokens
 from .kv_refresh import needs_refresh, refresh, spares_rows, take_back
@@ -132,15 +133,26 @@ def decode_step(
     else:
         settings = controls.rule, controls.backend, controls.bits_backend, controls.dense_axes
         plan = StepPlan.from_values(values, cache, *settings, parts=session.parts)
-        with active_forward(plan) as context:
-            output = base_forward(session.base, without_needless_mask(inputs, cache), cache)
-        hidden, is_dense = context.last_hidden_state(), plan.is_dense
+        output, hidden = run_planned(session, inputs, plan)
+        is_dense = plan.is_dense
     counted = observation.controllable if active is None else observation.controllable & active
     digest = logits_digest(session, output)
     cache.record(token, actions, counted, hidden, digest, inputs.along, observation.held)
     if cache.episode.first_sparse is None and not is_dense:
         cache.episode.first_sparse = cache.episode.length - 1
     return output
+
+
+def run_planned(
+    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan
+) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
+    """A step by its plan: what the base returns, and the LM head's input `(rows, hidden_size)`."""
+    compiled = compiled_step(session, inputs, plan)
+    if compiled is not None:
+        return compiled
+    with active_forward(plan) as context:
+        output = base_forward(session.base, without_needless_mask(inputs, session.cache), session.cache)
+    return output, context.last_hidden_state()
 
 
 def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInputs:

@@ -25,6 +25,7 @@ from .inventory import Inventory
 from .linear.step_linear import StepLinear
 from .norm import StepNorm
 from .shared_changes import change_once
+from .stack.stack import forget_programs
 from .step_part import StepPart
 from .watch import stop_training, watch_head
 
@@ -135,6 +136,7 @@ class Instrumentation:
 
     def drop_copies(self) -> None:
         """Free the copies of weights; they are made again when they are needed."""
+        forget_programs(self.base)
         for part in self.step_parts:
             part.drop_copies()
 

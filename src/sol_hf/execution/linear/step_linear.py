@@ -116,6 +116,10 @@ class StepLinear(StepPart):
         with self._lock:
             self._planes = self._fingerprint = None
 
+    def made_planes(self) -> NestedPlanes | None:
+        """The planes of the weight, if there are any."""
+        return self._planes
+
     def planes(self) -> NestedPlanes:
         """The planes of the weight as it is now, made if there are none.
 

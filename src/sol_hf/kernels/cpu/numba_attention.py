@@ -383,7 +383,7 @@ def attend_float32(args):
 
 @cfunc(_SIGNATURE, error_model="numpy")
 def attend_bfloat16(args):
-    """The kernel for bfloat16 memory."""
-    query, keys, values = uint16_at(args[QUERY]), uint16_at(args[KEYS]), uint16_at(args[VALUES])
-    upper, lower, output = uint16_at(args[UPPER]), uint16_at(args[LOWER]), uint16_at(args[OUTPUT])
+    """The kernel for keys and values in bfloat16; queries and output are float32."""
+    query, keys, values = float32_at(args[QUERY]), uint16_at(args[KEYS]), uint16_at(args[VALUES])
+    upper, lower, output = uint16_at(args[UPPER]), uint16_at(args[LOWER]), float32_at(args[OUTPUT])
     _work(args, query, keys, values, upper, lower, output)

@@ -63,6 +63,16 @@ def bits_of(typing, x):
 
 
 @intrinsic
+def float32_of(typing, bits):
+    """The float32 whose bits are the lower half of an int64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(builder.trunc(arguments[0], ir.IntType(32)), ir.FloatType())
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic
 def store(typing, pointer, place, x):
     """Write a float32 to memory of either kind, rounded to nearest even where that is bfloat16."""
 

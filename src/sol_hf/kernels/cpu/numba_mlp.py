@@ -320,4 +320,4 @@ def project_float32(args):
 
 @cfunc(types.void(types.CPointer(types.int64)))
 def project_bfloat16(args):
-    _project(args, uint16_at(args[GATE]), 2, uint16_at(args[OUTPUT]))
+    _project(args, uint16_at(args[GATE]), 2, float32_at(args[OUTPUT]))

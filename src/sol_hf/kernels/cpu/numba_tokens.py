@@ -312,6 +312,6 @@ def attend_float32(args):
 
 @cfunc(_SIGNATURE, error_model="numpy")
 def attend_bfloat16(args):
-    """The kernel for bfloat16 memory."""
-    query, keys, values = uint16_at(args[QUERY]), uint16_at(args[KEYS]), uint16_at(args[VALUES])
-    _work(args, query, keys, values, uint16_at(args[SCALES]), uint16_at(args[OUTPUT]))
+    """The kernel for keys and values in bfloat16; queries and output are float32."""
+    query, keys, values = float32_at(args[QUERY]), uint16_at(args[KEYS]), uint16_at(args[VALUES])
+    _work(args, query, keys, values, uint16_at(args[SCALES]), float32_at(args[OUTPUT]))

@@ -200,13 +200,12 @@ def project_kept(
 
     outputs = weight.shape[1] if block is None else weight.shape[0]
     x = kept.x.float().contiguous()
-    output = kept.x.new_empty(*x.shape[:-1], outputs)
-    sums = torch.empty(output.shape, dtype=torch.float32) if output.dtype != torch.float32 else output
+    output = x.new_empty(*x.shape[:-1], outputs)
     a = _arguments(kept, x, weight, outputs, block or block_length(outputs))
-    a[kernel.GATE_BIAS], a[kernel.HIDDEN], a[kernel.OUTPUT] = _address(bias), sums.data_ptr(), output.data_ptr()
+    a[kernel.GATE_BIAS], a[kernel.HIDDEN], a[kernel.OUTPUT] = _address(bias), output.data_ptr(), output.data_ptr()
     a[kernel.STRIDE] = outputs if block is None else 0
     _run(kernel.project_float32 if weight.dtype == torch.float32 else kernel.project_bfloat16, a)
-    return output
+    return output.to(kept.x.dtype)
 
 
 def _arguments(kept: KeptChannels, x: torch.Tensor, weight: torch.Tensor, width: int, block: int) -> list[int]:

@@ -168,6 +168,7 @@ class PagedAttention(CompiledAttention):
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the page index."""
         kernel, a = self.kernel, self.arguments
         keys, values, capacity = layer.flat_store()
+        query, dtype = query.float(), query.dtype
         output = query.new_empty(self.shape)
         a[kernel.QUERY], a[kernel.QUERY_ROW], a[kernel.QUERY_HEAD] = query.data_ptr(), query.stride(0), query.stride(1)
         a[kernel.KEYS], a[kernel.VALUES], a[kernel.OUTPUT] = keys.data_ptr(), values.data_ptr(), output.data_ptr()
@@ -180,7 +181,7 @@ class PagedAttention(CompiledAttention):
         run_in_torch_threads(self.address, self.data)
         if self.selects:
             layer.mark_indexed()
-        return output
+        return output.to(dtype)
 
 
 STEP_ATTENTION.register("numba", NumbaPages())

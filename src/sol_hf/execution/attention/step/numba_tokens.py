@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ....cache.paged_layer import PagedLayer
+from ....cache.sketch_index import SketchIndex
 from ....kernels.cpu.compilation import loads
 from ....kernels.cpu.torch_threads import run_in_torch_threads
 from ....selection.criterion import CRITERIA
@@ -100,11 +101,15 @@ class TokenAttention(CompiledAttention):
         a[kernel.PARTS], a[kernel.PARTS_EACH], a[kernel.ITEM_SIZE] = parts, parts_each, query.element_size()
         self.arguments, self.data = a, a.ctypes.data
 
+    def index_of(self, layer: PagedLayer) -> SketchIndex:
+        """The index of a layer, up to date but for a few tokens, which the kernel encodes."""
+        return layer.sketch(self.bits, self.first_key, self.padding_range, most=MOST_ENCODED)
+
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the index."""
-        kernel, a = self.kernel, self.arguments
-        index = layer.sketch(self.bits, self.first_key, self.padding_range, most=MOST_ENCODED)
+        kernel, a, index = self.kernel, self.arguments, self.index_of(layer)
         keys, values, capacity = layer.flat_store()
+        query, dtype = query.float(), query.dtype
         output = query.new_empty(self.shape)
         a[kernel.QUERY], a[kernel.QUERY_ROW], a[kernel.QUERY_HEAD] = query.data_ptr(), query.stride(0), query.stride(1)
         a[kernel.KEYS], a[kernel.VALUES], a[kernel.OUTPUT] = keys.data_ptr(), values.data_ptr(), output.data_ptr()
@@ -114,7 +119,7 @@ class TokenAttention(CompiledAttention):
         a[kernel.MEAN] = index.mean.data_ptr()
         run_in_torch_threads(self.address, self.data)
         index.tokens = layer.length
-        return output
+        return output.to(dtype)
 
 
 STEP_ATTENTION.register("numba_tokens", NumbaTokens())

@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The product with a linear layer as an operation of a program."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...kernels.cpu.program import Program
+from ...selection.nested_planes import OUTPUTS, NestedPlanes
+from ..linear.step_linear import StepLinear
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Numbers of all tokens of a step in memory, float32.
+
+    Args:
+        memory (`torch.Tensor` of shape `(lines, stride)`): Where they are.
+        width (`int`): Numbers of a token.
+        begin (`int`): Place of the first one in every line.
+    """
+
+    memory: torch.Tensor
+    width: int
+    begin: int = 0
+
+    @classmethod
+    def of(cls, lines: int, width: int, stride: int | None = None) -> "Lines":
+        """New memory, zero."""
+        return cls(torch.zeros(lines, stride or width), width)
+
+    @property
+    def address(self) -> int:
+        """Address of the first number."""
+        return self.memory.data_ptr() + 4 * self.begin
+
+    @property
+    def stride(self) -> int:
+        """Numbers from one token to the next."""
+        return self.memory.shape[1]
+
+    def part(self, begin: int, width: int) -> "Lines":
+        """Some of the numbers of every token."""
+        return Lines(self.memory, width, self.begin + begin)
+
+
+class Product:
+    """A linear layer in the programs of a base.
+
+    Args:
+        module (`nn.Linear`): The layer.
+    """
+
+    def __init__(self, module: nn.Linear):
+        self.module, self.part = module, StepLinear.of(module)
+
+    def planes_in(self, bits: int | None) -> NestedPlanes | None:
+        """Planes of the weight, for a step that reads weights in a number of bits; `None` for the original one."""
+        return None if bits is None else self.part.planes()
+
+    def stride(self, bits: int | None) -> int:
+        """Numbers from the output of one token to that of the next."""
+        outputs = self.module.out_features
+        return outputs if bits is None else -(-outputs // OUTPUTS) * OUTPUTS
+
+    def add_to(self, program: Program, x: Lines, answer: Lines, bits: int | None) -> list[object]:
+        """Add the product to the running stage of a program.
+
+        Args:
+            program ([`Program`]): The program.
+            x ([`Lines`]): Input.
+            answer ([`Lines`]): Output, with the stride of [`Product.stride`].
+            bits (`int`, *optional*): Bits that are read of a weight; `None` for the original weights.
+
+        Returns:
+            What the program must keep alive.
+        """
+        planes = self.planes_in(bits)
+        if planes is None or bits is None:
+            return self._add_plain(program, x, answer)
+        return self._add_planes(program, x, answer, planes, max(bits, self.part.least_bits or 0))
+
+    def _add_plain(self, program: Program, x: Lines, answer: Lines) -> list[object]:
+        from ...kernels.cpu import numba_linear as kernel
+
+        weight, bias = self.module.weight, self.module.bias
+        wide = None if bias is None else bias.detach().float().contiguous()
+        a = program.take(kernel.NEXT + 1, range(kernel.NEXT, kernel.NEXT + 1))
+        a[kernel.X], a[kernel.WEIGHT], a[kernel.ANSWER] = x.address, weight.data_ptr(), answer.address
+        a[kernel.BIAS] = 0 if wide is None else wide.data_ptr()
+        a[kernel.LINES : kernel.NEXT] = len(x.memory), weight.shape[1], weight.shape[0]
+        program.add(kernel.multiply_float32 if weight.dtype == torch.float32 else kernel.multiply_bfloat16, a)
+        return [wide, weight]
+
+    def _add_planes(self, program: Program, x: Lines, answer: Lines, planes: NestedPlanes, bits: int) -> list[object]:
+        from ...kernels.cpu import numba_planes as kernel
+
+        tiles, blocks = planes.planes[0].shape[:2]
+        sums = torch.empty(len(x.memory), blocks)
+        a = program.take(kernel.HEADER, range(kernel.NEXT, kernel.NEXT + 1))
+        a[kernel.X], a[kernel.SUMS], a[kernel.SCALES] = x.address, sums.data_ptr(), planes.scales.data_ptr()
+        a[kernel.FIRST_PLANE : kernel.ANSWER] = [plane.data_ptr() for plane in planes.planes]
+        a[kernel.ANSWER : kernel.NEXT] = answer.address, len(x.memory), blocks, tiles
+        program.add(kernel.KERNELS[bits], a)
+        return [planes, sums]
+
+
+def address_of(tensor: torch.Tensor | None) -> int:
+    """Address of a tensor, 0 without one."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def set_arguments(array: np.ndarray, values: dict[int, int]) -> None:
+    """Write arguments to their places."""
+    for place, value in values.items():
+        array[place] = value

@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Recognises bases whose decode step can run as one program: a stack of decoder layers between embedding and LM head.
+
+Their layers are recognised by structure. What lies around them is measured in two short forwards of the base: by what
+the embeddings are multiplied before the first layer, and the logits after the LM head.
+"""
+
+import functools
+import inspect
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from ..decoder_layers import decoder_layers, text_config
+from ..linear.step_linear import LEAST_WEIGHTS
+from ..lm_head import lm_head_of
+from ..plan import active_forward
+from .norms import Norm, find_norm
+from .products import Product
+from .structure import LayerStructure, find_structure
+
+
+DTYPES = (torch.float32, torch.bfloat16)
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embeddings whose tables do not depend on the length of the text."""
+ALIGNMENT = 32
+"""Channels of a linear layer are a multiple of this."""
+PROBED_TOKENS = 6
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""Largest relative difference between a number of the base and what is computed from the structure."""
+
+
+@dataclass(frozen=True)
+class LayerProducts:
+    """The linear layers of a decoder layer."""
+
+    attention_inputs: tuple[Product, ...]
+    attention_output: Product
+    expansions: tuple[Product, ...]
+    contraction: Product
+
+    @classmethod
+    def of(cls, layer: LayerStructure) -> "LayerProducts":
+        """Those of a layer."""
+        inputs, expansions = (tuple(map(Product, x)) for x in (layer.attention.inputs, layer.expansions))
+        return cls(inputs, Product(layer.attention.output), expansions, Product(layer.contraction))
+
+    @property
+    def all(self) -> tuple[Product, ...]:
+        """All of them."""
+        return (*self.attention_inputs, self.attention_output, *self.expansions, self.contraction)
+
+
+@dataclass(frozen=True, eq=False)
+class StackStructure:
+    """A base as a stack of decoder layers.
+
+    Args:
+        layers (`tuple` of [`LayerStructure`]): The decoder layers.
+        products (`tuple` of [`LayerProducts`]): Their linear layers.
+        norm ([`Norm`]): The last norm.
+        head ([`Product`]): The LM head.
+        rotary (`nn.Module`): Makes the tables of the rotary embeddings.
+        rotated (`int`): Numbers of a head that are rotated.
+        dtype (`torch.dtype`): Of all weights.
+        embedding_factor (`float`): By which embeddings are multiplied before the first layer.
+        logits_factor (`float`): By which the product of the LM head is multiplied.
+    """
+
+    layers: tuple[LayerStructure, ...]
+    products: tuple[LayerProducts, ...]
+    norm: Norm
+    head: Product
+    rotary: nn.Module
+    rotated: int
+    dtype: torch.dtype
+    embedding_factor: float = 1.0
+    logits_factor: float = 1.0
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of the residual stream."""
+        return self.head.module.in_features
+
+    @functools.cached_property
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        """All tensors that a program reads where they are."""
+        norms = (*(norm for layer in self.layers for norm in layer.norms), self.norm)
+        linears = (*(product for layer in self.products for product in layer.all), self.head)
+        modules = (*(norm.module for norm in norms), *(product.module for product in linears))
+        return tuple(parameter for module in modules for parameter in module.parameters())
+
+    @functools.cached_property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All modules whose forwards a program replaces."""
+        return tuple(module for layer in self.layers for module in layer.module.modules()) + (
+            self.norm.module,
+            self.head.module,
+            self.rotary,
+        )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its layers have enough weights for `backend="auto"` to use compiled code."""
+        return all(product.module.weight.numel() >= LEAST_WEIGHTS for product in self.products[0].all[-2:])
+
+    def cosines(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables of cosines and sines of the first `number` positions, `(number, rotated)`, float32."""
+        x = torch.empty(1, 1, dtype=self.dtype)
+        cos, sin = self.rotary(x, torch.arange(number)[None])
+        return cos[0].float().contiguous(), sin[0].float().contiguous()
+
+
+def find_stack(base: PreTrainedModel) -> StackStructure | None:
+    """The stack of a base by its structure; `None` if there is none, or not in float32 or bfloat16 on the CPU."""
+    modules, head = decoder_layers(base), lm_head_of(base)
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    if modules is None or type(head) is not nn.Linear or not isinstance(decoder, nn.Module):
+        return None
+    norm, rotary = getattr(decoder, "norm", None), getattr(decoder, "rotary_emb", None)
+    known = None if norm is None else find_norm(norm)
+    if known is None or rotary is None or not _is_fixed(rotary):
+        return None
+    layers = [find_structure(module) for module in modules]
+    if any(layer is None for layer in layers):
+        return None
+    found = tuple(layer for layer in layers if layer is not None)
+    products = tuple(map(LayerProducts.of, found))
+    width = rotary(torch.empty(1, 1), torch.zeros(1, 1, dtype=torch.long))[0].shape[-1]
+    stack = StackStructure(found, products, known, Product(head), rotary, width, head.weight.dtype)
+    return stack if _is_supported(stack, base) else None
+
+
+def _is_fixed(rotary: nn.Module) -> bool:
+    """Whether the tables of rotary embeddings follow from positions alone."""
+    arguments = list(inspect.signature(type(rotary).forward).parameters)
+    return arguments == ["self", "x", "position_ids"] and getattr(rotary, "rope_type", None) in ROTATIONS
+
+
+def _is_supported(stack: StackStructure, base: PreTrainedModel) -> bool:
+    """Whether compiled code can read all weights, and all layers have heads of one shape and full attention."""
+    first = stack.layers[0].attention
+    heads = {(x.attention.heads, x.attention.kv_heads, x.attention.head_dim) for x in stack.layers}
+    aligned = all(p.module.in_features % ALIGNMENT == 0 for layer in stack.products for p in layer.all)
+    plain = all(type(x) is nn.Parameter and x.device.type == "cpu" and x.is_contiguous() for x in stack.weights)
+    cache = DynamicCache(config=base.config)
+    return (
+        stack.dtype in DTYPES
+        and all(weight.dtype == stack.dtype for weight in stack.weights)
+        and plain
+        and aligned
+        and len(heads) == 1
+        and stack.rotated <= first.head_dim
+        and [layer.attention.layer_idx for layer in stack.layers] == list(range(len(cache.layers)))
+        and all(type(layer) is DynamicLayer for layer in cache.layers)
+        and not getattr(text_config(base), "is_encoder_decoder", False)
+    )
+
+
+@dataclass
+class Probe:
+    """What a base has computed in a step: per token of the last forward.
+
+    Args:
+        embedding (`torch.Tensor` of shape `(1, hidden_size)`): Of the last token.
+        first (`torch.Tensor` of shape `(1, hidden_size)`): Input of the first layer.
+        hidden (`torch.Tensor` of shape `(1, hidden_size)`): Input of the LM head.
+        logits (`torch.Tensor` of shape `(1, vocab_size)`): Logits.
+        cache (`DynamicCache`): Keys and values of all tokens, the last one included.
+    """
+
+    embedding: torch.Tensor
+    first: torch.Tensor
+    hidden: torch.Tensor
+    logits: torch.Tensor
+    cache: DynamicCache
+
+
+def probe(base: PreTrainedModel, stack: StackStructure) -> Probe:
+    """Run a base on a few tokens, the last of them alone."""
+    layer, head = stack.layers[0].module, stack.head.module
+    seen: dict[str, torch.Tensor] = {}
+
+    def see(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            seen[name] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    embed = base.get_input_embeddings()
+    vocabulary = getattr(embed, "num_embeddings", PROBED_TOKENS)
+    ids = (torch.arange(PROBED_TOKENS) * 7 + 3)[None] % max(1, vocabulary)
+    cache = DynamicCache(config=base.config)
+    with ExitStack() as hooks, torch.no_grad(), active_forward():
+        for name, module in (("first", layer), ("hidden", head)):
+            hooks.callback(module.register_forward_pre_hook(see(name), with_kwargs=True).remove)
+        base(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+        logits = base(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits
+        embedding = embed(ids[:, -1:])
+    return Probe(embedding[:, 0], seen["first"][:, -1], seen["hidden"][:, -1], logits[:, -1], cache)
+
+
+def with_factors(stack: StackStructure, seen: Probe) -> StackStructure | None:
+    """The stack with the factors of embeddings and logits, if each is one number."""
+    with torch.no_grad():
+        product = nn.functional.linear(seen.hidden, stack.head.module.weight, stack.head.module.bias)
+    embedding = _factor(seen.embedding, seen.first, stack.dtype)
+    logits = _factor(product, seen.logits, stack.dtype)
+    if embedding is None or logits is None:
+        return None
+    return replace(stack, embedding_factor=embedding, logits_factor=logits)
+
+
+def _factor(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> float | None:
+    """The number by which all of `before` is multiplied; `None` if there is none."""
+    x, y = before.double().flatten(), after.double().flatten()
+    if x.shape != y.shape or not float(x.square().sum()) > 0:
+        return None
+    factor = float((x * y).sum() / x.square().sum())
+    factor = 1.0 if torch.equal(x, y) else factor
+    difference = (x * factor - y).norm() / y.norm()
+    return factor if bool(difference <= TOLERANCE[dtype]) else None

@@ -1,0 +1,307 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Decode steps of a base on the CPU that run as one program instead of a forward of its modules.
+
+A forward of SmolLM2's modules calls some 400 modules and 2,000 operations for one token, which takes as long as to
+read all weights. A [`StackProgram`] does the same in one call. It reads the same weights where they are. A step that
+it does not know, such as one of a base with hooks, runs as before.
+"""
+
+import threading
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as all_modules
+from transformers import PreTrainedModel
+
+from ...budget.action_space import ActionSpace
+from ...cache.paged_layer import PagedLayer
+from ...cache.sol_cache import SOLCache
+from ...kernels.cpu.compilation import loads
+from ...selection.rule import SelectionRule
+from ..attention.step.operation import STEP_ATTENTION
+from ..dispatch import Operation
+from ..linear.operation import LINEAR
+from ..linear.planes.operation import PLANES_PRODUCT
+from ..lm_head import capture_hidden_state
+from ..mlp.kept_channels.input_major import MOST_READ as MOST_CHANNELS
+from ..mlp.kept_channels.input_major import InputMajorMLP
+from ..mlp.kept_channels.operation import KEPT_CHANNELS
+from ..mlp.kept_neurons.neuron_major import MOST_READ as MOST_NEURONS
+from ..mlp.kept_neurons.neuron_major import NeuronMajor
+from ..mlp.kept_neurons.operation import KEPT_NEURONS
+from ..mlp.step_down import StepDown
+from ..mlp.step_mlp import StepMLP
+from ..plan import StepPlan
+from ..step_part import StepPart
+from .assembly import StackProgram, StepKind
+from .attention import AttentionOfLayers, attention_kind
+from .recognition import TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
+
+
+KERNELS = (
+    "numba_program",
+    "numba_step",
+    "numba_linear",
+    "numba_attention",
+    "numba_tokens",
+    "numba_mlp",
+    "numba_planes",
+)
+KNOWN_AXES = frozenset(("token_keep", "mlp_keep", "neuron_keep", "bits"))
+MOST_ROWS = {torch.float32: 32, torch.bfloat16: 8}
+"""Most tokens in a step; with more, arithmetic takes most of the time."""
+TABLE_GROWTH = 1024
+"""Positions by which the tables of the rotary embeddings grow."""
+
+PACKAGE = __name__.split(".")[0] + "."
+OPERATIONS: tuple[Operation[Any], ...] = (STEP_ATTENTION, LINEAR, PLANES_PRODUCT, KEPT_CHANNELS, KEPT_NEURONS)
+"""What the operations of a program replace. If another implementation is registered, modules have to run."""
+
+_STACKS: "weakref.WeakKeyDictionary[nn.Module, BaseStack]" = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+class BaseStack:
+    """What is known of a base: its structure, or that it has none that is recognised."""
+
+    def __init__(self, base: PreTrainedModel):
+        self.modules = [weakref.ref(module) for module in base.modules()]
+        self.tables = (torch.empty(0), torch.empty(0))
+        self.structure = self._verified(base) if all(map(loads, KERNELS)) else None
+        self.steps: weakref.WeakKeyDictionary[SOLCache, CacheSteps] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, base: PreTrainedModel) -> "BaseStack":
+        """The one of a base, made anew if its modules were replaced."""
+        with _LOCK:
+            known = _STACKS.get(base)
+            if known is None or not known.is_current(base):
+                known = _STACKS[base] = cls(base)
+            return known
+
+    def is_current(self, base: PreTrainedModel) -> bool:
+        """Whether the base still consists of the same modules."""
+        now = list(base.modules())
+        return len(now) == len(self.modules) and all(
+            known() is module for known, module in zip(self.modules, now, strict=True)
+        )
+
+    def _verified(self, base: PreTrainedModel) -> StackStructure | None:
+        """The structure of a base, if a step that is computed from it gives what the base gives."""
+        stack = find_stack(base)
+        if stack is None:
+            return None
+        seen = probe(base, stack)
+        stack = with_factors(stack, seen)
+        if stack is None:
+            return None
+        hidden = _hidden_of_probe(base, stack, self, seen)
+        difference = (hidden - seen.hidden.float()).norm() / seen.hidden.float().norm()
+        return stack if bool(difference <= TOLERANCE[stack.dtype]) else None
+
+    def cosines(self, structure: StackStructure, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables of the rotary embeddings for at least `length` positions."""
+        if len(self.tables[0]) < length:
+            self.tables = structure.cosines(-(-length // TABLE_GROWTH) * TABLE_GROWTH)
+        return self.tables
+
+
+class CacheSteps:
+    """The programs over one cache.
+
+    Args:
+        known ([`BaseStack`]): The base.
+        structure ([`StackStructure`]): Its structure.
+    """
+
+    def __init__(self, known: BaseStack, structure: StackStructure):
+        self.known, self.structure = known, structure
+        self._programs: dict[tuple[StepKind, int, int], StackProgram] = {}
+        self._addresses = self._weights_now()
+
+    def _weights_now(self) -> list[int]:
+        return [weight.data_ptr() for weight in self.structure.weights]
+
+    def run(
+        self, plan: StepPlan, kind: StepKind, layers: list[PagedLayer], embeddings: torch.Tensor, places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step.
+
+        Args:
+            plan ([`StepPlan`]): The step.
+            kind ([`StepKind`]): Its kind.
+            layers (`list[PagedLayer]`): The layers of its cache.
+            embeddings (`torch.Tensor` of shape `(rows, hidden_size)`): The token of every row.
+            places (`torch.Tensor` of shape `(rows,)`): Their positions.
+
+        Returns:
+            Logits `(rows, 1, vocab_size)`, and the LM head's input `(rows, hidden_size)`.
+        """
+        structure, slot = self.structure, layers[0].length
+        for layer in layers:
+            if kind.attention == "tokens":
+                layer.sketch(plan.rule.index_bits, _first_key(plan, len(embeddings)), plan.cache.padding_range)
+        for layer in layers:
+            layer.append_slots(1)
+        first = structure.layers[0].attention
+        query = torch.empty(len(embeddings), first.heads, 1, first.head_dim, dtype=structure.dtype)
+        attention = AttentionOfLayers(plan, layers, query, [layer.attention.scaling for layer in structure.layers])
+        program = self._program(kind, len(embeddings), attention)
+        cosines, sines = self.known.cosines(structure, int(places.max()) + 1)
+        program.set_step(embeddings.float() * structure.embedding_factor, places, plan.levels, cosines, sines)
+        program.set_caches(layers, slot)
+        attention.fill(program.attention, program.query, program.attended)
+        program.program.run()
+        attention.note_done()
+        self._mark_done(plan)
+        logits = program.logits.memory[:, : program.logits.width] * structure.logits_factor
+        return logits.to(structure.dtype)[:, None], program.hidden.memory.to(structure.dtype, copy=True)
+
+    def _program(self, kind: StepKind, rows: int, attention: AttentionOfLayers) -> StackProgram:
+        addresses = self._weights_now()
+        if addresses != self._addresses:
+            self._programs, self._addresses = {}, addresses
+        key = kind, rows, attention.words
+        if key not in self._programs or not self._programs[key].is_current():
+            self._programs[key] = StackProgram(self.structure, kind, rows, attention.words, attention.function)
+        return self._programs[key]
+
+    def _mark_done(self, plan: StepPlan) -> None:
+        """Tick off everything that a program carries out."""
+        structure = self.structure
+        for layer, products in zip(structure.layers, structure.products, strict=True):
+            plan.mark_done("token_keep", layer.attention.layer_idx)
+            for axis in ("mlp_keep", "bits"):
+                plan.mark_done(axis, StepMLP.of(layer.mlp))
+            plan.mark_done("neuron_keep", StepDown.of(layer.contraction))
+            for product in products.all:
+                plan.mark_done("bits", product.part)
+        plan.mark_done("bits", structure.head.part)
+        plan.check_done()
+
+
+def _first_key(plan: StepPlan, rows: int) -> torch.Tensor:
+    padding = plan.cache.padding
+    return torch.zeros(rows, dtype=torch.long) if padding is None else padding
+
+
+def kind_of_step(structure: StackStructure, plan: StepPlan, rows: int, length: int) -> StepKind | None:
+    """The kind of a step; `None` if no program can carry it out.
+
+    Args:
+        structure ([`StackStructure`]): The base.
+        plan ([`StepPlan`]): The step.
+        rows (`int`): Tokens.
+        length (`int`): Tokens in the cache.
+    """
+    attention = attention_kind(plan, length)
+    if attention is None or not set(plan.levels) <= KNOWN_AXES or rows > MOST_ROWS[structure.dtype]:
+        return None
+    bits, rounds = None, False
+    if "bits" in plan.levels:
+        if plan.bits_backend == "fake":
+            rounds = True
+        elif plan.bits_backend != "nested" or len(set(plan.widths)) > 1:
+            return None
+        else:
+            bits = plan.widths[0]
+    channels = _how(plan, "mlp_keep", MOST_CHANNELS, structure, rows, bits)
+    neurons = _how(plan, "neuron_keep", MOST_NEURONS, structure, rows, bits)
+    return StepKind(attention, bits, rounds, channels, neurons)
+
+
+def _how(
+    plan: StepPlan,
+    axis: str,
+    most: dict[torch.dtype, dict[int, float]],
+    structure: StackStructure,
+    rows: int,
+    bits: int | None,
+) -> str:
+    """Whether all channels of MLPs are read, or the weights of the kept ones, or others are set to zero."""
+    if axis not in plan.levels:
+        return "all"
+    share = float(plan.levels[axis][0])
+    if rows > 1 or bits is not None or share > most[structure.dtype].get(1, 0.0) or not structure.is_large:
+        return "zeroed"
+    if axis == "mlp_keep":
+        copies = [StepMLP.of(layer.mlp).copy_of(InputMajorMLP) for layer in structure.layers]
+        return "zeroed" if None in copies else "kept"
+    downs = [StepDown.of(layer.contraction).copy_of(NeuronMajor) for layer in structure.layers]
+    return "zeroed" if None in downs else "kept"
+
+
+def run_step(
+    base: PreTrainedModel, plan: StepPlan, tokens: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """A decode step as one program.
+
+    Args:
+        base (`PreTrainedModel`): The instrumented base.
+        plan ([`StepPlan`]): The step.
+        tokens (`torch.Tensor`): Ids `(rows, 1)`, or embeddings `(rows, 1, hidden_size)`.
+        positions (`torch.Tensor` of shape `(rows,)`): Positions of the tokens.
+
+    Returns:
+        Logits `(rows, 1, vocab_size)` and the LM head's input `(rows, hidden_size)`; `None` if the base, the cache or
+        the step is of another kind, so that the base's modules have to run.
+    """
+    cache = plan.cache
+    if plan.backend == "reference" or plan.rows_on_device is not None or tokens.device.type != "cpu":
+        return None
+    if not all(_is_ours(operation) for operation in OPERATIONS) or not _is_plain(base):
+        return None
+    known = BaseStack.of(base)
+    if known.structure is None or (plan.backend == "auto" and not known.structure.is_large):
+        return None
+    layers = [layer for layer in cache.layers if type(layer) is PagedLayer]
+    if len(layers) != len(cache.layers) or torch.is_autocast_enabled("cpu"):
+        return None
+    if any(not layer.is_initialized or layer.dtype != known.structure.dtype for layer in layers):
+        return None
+    kind = kind_of_step(known.structure, plan, len(tokens), layers[0].length)
+    if kind is None:
+        return None
+    if cache not in known.steps:
+        known.steps[cache] = CacheSteps(known, known.structure)
+    embeddings = tokens if tokens.is_floating_point() else base.get_input_embeddings()(tokens)
+    return known.steps[cache].run(plan, kind, layers, embeddings[:, 0], positions)
+
+
+def _is_ours(operation: Operation[Any]) -> bool:
+    """Whether all implementations of an operation are those of this package."""
+    return all(type(member).__module__.startswith(PACKAGE) for _, member in operation.ordered)
+
+
+def _is_plain(base: PreTrainedModel) -> bool:
+    """Whether no module has hooks, or a forward that another library has replaced."""
+    if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks:
+        return False
+    return not any(map(_is_changed, base.modules()))
+
+
+def _is_changed(module: nn.Module) -> bool:
+    forward, before = vars(module).get("forward"), module._forward_pre_hooks
+    replaced = forward is not None and not isinstance(forward, StepPart)
+    return bool(module._forward_hooks or replaced or any(x is not capture_hidden_state for x in before.values()))
+
+
+def forget_programs(base: PreTrainedModel) -> None:
+    """Free all programs of a base, and with them the copies of weights that they read."""
+    with _LOCK:
+        if base in _STACKS:
+            _STACKS[base].steps.clear()
+
+
+def _hidden_of_probe(base: PreTrainedModel, stack: StackStructure, known: BaseStack, seen: Probe) -> torch.Tensor:
+    """The LM head's input in the last forward of a probe, computed by a program."""
+    cache = SOLCache(base.config, ActionSpace((1.0,), (1.0,), (16,)))
+    for layer, cached in zip(cache.layers, seen.cache.layers, strict=True):
+        layer.update(cached.keys[:, :, :-1], cached.values[:, :, :-1])
+    layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
+    steps, places = CacheSteps(known, stack), torch.tensor([layers[0].length])
+    return steps.run(StepPlan(cache, SelectionRule()), StepKind("all"), layers, seen.embedding, places)[1]
