@@ -19,7 +19,6 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ..decoder_layers import decoder_layers, text_config
-from ..linear.step_linear import LEAST_WEIGHTS
 from ..lm_head import lm_head_of
 from ..plan import active_forward
 from .norms import Norm, find_norm
@@ -96,20 +95,6 @@ class StackStructure:
         linears = (*(product for layer in self.products for product in layer.all), self.head)
         modules = (*(norm.module for norm in norms), *(product.module for product in linears))
         return tuple(parameter for module in modules for parameter in module.parameters())
-
-    @functools.cached_property
-    def modules(self) -> tuple[nn.Module, ...]:
-        """All modules whose forwards a program replaces."""
-        return tuple(module for layer in self.layers for module in layer.module.modules()) + (
-            self.norm.module,
-            self.head.module,
-            self.rotary,
-        )
-
-    @property
-    def is_large(self) -> bool:
-        """Whether its layers have enough weights for `backend="auto"` to use compiled code."""
-        return all(product.module.weight.numel() >= LEAST_WEIGHTS for product in self.products[0].all[-2:])
 
     def cosines(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tables of cosines and sines of the first `number` positions, `(number, rotated)`, float32."""

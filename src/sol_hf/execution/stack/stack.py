@@ -10,11 +10,11 @@ it does not know, such as one of a base with hooks, runs as before.
 
 import threading
 import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as all_modules
 from transformers import PreTrainedModel
 
 from ...budget.action_space import ActionSpace
@@ -23,10 +23,10 @@ from ...cache.sol_cache import SOLCache
 from ...kernels.cpu.compilation import loads
 from ...selection.rule import SelectionRule
 from ..attention.step.operation import STEP_ATTENTION
+from ..decoder_layers import decoder_layers
 from ..dispatch import Operation
 from ..linear.operation import LINEAR
 from ..linear.planes.operation import PLANES_PRODUCT
-from ..lm_head import capture_hidden_state
 from ..mlp.kept_channels.input_major import MOST_READ as MOST_CHANNELS
 from ..mlp.kept_channels.input_major import InputMajorMLP
 from ..mlp.kept_channels.operation import KEPT_CHANNELS
@@ -36,10 +36,10 @@ from ..mlp.kept_neurons.operation import KEPT_NEURONS
 from ..mlp.step_down import StepDown
 from ..mlp.step_mlp import StepMLP
 from ..plan import StepPlan
-from ..step_part import StepPart
 from .assembly import StackProgram, StepKind
 from .attention import AttentionOfLayers, attention_kind
 from .recognition import TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
+from .watched import WatchedModules
 
 
 KERNELS = (
@@ -54,6 +54,8 @@ KERNELS = (
 KNOWN_AXES = frozenset(("token_keep", "mlp_keep", "neuron_keep", "bits"))
 MOST_ROWS = {torch.float32: 32, torch.bfloat16: 8}
 """Most tokens in a step; with more, arithmetic takes most of the time."""
+LEAST_WEIGHTS_OF_LAYER = 1 << 18
+"""Weights of a decoder layer below which `backend="auto"` leaves the modules to run."""
 TABLE_GROWTH = 1024
 """Positions by which the tables of the rotary embeddings grow."""
 
@@ -69,30 +71,35 @@ class BaseStack:
     """What is known of a base: its structure, or that it has none that is recognised."""
 
     def __init__(self, base: PreTrainedModel):
-        self.modules = [weakref.ref(module) for module in base.modules()]
+        self.modules = WatchedModules(base)
         self.tables = (torch.empty(0), torch.empty(0))
-        self.structure = self._verified(base) if all(map(loads, KERNELS)) else None
+        self.is_large = _is_large(base)
+        self._lock = threading.Lock()
+        self._found: tuple[StackStructure | None] | None = None
         self.steps: weakref.WeakKeyDictionary[SOLCache, CacheSteps] = weakref.WeakKeyDictionary()
 
     @classmethod
-    def of(cls, base: PreTrainedModel) -> "BaseStack":
-        """The one of a base, made anew if its modules were replaced."""
+    def of(cls, base: PreTrainedModel) -> "BaseStack | None":
+        """The one of a base, made anew if its modules were replaced; `None` as long as a module has hooks."""
         with _LOCK:
             known = _STACKS.get(base)
-            if known is None or not known.is_current(base):
-                known = _STACKS[base] = cls(base)
+            if known is None or not known.modules.are_current():
+                known = cls(base)
+            if not known.modules.are_plain():
+                return None
+            _STACKS[base] = known
             return known
 
-    def is_current(self, base: PreTrainedModel) -> bool:
-        """Whether the base still consists of the same modules."""
-        now = list(base.modules())
-        return len(now) == len(self.modules) and all(
-            known() is module for known, module in zip(self.modules, now, strict=True)
-        )
+    def structure_of(self, base: PreTrainedModel) -> StackStructure | None:
+        """The structure of the base, found when it is first needed; `None` if it is not recognised."""
+        with self._lock:
+            if self._found is None:
+                self._found = (self._verified(base),)
+            return self._found[0]
 
     def _verified(self, base: PreTrainedModel) -> StackStructure | None:
         """The structure of a base, if a step that is computed from it gives what the base gives."""
-        stack = find_stack(base)
+        stack = find_stack(base) if all(map(loads, KERNELS)) else None
         if stack is None:
             return None
         seen = probe(base, stack)
@@ -122,6 +129,14 @@ class CacheSteps:
         self.known, self.structure = known, structure
         self._programs: dict[tuple[StepKind, int, int], StackProgram] = {}
         self._addresses = self._weights_now()
+        mlps = frozenset(StepMLP.of(layer.mlp) for layer in structure.layers)
+        linears = (product.part for products in structure.products for product in products.all)
+        self._carried_out: dict[str, frozenset[Hashable]] = {
+            "token_keep": frozenset(layer.attention.layer_idx for layer in structure.layers),
+            "mlp_keep": mlps,
+            "neuron_keep": frozenset(StepDown.of(layer.contraction) for layer in structure.layers),
+            "bits": mlps.union(linears, (structure.head.part,)),
+        }
 
     def _weights_now(self) -> list[int]:
         return [weight.data_ptr() for weight in self.structure.weights]
@@ -172,15 +187,8 @@ class CacheSteps:
 
     def _mark_done(self, plan: StepPlan) -> None:
         """Tick off everything that a program carries out."""
-        structure = self.structure
-        for layer, products in zip(structure.layers, structure.products, strict=True):
-            plan.mark_done("token_keep", layer.attention.layer_idx)
-            for axis in ("mlp_keep", "bits"):
-                plan.mark_done(axis, StepMLP.of(layer.mlp))
-            plan.mark_done("neuron_keep", StepDown.of(layer.contraction))
-            for product in products.all:
-                plan.mark_done("bits", product.part)
-        plan.mark_done("bits", structure.head.part)
+        for axis in plan.levels:
+            plan.done.setdefault(axis, set()).update(self._carried_out[axis])
         plan.check_done()
 
 
@@ -226,7 +234,7 @@ def _how(
     if axis not in plan.levels:
         return "all"
     share = float(plan.levels[axis][0])
-    if rows > 1 or bits is not None or share > most[structure.dtype].get(1, 0.0) or not structure.is_large:
+    if rows > 1 or bits is not None or share > most[structure.dtype].get(1, 0.0):
         return "zeroed"
     if axis == "mlp_keep":
         copies = [StepMLP.of(layer.mlp).copy_of(InputMajorMLP) for layer in structure.layers]
@@ -253,41 +261,37 @@ def run_step(
     cache = plan.cache
     if plan.backend == "reference" or plan.rows_on_device is not None or tokens.device.type != "cpu":
         return None
-    if not all(_is_ours(operation) for operation in OPERATIONS) or not _is_plain(base):
+    if not all(_is_ours(operation) for operation in OPERATIONS):
         return None
     known = BaseStack.of(base)
-    if known.structure is None or (plan.backend == "auto" and not known.structure.is_large):
+    if known is None or (plan.backend == "auto" and not known.is_large):
+        return None
+    structure = known.structure_of(base)
+    if structure is None:
         return None
     layers = [layer for layer in cache.layers if type(layer) is PagedLayer]
     if len(layers) != len(cache.layers) or torch.is_autocast_enabled("cpu"):
         return None
-    if any(not layer.is_initialized or layer.dtype != known.structure.dtype for layer in layers):
+    if any(not layer.is_initialized or layer.dtype != structure.dtype for layer in layers):
         return None
-    kind = kind_of_step(known.structure, plan, len(tokens), layers[0].length)
+    kind = kind_of_step(structure, plan, len(tokens), layers[0].length)
     if kind is None:
         return None
     if cache not in known.steps:
-        known.steps[cache] = CacheSteps(known, known.structure)
+        known.steps[cache] = CacheSteps(known, structure)
     embeddings = tokens if tokens.is_floating_point() else base.get_input_embeddings()(tokens)
     return known.steps[cache].run(plan, kind, layers, embeddings[:, 0], positions)
+
+
+def _is_large(base: PreTrainedModel) -> bool:
+    """Whether the layers of a base have enough weights for `backend="auto"` to use compiled code."""
+    layers = decoder_layers(base)
+    return layers is not None and sum(x.numel() for x in layers[0].parameters()) >= LEAST_WEIGHTS_OF_LAYER
 
 
 def _is_ours(operation: Operation[Any]) -> bool:
     """Whether all implementations of an operation are those of this package."""
     return all(type(member).__module__.startswith(PACKAGE) for _, member in operation.ordered)
-
-
-def _is_plain(base: PreTrainedModel) -> bool:
-    """Whether no module has hooks, or a forward that another library has replaced."""
-    if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks:
-        return False
-    return not any(map(_is_changed, base.modules()))
-
-
-def _is_changed(module: nn.Module) -> bool:
-    forward, before = vars(module).get("forward"), module._forward_pre_hooks
-    replaced = forward is not None and not isinstance(forward, StepPart)
-    return bool(module._forward_hooks or replaced or any(x is not capture_hidden_state for x in before.values()))
 
 
 def forget_programs(base: PreTrainedModel) -> None:
