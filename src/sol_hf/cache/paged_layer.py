@@ -263,6 +263,11 @@ class PagedLayer(DynamicLayer):
         self._indexed = self.length
         return self._upper[:, :, :pages], self._lower[:, :, :pages]
 
+    @property
+    def made_sketch(self) -> SketchIndex | None:
+        """The keys in a few bits, if there are any; they may be out of date."""
+        return self._sketch
+
     def sketch(
         self,
         bits: int,

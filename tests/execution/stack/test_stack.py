@@ -23,6 +23,8 @@ from support.cases import left_padded, prompts
 
 RECOGNISED = ["llama", "qwen2", "qwen3", "gemma", "phi3", "olmo2", "smollm3", "granite"]
 SPACE = dict(token_keep=[0.3, 1.0], mlp_keep=[0.4, 1.0], neuron_keep=[0.5, 1.0], bits=[5, 8, 16])
+WIDE = dict(hidden_size=64, intermediate_size=128, head_dim=16)
+"""Sizes whose channels are whole groups of nested planes."""
 CALL = dict(max_new_tokens=10, do_sample=False, return_dict_in_generate=True, output_logits=True, pad_token_id=0)
 CLOSE = {torch.float32: 2e-4, torch.bfloat16: 0.25}
 BUDGETS = [
@@ -83,7 +85,7 @@ def test_on(family, budget, ran):
 @pytest.mark.parametrize("bits_backend", ["fake", "nested"])
 def test_budget(budget, criterion, bits_backend, ran):
     rule = {"criterion": "sketch", "selection": "layer"} if criterion == "sketch" else {}
-    model = model_of(tiny_base("llama"), **rule)
+    model = model_of(tiny_base("llama", **WIDE), **rule)
     assert_same(model, input_ids=prompts(1, 80), bits_backend=bits_backend, kv_refresh=False, **budget)
     assert len(ran) >= CALL["max_new_tokens"] - 1
 
@@ -205,7 +207,7 @@ class TestStepsAside:
 class TestWeights:
     @pytest.mark.parametrize("bits_backend", ["fake", "nested"])
     def test_changed_in_place_or_replaced_they_count_from_then_on(self, bits_backend, ran):
-        base = tiny_base("llama")
+        base = tiny_base("llama", **WIDE)
         model, options = (
             model_of(base),
             dict(bits=8, bits_backend=bits_backend, mlp_keep=0.4, input_ids=prompts(1, 40)),
@@ -220,7 +222,7 @@ class TestWeights:
         assert ran
 
     def test_copies_can_be_freed(self):
-        model = model_of(tiny_base("llama"))
+        model = model_of(tiny_base("llama", **WIDE))
         options = dict(bits=8, bits_backend="nested", input_ids=prompts(1, 40))
         before = logits_of(model, "fast", **options)
         assert model.coverage().copied_bytes > 0

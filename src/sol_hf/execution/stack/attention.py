@@ -92,7 +92,11 @@ class AttentionOfLayers:
 
     def _fill_index(self, arguments: np.ndarray, attention: TokenAttention) -> None:
         kernel = attention.kernel
-        indices = [attention.index_of(layer) for layer in self.layers]
+        slots, made = self.layers[0].length, [layer.made_sketch for layer in self.layers]
+        indices = [
+            index if index is not None and index.packed.shape[2] >= slots else attention.index_of(layer)
+            for index, layer in zip(made, self.layers, strict=True)
+        ]
         arguments[:, kernel.CODES] = [index.packed.data_ptr() for index in indices]
         arguments[:, kernel.SCALES] = [index.scale.data_ptr() for index in indices]
         arguments[:, kernel.MEAN] = [index.mean.data_ptr() for index in indices]

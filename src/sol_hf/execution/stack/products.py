@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...kernels.cpu.program import Program
-from ...selection.nested_planes import OUTPUTS, NestedPlanes
+from ...selection.nested_planes import GROUP, OUTPUTS, NestedPlanes
 from ..linear.step_linear import StepLinear
 
 
@@ -100,13 +100,13 @@ class Product:
         from ...kernels.cpu import numba_planes as kernel
 
         tiles, blocks = planes.planes[0].shape[:2]
-        sums = torch.empty(len(x.memory), blocks)
+        scratch = torch.empty(x.memory.numel() // GROUP * kernel.SCRATCH_EACH)
         a = program.take(kernel.HEADER, range(kernel.NEXT, kernel.NEXT + 1))
-        a[kernel.X], a[kernel.SUMS], a[kernel.SCALES] = x.address, sums.data_ptr(), planes.scales.data_ptr()
+        a[kernel.X], a[kernel.SCRATCH], a[kernel.SCALES] = x.address, scratch.data_ptr(), planes.scales.data_ptr()
         a[kernel.FIRST_PLANE : kernel.ANSWER] = [plane.data_ptr() for plane in planes.planes]
         a[kernel.ANSWER : kernel.NEXT] = answer.address, len(x.memory), blocks, tiles
         program.add(kernel.KERNELS[bits], a)
-        return [planes, sums]
+        return [planes, scratch]
 
 
 def address_of(tensor: torch.Tensor | None) -> int:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from ...selection.nested_planes import GROUP
 from ..decoder_layers import decoder_layers, text_config
 from ..lm_head import lm_head_of
 from ..plan import active_forward
@@ -95,6 +96,12 @@ class StackStructure:
         linears = (*(product for layer in self.products for product in layer.all), self.head)
         modules = (*(norm.module for norm in norms), *(product.module for product in linears))
         return tuple(parameter for module in modules for parameter in module.parameters())
+
+    @functools.cached_property
+    def fills_groups(self) -> bool:
+        """Whether the channels of all linear layers are whole groups of nested planes."""
+        products = (*(product for layer in self.products for product in layer.all), self.head)
+        return all(product.module.in_features % GROUP == 0 for product in products)
 
     def cosines(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tables of cosines and sines of the first `number` positions, `(number, rotated)`, float32."""

@@ -37,7 +37,7 @@ from ..mlp.step_down import StepDown
 from ..mlp.step_mlp import StepMLP
 from ..plan import StepPlan
 from .assembly import StackProgram, StepKind
-from .attention import AttentionOfLayers, attention_kind
+from .attention import TOKENS, AttentionOfLayers, attention_kind
 from .recognition import TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
 from .watched import WatchedModules
 
@@ -157,9 +157,10 @@ class CacheSteps:
             Logits `(rows, 1, vocab_size)`, and the LM head's input `(rows, hidden_size)`.
         """
         structure, slot = self.structure, layers[0].length
-        for layer in layers:
-            if kind.attention == "tokens":
-                layer.sketch(plan.rule.index_bits, _first_key(plan, len(embeddings)), plan.cache.padding_range)
+        if kind.attention == TOKENS:  # before there is room for the new key, which the program encodes
+            first_key = _first_key(plan, len(embeddings))
+            for layer in layers:
+                layer.sketch(plan.rule.index_bits, first_key, plan.cache.padding_range)
         for layer in layers:
             layer.append_slots(1)
         first = structure.layers[0].attention
@@ -213,7 +214,7 @@ def kind_of_step(structure: StackStructure, plan: StepPlan, rows: int, length: i
     if "bits" in plan.levels:
         if plan.bits_backend == "fake":
             rounds = True
-        elif plan.bits_backend != "nested" or len(set(plan.widths)) > 1:
+        elif plan.bits_backend != "nested" or len(set(plan.widths)) > 1 or not structure.fills_groups:
             return None
         else:
             bits = plan.widths[0]

@@ -7,6 +7,7 @@ Going through the modules of a base takes as long as some of its layers. Here th
 their children, parameters and hooks are listed once, and compared with what was in them.
 """
 
+import operator
 from collections.abc import Mapping
 
 from torch import nn
@@ -28,24 +29,26 @@ class WatchedModules:
     def __init__(self, base: nn.Module):
         modules = list(base.modules())
         held: list[Mapping[str, object]] = [part for m in modules for part in (m._modules, m._parameters) if part]
-        self._held = [(now, list(now.values())) for now in held]
-        self._own = [(vars(m), m._forward_hooks, m._forward_pre_hooks) for m in modules]
+        self._held = [(now.values(), list(map(id, now.values())), list(now.values())) for now in held]
+        self._after = [m._forward_hooks for m in modules]
+        self._before = [m._forward_pre_hooks for m in modules]
+        self._own = [vars(m) for m in modules]
+        self._forwards: list[object] = []
+        """Forwards of modules that are our own."""
 
     def are_current(self) -> bool:
         """Whether the base still consists of the same modules and parameters."""
-        for now, known in self._held:
-            if len(now) != len(known) or any(a is not b for a, b in zip(now.values(), known, strict=True)):
-                return False
-        return True
+        return all([*map(id, now)] == ids for now, ids, _ in self._held)
 
     def are_plain(self) -> bool:
         """Whether no module has hooks, or a forward that another library has replaced."""
-        if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks:
+        if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks or any(self._after):
             return False
-        for own, after, before in self._own:
-            if after or (before and any(hook is not capture_hidden_state for hook in before.values())):
+        if any(hook is not capture_hidden_state for hooks in filter(None, self._before) for hook in hooks.values()):
+            return False
+        forwards = [own.get("forward") for own in self._own]
+        if len(forwards) != len(self._forwards) or not all(map(operator.is_, forwards, self._forwards)):
+            if not all(forward is None or isinstance(forward, StepPart) for forward in forwards):
                 return False
-            forward = own.get("forward")
-            if forward is not None and not isinstance(forward, StepPart):
-                return False
+            self._forwards = forwards
         return True
