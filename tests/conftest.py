@@ -34,6 +34,12 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def by_modules(monkeypatch):
+    """Steps run by the modules of the base, never as one program."""
+    monkeypatch.setattr("sol_hf.decoding.step.compiled_step", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def golden_meta() -> dict:
     return json.loads((GOLDEN / "meta.json").read_text())

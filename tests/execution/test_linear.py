@@ -161,7 +161,7 @@ def test_generation_equals_the_reference(family, products):
     torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
 
 
-def test_prompts_are_left_to_the_base(products):
+def test_prompts_are_left_to_the_base(products, by_modules):
     model = control(tiny_base("llama"))
     model.generate(prompts(2), backend="fast", max_new_tokens=2, kv_refresh=False, **HALF)
     assert {shape[1] for shape in products} == {1}

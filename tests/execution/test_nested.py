@@ -81,7 +81,7 @@ def test_the_fast_path_is_near_the_reference(family, dtype):
 
 
 @needs_kernel
-def test_compiled_code_multiplies_whatever_the_backend_but_the_reference(monkeypatch):
+def test_compiled_code_multiplies_whatever_the_backend_but_the_reference(monkeypatch, by_modules):
     seen = []
     multiply = kernel.multiply
     monkeypatch.setattr(kernel, "multiply", lambda *call: seen.append(call) or multiply(*call))

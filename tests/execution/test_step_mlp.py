@@ -516,7 +516,7 @@ class TestInt8:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_generation_by_the_fast_path_is_near_the_reference(dtype):
+def test_generation_by_the_fast_path_is_near_the_reference(dtype, by_modules):
     model = control(tiny_base("llama", dtype))
     schedule = constant_schedule(model, "mlp_keep", 12)
     reference, fast = (

@@ -4,6 +4,7 @@
 """Decides whether a decode step runs as one program of compiled operations, see `execution/stack`."""
 
 import torch
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache.sol_cache import SOLCache
@@ -23,6 +24,8 @@ def compiled_step(
     has to return more than logits.
     """
     cache = session.cache
+    if inputs.tokens.device.type != "cpu" or not isinstance(session.base, PreTrainedModel):
+        return None
     if inputs.asks_for_more or inputs.with_prompt or not _hides_only_padding(inputs, cache):
         return None
     given = inputs.along.get("position_ids")

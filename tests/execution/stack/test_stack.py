@@ -90,6 +90,15 @@ def test_budget(budget, criterion, bits_backend, ran):
     assert len(ran) >= CALL["max_new_tokens"] - 1
 
 
+@pytest.mark.parametrize("bits", [[5, 8, 16, 5], [16, 16, 4, 8], [6, 5, 4, 6]])
+def test_rows_may_read_different_numbers_of_bits(bits, ran):
+    model = model_of(tiny_base("llama", **WIDE, vocab_size=96), bits=[4, 5, 6, 8, 16])
+    rows = [prompts(1, length, seed=length)[0].clamp(max=95) for length in (70, 64, 83, 40)]
+    options = dict(bits_backend="nested", kv_refresh=False, token_keep=0.3, **left_padded(rows))
+    assert_same(model, bits=bits, **options)
+    assert len(ran) == CALL["max_new_tokens"]
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
 def test_in_bfloat16(family, ran):
     model = model_of(tiny_base(family, torch.bfloat16))

@@ -3,6 +3,7 @@
 
 """The product with a linear layer as an operation of a program."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from ...kernels.cpu.program import Program
-from ...selection.nested_planes import GROUP, OUTPUTS, NestedPlanes
+from ...selection.nested_planes import GROUP, OUTPUTS, WIDTHS, NestedPlanes
 from ..linear.step_linear import StepLinear
 
 
@@ -84,6 +85,26 @@ class Product:
             return self._add_plain(program, x, answer)
         return self._add_planes(program, x, answer, planes, max(bits, self.part.least_bits or 0))
 
+    def widths(self) -> dict[int | None, tuple[int | None, ...]]:
+        """For rows that read different numbers of bits: those that are read, and the levels that are read so."""
+        read: dict[int | None, tuple[int | None, ...]] = {None: (None,)}
+        for width in WIDTHS:
+            bits = max(width, self.part.least_bits or 0)
+            read[bits] = (*read.get(bits, ()), width)
+        return read
+
+    def add_mixed(self, program: Program, x: Lines, answer: Lines) -> tuple[list["Share"], list[object]]:
+        """Add one product for every number of bits, each of which computes a share of the lines.
+
+        Returns:
+            The shares, which are set before every step, and what the program must keep alive.
+        """
+        shares, alive = [], []
+        for bits, levels in self.widths().items():
+            alive += self.add_to(program, x, answer, bits)
+            shares.append(Share(program.last, bits is not None, levels, x, answer))
+        return shares, alive
+
     def _add_plain(self, program: Program, x: Lines, answer: Lines) -> list[object]:
         from ...kernels.cpu import numba_linear as kernel
 
@@ -107,6 +128,37 @@ class Product:
         a[kernel.ANSWER : kernel.NEXT] = answer.address, len(x.memory), blocks, tiles
         program.add(kernel.KERNELS[bits], a)
         return [planes, scratch]
+
+
+class Share:
+    """A product with some of the lines: those of rows that read a number of bits.
+
+    Args:
+        arguments (`np.ndarray`): Arguments of the product.
+        reads_planes (`bool`): Whether it is one with planes.
+        levels (`tuple`): Levels of the rows that it computes.
+        x ([`Lines`]): Input.
+        answer ([`Lines`]): Output.
+    """
+
+    def __init__(
+        self, arguments: np.ndarray, reads_planes: bool, levels: tuple[int | None, ...], x: Lines, answer: Lines
+    ):
+        from ...kernels.cpu import numba_linear, numba_planes
+
+        kernel = numba_planes if reads_planes else numba_linear
+        self.places = kernel.X, kernel.ANSWER, kernel.LINES, kernel.TILES if reads_planes else numba_linear.OUTPUTS
+        self.arguments, self.levels, self.x, self.answer = arguments, levels, x, answer
+        self.tasks = int(arguments[self.places[3]])
+
+    def set(self, ranges: Mapping[int | None, tuple[int, int]]) -> None:
+        """Set the lines; `ranges` has the first one of every level, and their number. Levels follow each other."""
+        found = [ranges[level] for level in self.levels if ranges[level][1]]
+        first, number = (found[0][0], sum(count for _, count in found)) if found else (0, 0)
+        x, answer, lines, tasks = self.places
+        self.arguments[x] = self.x.address + 4 * first * self.x.stride
+        self.arguments[answer] = self.answer.address + 4 * first * self.answer.stride
+        self.arguments[lines], self.arguments[tasks] = number, self.tasks if number else 0
 
 
 def address_of(tensor: torch.Tensor | None) -> int:

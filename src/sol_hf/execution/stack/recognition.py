@@ -18,7 +18,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from ...selection.nested_planes import GROUP
+from ...selection.nested_planes import GROUP, OUTPUTS
 from ..decoder_layers import decoder_layers, text_config
 from ..lm_head import lm_head_of
 from ..plan import active_forward
@@ -102,6 +102,12 @@ class StackStructure:
         """Whether the channels of all linear layers are whole groups of nested planes."""
         products = (*(product for layer in self.products for product in layer.all), self.head)
         return all(product.module.in_features % GROUP == 0 for product in products)
+
+    @functools.cached_property
+    def fills_tiles(self) -> bool:
+        """Whether the outputs of all linear layers are whole tiles of nested planes, and none has a bias."""
+        products = (*(product for layer in self.products for product in layer.all), self.head)
+        return all(p.module.out_features % OUTPUTS == 0 and p.module.bias is None for p in products)
 
     def cosines(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tables of cosines and sines of the first `number` positions, `(number, rotated)`, float32."""

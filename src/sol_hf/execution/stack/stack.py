@@ -36,9 +36,10 @@ from ..mlp.kept_neurons.operation import KEPT_NEURONS
 from ..mlp.step_down import StepDown
 from ..mlp.step_mlp import StepMLP
 from ..plan import StepPlan
-from .assembly import StackProgram, StepKind
+from .assembly import StackProgram
 from .attention import TOKENS, AttentionOfLayers, attention_kind
 from .recognition import TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
+from .stages import StepKind
 from .watched import WatchedModules
 
 
@@ -170,6 +171,8 @@ class CacheSteps:
         cosines, sines = self.known.cosines(structure, int(places.max()) + 1)
         program.set_step(embeddings.float() * structure.embedding_factor, places, plan.levels, cosines, sines)
         program.set_caches(layers, slot)
+        if kind.is_mixed:
+            program.set_widths(plan.widths)
         attention.fill(program.attention, program.query, program.attended)
         program.program.run()
         attention.note_done()
@@ -210,17 +213,17 @@ def kind_of_step(structure: StackStructure, plan: StepPlan, rows: int, length: i
     attention = attention_kind(plan, length)
     if attention is None or not set(plan.levels) <= KNOWN_AXES or rows > MOST_ROWS[structure.dtype]:
         return None
-    bits, rounds = None, False
+    bits, is_mixed, rounds = None, False, False
     if "bits" in plan.levels:
-        if plan.bits_backend == "fake":
-            rounds = True
-        elif plan.bits_backend != "nested" or len(set(plan.widths)) > 1 or not structure.fills_groups:
+        rounds, is_mixed = plan.bits_backend == "fake", plan.reads_planes and len(set(plan.widths)) > 1
+        if not rounds and not (plan.reads_planes and structure.fills_groups):
             return None
-        else:
-            bits = plan.widths[0]
+        if is_mixed and not structure.fills_tiles:
+            return None
+        bits = plan.widths[0] if plan.reads_planes and not is_mixed else None
     channels = _how(plan, "mlp_keep", MOST_CHANNELS, structure, rows, bits)
     neurons = _how(plan, "neuron_keep", MOST_NEURONS, structure, rows, bits)
-    return StepKind(attention, bits, rounds, channels, neurons)
+    return StepKind(attention, bits, is_mixed, rounds, channels, neurons)
 
 
 def _how(

@@ -50,6 +50,9 @@ places of the lines in them; norms of heads; where keys and values go to, and th
 """Of [`keep`]: input and output, shares to keep, scratch, the list of channels that any line keeps, and the address of
 their number."""
 
+(FROM, FROM_STRIDE, TO, TO_STRIDE, ORDER, IS_BACK, MOVE_HEADER) = range(4, 11)
+"""Of [`move`]: lines and their strides, the number of the line that goes to every place, and whether they go back."""
+
 (QUANTIZED, QUANTIZED_STRIDE, LEVELS, QUANTIZE_HEADER) = range(4, 8)
 """Of [`quantize`]: the lines, their stride, and the bits of each."""
 
@@ -258,3 +261,18 @@ def quantize(args):
             return
         x = float32_at(args[QUANTIZED] + 4 * line * args[QUANTIZED_STRIDE])
         _quantize(x, x, 1, args[CHANNELS], float32_at(args[LEVELS] + 4 * line), 1)
+
+
+@cfunc(_SIGNATURE, error_model="numpy")
+def move(args):
+    """Copy lines into another order, or back."""
+    order = int64_at(args[ORDER])
+    while True:
+        line = fetch_add(args, NEXT, 1)
+        if line >= args[LINES]:
+            return
+        source, target = (line, order[line]) if args[IS_BACK] else (order[line], line)
+        x = float32_at(args[FROM] + 4 * source * args[FROM_STRIDE])
+        y = float32_at(args[TO] + 4 * target * args[TO_STRIDE])
+        for i in range(args[CHANNELS]):
+            y[i] = x[i]

@@ -41,6 +41,8 @@ class Program:
 
         self._kernel = kernel
         self._arguments, self._used = np.zeros(room, dtype=np.int64), 0
+        self.last = self._arguments[:0]
+        """Arguments of the operation that was added last."""
         self._operations: list[tuple[int, int]] = []
         self._first: list[int] = []
         self._counters: list[int] = []
@@ -66,6 +68,7 @@ class Program:
     def add(self, function: Any, arguments: np.ndarray) -> None:
         """Add an operation to the running stage: a function that `numba.cfunc` has compiled."""
         self._operations.append((function.address, arguments.ctypes.data))
+        self.last = arguments
 
     def finish(self) -> None:
         """Put the program together; nothing can be added afterwards."""
