@@ -4,6 +4,7 @@
 """The command `sol-hf`.
 
     sol-hf pareto POLICY --data FILE --out DIR     sweep budgets and controllers, see docs/pareto.md
+    sol-hf bench [POLICY|BASE]                     the fastest way to decode on this machine, see docs/performance.md
     sol-hf lm-eval ...                             tasks of lm-evaluation-harness under a budget
     sol-hf --import MODULE ...                     first import a module that registers controllers or axes
 
@@ -21,6 +22,7 @@ from typing import Any
 from ..errors import missing_extra
 from ..version import __version__
 from .arguments import add_input_arguments, at_least
+from .bench import add_bench
 
 
 USER_ERRORS = (ValueError, OSError)
@@ -72,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--import", metavar="MODULE", help="first import a module that registers controllers or axes")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pareto(commands)
+    add_bench(commands)
     commands.add_parser("lm-eval", help="run tasks of lm-evaluation-harness under a budget", add_help=False)
     return parser
 

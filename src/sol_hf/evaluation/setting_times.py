@@ -10,35 +10,16 @@ token are timed, one episode of them, with its KV refresh. The prompt is not.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.generation.streamers import BaseStreamer
 
 from ..budget.axes import AXES
 from ..budget.budget import Budget
 from ..controllers.fixed import FixedController
 from ..modeling_sol import SOLForCausalLM
-
-
-class ProcessorTime(BaseStreamer):
-    """Notes the processor time of all threads of this process when each token comes; the prompt comes first."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.process_time())
-
-    def end(self) -> None:
-        pass
-
-    @property
-    def seconds(self) -> float:
-        """From the first new token to the last."""
-        return self.times[-1] - self.times[1]
+from .speed import Stopwatch
 
 
 def time_shares(
@@ -63,17 +44,17 @@ def time_shares(
     call["controller"] = FixedController()
     dense = Budget.of({axis.name: axis.dense for axis in models[0].action_space.axes})
 
-    def of_setting(model: SOLForCausalLM, setting: Mapping[str, Any]) -> Callable[[ProcessorTime], Any]:
+    def of_setting(model: SOLForCausalLM, setting: Mapping[str, Any]) -> Callable[[Stopwatch], Any]:
         chosen = {name: value for name, value in setting.items() if name in AXES or name in options}
         return lambda watch: model.generate(prompt, **chosen, **call, streamer=watch)
 
-    def of_dense(watch: ProcessorTime) -> Any:
+    def of_dense(watch: Stopwatch) -> Any:
         return models[0].generate(prompt, budget=dense, backend="fast", **call, streamer=watch)
 
     variants = [of_dense, *(of_setting(*pair) for pair in zip(models, settings, strict=True))]
     seconds = []
     for _ in range(1 + rounds):
-        watches = [ProcessorTime() for _ in variants]
+        watches = [Stopwatch("cpu") for _ in variants]
         for variant, watch in zip(variants, watches, strict=True):
             variant(watch)
         seconds.append([watch.seconds for watch in watches])

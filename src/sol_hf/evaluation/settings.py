@@ -145,11 +145,11 @@ def compare(
                 options = {name: value for name, value in setting.items() if name in OPTIONS}
                 options |= dict(controller=FixedController(), return_logits=True, **targets)
                 output = model.score(text, context_length=context, **options)
-                columns[index, rows] = _compare(dense, output)
+                columns[index, rows] = compare_scores(dense, output)
     return columns
 
 
-def _compare(dense: SOLScoreOutput, output: SOLScoreOutput) -> torch.Tensor:
+def compare_scores(dense: SOLScoreOutput, output: SOLScoreOutput) -> torch.Tensor:
     """KL, change of the loss, and whether tokens are equal, of every step, `(rows, steps, 3)`."""
     assert dense.logits is not None and output.logits is not None, "they are asked for"
     divergence, same = [], []

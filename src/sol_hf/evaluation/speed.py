@@ -26,14 +26,26 @@ from ..modeling_sol import SOLForCausalLM
 BASE, DENSE = "base", "dense, fast paths"
 
 
-class _Stopwatch(BaseStreamer):
-    """Notes when each token comes; the first that comes is the prompt."""
+CLOCKS: dict[str, Callable[[], float]] = {
+    "wall": lambda: time.perf_counter(),
+    "cpu": lambda: time.process_time(),
+}
+"""Times that a [`Stopwatch`] can note: that on the clock, and the processor time of all threads of this process."""
 
-    def __init__(self) -> None:
+
+class Stopwatch(BaseStreamer):
+    """Notes when each token comes; the first that comes is the prompt.
+
+    Args:
+        clock (`str`, *optional*, defaults to `"wall"`): One of [`CLOCKS`].
+    """
+
+    def __init__(self, clock: str = "wall") -> None:
         self.times: list[float] = []
+        self._read = CLOCKS[clock]
 
     def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(self._read())
 
     def end(self) -> None:
         pass
@@ -147,7 +159,7 @@ def measure_speed(
     if new_tokens < 2 or repeats < 1:
         raise ValueError(f"`new_tokens` must be at least 2 and `repeats` 1, got {new_tokens} and {repeats}.")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    chosen = options | _call(model, mask, new_tokens)
+    chosen = options | greedy_call(model, mask, new_tokens)
     if controller is not None:
         chosen["controller"] = controller()
     variants = _dense_variants(model, input_ids, mask, new_tokens)
@@ -155,15 +167,15 @@ def measure_speed(
         target: dict[str, Any] = {"budget": budget} if isinstance(budget, Budget) else {"compute": budget}
         variants[_name(budget)] = functools.partial(model.generate, input_ids, **target, **chosen)
     losses = {DENSE: 0.0} | {_name(rate): loss for rate, loss in _losses(model, budgets)}
-    outputs, rounds = _run(variants, repeats)
-    rows = tuple(_row(name, outputs, rounds, new_tokens, losses.get(name)) for name in outputs)
+    outputs, rounds = run_in_turn(variants, repeats)
+    rows = tuple(speed_of(name, outputs, rounds, new_tokens, losses.get(name)) for name in outputs)
     return SpeedReport(rows, _setting(model, input_ids, new_tokens, repeats))
 
 
-def _row(
+def speed_of(
     name: str, outputs: dict[str, Any], rounds: list[dict[str, float]], new_tokens: int, loss: float | None
 ) -> Speed:
-    """What was measured of one variant; see [`_run`]."""
+    """What was measured of one variant; see [`run_in_turn`]."""
     realised = getattr(outputs[name], "realised", None)
     found, expected = (outputs[variant].sequences[:, -new_tokens:] for variant in (name, BASE))
     count = len(found) * (new_tokens - 1)
@@ -181,7 +193,7 @@ def _name(budget: float | Budget) -> str:
     return repr(budget) if isinstance(budget, Budget) else f"compute={budget:g}"
 
 
-def _call(model: SOLForCausalLM, mask: torch.Tensor, new_tokens: int) -> dict[str, Any]:
+def greedy_call(model: SOLForCausalLM, mask: torch.Tensor, new_tokens: int) -> dict[str, Any]:
     """Arguments of every call of `generate`."""
     pads = (model.generation_config.pad_token_id, model.base.config.pad_token_id, 0)
     call = dict(attention_mask=mask, do_sample=False, num_beams=1, return_dict_in_generate=True)
@@ -193,7 +205,7 @@ def _dense_variants(
     model: SOLForCausalLM, input_ids: torch.Tensor, mask: torch.Tensor, new_tokens: int
 ) -> dict[str, Callable]:
     """The base, and dense steps by the fast paths; a stored budget enters neither."""
-    call, dense = _call(model, mask, new_tokens), {axis.name: axis.dense for axis in model.action_space.axes}
+    call, dense = greedy_call(model, mask, new_tokens), {axis.name: axis.dense for axis in model.action_space.axes}
     return {
         BASE: functools.partial(model.base.generate, input_ids, **call),
         DENSE: functools.partial(model.generate, input_ids, budget=Budget.of(dense), backend="fast", **call),
@@ -212,14 +224,22 @@ def _losses(model: SOLForCausalLM, budgets: Sequence[float | Budget]) -> Iterato
             yield rate, loss
 
 
-def _run(variants: dict[str, Callable], repeats: int) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """The output of every variant, and the seconds of every variant in every measured round."""
+def run_in_turn(
+    variants: dict[str, Callable], repeats: int, clock: str = "wall"
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """The output of every variant, and the seconds of every variant in every measured round.
+
+    Args:
+        variants (`dict[str, Callable]`): Generations by name; each takes a `streamer`.
+        repeats (`int`): Measured rounds, after one that compiles kernels and makes copies of weights.
+        clock (`str`, *optional*, defaults to `"wall"`): One of [`CLOCKS`].
+    """
     first = {name: generate() for name, generate in reversed(variants.items())}  # a wrong budget fails at once
     outputs, rounds = {name: first[name] for name in variants}, []
     for _ in range(repeats):
         seconds = {}
         for name, generate in variants.items():
-            watch = _Stopwatch()
+            watch = Stopwatch(clock)
             generate(streamer=watch)
             seconds[name] = watch.seconds
         rounds.append(seconds)

@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What is the fastest way to decode on this machine: times, bytes and quality of several ways, side by side.
+
+A prompt is processed once for the base and once for our cache. Every run continues a copy of it, in turn with the
+others, round after round. Timed are the steps after the first new token, with KV refresh and policy.
+"""
+
+import copy
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..decoding.options import stored_options
+from ..errors import UnsupportedAxisError
+from ..modeling_sol import SOLForCausalLM
+from .clusters import mean_and_error
+from .compute_costs import ComputeCosts
+from .settings import compare_scores
+from .speed import BASE, Speed, greedy_call, run_in_turn, speed_of
+from .ways import DENSE, Way
+
+
+@dataclass(frozen=True)
+class Case:
+    """Times after one prompt.
+
+    Args:
+        context (`int`): Tokens of the prompt.
+        rows (`int`): Texts at once.
+        speeds (`tuple` of [`Speed`]): Of every way that could run, the base first.
+        over_dense (`dict[str, float]`): By way, the time of dense steps on our cache over its own, a median.
+        bytes_share (`dict[str, float]`): By way, bytes that a step reads over those of a dense step, KV refresh and
+            policy included; for one row only.
+    """
+
+    context: int
+    rows: int
+    speeds: tuple[Speed, ...]
+    over_dense: dict[str, float]
+    bytes_share: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a way changes on given text, with standard errors over texts.
+
+    Args:
+        divergence (`tuple[float, float]`): KL(dense ‖ way) in nats per token.
+        loss (`tuple[float, float]`): Change of the loss in nats per token.
+        same_token (`float`): Share of steps whose most likely token is that of the base.
+    """
+
+    divergence: tuple[float, float]
+    loss: tuple[float, float]
+    same_token: float
+
+
+def usable_ways(model: SOLForCausalLM, ways: Sequence[Way]) -> tuple[list[Way], dict[str, str]]:
+    """The ways that the base can go, warmed up, and for each of the others the reason.
+
+    Raises:
+        ValueError: for a budget that cannot be met.
+    """
+    usable, refused = [], {}
+    for way in ways:
+        try:
+            if not way.is_base:
+                model.warmup(**way.options)
+            usable.append(way)
+        except UnsupportedAxisError as error:
+            refused[way.name] = str(error)
+    return usable, refused
+
+
+class _Prompt:
+    """A prompt, processed up to its last token, in a cache of the base's kind and in one of ours."""
+
+    def __init__(self, model: SOLForCausalLM, ids: torch.Tensor):
+        self.ids, self._ours = ids, model.new_cache()
+        self._own = model(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+        model(ids[:, :-1], past_key_values=self._ours, logits_to_keep=1)
+
+    def copy_for(self, way: Way) -> Any:
+        """A cache that a run may write to."""
+        return copy.deepcopy(self._own if way.is_base else self._ours)
+
+
+@torch.no_grad()
+def measure_case(
+    model: SOLForCausalLM, ways: Sequence[Way], ids: torch.Tensor, steps: int, rounds: int, clock: str = "wall"
+) -> Case:
+    """Time all ways after one prompt.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base, and the policy of the ways that have one.
+        ways (`Sequence[Way]`): The base first, dense steps on our cache among them.
+        ids (`torch.LongTensor` of shape `(rows, context)`): The prompt.
+        steps (`int`): Timed steps of a run, whole episodes.
+        rounds (`int`): Measured rounds.
+        clock (`str`, *optional*, defaults to `"wall"`): One of [`CLOCKS`].
+    """
+    prompt, new_tokens = _Prompt(model, ids), steps + 1
+    call = greedy_call(model, torch.ones_like(ids), new_tokens)
+
+    def runs(way: Way) -> Callable:
+        generate = model.base.generate if way.is_base else model.generate
+
+        def run(streamer: Any = None) -> Any:
+            return generate(ids, **way.options, **call, past_key_values=prompt.copy_for(way), streamer=streamer)
+
+        return run
+
+    outputs, times = run_in_turn({way.name: runs(way) for way in ways}, rounds, clock)
+    speeds = tuple(speed_of(way.name, outputs, times, new_tokens, way.calibrated) for way in ways)
+    over = {way.name: statistics.median(seconds[DENSE] / seconds[way.name] for seconds in times) for way in ways}
+    shares = {} if len(ids) > 1 else dict(_bytes_shares(model, ways, outputs, ids.shape[1]))
+    return Case(ids.shape[1], len(ids), speeds, over, shares)
+
+
+def _bytes_shares(
+    model: SOLForCausalLM, ways: Sequence[Way], outputs: dict[str, Any], context: int
+) -> Iterator[tuple[str, float]]:
+    """Bytes of a step over those of a dense one, by the actions that a run took in whole episodes."""
+    length = model.config.episode_length
+    for way in ways:
+        if way.is_dense:
+            yield way.name, 1.0
+            continue
+        stored = stored_options(model.generation_config)["bits_backend"]
+        costs = ComputeCosts.of(model, context, way.options.get("bits_backend") or stored)
+        actions = outputs[way.name].actions.cpu()
+        whole = actions[:, : max(1, actions.shape[1] // length) * length].reshape(-1, min(length, actions.shape[1]))
+        counted = costs.per_token(whole, model.action_space, way.has_policy)
+        yield way.name, counted["bytes_per_token"] / counted["dense_bytes_per_token"]
+
+
+@torch.no_grad()
+def measure_quality(
+    model: SOLForCausalLM, ways: Sequence[Way], blocks: torch.Tensor, context: int
+) -> dict[str, Quality]:
+    """What the ways change on given text, by name; ways that give the base's text are left out.
+
+    Args:
+        model ([`SOLForCausalLM`]): Base and policy.
+        ways (`Sequence[Way]`): The ways.
+        blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Text.
+        context (`int`): Tokens that are processed densely.
+    """
+    changed = [way for way in ways if not way.is_dense]
+    dense = {axis.name: axis.dense for axis in model.action_space.axes}
+    values = torch.empty(len(changed), len(blocks), 3, dtype=torch.float64)
+    for place, block in enumerate(blocks):
+        wanted = model.score(block[None], context_length=context, return_logits=True, **dense)
+        for index, way in enumerate(changed):
+            found = model.score(block[None], context_length=context, return_logits=True, **way.options)
+            values[index, place] = compare_scores(wanted, found)[0].mean(dim=0)
+    qualities = {}
+    for way, own in zip(changed, values, strict=True):
+        mean, error = mean_and_error(own.numpy(), None)
+        kl, loss = (float(mean[0]), float(error[0])), (float(mean[1]), float(error[1]))
+        qualities[way.name] = Quality(kl, loss, float(mean[2]))
+    return qualities
+
+
+def fastest(case: Case, qualities: dict[str, Quality], most_divergence: float) -> Speed:
+    """The fastest way in a case, of those whose KL(dense ‖ way) is known to be at most `most_divergence`.
+
+    A way whose quality was not measured counts only by the loss that its calibration says.
+    """
+
+    def allowed(speed: Speed) -> bool:
+        if speed.name in (BASE, DENSE):
+            return True
+        if speed.name in qualities:
+            return qualities[speed.name].divergence[0] <= most_divergence
+        return speed.expected_loss is not None and speed.expected_loss <= most_divergence
+
+    return max(filter(allowed, case.speeds), key=lambda speed: speed.speed_up)
