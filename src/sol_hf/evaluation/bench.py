@@ -135,7 +135,7 @@ def _bytes_shares(
         costs = ComputeCosts.of(model, context, way.options.get("bits_backend") or stored)
         actions = outputs[way.name].actions.cpu()
         whole = actions[:, : max(1, actions.shape[1] // length) * length].reshape(-1, min(length, actions.shape[1]))
-        counted = costs.per_token(whole, model.action_space, way.has_policy)
+        counted = costs.per_token(whole, way.has_policy)
         yield way.name, counted["bytes_per_token"] / counted["dense_bytes_per_token"]
 
 
@@ -152,7 +152,7 @@ def measure_quality(
         context (`int`): Tokens that are processed densely.
     """
     changed = [way for way in ways if not way.is_dense]
-    dense = {axis.name: axis.dense for axis in model.action_space.axes}
+    dense: dict[str, Any] = {axis.name: axis.dense for axis in model.action_space.axes}
     values = torch.empty(len(changed), len(blocks), 3, dtype=torch.float64)
     for place, block in enumerate(blocks):
         wanted = model.score(block[None], context_length=context, return_logits=True, **dense)
