@@ -95,3 +95,36 @@ def test_what_the_kernel_runs(changed, is_run):
     plan = StepPlan(made.cache, rule, levels={"token_keep": torch.tensor([0.5])}, backend="fast")
     query = made.random(1, 4, 1, 8)
     assert (NumbaTokens().prepare(StepAttention(plan, 0, query, made.key, made.value)) is not None) is is_run
+
+
+WIDE_SHAPES = st.sampled_from([(1, 1, 32, 16), (3, 3, 64, 64), (2, 7, 32, 7), (1, 9, 96, 16), (2, 4, 128, 8)])
+
+
+@needs_numba
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=WIDE_SHAPES,
+    padding=st.lists(st.integers(0, 30), min_size=1, max_size=2),
+    prefill=st.one_of(st.integers(1, 40), st.integers(200, 400)),
+    rule=RULES,
+    keep=KEEP,
+    threads=st.integers(1, 2),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_tokens_are_those_of_the_reference_where_the_processor_multiplies_bytes(
+    shape, padding, prefill, rule, keep, threads, dtype
+):
+    """Query heads of 32 channels and more are multiplied with codes by other instructions."""
+    torch.set_num_threads(threads)
+    made = steps(shape, padding, prefill, rule, dtype)
+    made.append(1)
+    token_keep = torch.tensor([keep[row % len(keep)] for row in range(len(padding))])
+    query = made.random(len(padding), made.kv_heads * made.group, 1, made.dim)
+    plan = StepPlan(made.cache, rule, levels={"token_keep": token_keep}, backend="fast")
+    call = StepAttention(plan, 0, query, made.key, made.value)
+    output = NumbaTokens().prepare(call)()
+    candidates, selection = select_keys(call)
+    mask = candidates.mask_of(selection).repeat_interleave(made.group, dim=1)
+    expected = attend_grouped(query.float(), made.key.float(), made.value.float(), mask[:, :, None], None)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(output.float(), expected, atol=tolerance, rtol=0)

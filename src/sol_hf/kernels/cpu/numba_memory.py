@@ -37,6 +37,7 @@ def _pointer(kind: types.Type):
 
 float32_at, uint16_at, uint8_at = _pointer(types.float32), _pointer(types.uint16), _pointer(types.uint8)
 int64_at, int32_at, uint32_at = _pointer(types.int64), _pointer(types.int32), _pointer(types.uint32)
+int8_at = _pointer(types.int8)
 
 
 @intrinsic

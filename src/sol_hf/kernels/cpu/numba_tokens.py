@@ -60,8 +60,6 @@ from .numba_attention import (
     _accumulate,
     _combine,
     _dots,
-    _least_kept,
-    _rank,
     _update_softmax,
 )
 from .numba_memory import (
@@ -75,8 +73,11 @@ from .numba_memory import (
     store,
     uint8_at,
     uint16_at,
+    uint32_at,
     widen,
 )
+from .numba_token_choice import least_chosen, list_chosen
+from .numba_token_scores import can_score, score_tokens, write_records
 
 
 CODES, SCALES, INDEX_CAPACITY, SINK, RECENT, PER_LAYER, MOST, ENCODED = (
@@ -154,14 +155,21 @@ def _rank_tokens(args, task, query, codes, scales):
     if int64_at(args[WANTED])[row] >= count:
         return
     place = task * args[INDEX_CAPACITY] + first
-    for begin in range(0, count, BLOCK):
-        number = min(BLOCK, count - begin)
-        _unpack(codes, (place + begin) * half, number, half, tile)
-        for g in range(group):
-            answer = float32_at(logits + 4 * (g * slots + begin))
-            _dots(float32_at(floats + 4 * g * dim), tile, number, dim, answer)
-            for j in range(number):
-                answer[j] *= widen(scales[place + begin + j])
+    if can_score(group, dim, count):
+        record = logits + 4 * group * slots
+        write_records(floats, group, dim, record)
+        score_tokens(args[CODES] + place * half, dim, count, record, group, logits, slots)
+    else:
+        for begin in range(0, count, BLOCK):
+            number = min(BLOCK, count - begin)
+            _unpack(codes, (place + begin) * half, number, half, tile)
+            for g in range(group):
+                answer = float32_at(logits + 4 * (g * slots + begin))
+                _dots(float32_at(floats + 4 * g * dim), tile, number, dim, answer)
+    for g in range(group):
+        answer = float32_at(logits + 4 * g * slots)
+        for j in range(count):
+            answer[j] *= widen(scales[place + j])
     scores = float32_at(_scores_at(args, row, head, count))
     for j in range(count):
         scores[j] = ZERO
@@ -195,27 +203,19 @@ def _list_tokens(args, row, head, heads):
     first, wanted = int64_at(args[FIRST])[row], int64_at(args[WANTED])[row]
     count = args[SLOTS] - first
     is_dense = wanted >= count
-    scores = float32_at(_scores_at(args, row, head, count))
-    task = row * args[KV_HEADS] + head
-    least, ties = np.uint32(0), 0
+    scores, task = _scores_at(args, row, head, count), row * args[KV_HEADS] + head
+    least, ties = np.uint32(0), np.int64(0)
     if not is_dense:
-        bins = int32_at(args[WORDS] + 4 * (task * args[WORDS_EACH] + 1 + args[MOST]))
-        least, ties = _least_kept(scores, 0, heads * count, heads * wanted, bins)
+        least, ties = least_chosen(uint32_at(scores), heads * count, heads * wanted)
     for other in range(heads):
         words = args[WORDS] + 4 * (task + other) * args[WORDS_EACH]
-        number, listed, found = int32_at(words), int32_at(words + 4), 0
-        for j in range(count):
-            is_kept = is_dense
-            if not is_dense:
-                rank = _rank(scores[other * count + j])
-                is_kept = rank > least
-                if rank == least and ties > 0:
-                    is_kept = True
-                    ties -= 1
-            if is_kept:
-                listed[found] = first + j
-                found += 1
-        number[0] = found
+        number, listed = int32_at(words), int32_at(words + 4)
+        if is_dense:
+            number[0] = count
+            for j in range(count):
+                listed[j] = first + j
+        else:
+            number[0], ties = list_chosen(scores + 4 * other * count, count, least, ties, first, words + 4)
 
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
