@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from ..budget.axes import PUBLISHED_AXES
@@ -48,7 +49,7 @@ def plot_settings(results: Sequence[SettingQuality]) -> Figure:
     for axes, (label, share) in zip(panels, shares.items(), strict=True):
         for number, (kind, members) in enumerate(groups.items()):
             _draw_kind(axes, kind, members, share, LOOKS[number % len(LOOKS)])
-        axes.axvline(1, color="black", linewidth=0.8)
+        axes.axvline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
@@ -85,9 +86,11 @@ def _draw_kind(
     )
     for place, result in zip(places, members, strict=True):
         numbers = ", ".join(f"{value:g}" for value in result.setting.values() if not _is_word(value))
-        axes.annotate(
-            numbers, (place, result.divergence[0]), (5, 3), textcoords="offset points", fontsize=7, color=look.color
+        beside, side = ((-6, 3), "right") if 0.85 < place < 1 else ((6, 3), "left")  # not across the line at 100%
+        text = axes.annotate(
+            numbers, (place, result.divergence[0]), beside, textcoords="offset points", ha=side, fontsize=7.5
         )
+        text.set(color=look.color, path_effects=[withStroke(linewidth=2, foreground="white")])
 
 
 def _is_published(setting: dict) -> bool:
