@@ -37,7 +37,7 @@ ALLOWED = {
     "decoding": "budget selection cache configuration_sol modeling_sol_policy controllers execution",
     "modeling_sol": "budget cache configuration_sol modeling_sol_policy controllers execution hub decoding",
     "episodes": "budget selection stored cache modeling_sol_policy controllers execution decoding modeling_sol",
-    "evaluation": "budget selection stored cache configuration_sol controllers execution decoding modeling_sol "
+    "evaluation": "budget selection stored cache configuration_sol controllers execution hub decoding modeling_sol "
     "episodes",
     "integrations": "budget selection stored configuration_sol controllers hub decoding modeling_sol",
     "training": "budget stored modeling_sol_policy controllers execution hub modeling_sol episodes evaluation",

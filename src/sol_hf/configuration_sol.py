@@ -5,7 +5,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -16,7 +16,9 @@ from transformers.utils import logging
 from .budget.action_space import MOST_LEVELS, ActionSpace, check_size, shared_action_space
 from .budget.axes import AXES, PUBLISHED_AXES, Axis
 from .budget.budget import AxisTarget, Budget
-from .budget.calibration import check_calibration, expected_loss
+from .budget.calibration import LOG_PERPLEXITY, UNITS, check_calibration, check_unit, expected_loss, table_in, units_of
+from .budget.calibration_conditions import check_conditions
+from .budget.named_axes import find_axes
 from .selection.criterion import CRITERIA
 from .selection.rule import SelectionRule
 from .stored import config_keys
@@ -43,9 +45,9 @@ _WRITTEN_BY_TRANSFORMERS = frozenset(
 _COMMON = frozenset(field.name for field in dataclasses.fields(PreTrainedConfig))
 
 _ARGUMENTS_OF_GENERATE = frozenset(
-    "compute budget budget_mode controller action_processors kv_refresh action_temperature do_sample_actions backend "
-    "bits_backend max_plane_bytes cuda_graphs input_ids inputs_embeds attention_mask position_ids past_key_values "
-    "context_length return_logits".split()
+    "compute compute_unit budget budget_mode controller action_processors kv_refresh action_temperature "
+    "do_sample_actions backend bits_backend max_plane_bytes cuda_graphs input_ids inputs_embeds attention_mask "
+    "position_ids past_key_values context_length return_logits".split()
 )
 
 _BASE = "_config_of_base"
@@ -99,8 +101,11 @@ class SOLConfig(PreTrainedConfig):
         observe_page_fill (`bool`, *optional*, defaults to `False`): Give the policy one more input: how full the page
             of the token to process will be (`quest`). A page with few keys is often not read.
         calibration (`list[dict]`, *optional*): The policy's front, from which `generate(compute=...)` takes its
-            budget: `net_keep`, `token_keep`, `mlp_keep`, `bits` and `log_perplexity` of every point, by ascending net
-            keep rate, the last of them dense. Written by `sol-hf pareto --save`.
+            budget: of every point the cost, `token_keep`, `mlp_keep`, `bits` and `log_perplexity`, by ascending cost,
+            the last of them dense. The cost is `net_keep`, `bytes` or `time`. Written by `sol-hf pareto --save`.
+        calibration_unit (`str`, *optional*): Which of these costs `compute` is, if a call does not say it; that of the
+            first point by default.
+        calibration_conditions (`dict`, *optional*): By unit, under what a table was measured: context, dtype, machine.
         base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
         base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
         base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
@@ -157,6 +162,8 @@ class SOLConfig(PreTrainedConfig):
     budget_prior: bool = False
     observe_page_fill: bool = False
     calibration: list[dict] | None = None
+    calibration_unit: str | None = None
+    calibration_conditions: dict | None = None
     base_hidden_size: int | None = None
     base_embedding_size: int | None = None
     base_vocab_size: int | None = None
@@ -177,12 +184,13 @@ class SOLConfig(PreTrainedConfig):
             raise ValueError(config_keys.describe_unknown(unknown, self.known_keys()))
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in AXES}
         given |= {axis.name: getattr(self, axis.name) for axis in PUBLISHED_AXES}
-        axes = _find_axes(self.axes, given)
+        axes = find_axes(self.axes, given, _taken_names)
         self.axes = None if axes == PUBLISHED_AXES else [axis.name for axis in axes]
         for axis in axes:
             setattr(self, axis.name, _as_levels(axis, given.get(axis.name)))
         super().__post_init__(**kwargs)
         self.check()
+        self.calibration_unit = self.compute_unit
 
     def check(self) -> None:
         """Raise a ValueError that names the first field with a value that is not allowed."""
@@ -192,6 +200,10 @@ class SOLConfig(PreTrainedConfig):
         space = self.action_space
         if self.calibration is not None:
             check_calibration(self.calibration, space)
+        if self.calibration_unit is not None:
+            check_unit(self.calibration_unit, "calibration_unit")
+            table_in(self.calibration_unit, self.calibration)
+        check_conditions(self.calibration_conditions or {})
         if self.base_fingerprint is not None:
             check_fingerprint(self.base_fingerprint)
         if self.criterion not in CRITERIA:
@@ -262,7 +274,7 @@ class SOLConfig(PreTrainedConfig):
         try:
             _check_given(config_dict)
             config_keys.check_common_fields(config_dict)
-            _find_axes(config_dict.get("axes"), {})
+            find_axes(config_dict.get("axes"), {}, _taken_names)
             stored, ignored = config_keys.keys_that_count(config_dict, cls.known_keys() - _COMMON)
             if "auto_map" in stored:
                 stored["auto_map"] = config_keys.known_classes(given := stored.pop("auto_map"), AUTO_MAP)
@@ -302,12 +314,13 @@ class SOLConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """All values as plain types, without local paths.
 
-        `axes` is left out for the published three, as in files of earlier versions, and the fingerprint if there is
-        none. A base that is a folder is not named: its path would mean nothing elsewhere, and tell about its writer.
+        `axes` is left out for the published three, as in files of earlier versions, and so are fingerprint and
+        calibration's unit if there is none. A base that is a folder is not named: its path would mean nothing
+        elsewhere, and tell about its writer.
         """
         output = super().to_dict()
         output.pop(_BASE, None)
-        for name in ("axes", "base_fingerprint"):
+        for name in ("axes", "base_fingerprint", "calibration_unit", "calibration_conditions"):
             if output.get(name) is None:
                 output.pop(name, None)
         if output.get("_name_or_path") and not hub_id(output["_name_or_path"]):
@@ -331,16 +344,22 @@ class SOLConfig(PreTrainedConfig):
         names = self.axes or [axis.name for axis in PUBLISHED_AXES]
         return shared_action_space(tuple((AXES[name], tuple(getattr(self, name) or ())) for name in names))
 
-    def expected_loss(self, compute: AxisTarget) -> float | list[float]:
+    @property
+    def compute_unit(self) -> str | None:
+        """What `generate(compute=...)` counts by default, one of [`UNITS`]; `None` without a table."""
+        return self.calibration_unit or next(iter(units_of(self.calibration)), None)
+
+    def expected_loss(self, compute: AxisTarget, compute_unit: str | None = None) -> float | list[float]:
         """What `generate(compute=...)` costs: log-perplexity above that of the base alone, in nats per token.
 
         Args:
-            compute (`float` or a sequence of them): Net keep rate.
+            compute (`float` or a sequence of them): Share of the compute.
+            compute_unit (`str`, *optional*): What that counts; see [`SOLConfig.compute_unit`].
 
         Raises:
-            ValueError: if there is no calibration table, or one without a dense row.
+            ValueError: if there is no calibration table in this unit, or one without a dense row.
         """
-        return expected_loss(compute, self.calibration)
+        return expected_loss(compute, self.calibration, compute_unit or self.compute_unit)
 
     @property
     def selection_rule(self) -> SelectionRule:
@@ -348,39 +367,12 @@ class SOLConfig(PreTrainedConfig):
         return SelectionRule(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SelectionRule)})
 
 
-def _find_axes(names: Iterable[str] | None, given: Mapping[str, Any]) -> tuple[Axis, ...]:
-    """The axes of an action space: `names` if given, else the published axes and all others that have levels."""
-    published = [axis.name for axis in PUBLISHED_AXES]
-    further = [name for name, levels in given.items() if levels is not None and name not in published]
-    names = [*published, *further] if names is None else list(names)
-    for name in names:
-        if name not in AXES:
-            raise ValueError(
-                f"The action space of this config has the axis `{name}`, which is not registered: import the package "
-                "that registers it first (see `register_axis`)."
-            )
-    if names[: len(published)] != published or len(set(names)) != len(names):
-        raise ValueError(f"`axes` must begin with {', '.join(published)} and name every axis once, got {names}.")
-    unnamed = set(further) - set(names)
-    if unnamed:
-        raise ValueError(
-            f"There are levels of {', '.join(sorted(unnamed))}, but `axes` names only {', '.join(names)}."
-        )
-    added = names[len(published) :]
-    taken = _taken_names() if added else frozenset()
-    for name in added:
-        if name in taken:
-            raise ValueError(
-                f"An axis cannot be named `{name}`: SOLConfig, Budget or `generate` use that name for something else."
-            )
-    return tuple(AXES[name] for name in names)
-
-
 def _taken_names() -> frozenset[str]:
     """Names that are keywords or attributes already where the name of an axis becomes one."""
     fields = {field.name for field in dataclasses.fields(SOLConfig)}
     arguments = inspect.signature(GenerationMixin.generate).parameters.keys() | _ARGUMENTS_OF_GENERATE
-    return frozenset(fields | vars(GenerationConfig()).keys() | arguments | set(dir(Budget)))
+    columns = {LOG_PERPLEXITY, *UNITS}
+    return frozenset(fields | vars(GenerationConfig()).keys() | arguments | set(dir(Budget)) | columns)
 
 
 def _as_levels(axis: Axis, levels: Any) -> list[float]:

@@ -262,6 +262,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, Warmup, WrappedGeneration,
         mlp_keep: AxisTarget = None,
         bits: AxisTarget = None,
         compute: AxisTarget = None,
+        compute_unit: str | None = None,
         budget: Budget | None = None,
         budget_mode: str | None = None,
         controller: Controller | None = None,
@@ -284,7 +285,10 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, Warmup, WrappedGeneration,
             token_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of cached tokens read.
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
-            compute (`float` or one per row, *optional*): Net keep rate instead of targets; needs `config.calibration`.
+            compute (`float` or one per row, *optional*): Share of the compute instead of targets; needs
+                `config.calibration`.
+            compute_unit (`str`, *optional*): What `compute` counts: `"net_keep"`, `"bytes"` or `"time"`, in which the
+                calibration has a table; `config.compute_unit` by default.
             budget ([`Budget`], *optional*): The targets of all axes as one object, instead of the numbers.
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
             controller ([`Controller`], *optional*): Chooses the actions; the policy by default.
@@ -341,7 +345,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, Warmup, WrappedGeneration,
         if options.is_bare or loop.calls or not isinstance(output, ModelOutput):
             return output
         cache = None if options.is_dense else kwargs["past_key_values"]
-        return attach_steps(output, row_ends, cache, self.action_space)
+        return attach_steps(output, row_ends, cache, self.action_space, options.compute_unit)
 
     def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
         check_agreement(self.config, self.policy)
@@ -381,7 +385,11 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, Warmup, WrappedGeneration,
         controls = self._controls(resolved, len(input_ids))
         if resolved.is_dense or controls is None:  # one forward for all tokens, which is faster than any step
             with evaluating(self.base):
-                return score_rows_densely(self.base, rows, self.action_space, return_logits)
-        with Instrumentation.of(self.base):
-            session = DecodingSession(self.base, self.new_cache(), controls, decode_from=rows.context)
-            return score_rows(session.begin(), rows, return_logits)
+                output = score_rows_densely(self.base, rows, self.action_space, return_logits)
+        else:
+            with Instrumentation.of(self.base):
+                session = DecodingSession(self.base, self.new_cache(), controls, decode_from=rows.context)
+                output = score_rows(session.begin(), rows, return_logits)
+        if resolved.compute_unit is not None:
+            output["compute_unit"] = resolved.compute_unit
+        return output

@@ -85,6 +85,33 @@ def test_pareto_sweeps_sums_up_and_saves_the_front(policy, tmp_path, capsys):
     assert torch.equal(dial.actions, model.generate(ids, **asked, **options).actions)
 
 
+def test_the_front_can_be_saved_in_bytes_or_says_why_not(policy, tmp_path, capsys):
+    command = ["pareto", policy, *OPTIONS, *BUDGETS, "--controllers", "policy", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--save", "--unit", "bytes"]) == 1  # this policy is larger than its base
+    assert "No budget of this sweep costs less than a dense step in `bytes`" in capsys.readouterr().err
+    assert SOLForCausalLM.from_pretrained(policy).config.calibration is None
+    assert cli.main([*command, "--save", "--unit", "net_keep"]) == 0  # of the same sweep
+    assert "generate(compute=...) is a net keep rate" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--save", "--unit", "flops"])
+    assert cli.main([*command, "--unit", "bytes"]) == 1
+    assert "give --save, or leave out --unit" in capsys.readouterr().err
+
+
+def test_steps_are_computed_as_the_command_says(policy, tmp_path, capsys):
+    command = ["pareto", policy, *OPTIONS, *BUDGETS, "--controllers", "fixed", "--bits-backend"]
+    assert cli.main([*command, "nested", "--out", str(tmp_path / "nested")]) == 0
+    assert cli.main([*command, "fake", "--out", str(tmp_path / "fake")]) == 0
+    nested, fake = (rows(tmp_path / name)[1] for name in ("nested", "fake"))
+    assert nested["log_perplexity"] != fake["log_perplexity"]
+    assert nested["bytes_per_token"] < fake["bytes_per_token"]
+    capsys.readouterr()
+    assert cli.main([*command, "fake", "--out", str(tmp_path / "nested")]) == 1
+    assert "holds a sweep with another bits_backend" in capsys.readouterr().err
+    assert cli.main([*command, "nestd", "--out", str(tmp_path / "other")]) == 1
+    assert "`bits_backend` must be one of fake, int8, nested" in capsys.readouterr().err
+
+
 def test_the_default_grid_is_brought_into_the_action_space(policy, tmp_path):
     assert cli.main(["pareto", policy, *OPTIONS, "--controllers", "fixed", "--out", str(tmp_path / "out")]) == 0
     found = {(row["token_keep"], row["mlp_keep"], row["bits"]) for row in rows(tmp_path / "out")}

@@ -122,6 +122,12 @@ def _add_pareto(commands: Any) -> None:
     parser.add_argument(
         "--save", action="store_true", help="write the policy's front into its config, for generate(compute=...)"
     )
+    parser.add_argument(
+        "--unit",
+        choices=("net_keep", "bytes", "time"),
+        help="with --save, what `compute` counts: the mean of the axes (default), or the share of the bytes or of the "
+        "time of a dense step, which is measured here",
+    )
     add_input_arguments(parser, blocks=256)
     parser.set_defaults(run=run_pareto)
 
@@ -138,7 +144,8 @@ def run_pareto(options: argparse.Namespace) -> int:
     from ..episodes.step_settings import StepSettings
     from ..episodes.stored_files import write_json
     from ..evaluation.policy_evaluation import BUDGETS, budgets_within
-    from ..evaluation.sweep.calibration_file import check_savable, save_calibration
+    from ..evaluation.sweep.calibration_file import check_savable
+    from ..evaluation.sweep.dial_points import DialSetting, save_dial
     from ..evaluation.sweep.entries import parse_entries
     from ..evaluation.sweep.summary import format_summary, summarize_sweep
     from ..evaluation.sweep.sweep import PUBLISHED_GRID, Sweep, SweepConfig
@@ -148,6 +155,8 @@ def run_pareto(options: argparse.Namespace) -> int:
     parse_entries(options.controllers)  # before anything is loaded
     if options.save:
         check_savable(options.policy, options.controllers)
+    elif options.unit is not None:
+        raise ValueError("--unit says what the table that --save writes counts: give --save, or leave out --unit.")
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, blocks = load_policy_and_blocks(options)
     grid = PUBLISHED_GRID if options.grid == "published" else BUDGETS
@@ -167,6 +176,6 @@ def run_pareto(options: argparse.Namespace) -> int:
         write_json(Path(options.out, "summary.json"), summary)
         print(format_summary(summary))
         if options.save:
-            points = save_calibration(options.policy, summary)
-            print(f"\n{options.policy} now has a calibration table of {points} points: generate(compute=...) uses it.")
+            setting = DialSetting(options.unit or "net_keep", options.context_length, options.hard)
+            print(f"\n{save_dial(options.policy, options.out, summary, model, blocks.tokens, setting)}")
     return 0

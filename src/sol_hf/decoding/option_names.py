@@ -9,6 +9,7 @@ from ..budget.axes import AXES
 
 
 STORED_DEFAULTS: dict[str, Any] = {
+    "compute_unit": None,
     "budget_mode": "hard",
     "kv_refresh": True,
     "action_temperature": 1.0,

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from ..budget.action_space import ActionSpace
 from ..budget.axes import AXES
-from ..budget.budget import Budget
-from ..budget.calibration import budget_for
+from ..budget.budget import AxisTarget, Budget
+from ..budget.calibration import check_unit
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
 from ..controllers.dense import DenseController
@@ -22,6 +22,7 @@ from ..controllers.processors import ActionProcessorList, DenseRowsProcessor, bu
 from ..execution.plan import BACKENDS, BITS_BACKENDS
 from ..execution.spending import space_under
 from .controls import DecodeControls
+from .dial import Dial
 from .option_names import STORED_DEFAULTS, option_names
 
 
@@ -36,6 +37,7 @@ class DecodeOptions:
     """Resolved options of one call; the arguments of [`SOLForCausalLM.generate`]."""
 
     budget: Budget | None
+    compute_unit: str | None
     budget_mode: str
     controller: Controller | None
     action_processors: Sequence | None
@@ -48,6 +50,8 @@ class DecodeOptions:
     cuda_graphs: bool | int
     asks_fast: bool = False
     """Whether the call itself, not a stored config, asks for fast code: by `backend="fast"` or `cuda_graphs`."""
+    dial: Dial | None = None
+    """Where the budget is from, if it comes from `compute`."""
     has_dense: bool = True
     """Whether the action space has a dense action. Without one, dense targets are run at the largest levels."""
 
@@ -194,7 +198,7 @@ def resolve_options(
         given (`Mapping[str, Any]`): Options of the call.
         generation_config (`GenerationConfig`, *optional*): Of the call.
         stored (`GenerationConfig`): The model's own.
-        config ([`SOLConfig`], *optional*): Config with the calibration table for `compute`, see [`budget_for`].
+        config ([`SOLConfig`], *optional*): Config with the calibration for `compute`, see [`Dial`].
 
     Raises:
         ValueError: for an unknown option, a budget given twice, or `compute` without a table.
@@ -205,10 +209,17 @@ def resolve_options(
     given = {name: value for name, value in given.items() if value is not None}
     configs = [x for x in (generation_config, stored) if x is not None]
     resolved = _first_of(given, configs)
-    table = None if config is None else config.calibration
-    budget = _resolve_budget(given, [vars(x) for x in configs], table)
+    budget, compute = _resolve_budget(given, [vars(x) for x in configs])
+    unit, dial = resolved.pop("compute_unit"), None
+    if compute is not None:
+        dial, budget = Dial.turn(compute, unit, config)
+    elif given.get("compute_unit") is not None:
+        check_unit(unit)
+        raise ValueError("`compute_unit` says what `compute` counts: pass `compute` as well.")
     return DecodeOptions(
         budget=budget,
+        compute_unit=None if dial is None else dial.unit,
+        dial=dial,
         controller=given.get("controller"),
         action_processors=given.get("action_processors"),
         cuda_graphs=given.get("cuda_graphs", False),
@@ -242,9 +253,9 @@ def _first_of(given: Mapping[str, Any], configs: Sequence[GenerationConfig]) -> 
 
 
 def _resolve_budget(
-    given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], calibration: Sequence[dict[str, float]] | None
-) -> Budget | None:
-    """The budget of a call, from `budget`, `compute` or targets; if it has none, that of the stored configs."""
+    given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]
+) -> tuple[Budget | None, AxisTarget]:
+    """The budget of a call and its `compute`, of which at most one is given; if it has none, those stored."""
     budget, compute = given.get("budget"), given.get("compute")
     if budget is not None and any(axis in given for axis in AXES):
         *most, last = (f"`{axis}`" for axis in AXES)
@@ -264,11 +275,9 @@ def _resolve_budget(
             compute = None if any(value is not None for value in targets.values()) else config["compute"]
             break
         targets = {axis: found.get(axis) if value is None else value for axis, value in targets.items()}
-    if compute is not None:
-        return budget_for(compute, calibration)
-    if budget is None and any(value is not None for value in targets.values()):
-        return Budget(**targets)
-    return budget
+    if compute is None and budget is None and any(value is not None for value in targets.values()):
+        budget = Budget(**targets)
+    return budget, compute
 
 
 def explain_unknown(names: Mapping[str, Any]) -> str:

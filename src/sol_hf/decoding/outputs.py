@@ -24,6 +24,7 @@ _ACTIONS_AND_REALISED = """
             the row had already ended.
         realised (`torch.Tensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further axes
             of the action space over the row's controllable steps; the largest levels for a row that had none.
+        compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it.
 """
 
 
@@ -36,6 +37,7 @@ class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
 
     actions: torch.Tensor | None = None
     realised: torch.Tensor | None = None
+    compute_unit: str | None = None
 
 
 @dataclass
@@ -47,6 +49,7 @@ class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
 
     actions: torch.Tensor | None = None
     realised: torch.Tensor | None = None
+    compute_unit: str | None = None
 
 
 @dataclass
@@ -63,6 +66,7 @@ class SOLScoreOutput(ModelOutput):
         step_mask (`torch.BoolTensor` of shape `(rows, steps)`): True for the steps that a row has.
         logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
         greedy (`torch.BoolTensor` of shape `(rows, steps)`): Whether the scored token was the most likely one.
+        compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it.
     """
 
     logprobs: torch.Tensor | None = None
@@ -71,6 +75,7 @@ class SOLScoreOutput(ModelOutput):
     step_mask: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     greedy: torch.Tensor | None = None
+    compute_unit: str | None = None
 
 
 def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
@@ -89,6 +94,7 @@ def attach_steps(
     row_ends: RowEnds,
     cache: SOLCache | None,
     space: ActionSpace,
+    compute_unit: str | None = None,
 ) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
     """Add `actions` and `realised` to the output of transformers' generate.
 
@@ -97,6 +103,7 @@ def attach_steps(
         row_ends ([`RowEnds`]): When every row ended.
         cache ([`SOLCache`], *optional*): The cache of the call, with the steps as executed; `None` if all were dense.
         space ([`ActionSpace`]): Meaning of the ids.
+        compute_unit (`str`, *optional*): What `compute` counts, if the budget came from it.
     """
     beams = getattr(output, "beam_indices", None)
     if beams is not None:
@@ -119,4 +126,5 @@ def attach_steps(
         **{field.name: getattr(output, field.name) for field in fields(output)},
         actions=actions.masked_fill(~running, NO_ACTION),
         realised=realised,
+        compute_unit=compute_unit,
     )

@@ -79,6 +79,8 @@ def controls_for(
         return None
     if options.controller is None and not options.is_dense:
         policy.warn_if_fresh()
+    if options.dial is not None and not options.is_dense:
+        options.dial.check(base, options.bits_backend)
     instrumentation = Instrumentation.at_start(base)
     axes = [] if options.is_dense else options.controlled_axes(space)
     instrumentation.require(axes, options.bits_backend, options.max_plane_bytes)

@@ -19,7 +19,9 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from ..budget.budget import Budget
+from ..budget.calibration import NET_KEEP, table_in, unit_of
 from ..controllers.base import Controller
+from ..decoding.options import stored_options
 from ..modeling_sol import SOLForCausalLM
 
 
@@ -129,13 +131,14 @@ def measure_speed(
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
         input_ids (`torch.LongTensor` of shape `(rows, length)`): The prompt.
-        budgets (`Sequence` of `float` or [`Budget`], *optional*): Budgets, or net keep rates as for
+        budgets (`Sequence` of `float` or [`Budget`], *optional*): Budgets, or numbers as for
             `generate(compute=...)`, which need a calibration table.
         attention_mask (`torch.Tensor` of shape `(rows, length)`, *optional*): 0 marks left padding.
         new_tokens (`int`, *optional*, defaults to 64): Tokens per row and round, at least 2.
         repeats (`int`, *optional*, defaults to 3): Measured rounds.
         controller (`Callable`, *optional*): Makes the controller of the budgets; the policy by default.
-        options: Further options of [`SOLForCausalLM.generate`] for the budgets, such as `backend`.
+        options: Further options of [`SOLForCausalLM.generate`] for the budgets, such as `backend`, or `compute_unit`
+            for those that are numbers.
 
     Returns:
         [`SpeedReport`]
@@ -163,10 +166,13 @@ def measure_speed(
     if controller is not None:
         chosen["controller"] = controller()
     variants = _dense_variants(model, input_ids, mask, new_tokens)
+    unit = chosen.pop("compute_unit", None) or stored_options(model.generation_config)["compute_unit"]
+    unit = unit or model.config.compute_unit
     for budget in budgets:
-        target: dict[str, Any] = {"budget": budget} if isinstance(budget, Budget) else {"compute": budget}
-        variants[_name(budget)] = functools.partial(model.generate, input_ids, **target, **chosen)
-    losses = {DENSE: 0.0} | {_name(rate): loss for rate, loss in _losses(model, budgets)}
+        dial = {"compute": budget, "compute_unit": unit}
+        target: dict[str, Any] = {"budget": budget} if isinstance(budget, Budget) else dial
+        variants[_name(budget, unit)] = functools.partial(model.generate, input_ids, **target, **chosen)
+    losses = {DENSE: 0.0} | {_name(rate, unit): loss for rate, loss in _losses(model, budgets, unit)}
     outputs, rounds = run_in_turn(variants, repeats)
     rows = tuple(speed_of(name, outputs, rounds, new_tokens, losses.get(name)) for name in outputs)
     return SpeedReport(rows, _setting(model, input_ids, new_tokens, repeats))
@@ -189,8 +195,10 @@ def speed_of(
     )
 
 
-def _name(budget: float | Budget) -> str:
-    return repr(budget) if isinstance(budget, Budget) else f"compute={budget:g}"
+def _name(budget: float | Budget, unit: str | None) -> str:
+    if isinstance(budget, Budget):
+        return repr(budget)
+    return f"compute={budget:g}" if unit in (None, NET_KEEP) else f"compute={budget:g} of {unit}"
 
 
 def greedy_call(model: SOLForCausalLM, mask: torch.Tensor, new_tokens: int) -> dict[str, Any]:
@@ -212,14 +220,16 @@ def _dense_variants(
     }
 
 
-def _losses(model: SOLForCausalLM, budgets: Sequence[float | Budget]) -> Iterator[tuple[float, float]]:
-    """Net keep rates and what they cost, if the model has a calibration table with a dense row."""
-    table = model.config.calibration
-    if table is None or table[-1]["net_keep"] < 1:
+def _losses(
+    model: SOLForCausalLM, budgets: Sequence[float | Budget], unit: str | None
+) -> Iterator[tuple[float, float]]:
+    """Numbers of `compute` and what they cost, if the model has a calibration table with a dense row."""
+    table = table_in(unit, model.config.calibration)
+    if table is None or table[-1][unit_of(table[-1])] < 1:
         return
     for rate in budgets:
         if not isinstance(rate, Budget):
-            loss = model.config.expected_loss(rate)
+            loss = model.config.expected_loss(rate, unit)
             assert isinstance(loss, float), "one rate has one loss"
             yield rate, loss
 

@@ -13,6 +13,8 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..budget.axes import PUBLISHED_AXES
+from ..budget.calibration import table_in, units_of
+from ..budget.calibration_conditions import in_words
 from ..configuration_sol import SOLConfig
 from ..stored.hub_names import hub_id
 from .base_license import base_license
@@ -72,6 +74,7 @@ def build_card(
         levels=levels,
         further=further,
         n_actions=len(space),
+        dial_rows=dial_rows(config),
         config=config,
         license_name=license_fields.get("license_name") or license_fields.get("license"),
         recipe=recipe_text(recipe),
@@ -81,3 +84,33 @@ def build_card(
             "huggingface_hub": huggingface_hub.__version__,
         },
     )
+
+
+DIAL = "| `compute=`"
+"""The rows of a card that say what `compute` counts begin with this."""
+BEFORE_DIAL = "| episode length |"
+
+
+def dial_rows(config: SOLConfig) -> list[str]:
+    """A row of the card for each unit that `compute` can count, the default first."""
+    conditions, rows = config.calibration_conditions or {}, []
+    for unit in sorted(units_of(config.calibration), key=lambda unit: unit != config.compute_unit):
+        table = table_in(unit, config.calibration)
+        assert table is not None, "there is a table in each unit"
+        option = "" if unit == config.compute_unit else f' with `compute_unit="{unit}"`'
+        rows.append(f"{DIAL}{option} | {table[0][unit]:.3g} … 1: {in_words(unit, conditions.get(unit))} |")
+    return rows
+
+
+def with_dial(card: str, config: SOLConfig) -> str:
+    """The text of a card that says what `compute` counts now; unchanged if it has no table of details.
+
+    Args:
+        card (`str`): The card, possibly edited by hand.
+        config ([`SOLConfig`]): With a calibration.
+    """
+    lines = [line for line in card.split("\n") if not line.startswith(DIAL)]
+    place = next((place for place, line in enumerate(lines) if line.startswith(BEFORE_DIAL)), None)
+    if place is None:
+        return card
+    return "\n".join([*lines[: place + 1], *dial_rows(config), *lines[place + 1 :]])

@@ -24,8 +24,8 @@ from ..stored.digests import config_digest, config_values, plain, value_digest, 
 
 NO_ANSWERS = ("self", "pretrained", "tokenizer", "device", "batch_size", "max_batch_size", "kwargs")
 """Parameters of `HFLM` that change no answer, or that are hashed for themselves."""
-FOR_PEOPLE = ("policy", "base")
-"""Settings that say where files are; what is in the files is hashed."""
+FOR_PEOPLE = ("policy", "base", "compute_unit", "dial")
+"""Settings that say where files and a budget are from; the files are hashed, and the budget is a setting."""
 UNKNOWN = "offloaded, not read"
 
 

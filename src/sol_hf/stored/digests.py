@@ -31,6 +31,8 @@ NOT_COMPUTED_WITH = (
     "transformers_version",
     "sol_hf_version",
     "calibration",
+    "calibration_unit",
+    "calibration_conditions",
 )
 """Values of a config that do not change what is computed: where files are from, who wrote them, and the calibration
 table. From the table comes only the budget of a call with `compute`; where results depend on a budget, it counts

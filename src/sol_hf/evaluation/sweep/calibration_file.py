@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...budget.calibration import NET_KEEP, dense_row, point_keys
+from ...budget.calibration import NET_KEEP, check_unit, dense_row, point_keys, unit_of
 from ...configuration_sol import SOLConfig
 from ...episodes.stored_files import read_json, write_atomically
+from ...hub.model_card import CARD_NAME, with_dial
 
 
 CONFIG = "config.json"
@@ -33,12 +34,25 @@ def check_savable(policy: str | os.PathLike, controllers: Sequence[str]) -> None
         raise ValueError("A calibration table is the policy's front: name `policy` among the controllers.")
 
 
-def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> int:
+def save_calibration(
+    policy: str | os.PathLike,
+    summary: Mapping[str, Any],
+    unit: str = NET_KEEP,
+    front: Sequence[Mapping[str, float]] | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> int:
     """Write the policy's front and the dense row into its `config.json`; all other values in that file are kept.
+
+    Tables in other units are kept, too. `compute` then counts in this unit, if a call names no other. The policy's
+    card says so, if there is one.
 
     Args:
         policy (`str` or `os.PathLike`): Folder of the policy.
         summary (`Mapping[str, Any]`): From [`summarize_sweep`].
+        unit (`str`, *optional*, defaults to `"net_keep"`): What the table counts, one of [`UNITS`].
+        front (`Sequence[Mapping]`, *optional*): The points, from [`dial_points`]; by default the summary's front in
+            net keep rates.
+        conditions (`Mapping[str, Any]`, *optional*): Under what it was measured, see [`DialSetting`].
 
     Returns:
         `int`: Number of points of the table.
@@ -46,14 +60,30 @@ def save_calibration(policy: str | os.PathLike, summary: Mapping[str, Any]) -> i
     Raises:
         ValueError: if the table is not valid in the config.
     """
+    check_unit(unit, "unit")
+    if front is None:
+        front = summary["controllers"]["policy"]["front"]
     path = Path(policy, CONFIG)
-    front = summary["controllers"]["policy"]["front"]
     written = read_json(path, "download the policy again, or save it again")
-    written.pop("calibration", None)
-    space = SOLConfig.from_dict(dict(written)).action_space
-    points = [{key: point[key] for key in point_keys(space)} for point in front if point[NET_KEEP] < 1]
-    written["calibration"] = [*points, dense_row(space, summary["dense"]["log_perplexity"])]
-    SOLConfig.from_dict(dict(written))  # checks the table
+    before = SOLConfig.from_dict(dict(written))
+    space, kept = before.action_space, [point for point in before.calibration or () if unit_of(point) != unit]
+    points = [{key: point[key] for key in point_keys(space, unit)} for point in front if point[unit] < 1]
+    table = [*points, dense_row(space, summary["dense"]["log_perplexity"], unit)]
+    written["calibration"] = [*table, *kept]
+    stated = {name: value for name, value in (before.calibration_conditions or {}).items() if name != unit}
+    stated |= {unit: dict(conditions)} if conditions else {}
+    for name, value, usual in (
+        ("calibration_unit", unit, NET_KEEP),
+        ("calibration_conditions", stated, {}),
+    ):
+        written.pop(name, None)
+        if value != usual:  # files of earlier versions say nothing, and mean net keep rates
+            written[name] = value
+    config = SOLConfig.from_dict(dict(written))  # checks the table
     text = json.dumps(written, indent=2, sort_keys=True) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return len(written["calibration"])
+    card = Path(policy, CARD_NAME)
+    if card.is_file():
+        said = with_dial(card.read_text(encoding="utf-8"), config)
+        write_atomically(card, lambda partial: partial.write_text(said, encoding="utf-8"))
+    return len(table)
