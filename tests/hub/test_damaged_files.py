@@ -161,6 +161,7 @@ class TestStoredOptions:
             ("token_keep", float("nan")),
             ("bits", -1),
             ("compute", 0.5),
+            ("compute_unit", "evil"),
             ("budget_mode", "none"),
             ("kv_refresh", [1]),
             ("action_temperature", "hot"),

@@ -64,6 +64,12 @@ def test_every_option_changes_the_fingerprint(sol, name):
     if name == "compute":
         lm.sol.config.calibration = [dict(net_keep=0.5, token_keep=0.6, mlp_keep=0.6, bits=6, log_perplexity=3.0)]
         lm.given = {"compute": 0.6}
+    elif name == "compute_unit":
+        point = dict(token_keep=0.6, mlp_keep=0.6, log_perplexity=3.0)
+        lm.sol.config.calibration = [dict(point, net_keep=0.5, bits=6), dict(point, bytes=0.5, bits=8)]
+        lm.given = {"compute": 0.6}
+        mine, lm.given = fingerprint(lm), {"compute": 0.6, "compute_unit": "bytes"}
+        assert lm.settings["compute_unit"] == "bytes"
     elif name == "budget":
         lm.given = {"budget": OTHER_VALUES["budget"]}
     elif name == "controller":
@@ -192,13 +198,16 @@ def test_compute_is_an_argument_like_any_other(base, tmp_path):
     arguments = dict(pretrained=str(tmp_path), base=base, device="cpu", dtype="float64", compute=0.4)
     results = evaluate("sol", ["tiny_choices"], model_args=arguments)
     assert results["config"]["sol"]["budget"] == {"token_keep": 0.4, "mlp_keep": 0.5, "bits": 6.0}
+    assert results["config"]["sol"]["compute_unit"] == "net_keep"
+    with pytest.raises(ValueError, match="no table in `bytes`, only in `net_keep`"):
+        SOLLM(**arguments, compute_unit="bytes")
     with pytest.raises(ValueError, match="Pass either `compute` or a budget"):
         SOLLM(**arguments, bits=8)
     with pytest.raises(ValueError, match=r"`compute` must lie in 0.4..1"):
         SOLLM(**{**arguments, "compute": 0.2})
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("controller", "compute")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("controller", "compute", "compute_unit")])
 def test_every_option_of_generate_is_an_argument(sol, name):
     options = {**CHEAP, name: OTHER_VALUES[name]}
     if name == "budget":

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..budget.budget import AxisTarget, Budget
-from ..budget.calibration import NET_KEEP, budget_for, check_unit
+from ..budget.calibration import NET_KEEP, budget_for
 from ..configuration_sol import SOLConfig
 from ..execution.base_device import compute_device
 from ..execution.machine import describe_machine
@@ -45,8 +45,6 @@ class Dial:
             ValueError: without a table in this unit.
             BudgetError: for a number outside of the table's range.
         """
-        if unit is not None:
-            check_unit(unit)
         unit = unit or (None if config is None else config.compute_unit)
         budget = budget_for(compute, None if config is None else config.calibration, unit)
         stored = (None if config is None else config.calibration_conditions) or {}

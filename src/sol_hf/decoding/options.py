@@ -211,10 +211,11 @@ def resolve_options(
     resolved = _first_of(given, configs)
     budget, compute = _resolve_budget(given, [vars(x) for x in configs])
     unit, dial = resolved.pop("compute_unit"), None
+    if unit is not None:
+        check_unit(unit)
     if compute is not None:
         dial, budget = Dial.turn(compute, unit, config)
     elif given.get("compute_unit") is not None:
-        check_unit(unit)
         raise ValueError("`compute_unit` says what `compute` counts: pass `compute` as well.")
     return DecodeOptions(
         budget=budget,
