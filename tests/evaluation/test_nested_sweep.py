@@ -64,7 +64,7 @@ def test_bytes_of_a_sweep_are_those_of_planes(tmp_path):
     model = nested_model()
     rows = rows_of(tmp_path / "nested", model, budgets=((1.0, 1.0, 5.0, 1.0),), controllers=("fixed",))
     costs, action = ComputeCosts.of(model, CONTEXT, "nested"), model.action_space.index(1.0, 1.0, 5, 1.0)
-    assert rows[1]["bytes_per_token"] == pytest.approx(float(costs.bytes[action]) + costs.refresh_bytes)
+    assert rows[1]["bytes_per_token"] == pytest.approx(float(costs.bytes[action]) + costs.refresh_bytes_in_planes)
     model.generation_config.bits_backend = "fake"
     fake = rows_of(tmp_path / "fake", model, budgets=((1.0, 1.0, 5.0, 1.0),), controllers=("fixed",))
     assert fake[1]["bytes_per_token"] > rows[1]["bytes_per_token"]
