@@ -27,7 +27,7 @@ from sol_hf.kernels.cuda import attention as triton_attention  # noqa: E402
 
 
 quick = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
-long = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+long = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 RULES = st.builds(
     SelectionRule,
     criterion=st.just("sketch"),
@@ -73,7 +73,7 @@ CASES = given(
     prefill=st.integers(1, 150),
     rule=RULES,
     scaling=st.sampled_from([None, 0.3]),
-    operations=st.lists(OPERATIONS, max_size=6),
+    operations=st.lists(OPERATIONS, max_size=4),
     keep=KEEP,
 )
 

@@ -90,7 +90,7 @@ def main() -> None:
     def encode(width: int, rest: int, size: int, rest_size: int, top: int) -> list:
         layout = [top, width, rest, size, rest_size, 7, 16, 128 * width // 8, 128 * max(rest, 1) // 8]
         pointers = [half, long, long, single, "*u8", half]
-        return [*pointers, *["i32"] * 3, "fp32", "fp32", 128, 1, *layout, triton_sketch.ROUND_TO_INTEGER]
+        return [*pointers, *["i32"] * 4, "fp32", "fp32", 128, *layout, triton_sketch.ROUND_TO_INTEGER]
 
     def score(dtype: str, shared: bool, exact: tl.dtype) -> list:
         pointers = [dtype, "*u8", dtype, long, long, integer, *[single] * 3]

@@ -67,7 +67,7 @@ def _count_digits(
         digit = ((order >> _shift(PASS)) & (BINS - 1 if PASS < 2 else 1023)).to(tl.int32)
         found = tl.histogram(tl.where(live, digit, 0), BINS)
         each = tl.arange(0, BINS)
-        found = found - tl.where(each == 0, tl.sum((~live).to(tl.int32), axis=0), 0)
+        found = found - tl.where(each == 0, BLOCK - tl.sum(live.to(tl.int32), axis=0), 0)
         tl.atomic_add(mine + PASS * BINS + each, found, mask=found > 0)
 
 

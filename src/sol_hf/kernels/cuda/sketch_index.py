@@ -79,14 +79,14 @@ def _pack_part(
 
 @triton.jit
 def _encode_tokens(
-    keys, first, count, mean, packed, scales, kv_heads, slots, capacity, step, smallest, dim: tl.constexpr,
-    TOKENS: tl.constexpr, TOP: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, BYTES: tl.constexpr,
+    keys, first, count, mean, packed, scales, tokens, kv_heads, slots, capacity, step, smallest, dim: tl.constexpr,
+    TOP: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, BYTES: tl.constexpr,
     REST_BYTES: tl.constexpr, POWERS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     line, row = tl.program_id(0).to(tl.int64), tl.program_id(0) // kv_heads
     held = tl.load(count + row).to(tl.int32)
-    before = held - TOKENS
+    before = held - tokens
     number = _tokens_in_mean(held, POWERS)
     anew = (before < 1) | (number != _tokens_in_mean(before, POWERS))
     token = tl.where(anew, 0, before) + tl.program_id(1) * BLOCK_T
@@ -157,8 +157,8 @@ def encode_tokens(
     top = 2 ** (bits - 1) - 1
     with triton_support.on_device_of(keys):
         _encode_tokens[(rows * kv_heads, blocks)](
-            keys, first_key.contiguous(), count.contiguous(), mean, packed, scale, kv_heads, slots, packed.shape[2],
-            1 / top, smallest, dim, tokens, top, width, rest, size, rest_size, MOST_IN_MEAN.bit_length(),
+            keys, first_key.contiguous(), count.contiguous(), mean, packed, scale, tokens, kv_heads, slots,
+            packed.shape[2], 1 / top, smallest, dim, top, width, rest, size, rest_size, MOST_IN_MEAN.bit_length(),
             BLOCK_ENCODED, triton.next_power_of_2(size), triton.next_power_of_2(max(rest_size, 1)), ROUND_TO_INTEGER,
         )  # fmt: skip
 
