@@ -5,12 +5,20 @@
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    TopKLogitsWarper,
+    pipeline,
+)
+from transformers.generation.streamers import BaseStreamer
 
-from sol_hf import Budget, FixedController, SOLCache
+from sol_hf import Budget, FixedController, SOLCache, SOLForCausalLM
+from sol_hf.decoding import compiled_step
 from sol_hf.execution.dispatch import Operation
 from support.bases import tiny_base
 from support.cases import HALF, control, prompts, sol_model
+from support.policy_folders import tiny_tokenizer
 
 
 DENSE = [{}, {"compute": 1.0}, {"token_keep": 1.0, "mlp_keep": 1.0, "bits": 16}, {"budget": Budget(token_keep=[1, 1])}]
@@ -41,6 +49,78 @@ def test_fast_gives_the_text_of_the_base_on_our_cache(dense, operations):
     assert type(output.past_key_values) is SOLCache and len(output.past_key_values.trace) == CALL["max_new_tokens"]
     assert output.realised.tolist() == [[1, 1, 16]] * 2
     assert output.actions.shape == (2, 12) and set(output.actions.flatten().tolist()) == {model.action_space.dense_id}
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """For every step, whether it ran as one compiled program."""
+    ran, own = [], compiled_step.run_step
+
+    def run(*arguments):
+        output = own(*arguments)
+        ran.append(output is not None)
+        return output
+
+    monkeypatch.setattr(compiled_step, "run_step", run)
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("family", "compiled"), [("llama", True), ("qwen3", True), ("phi3", True), ("gpt_neox", False)]
+)
+def test_a_base_without_a_policy_runs_by_one_line_and_compiled_where_it_is_recognised(
+    family, compiled, programs, caplog
+):
+    base, ids = tiny_base(family), prompts()
+    output = SOLForCausalLM.from_base(base).generate(ids, backend="fast", **CALL)
+    assert torch.equal(output.sequences, base.generate(ids, **CALL).sequences)
+    assert programs == [compiled] * CALL["max_new_tokens"] and "never trained" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(num_beams=3, num_return_sequences=2),
+        dict(do_sample=True, num_return_sequences=2),
+        dict(repetition_penalty=1.3, no_repeat_ngram_size=2),
+        dict(logits_processor=LogitsProcessorList([TopKLogitsWarper(3)])),
+        dict(past_key_values="ours"),
+    ],
+    ids=str,
+)
+def test_what_generate_does_besides_runs_on_compiled_steps(options, programs):
+    model, ids = SOLForCausalLM.from_base(tiny_base("llama")), prompts()
+    texts = []
+    for generate, backend in ((model.base.generate, {}), (model.generate, {"backend": "fast"})):
+        torch.manual_seed(5)
+        call = CALL | options | backend
+        if "past_key_values" in options:
+            call["past_key_values"] = model.new_cache() if backend else DynamicCache()
+        texts.append(generate(ids, **call).sequences)
+    assert torch.equal(*texts) and programs and all(programs)
+
+
+def test_a_streamer_and_a_pipeline_get_the_text_of_the_base(programs):
+    base = tiny_base("llama")
+    model, shown = SOLForCausalLM.from_base(base), []
+
+    class Streamer(BaseStreamer):
+        def put(self, value):
+            shown.extend(value.flatten().tolist())
+
+        def end(self):
+            shown.append("end")
+
+    ids = prompts()[:1]
+    text = model.generate(ids, backend="fast", streamer=Streamer(), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert shown == [*text[0].tolist(), "end"]
+    settings = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    before = len(programs)
+    answers = [
+        pipeline("text-generation", model=each, tokenizer=tiny_tokenizer())("w3 w5", **settings, **options)
+        for each, options in ((base, {}), (model, {"backend": "fast"}))
+    ]
+    assert answers[0] == answers[1] and programs[before:] == [True] * 6
 
 
 @pytest.mark.parametrize("backend", [None, "auto", "reference"])

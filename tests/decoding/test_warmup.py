@@ -44,7 +44,14 @@ def test_a_call_after_it_imports_compiles_and_copies_nothing():
     environment = os.environ | {"PYTHONPATH": PYTHON_PATH, "OMP_NUM_THREADS": "1"}
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     found = json.loads(outcome.stdout.splitlines()[-1])
-    assert found == {"imported": [], "compiled": 0, "copied": [], "has_copies": True, "has_kernels": True}
+    assert found == {
+        "imported": [],
+        "compiled": 0,
+        "copied": [],
+        "has_copies": True,
+        "has_kernels": True,
+        "recognised": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -129,6 +136,17 @@ def test_on_other_families(family):
     assert model.warmup().layer_count == model.coverage().layer_count
     model.warmup(bits=8, bits_backend="int8")
     model.warmup(token_keep=[0.5, 0.7])
+
+
+@pytest.mark.parametrize(("family", "compiled"), [("llama", True), ("gpt_neox", False)])
+def test_it_says_whether_steps_are_compiled(family, compiled):
+    model = SOLForCausalLM.from_base(tiny_base(family))
+    assert model.coverage().compiled_steps is None and "decode steps" not in str(model.coverage())
+    found = model.warmup(backend="fast")
+    assert found.compiled_steps is compiled and model.coverage().compiled_steps is compiled
+    assert ("decode steps on the CPU: one compiled program" in str(found)) == compiled
+    model.base.lm_head = torch.nn.Linear(*reversed(model.base.get_output_embeddings().weight.shape))
+    assert family != "llama" or model.coverage().compiled_steps is None
 
 
 def test_short_texts_and_few_positions():

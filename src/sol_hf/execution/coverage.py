@@ -12,6 +12,7 @@ from ..cache.sol_cache import SOLCache
 from ..errors import UnsupportedAxisError
 from .decoder_layers import layer_count
 from .instrumentation import Instrumentation
+from .stack.stack import BaseStack
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Coverage:
         reasons (`dict[str, str]`): The reason, for every axis that reaches no layer.
         copied_bytes (`int`, *optional*, defaults to 0): Memory of the copies of weights that were made so far, for
             fast paths, int8 and nested planes. `model.drop_copies()` frees it.
+        compiled_steps (`bool`, *optional*): Whether decode steps on the CPU can run as one compiled program; `None` if
+            no step has needed to know so far, see [`SOLForCausalLM.warmup`].
     """
 
     base: str
@@ -32,6 +35,7 @@ class Coverage:
     layers: dict[str, tuple[int, ...]]
     reasons: dict[str, str]
     copied_bytes: int = 0
+    compiled_steps: bool | None = None
 
     @classmethod
     def of(cls, base: PreTrainedModel, cache: SOLCache) -> "Coverage":
@@ -52,7 +56,7 @@ class Coverage:
             except UnsupportedAxisError as error:
                 layers[axis], reasons[axis] = (), str(error)
         count = layer_count(base) or 0
-        return cls(name, count, layers, reasons, instrumentation.copied_bytes)
+        return cls(name, count, layers, reasons, instrumentation.copied_bytes, BaseStack.is_recognised(base))
 
     def __str__(self) -> str:
         width = max(len(axis) for axis in self.layers)
@@ -61,6 +65,13 @@ class Coverage:
             what = f"{len(reached)} of {self.layer_count} layers: {ranges(reached)}" if reached else "no layer"
             reason = f" ({self.reasons[axis]})" if axis in self.reasons else ""
             lines.append(f"{axis:<{width}}  {what}{reason}")
+        if self.compiled_steps is not None:
+            way = (
+                "one compiled program"
+                if self.compiled_steps
+                else "the modules of the base, whose structure is another"
+            )
+            lines.append(f"decode steps on the CPU: {way}")
         if self.copied_bytes:
             lines.append(f"copies of weights: {self.copied_bytes:,} bytes, which `model.drop_copies()` frees")
         return "\n".join(lines)

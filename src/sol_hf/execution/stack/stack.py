@@ -98,6 +98,15 @@ class BaseStack:
                 self._found = (self._verified(base),)
             return self._found[0]
 
+    @staticmethod
+    def is_recognised(base: PreTrainedModel) -> bool | None:
+        """Whether steps of a base can run as programs; `None` if no step has needed to know so far."""
+        with _LOCK:
+            known = _STACKS.get(base)
+        if known is None or known._found is None or not known.modules.are_current():
+            return None
+        return known._found[0] is not None
+
     def _verified(self, base: PreTrainedModel) -> StackStructure | None:
         """The structure of a base, if a step that is computed from it gives what the base gives."""
         stack = find_stack(base) if all(map(loads, KERNELS)) else None
