@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ScheduleController
 from sol_hf.decoding import kv_refresh
+from sol_hf.decoding.refresh_rule import LEAST_GAIN
 from sol_hf.execution.attention.interface import register_attention
 from sol_hf.execution.axes import mlp_keep
 from sol_hf.execution.executors import AxisExecutor
@@ -186,7 +187,7 @@ def test_auto_asks_the_criterion_what_a_refresh_gains(replayed, settings, keep, 
 
 
 def test_auto_adds_up_axes_and_averages_steps(replayed, monkeypatch):
-    half = RefreshGain(((0.6, 0.7 * kv_refresh.LEAST_GAIN), (1.0, 0.0)))
+    half = RefreshGain(((0.6, 0.7 * LEAST_GAIN), (1.0, 0.0)))
     monkeypatch.setattr(criterion, "GAIN_OF_QUEST", half)
     monkeypatch.setattr(mlp_keep, "GAIN", half)
     model = control(tiny_base("llama", torch.float32), mlp_keep=[0.6, 1.0])

@@ -123,7 +123,7 @@ def test_refresh_and_policy_count_where_they_run():
 
 
 def test_a_refresh_reads_planes_after_steps_that_read_planes():
-    model = control(tiny_base("llama"), bits=[5, 9, 16])
+    model = control(tiny_base("llama"), bits=[5, 8, 9, 16])
     costs, space = ComputeCosts.of(model, CONTEXT, "nested"), model.action_space
     shapes = [(64, 32), (64, 32), (32, 64), (32, 32), (16, 32), (16, 32), (32, 32)]
     planes = LAYERS * sum(plane_bytes(*shape) for shape in shapes)
@@ -131,6 +131,8 @@ def test_a_refresh_reads_planes_after_steps_that_read_planes():
     assert costs.refresh_bytes_in_planes == pytest.approx((planes + others) / 6)
     assert costs.refresh_bytes == pytest.approx((costs.dense_bytes - 4 * VOCAB * WIDTH) / 6)
     actions = torch.full((4, 6), space.index(1.0, 1.0, 9))  # read as 16 bits, so that nothing is lost
+    assert costs.per_token(actions, with_policy=False)["refresh_overhead"] == 0
+    actions[0, 3] = space.index(1.0, 1.0, 8)  # the refresh would read the same
     assert costs.per_token(actions, with_policy=False)["refresh_overhead"] == 0
     actions[1, 2], actions[2, 2] = space.index(0.2, 1.0, 9), space.index(1.0, 1.0, 5)
     counted = costs.per_token(actions, with_policy=False)

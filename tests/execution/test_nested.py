@@ -14,6 +14,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from transformers.pytorch_utils import Conv1D
 
 from sol_hf import BudgetError, FixedController, ScheduleController, UnsupportedAxisError
+from sol_hf.decoding import kv_refresh as refreshes
 from sol_hf.errors import PlanNotExecutedError
 from sol_hf.execution.axes import bits as bits_axis
 from sol_hf.execution.instrumentation import Instrumentation
@@ -223,16 +224,15 @@ def test_a_new_turn_within_an_episode_reads_the_original_weights(monkeypatch):
         first = model.generate(prompts(2), **settings, kv_refresh=kv_refresh, past_key_values=cache)
         text = torch.cat([first.sequences, prompts(2, 5, seed=4)], dim=1)
         model.generate(text, **settings, kv_refresh=kv_refresh, past_key_values=cache)
-        dense = keys_of(base, text[:, :-1])
-        row = slice(0, 1) if kv_refresh == "auto" else slice(None)  # 4 bits are refreshed by the rule, 8 are not
-        torch.testing.assert_close(cache.layers[-1].keys[row, :, : dense.shape[2]], dense[row], atol=1e-9, rtol=0)
+        dense = keys_of(base, text[:, :-1])[:1]  # the second row, all in 8 bits, is left as it is
+        torch.testing.assert_close(cache.layers[-1].keys[:1, :, : dense.shape[2]], dense, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("kv_refresh", [True, "auto"])
 def test_the_refresh_of_a_row_is_the_same_alone_and_next_to_others(kv_refresh, monkeypatch):
     monkeypatch.setitem(bits_axis.GAINS, "nested", RefreshGain(((4.0, 1.0), (8.0, 0.0), (16.0, 0.0))))
     model = control(tiny_base("llama", torch.float64), bits=LEVELS, episode_length=4)
-    lines = ([16, 16, 4, 16], [4] * 4, [16] * 4, [8] * 4, [16, 8, 5, 5])
+    lines = ([16, 16, 4, 16], [4] * 4, [16] * 4, [8] * 4, [16, 8, 8, 16], [16, 8, 5, 5])
     ids = [[model.action_space.index(1.0, 1.0, bits) for bits in (*line, 16, 16)] for line in lines]
     rows, settings = prompts(len(lines)), {**NESTED, "max_new_tokens": 6, "kv_refresh": kv_refresh}
     settings |= {"output_logits": True, "backend": "reference"}
@@ -242,6 +242,22 @@ def test_the_refresh_of_a_row_is_the_same_alone_and_next_to_others(kv_refresh, m
         alone = model.generate(rows[place : place + 1], **settings, controller=controller)
         logits = torch.stack(together.logits)[:, place], torch.stack(alone.logits)[:, 0]
         torch.testing.assert_close(*logits, atol=1e-6, rtol=0)
+
+
+def test_steps_that_lose_only_what_a_refresh_would_lose_need_none(monkeypatch):
+    model, lengths = control(tiny_base("llama"), bits=LEVELS, episode_length=4), []
+    forward = refreshes.dense_forward
+    monkeypatch.setattr(
+        refreshes, "dense_forward", lambda *call, **plan: lengths.append(call[1].length) or forward(*call, **plan)
+    )
+    for levels, wanted in (([7, 16, 8, 8], []), ([16, 8, 6, 8], [4])):
+        actions = [[model.action_space.index(1.0, 1.0, bits)] for bits in (*levels, 16)]
+        lengths.clear()
+        model.generate(prompts(1), **NESTED, controller=ScheduleController(torch.tensor(actions)))
+        assert lengths == wanted, levels
+    actions = [[model.action_space.index(0.2, 1.0, 8)]] * 5
+    model.generate(prompts(1), **NESTED, controller=ScheduleController(torch.tensor(actions)))
+    assert lengths == [4, 4]
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])

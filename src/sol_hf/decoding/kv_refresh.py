@@ -7,23 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..budget.action_space import ActionSpace
-from ..budget.axes import AXES
 from ..cache.paged_layer import PagedLayer
 from ..cache.sol_cache import SOLCache
-from ..execution.executors import EXECUTORS
 from ..execution.plan import RefreshPlan
-from ..selection.nested_planes import CODE_BITS
-from ..selection.rule import SelectionRule
 from .base_forward import dense_forward
 from .captured import current_capture, is_captured, positions_of
 from .forward_inputs import ForwardInputs, join_runs
+from .refresh_rule import rows_to_refresh, spares_rows, weights_read
 from .session import DecodingSession
-
-
-LEAST_GAIN = 0.025
-"""Nats per token that a refresh has to gain under `kv_refresh="auto"`: see docs/performance.md."""
-ROUNDING = 1e-9
 
 
 def take_back(session: DecodingSession, inputs: ForwardInputs, begin: int) -> list[ForwardInputs]:
@@ -48,7 +39,7 @@ def refresh(session: DecodingSession, inputs: ForwardInputs, is_new_turn: bool =
     """KV refresh: recompute the keys and values of the episode by a forward that leaves nothing out.
 
     It begins at the first sparse step. The token after the episode is known already. Logits are therefore computed
-    only if the controller needs them. Rows that do not need it, with `kv_refresh="auto"`, get their own keys, values
+    only if the controller needs them. Rows that do not need it, see [`rows_to_refresh`], get their own keys, values
     and hidden state back.
 
     Under `bits_backend="nested"` the weights are read from planes, see [`weights_read`]. As this changes keys of dense
@@ -84,76 +75,6 @@ def _refresh_captured(session: DecodingSession, again: ForwardInputs, levels: di
     session.cache.end_episode(hidden, again.tokens[:, -1:])
 
 
-def weights_read(session: DecodingSession) -> dict[str, torch.Tensor]:
-    """In how many bits a refresh of the running episode reads weights, as the levels of a [`RefreshPlan`].
-
-    Rows that read planes in a step of the episode read them again, in all of their bits.
-    """
-    controls, cache = session.require_controls(), session.cache
-    if controls.bits_backend != "nested" or "bits" not in cache.action_space.levels or "bits" in controls.dense_axes:
-        return {}
-    read = cache.action_space.by_axis(_levels_so_far(cache))["bits"]
-    in_planes = (read <= CODE_BITS).any(dim=1)
-    if read.device.type == "cpu" and not bool(in_planes.any()):
-        return {}
-    return {"bits": torch.where(in_planes, float(CODE_BITS), AXES["bits"].dense)}
-
-
-def needs_refresh(session: DecodingSession) -> bool:
-    """Whether the running episode has to be refreshed, for some row at least.
-
-    An episode without sparse steps is never refreshed. With `kv_refresh="auto"` rows are refreshed where that is
-    expected to gain at least `LEAST_GAIN`, or all rows if the actions are known on an accelerator only.
-    """
-    wanted = True if session.controls is None else session.controls.kv_refresh
-    if wanted == "auto" and session.cache.episode.polluted:
-        return bool(_rows_to_refresh(session).any())
-    return bool(wanted) and session.cache.episode.polluted
-
-
-def spares_rows(session: DecodingSession) -> bool:
-    """Whether a refresh of the running episode leaves some rows as they are."""
-    is_auto = session.controls is not None and session.controls.kv_refresh == "auto"
-    return is_auto and not bool(_rows_to_refresh(session).all())
-
-
-def _rows_to_refresh(session: DecodingSession) -> torch.Tensor:
-    """The rows `(rows,)` of a sparse episode that `kv_refresh="auto"` refreshes: where it is expected to gain enough.
-
-    They follow from the actions of the row alone.
-    """
-    values, controls = _levels_so_far(session.cache), session.require_controls()
-    if values.device.type != "cpu":
-        return torch.ones(1, dtype=torch.bool)
-    gain = expected_gain(values, session.cache.action_space, controls.rule, controls.bits_backend)
-    return gain >= LEAST_GAIN - ROUNDING
-
-
-def expected_gain(values: torch.Tensor, space: ActionSpace, rule: SelectionRule, bits_backend: str) -> torch.Tensor:
-    """Nats per token that later text is expected to lose less if an episode is refreshed, `(rows,)`.
-
-    It is the mean over the steps of what was measured at their levels, added up over the axes. What is measured stands
-    with each axis: see [`AxisExecutor.refresh_gain`].
-
-    Args:
-        values (`torch.Tensor` of shape `(rows, steps, axes)`): What every step spent, in axis units.
-        space ([`ActionSpace`]): The axes.
-        rule ([`SelectionRule`]): How keys are selected.
-        bits_backend (`str`): See [`StepPlan`].
-    """
-    gains = torch.zeros(values.shape[:2], dtype=torch.float64)
-    for axis, levels in space.by_axis(values).items():
-        gains += EXECUTORS[axis].refresh_gain(rule, bits_backend)(levels)
-    return gains.mean(dim=1)
-
-
-def _levels_so_far(cache: SOLCache) -> torch.Tensor:
-    """What the steps of the running episode spent, `(rows, steps, axes)` in axis units, on their device."""
-    steps, space = cache.episode.steps, cache.action_space
-    ratios = [space.ratios_on(x.action.device)[x.action] if x.spent is None else x.spent for x in steps]
-    return torch.stack(ratios, dim=1) * space.scales.to(ratios[0].device)
-
-
 @dataclass(frozen=True)
 class SparedRows:
     """What rows that need no refresh had before it, since a refresh is a forward of all rows.
@@ -183,7 +104,7 @@ class SparedRows:
         layers = session.cache.layers
         tails = [(_last(layer.keys, number).clone(), _last(layer.values, number).clone()) for layer in layers]
         assert episode.hidden_state is not None, "there is a state after a step"
-        return cls(~_rows_to_refresh(session), tails, episode.hidden_state, episode.logits_digest)
+        return cls(~rows_to_refresh(session), tails, episode.hidden_state, episode.logits_digest)
 
     def put_back(self, cache: SOLCache) -> None:
         """Write it back after the refresh."""

@@ -27,7 +27,8 @@ from .captured import current_capture, is_captured, positions_of
 from .compiled_step import compiled_step
 from .forward_inputs import ForwardInputs
 from .joined_outputs import join_outputs, last_tokens
-from .kv_refresh import needs_refresh, refresh, spares_rows, take_back
+from .kv_refresh import refresh, take_back
+from .refresh_rule import needs_refresh, spares_rows
 from .session import DecodingSession
 
 

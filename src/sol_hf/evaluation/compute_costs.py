@@ -10,8 +10,8 @@ one token):
     weights   those of the text decoder and the LM head once, minus the savings of the axes
     KV cache  the keys and values that the step reads, and the data that the selection needs: bounds of pages, or the
               codes of all keys with their scales
-    refresh   a dense forward over an episode's tokens without the LM head, once per episode, if any of its steps was
-              sparse; of planes, where steps read planes
+    refresh   a forward over an episode's tokens without the LM head, once per episode, if any of its steps lost
+              something by which it is restored; it reads planes where steps did
     policy    the weights that its step reads, if the policy chooses the actions
 
 The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts for an
@@ -30,6 +30,7 @@ from ..budget.axes import BITS, TOKEN_KEEP
 from ..execution.spending import space_under
 from ..modeling_sol import SOLForCausalLM
 from ..selection.criterion import CRITERIA
+from ..selection.nested_planes import CODE_BITS
 from ..selection.rule import SelectionRule
 from .axis_costs import AXIS_COSTS, StepCounts, Weights, dense_counts, own_numbers, read_bytes
 from .cache_reads import attention_costs, cached_layers
@@ -54,8 +55,8 @@ class ComputeCosts:
         refresh_bytes (`float`): Bytes of a KV refresh, per step of the episode.
         refresh_bytes_in_planes (`float`): The same for an episode with steps that read planes of the weights.
         refresh_flops (`float`): Operations of a KV refresh, per step of the episode.
-        sparse (`torch.BoolTensor` of shape `(n_actions,)`): Whether a step under each action leaves anything out.
-        reads_planes (`torch.BoolTensor` of shape `(n_actions,)`): Whether it reads planes of the weights.
+        refreshed (`torch.BoolTensor` of shape `(n_actions,)`): Whether an episode with the action is refreshed.
+        reads_planes (`torch.BoolTensor` of shape `(n_actions,)`): Whether its step reads planes of the weights.
         policy_bytes (`float`): Bytes of the policy, per step.
         policy_flops (`float`): Operations of the policy, per step.
     """
@@ -70,7 +71,7 @@ class ComputeCosts:
     refresh_flops: float
     policy_bytes: float
     policy_flops: float
-    sparse: torch.Tensor
+    refreshed: torch.Tensor
     reads_planes: torch.Tensor
 
     @classmethod
@@ -90,8 +91,7 @@ class ComputeCosts:
         policy = model.policy
         policy_parts = [part for part in policy.modules() if part is not policy.value_head]  # for training only
         policy_numbers = sum(own_numbers(part) for part in policy_parts)
-        left_out = axes_left_out(model, keys, bits_backend)
-        is_nested = bits_backend == "nested"
+        refreshed, reads_planes = refreshed_actions(model, keys, bits_backend)
         return cls(
             bytes=torch.tensor([step.bytes for step in counts], dtype=torch.float64),
             flops=torch.tensor([step.flops for step in counts], dtype=torch.float64),
@@ -99,12 +99,12 @@ class ComputeCosts:
             dense_bytes=dense.bytes,
             dense_flops=dense.flops,
             refresh_bytes=refresh_bytes(model, dense) / steps,
-            refresh_bytes_in_planes=refresh_bytes(model, dense, in_planes=is_nested) / steps,
+            refresh_bytes_in_planes=refresh_bytes(model, dense, in_planes=bits_backend == "nested") / steps,
             refresh_flops=dense.flops - 2 * weights.head,
             policy_bytes=read_bytes(policy_parts),
             policy_flops=2 * policy_numbers,
-            sparse=torch.stack(list(left_out.values())).any(dim=0),
-            reads_planes=left_out[BITS.name] & is_nested,
+            refreshed=refreshed,
+            reads_planes=reads_planes,
         )
 
     def per_token(self, actions: torch.Tensor, with_policy: bool) -> dict[str, float]:
@@ -118,7 +118,7 @@ class ComputeCosts:
             `dict[str, float]`: `bytes_per_token`, `flops_per_token`, `nominal_bytes_per_token`, the same for a dense
             step, and `refresh_overhead`, the tokens that are processed a second time per decoded token.
         """
-        is_refreshed, in_planes = self.sparse[actions].any(dim=1), self.reads_planes[actions].any(dim=1)
+        is_refreshed, in_planes = self.refreshed[actions].any(dim=1), self.reads_planes[actions].any(dim=1)
         per_episode = torch.where(in_planes, self.refresh_bytes_in_planes, self.refresh_bytes) * is_refreshed
         refreshed = float(is_refreshed.double().mean())
         extra_bytes = float(per_episode.double().mean()) + with_policy * self.policy_bytes
@@ -133,14 +133,20 @@ class ComputeCosts:
         }
 
 
-def axes_left_out(model: SOLForCausalLM, keys: int, bits_backend: str) -> dict[str, torch.Tensor]:
-    """By axis, the actions `(n_actions,)` of which a step leaves something out; one that reads all keys does not."""
-    space, rule = model.action_space, model.config.selection_rule
+def refreshed_actions(model: SOLForCausalLM, keys: int, bits_backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The actions `(n_actions,)` for which an episode is refreshed, and those of which a step reads planes.
+
+    A step that reads all of its keys leaves none out. A refresh from planes restores no more than all of their bits.
+    """
+    space, rule, is_nested = model.action_space, model.config.selection_rule, bits_backend == "nested"
     levels = space.by_axis(space_under(bits_backend, space).values)
-    left_out = {axis.name: levels[axis.name] < axis.dense for axis in space.axes}
+    restored = {axis.name: axis.dense for axis in space.axes}
+    if is_nested:
+        restored[BITS.name] = CODE_BITS
+    lost = {name: levels[name] < most for name, most in restored.items()}
     reads_all, keep = CRITERIA[rule.criterion].reads_all, TOKEN_KEEP.name
-    left_out[keep] &= ~torch.tensor([reads_all(rule, level, keys) for level in levels[keep].tolist()])
-    return left_out
+    lost[keep] &= ~torch.tensor([reads_all(rule, level, keys) for level in levels[keep].tolist()])
+    return torch.stack(list(lost.values())).any(dim=0), (levels[BITS.name] <= CODE_BITS) & is_nested
 
 
 def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int, bits_backend: str = "fake") -> list[StepCounts]:

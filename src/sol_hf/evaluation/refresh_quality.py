@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..decoding.kv_refresh import LEAST_GAIN, expected_gain
+from ..decoding.refresh_rule import LEAST_GAIN, expected_gain
 from ..execution.spending import space_under
 from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error

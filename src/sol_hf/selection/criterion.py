@@ -22,7 +22,7 @@ from .rule import Selection, SelectionRule
 ROUNDING = 1e-6
 """Tolerance in `ceil(token_keep * keys)`, so that a rounding error of `token_keep` does not add a key."""
 
-GAIN_OF_QUEST = RefreshGain(((0.1, 0.3), (0.2, 0.12), (0.3, 0.04), (0.5, 0.015), (1.0, 0.0)))
+GAIN_OF_QUEST = RefreshGain(((0.1, 0.28), (0.2, 0.1), (0.3, 0.066), (0.5, 0.021), (1.0, 0.0)))
 """Of `quest` as published, which loses most; measured, see docs/performance.md."""
 
 

@@ -17,7 +17,7 @@ from ..rule import Selection, SelectionRule
 from ..sketch import INDEX_BITS
 
 
-GAIN = RefreshGain(((0.1, 0.011), (0.2, 0.0045), (1.0, 0.0)))
+GAIN = RefreshGain(((0.1, 0.011), (0.2, 0.004), (1.0, 0.0)))
 """Of `selection="layer"`, by which other selections are judged as well; measured, see docs/performance.md."""
 
 
