@@ -294,7 +294,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, Warmup, WrappedGeneration,
             controller ([`Controller`], *optional*): Chooses the actions; the policy by default.
             action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
             kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Recompute the keys and values of every
-                finished episode densely; with `"auto"` only of episodes with low keep rates.
+                finished episode densely; with `"auto"` only where it was measured to gain enough.
             action_temperature (`float`, *optional*, defaults to 1.0): Divides the action scores before drawing.
             do_sample_actions (`bool`, *optional*, defaults to `False`): Draw actions instead of taking the best.
             backend (`str`, *optional*, defaults to `"auto"`): `"reference"` is plain torch, `"auto"` uses fast paths

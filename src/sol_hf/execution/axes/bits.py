@@ -19,7 +19,7 @@ from ..step_part import StepPart
 GAINS = {
     "fake": RefreshGain(((6.0, 0.002), (16.0, 0.0))),
     "int8": RefreshGain(),
-    "nested": RefreshGain(((5.0, 0.008), (6.0, 0.004), (8.0, 0.0), (16.0, 0.0))),
+    "nested": RefreshGain(((4.0, 0.022), (5.0, 0.009), (6.0, 0.004), (8.0, 0.0), (16.0, 0.0))),
 }
 """By `bits_backend`. Measured, see docs/performance.md."""
 
