@@ -28,7 +28,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 BITS = st.sampled_from(list(INDEX_BITS))
 DIMS = st.sampled_from([7, 16, 20, 64, 80])
 quick = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
-long = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+long = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def index_of(keys: torch.Tensor, first: torch.Tensor, slots: int, bits: int) -> SketchIndex:

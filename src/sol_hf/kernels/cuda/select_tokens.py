@@ -143,6 +143,10 @@ def select_tokens_reference(
     scores: torch.Tensor, wanted: torch.Tensor, count: torch.Tensor, pool: int
 ) -> torch.Tensor:
     """The choice of [`select_tokens`] in plain torch, as a mask of the shape of `scores`."""
-    live = torch.arange(scores.shape[-1], device=scores.device) < count[:, None, None]
-    pooled = scores.masked_fill(~live, float("-inf")).unflatten(1, (-1, pool)).flatten(2)
-    return largest(pooled, torch.minimum(wanted, count) * pool).unflatten(2, (pool, -1)).flatten(1, 2) & live
+    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    for row, held in enumerate(count.tolist()):
+        pooled = scores[row, :, :held].unflatten(0, (-1, pool))
+        number = wanted[row].clamp(max=held) * pool
+        chosen = largest(pooled.flatten(1), number.expand(len(pooled)))
+        mask[row, :, :held] = chosen.view_as(pooled).flatten(0, 1)
+    return mask
