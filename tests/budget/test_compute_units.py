@@ -167,6 +167,7 @@ class TestCalls:
         ("unit", "other", "named"),
         [
             ("bytes", {"dtype": "bfloat16"}, "dtype bfloat16, here float32"),
+            ("bytes", {"kv_refresh": "False"}, "kv_refresh False, here True"),
             ("time", {"machine": "Abacus 9", "threads": 77}, "machine Abacus 9, here .*threads 77, here"),
         ],
     )
@@ -175,9 +176,9 @@ class TestCalls:
         table, ids = {"bytes": BYTES, "time": TIME}[unit], prompts()
         with caplog.at_level(logging.WARNING):
             dial_model(table, calibration_conditions={unit: here}).generate(ids, compute=0.95, **CALL)
-            assert "measured elsewhere" not in caplog.text
+            assert "measured otherwise" not in caplog.text
             dial_model(table, calibration_conditions={unit: here | other}).generate(ids, compute=0.95, **CALL)
-        assert "measured elsewhere" in caplog.text and re.search(named, caplog.text)
+        assert "measured otherwise" in caplog.text and re.search(named, caplog.text)
 
     def test_what_reports_compute_names_its_unit(self):
         model, ids = dial_model([*BYTES, *NET]), prompts(1)

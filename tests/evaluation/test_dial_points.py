@@ -90,6 +90,7 @@ def test_the_conditions_of_a_table_are_stated():
     model.generation_config.bits_backend = "nested"
     assert DialSetting("net_keep", CONTEXT, True).conditions(model) == {"bits_backend": "nested"}
     in_bytes = {"context_length": 20, "dtype": "bfloat16", "bits_backend": "nested", "budget_mode": "hard"}
+    in_bytes |= {"kv_refresh": "True"}
     assert DialSetting("bytes", CONTEXT, True).conditions(model) == in_bytes
     machine = describe_machine(torch.device("cpu"))
     assert machine["machine"] and machine["threads"] == torch.get_num_threads()

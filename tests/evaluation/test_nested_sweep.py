@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sol_hf import FixedController, UnsupportedAxisError, evaluate_budgets
+from sol_hf.decoding.refresh_rule import LEAST_GAIN, expected_gain
 from sol_hf.episodes.step_settings import StepSettings
 from sol_hf.evaluation.compute_costs import ComputeCosts
 from sol_hf.evaluation.policy_evaluation import budgets_within
@@ -99,3 +100,15 @@ def test_an_axis_that_the_base_cannot_carry_out_is_refused_unless_it_stays_dense
     with pytest.raises(UnsupportedAxisError, match="Leave `mlp_keep` dense"):
         evaluate_budgets(model, blocks_of(), CONTEXT, [(0.5, 0.7, 16)])
     assert len(rows_of(tmp_path, model, budgets=((0.5, 1.0, 16),), controllers=("fixed", "policy"))) == 3
+
+
+@pytest.mark.parametrize(("kv_refresh", "bits", "refreshed"), [(True, 5.0, 1), (False, 5.0, 0), ("auto", 5.0, None)])
+def test_only_refreshes_that_generate_would_make_are_counted(tmp_path, kv_refresh, bits, refreshed):
+    model = nested_model()
+    model.generation_config.kv_refresh = kv_refresh
+    (_, row) = rows_of(tmp_path, model, budgets=((1.0, 1.0, bits, 1.0),), controllers=("fixed",))
+    if refreshed is None:
+        space, rule = StepSettings.of(model).space, model.config.selection_rule
+        spent = space.values[[space.index(1.0, 1.0, 5, 1.0)]][:, None]
+        refreshed = int(expected_gain(spent, space, rule, "nested")[0] >= LEAST_GAIN)
+    assert row["refresh_overhead"] == refreshed

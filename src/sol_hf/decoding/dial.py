@@ -50,12 +50,13 @@ class Dial:
         stored = (None if config is None else config.calibration_conditions) or {}
         return cls(unit or NET_KEEP, stored.get(unit or NET_KEEP, {})), budget
 
-    def check(self, base: PreTrainedModel, bits_backend: str) -> None:
+    def check(self, base: PreTrainedModel, bits_backend: str, kv_refresh: bool | str) -> None:
         """Compare the conditions of the table with those of a call; a warning names what differs in degree.
 
         Args:
             base (`PreTrainedModel`): The base that is run.
             bits_backend (`str`): Of the call.
+            kv_refresh (`bool` or `"auto"`): Of the call.
 
         Raises:
             ValueError: if the call computes `bits` in another way.
@@ -69,13 +70,13 @@ class Dial:
             )
         if self.unit == NET_KEEP:
             return
-        here: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch.")}
+        here: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch."), "kv_refresh": str(kv_refresh)}
         here |= describe_machine(compute_device(base)) if self.unit == "time" else {}
         other = [f"{name} {value}, here {here[name]}" for name, value in self._differing(here).items()]
         if other:
             logger.warning_once(
-                f"The calibration of this policy in `{self.unit}` was measured elsewhere ({'; '.join(other)}): the "
-                "share of a dense step that `compute` asks for is true of there. Make one for here with `sol-hf "
+                f"The calibration of this policy in `{self.unit}` was measured otherwise ({'; '.join(other)}): the "
+                "share of a dense step that `compute` asks for is true of that. Make one for this with `sol-hf "
                 f"pareto POLICY --data FILE --out DIR --save --unit {self.unit}`."
             )
 

@@ -33,12 +33,15 @@ class StepSettings:
         backend (`str`, *optional*, defaults to `"auto"`): See [`StepPlan`].
         bits_backend (`str`, *optional*, defaults to `"fake"`): See [`StepPlan`].
         max_plane_bytes (`int`, *optional*): Most bytes that planes of the weights may take.
+        kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Which episodes are refreshed, for what is
+            counted: there is no refresh within an episode.
     """
 
     space: ActionSpace
     backend: str = "auto"
     bits_backend: str = "fake"
     max_plane_bytes: int | None = None
+    kv_refresh: bool | str = True
 
     @classmethod
     def of(cls, model: SOLForCausalLM) -> "StepSettings":

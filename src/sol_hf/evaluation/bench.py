@@ -131,8 +131,9 @@ def _bytes_shares(
         if way.is_dense:
             yield way.name, 1.0
             continue
-        stored = stored_options(model.generation_config)["bits_backend"]
-        costs = ComputeCosts.of(model, context, way.options.get("bits_backend") or stored)
+        stored = stored_options(model.generation_config)
+        how = {name: way.options.get(name, stored[name]) for name in ("bits_backend", "kv_refresh")}
+        costs = ComputeCosts.of(model, context, **how)
         actions = outputs[way.name].actions.cpu()
         whole = actions[:, : max(1, actions.shape[1] // length) * length].reshape(-1, min(length, actions.shape[1]))
         counted = costs.per_token(whole, way.has_policy)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from ..budget.axes import BITS, TOKEN_KEEP
+from ..decoding.refresh_rule import LEAST_GAIN, ROUNDING, expected_gain
 from ..execution.spending import space_under
 from ..modeling_sol import SOLForCausalLM
 from ..selection.criterion import CRITERIA
@@ -59,6 +60,8 @@ class ComputeCosts:
         reads_planes (`torch.BoolTensor` of shape `(n_actions,)`): Whether its step reads planes of the weights.
         policy_bytes (`float`): Bytes of the policy, per step.
         policy_flops (`float`): Operations of the policy, per step.
+        gains (`torch.Tensor` of shape `(n_actions,)`, *optional*): What a refresh is expected to gain after steps
+            under each action, where `kv_refresh="auto"` decides by it.
     """
 
     bytes: torch.Tensor
@@ -73,15 +76,24 @@ class ComputeCosts:
     policy_flops: float
     refreshed: torch.Tensor
     reads_planes: torch.Tensor
+    gains: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, model: SOLForCausalLM, context_length: int, bits_backend: str = "fake") -> "ComputeCosts":
+    def of(
+        cls,
+        model: SOLForCausalLM,
+        context_length: int,
+        bits_backend: str = "fake",
+        kv_refresh: bool | str = True,
+    ) -> "ComputeCosts":
         """Costs in an episode that follows `context_length` tokens.
 
         Args:
             model ([`SOLForCausalLM`]): Base, policy and selection rule.
             context_length (`int`): Tokens before the episode.
             bits_backend (`str`, *optional*, defaults to `"fake"`): How `bits` is computed, see [`StepPlan`].
+            kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Which episodes are refreshed, as in
+                `generate`.
         """
         weights, steps = Weights.of(model), model.config.episode_length
         keys = context_length + (steps + 1) // 2
@@ -92,6 +104,10 @@ class ComputeCosts:
         policy_parts = [part for part in policy.modules() if part is not policy.value_head]  # for training only
         policy_numbers = sum(own_numbers(part) for part in policy_parts)
         refreshed, reads_planes = refreshed_actions(model, keys, bits_backend)
+        refreshed, gains = refreshed & bool(kv_refresh), None
+        if kv_refresh == "auto":
+            space = space_under(bits_backend, model.action_space)
+            gains = expected_gain(space.values[:, None], space, model.config.selection_rule, bits_backend)
         return cls(
             bytes=torch.tensor([step.bytes for step in counts], dtype=torch.float64),
             flops=torch.tensor([step.flops for step in counts], dtype=torch.float64),
@@ -105,6 +121,7 @@ class ComputeCosts:
             policy_flops=2 * policy_numbers,
             refreshed=refreshed,
             reads_planes=reads_planes,
+            gains=gains,
         )
 
     def per_token(self, actions: torch.Tensor, with_policy: bool) -> dict[str, float]:
@@ -119,6 +136,8 @@ class ComputeCosts:
             step, and `refresh_overhead`, the tokens that are processed a second time per decoded token.
         """
         is_refreshed, in_planes = self.refreshed[actions].any(dim=1), self.reads_planes[actions].any(dim=1)
+        if self.gains is not None:
+            is_refreshed = is_refreshed & (self.gains[actions].mean(dim=1) >= LEAST_GAIN - ROUNDING)
         per_episode = torch.where(in_planes, self.refresh_bytes_in_planes, self.refresh_bytes) * is_refreshed
         refreshed = float(is_refreshed.double().mean())
         extra_bytes = float(per_episode.double().mean()) + with_policy * self.policy_bytes

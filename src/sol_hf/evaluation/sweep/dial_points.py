@@ -61,6 +61,7 @@ class DialSetting:
             "dtype": str(model.base.dtype).removeprefix("torch."),
             "bits_backend": settings.bits_backend,
             "budget_mode": "hard" if self.hard else "soft",
+            "kv_refresh": str(settings.kv_refresh),
         }
         return found | (describe_machine(compute_device(model.base)) if self.unit == "time" else {})
 

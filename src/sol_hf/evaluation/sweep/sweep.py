@@ -259,7 +259,8 @@ class Sweep:
         return [key | {"trial": trial, "log_perplexity": x} for trial, x in enumerate(result["trials"].tolist())]
 
     def _write(self, rows: Sequence[SweepRow], trials: Sequence[dict[str, Any]]) -> Dataset:
-        costs = ComputeCosts.of(self.model, self.config.context_length, self.settings.bits_backend)
+        how = self.settings.bits_backend, self.settings.kv_refresh
+        costs = ComputeCosts.of(self.model, self.config.context_length, *how)
         axes = self.space.axis_names
         table = make_table("sweep", self._share([row.sweep_row(self.counted, costs) for row in rows]), axes)
         if self.state.is_main_process:
