@@ -27,10 +27,7 @@ from .operation import KEPT_NEURONS
 
 LEAST_WEIGHTS = 1 << 16
 """Number of the projection's weights below which the overhead of choosing exceeds the gain."""
-MOST_READ: dict[torch.dtype, dict[int, float]] = {
-    torch.float32: {1: 0.75, 2: 0.5},
-    torch.bfloat16: {1: 0.5, 2: 0.3},
-}
+MOST_READ: dict[torch.dtype, dict[int, float]] = {torch.float32: {1: 0.6}, torch.bfloat16: {1: 0.5}}
 """By dtype and number of tokens, the share of the neurons up to which this is faster than to read all weights."""
 IS_MEASURED = platform.machine().lower() in ("x86_64", "amd64")
 """Other processors were not measured."""
