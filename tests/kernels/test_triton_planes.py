@@ -36,6 +36,7 @@ CASES = given(
     is_transposed=st.booleans(),
     dtype=st.sampled_from(list(ROUNDING)),
     programs=st.sampled_from([1, 1024]),
+    most=st.sampled_from([16, 32]),
     seed=st.integers(0, 9),
 )
 
@@ -45,7 +46,7 @@ def multiply(x, levels, planes, weight, bias=None, least=4):
     return multiply_planes(x, bits, list(planes.planes), planes.scales, weight, bias, least)
 
 
-def check(levels, channels, outputs, least, biased, is_transposed, dtype, programs, seed) -> None:
+def check(levels, channels, outputs, least, biased, is_transposed, dtype, programs, most, seed) -> None:
     """Every token against the weight that it reads, in float64."""
     torch.manual_seed(seed)
     weight = torch.randn(channels, outputs).t() if is_transposed else torch.randn(outputs, channels)
@@ -53,6 +54,7 @@ def check(levels, channels, outputs, least, biased, is_transposed, dtype, progra
     x, planes = (torch.randn(len(levels), channels) + seed % 3).to(DEVICE, dtype), encode(weight)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_planes, "PROGRAMS", programs)
+        patch.setattr(triton_planes, "MOST_TOKENS", most)
         found = multiply(x, levels, planes, weight, bias, least)
     assert found.dtype == dtype and found.shape == (len(levels), outputs)
     for token, level in enumerate(levels):

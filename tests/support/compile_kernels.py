@@ -83,9 +83,9 @@ def main() -> None:
     def select(dtype: str, count: str, unit: int, absolute: bool, rounds: int) -> list:
         return [dtype, single, count, integer, integer, "i32", "i32", unit, absolute, rounds, 4096]
 
-    def planes(dtype: str, exact: tl.dtype) -> list:
+    def planes(dtype: str, exact: tl.dtype, tokens: int = 16) -> list:
         pointers = [dtype, single, *[integer] * 4, half, dtype, single]
-        return [*pointers, *["i32"] * 8, 4, 16, exact, 64, 16, 16, 64]
+        return [*pointers, *["i32"] * 8, 4, 16, exact, 64, 16, tokens, 64]
 
     def encode(width: int, rest: int, size: int, rest_size: int, top: int) -> list:
         layout = [top, width, rest, size, rest_size, 7, 16, 128 * width // 8, 128 * max(rest, 1) // 8]
@@ -116,6 +116,7 @@ def main() -> None:
         ("activate", triton_mlp._merge_and_activate,
          [single, None, None, half, "i32", 9, True, False, "silu", 128]),
         ("planes", triton_planes._multiply_planes, planes(half, tl.bfloat16)),
+        ("planes, 32 tokens", triton_planes._multiply_planes, planes(half, tl.bfloat16, 32)),
         ("planes, float32", triton_planes._multiply_planes, planes(single, tl.float32)),
         ("encode, 4 bits", triton_sketch._encode_tokens, encode(4, 0, 64, 0, 7)),
         ("encode, 3 bits", triton_sketch._encode_tokens, encode(2, 1, 32, 16, 3)),

@@ -19,7 +19,10 @@ from . import triton_support
 
 
 PROGRAMS = 1024
-BLOCK_OUTPUTS, BLOCK_TOKENS = 64, 16
+BLOCK_OUTPUTS = 64
+FEWEST_TOKENS, MOST_TOKENS = 16, 32
+"""Tokens of a program, powers of two; in float32 always the fewest, since more of them would spill registers. Further
+tokens have programs of their own, which decode the same weights."""
 
 
 @triton.jit
@@ -131,7 +134,9 @@ def multiply_planes(
         `torch.Tensor` of shape `(tokens, outputs)`, in the dtype of `x`.
     """
     (tokens, channels), (tiles, groups, _), outputs = x.shape, scales.shape, weight.shape[0]
-    blocks, grid = planes[0].shape[1], (triton.cdiv(outputs, BLOCK_OUTPUTS), triton.cdiv(tokens, BLOCK_TOKENS))
+    most = FEWEST_TOKENS if x.dtype == torch.float32 else MOST_TOKENS
+    block_m = min(max(triton.next_power_of_2(tokens), FEWEST_TOKENS), most)
+    blocks, grid = planes[0].shape[1], (triton.cdiv(outputs, BLOCK_OUTPUTS), triton.cdiv(tokens, block_m))
     splits = max(min(PROGRAMS // (grid[0] * grid[1]), groups), 1)
     parts = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device)
     output = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
@@ -141,7 +146,7 @@ def multiply_planes(
     with triton_support.on_device_of(x):
         _multiply_planes[(grid[0], splits, grid[1])](
             x, bits, *planes, scales, weight, parts, tokens, channels, outputs, blocks, groups, tiles,
-            *weight.stride(), least_bits, splits, exact, GROUP, OUTPUTS, BLOCK_TOKENS, BLOCK_OUTPUTS,
+            *weight.stride(), least_bits, splits, exact, GROUP, OUTPUTS, block_m, BLOCK_OUTPUTS,
         )  # fmt: skip
         size, block = tokens * outputs, 1024
         _add_parts[(triton.cdiv(size, block),)](parts, bias, output, size, outputs, splits, bias is not None, block)

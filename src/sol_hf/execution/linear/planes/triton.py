@@ -14,8 +14,8 @@ from ...dispatch import Implementation, Prepared
 from .operation import PLANES_ROWS, RowsCall
 
 
-MOST_TOKENS = 64
-"""Number of tokens above which the weight is decoded once for all: the kernel decodes it for 16 tokens at a time."""
+MOST_TOKENS = 256
+"""Number of tokens above which the weight is decoded once for all: the kernel decodes it for 16 or 32 at a time."""
 
 
 class Triton(Implementation[RowsCall]):
