@@ -283,6 +283,23 @@ def test_a_released_policy_goes_on(script, tmp_path, base):
         run(script, tmp_path / "third", base, policy=str(tmp_path / "first" / "out"), page_size=16)
 
 
+def test_a_policy_over_four_axes_reads_planes(script, tmp_path, base):
+    axes = dict(bits=[5, 7, 16], neuron_keep=[0.5, 1.0], criterion="sketch", selection="layer", index_bits=3)
+    settings = dict(axes, bits_backend="nested", axis_budgets={"neuron_keep": [0.6, 0.9]}, bits_budgets=[5, 8])
+    trainer = run(script, tmp_path / "first", base, max_steps=1, **settings)
+    logged = trainer.state.log_history[0]
+    read = 5 * logged["sol/bits/5"] + 8 * logged["sol/bits/7"] + 16 * logged["sol/bits/16"]
+    assert logged["sol/bits_ratio"] == pytest.approx(read / 16, abs=2e-3) and logged["sol/bits/7"] > 0
+    out = tmp_path / "first" / "out"
+    model = SOLForCausalLM.from_pretrained(out, base=AutoModelForCausalLM.from_pretrained(base))
+    assert model.generation_config.bits_backend == "nested" and model.config.index_bits == 3
+    scored = model.score(torch.arange(3, 40)[None], context_length=20, bits=8, neuron_keep=0.5)
+    assert set(model.action_space.values[scored.actions[0]][:, 2].tolist()) <= {5.0, 7.0, 16.0}
+    assert scored.realised[0, 2] <= 8
+    with pytest.raises(ValueError, match="`neuron_keep` is .* in the policy .*, but .* in the arguments"):
+        run(script, tmp_path / "second", base, policy=str(out), **{**axes, "neuron_keep": [0.7, 1.0]})
+
+
 def test_an_adapter_on_a_released_policy(script, tmp_path, base):
     run(script, tmp_path / "first", base, max_steps=1)
     run(script, tmp_path / "second", base, policy=str(tmp_path / "first" / "out"), use_peft=True, learning_rate=1e-2)
