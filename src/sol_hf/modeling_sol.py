@@ -38,6 +38,7 @@ from .decoding.generate_checks import begin_of_text, find_prompt, named_argument
 from .decoding.option_names import stored_names
 from .decoding.options import DecodeOptions, pop_options, resolve_options
 from .decoding.outputs import SOLScoreOutput, attach_steps
+from .decoding.plane_scales import PlaneScales
 from .decoding.policy_fit import check_agreement, unite_configs
 from .decoding.row_ends import RowEnds
 from .decoding.scoring import score_rows, score_rows_densely
@@ -59,7 +60,7 @@ from .hub.stored_options import merge_stored_options
 from .modeling_sol_policy import SOLPolicyModel
 
 
-class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, Warmup, WrappedGeneration, GenerationMixin):
+class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, WrappedGeneration, GenerationMixin):
     """A frozen causal LM, and the policy that chooses how much of it every decode step uses.
 
     Make one with [`SOLForCausalLM.from_base`] (fresh policy) or [`SOLForCausalLM.from_pretrained`] (trained policy).

@@ -12,6 +12,9 @@ number of a cell that is `2^(8 - b)` times as wide, and a weight is read as the 
 So to read `b` bits is to round to the symmetric grid of `2^b` values that has no zero, for each `b` alike. (A grid
 with a zero, of `2^b - 1` values, is no better at 8 bits, and worse from 6 bits on.) A group of zeros is read as zeros.
 
+If it is known how large the inputs of the channels are, a scale is chosen instead that makes the squared error of the
+outputs smallest. The few weights beyond the largest cell are then read as its middle.
+
 The bits of a code are stored apart: the first 4, the next, the next, the last 2. Reading 5 bits leaves out the last
 two of these *planes*. Each plane is stored for 16 outputs and 32 channels at a time, as a compiled kernel reads it:
 
@@ -36,6 +39,8 @@ WIDTHS = (4, 5, 6, 8)
 CODE_BITS, MIDDLE = 8, 128
 GROUP = 64
 """Channels that share a scale: fewer bytes for the same error than 32 or 128, see docs/performance.md."""
+SCALES_TRIED = tuple(share / 25 for share in range(16, 27))
+"""Shares of the scale that reaches the largest weight, from which one is chosen by the inputs."""
 OUTPUTS, CHANNELS = 16, 32
 """Outputs and channels whose words are stored together."""
 
@@ -81,27 +86,37 @@ def plane_bytes(outputs: int, channels: int, bits: int = CODE_BITS) -> int:
     return tiles * OUTPUTS * (blocks * CHANNELS * bits // 8 + 2 * groups)
 
 
-def encode(weight: torch.Tensor) -> NestedPlanes:
-    """The planes of a `weight` `(outputs, channels)` of any float dtype, on its device.
+def encode(weight: torch.Tensor, importance: torch.Tensor | None = None) -> NestedPlanes:
+    """The planes of a weight, on its device.
+
+    Args:
+        weight (`torch.Tensor` of shape `(outputs, channels)`): The weight, of any float dtype.
+        importance (`torch.Tensor` of shape `(channels,)`, *optional*): Mean square of the inputs of every channel, by
+            which the scales are chosen.
 
     Raises:
         ValueError: for a weight that is not finite.
     """
     outputs, channels = weight.shape
-    slices = [_encode_rows(rows) for rows in weight.detach().split(max(OUTPUTS, (1 << 22) // channels // 16 * 16))]
+    slices = [
+        _encode_rows(rows, importance)
+        for rows in weight.detach().split(max(OUTPUTS, (1 << 22) // channels // 16 * 16))
+    ]
     planes = tuple(torch.cat(parts) for parts in zip(*(part for part, _ in slices), strict=True))
     return NestedPlanes(planes, torch.cat([scales for _, scales in slices]), outputs, channels)
 
 
-def _encode_rows(weight: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _encode_rows(weight: torch.Tensor, importance: torch.Tensor | None) -> tuple[list[torch.Tensor], torch.Tensor]:
     outputs, channels = weight.shape
     values = functional.pad(weight.float(), (0, -channels % GROUP, 0, -outputs % OUTPUTS))
     grouped = values.view(len(values), -1, GROUP)
     scales = _rounded_up(grouped.abs().amax(dim=-1) / MIDDLE)
     if not bool(scales.isfinite().all()):
         raise ValueError("A weight that is not finite has no planes: pass `bits_backend='fake'`, or mend the weights.")
-    steps = torch.where(scales > 0, scales, torch.ones_like(scales))[..., None]
-    codes = ((grouped / steps).floor() + MIDDLE).clamp(0, 2**CODE_BITS - 1).int().flatten(1)
+    if importance is not None:
+        weights = functional.pad(importance.to(values), (0, -channels % GROUP)).view(-1, GROUP)
+        scales = _best_scales(grouped, scales, weights)
+    codes = _codes(grouped, scales).int().flatten(1)
     codes = codes[:, : channels + -channels % CHANNELS]
     tiled = codes.view(-1, OUTPUTS, codes.shape[1] // CHANNELS, CHANNELS).transpose(1, 2)  # (tiles, blocks, 16, 32)
     planes, left = [], CODE_BITS
@@ -110,6 +125,34 @@ def _encode_rows(weight: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor
         part = (tiled >> left) & (2**bits - 1)
         planes.append(_packed(part, bits))
     return planes, scales.view(-1, OUTPUTS, scales.shape[1]).transpose(1, 2).bfloat16().contiguous()
+
+
+def _codes(grouped: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Codes of weights `(outputs, groups, 64)`, as floats."""
+    steps = torch.where(scales > 0, scales, torch.ones_like(scales))[..., None]
+    return ((grouped / steps).floor() + MIDDLE).clamp(0, 2**CODE_BITS - 1)
+
+
+def _best_scales(grouped: torch.Tensor, largest: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+    """The scales `(outputs, groups)` of least weighted squared error, over 8, 6 and 5 bits together.
+
+    Errors grow fourfold with every bit less, and count as much less: so no width loses much for another.
+
+    Args:
+        grouped (`torch.Tensor` of shape `(outputs, groups, 64)`): Weights.
+        largest (`torch.Tensor` of shape `(outputs, groups)`): Scales that reach the largest weight.
+        importance (`torch.Tensor` of shape `(groups, 64)`): Weights of squared errors.
+    """
+    best, least = largest, torch.full_like(largest, float("inf"))
+    for share in SCALES_TRIED:
+        scales = _rounded_up(largest * share)
+        codes, error = _codes(grouped, scales), torch.zeros_like(largest)
+        for bits in (8, 6, 5):
+            wide = 2 ** (CODE_BITS - bits)
+            read = scales[..., None] * ((codes / wide).floor() * wide + wide / 2 - MIDDLE)
+            error += ((read - grouped).square() * importance).sum(dim=-1) / wide**2
+        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    return best
 
 
 def _rounded_up(scales: torch.Tensor) -> torch.Tensor:

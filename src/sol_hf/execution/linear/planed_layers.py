@@ -85,8 +85,7 @@ def make_planes(layers: Sequence[PlanedLayer], most_bytes: int | None = None) ->
         UnsupportedAxisError: if a layer is of another kind, or its weights are; before any planes are made.
         ValueError: if the planes would take more bytes, or a weight is not finite.
     """
-    for layer in layers:
-        _check(layer)
+    check_layers(layers)
     needed = sum(plane_bytes(*matrix_of(layer.module).shape) for layer in layers)
     if most_bytes is not None and needed > most_bytes:
         raise ValueError(
@@ -99,6 +98,12 @@ def make_planes(layers: Sequence[PlanedLayer], most_bytes: int | None = None) ->
                 layer.part.planes()
             except ValueError as error:
                 raise ValueError(f"`{layer.name}`: {error}") from error
+
+
+def check_layers(layers: Sequence[PlanedLayer]) -> None:
+    """Raise an UnsupportedAxisError for the first layer that can have no planes."""
+    for layer in layers:
+        _check(layer)
 
 
 def _check(layer: PlanedLayer) -> None:

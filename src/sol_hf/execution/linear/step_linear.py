@@ -33,6 +33,8 @@ from .planes.rows import multiply_rows
 
 PRODUCTS = (nn.Linear, Conv1D)
 """Classes whose forward is a product with a weight."""
+_IMPORTANCE: "weakref.WeakKeyDictionary[nn.Module, torch.Tensor]" = weakref.WeakKeyDictionary()
+"""Mean squares of the inputs of layers by channel, by which the scales of their planes are chosen."""
 _STEP_LINEARS: "weakref.WeakValueDictionary[int, StepLinear]" = weakref.WeakValueDictionary()
 """By the id of the module. The [`StepLinear`] holds a reference to the module, so that its id stays valid."""
 _REGISTRY_LOCK = threading.Lock()
@@ -130,8 +132,14 @@ class StepLinear(StepPart):
             weight = matrix_of(self.module)
             now = Fingerprint.of(weight)
             if self._planes is None or now != self._fingerprint:
-                self._planes, self._fingerprint = encode(weight), now
+                self._planes, self._fingerprint = encode(weight, _IMPORTANCE.get(self.module)), now
             return self._planes
+
+    def choose_scales(self, importance: torch.Tensor) -> None:
+        """Let the next planes have scales chosen by the mean square of every input channel, `(channels,)`."""
+        with self._lock:
+            _IMPORTANCE[self.module] = importance
+            self._planes = self._fingerprint = None
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         """The layer's output `(..., outputs)` for an input `(..., channels)`."""
