@@ -28,7 +28,7 @@ ALLOWED = {
     "stored": "",
     "kernels": "selection",
     "cache": "budget selection kernels",
-    "policy": "budget",
+    "policy": "budget kernels",
     "configuration_sol": "budget selection stored",
     "modeling_sol_policy": "budget stored policy configuration_sol",
     "controllers": "budget policy modeling_sol_policy",

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, logging
 from .budget.scalars import ScalarColumns
 from .configuration_sol import SOLConfig
 from .policy.budget_prior import BudgetPrior
+from .policy.compiled import program_of
 from .policy.factored_head import joint_logits
 from .stored.json_files import read_json_object
 from .stored.source import PolicySource, find_policy
@@ -240,6 +241,7 @@ class SOLPolicyModel(PreTrainedModel):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         return_dict: bool = True,
+        compiled: bool = False,
     ) -> SOLPolicyOutput:
         """Score every action at every step.
 
@@ -255,6 +257,8 @@ class SOLPolicyModel(PreTrainedModel):
             past_key_values (`Cache`, *optional*): Keys and values of earlier steps of the episode.
             use_cache (`bool`, *optional*, defaults to `False`): Create a cache if none is given.
             return_dict (`bool`, *optional*, defaults to `True`): Return a [`SOLPolicyOutput`] instead of a tuple.
+            compiled (`bool`, *optional*, defaults to `False`): Whether a single step with a cache may run by compiled
+                code, which rounds differently.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -271,13 +275,21 @@ class SOLPolicyModel(PreTrainedModel):
             self.scalar_features(scalars[..., :page_fill].to(dtype)),
             self.action_embedding(previous_actions),
         ]
-        x = self.input_projection(torch.cat(features, dim=-1)) + self.position_embedding(positions)
+        added = self.position_embedding(positions)
         if self.page_embedding is not None:
             filled = (scalars[..., page_fill] * self.config.page_size).round().long()
-            x = x + self.page_embedding(filled - 1)
-        for layer in self.layers:
-            x = layer(x, past_key_values)
-        output = SOLPolicyOutput(logits=self._score(self.final_norm(x), scalars), past_key_values=past_key_values)
+            added = added + self.page_embedding(filled - 1)
+        x, program = torch.cat(features, dim=-1), None
+        if compiled and steps == 1 and past_key_values is not None:
+            program = program_of(self, len(x))
+        if program is not None:
+            x = program(x[:, 0], added.expand(len(x), 1, -1)[:, 0], past_key_values)[:, None]
+        else:
+            x = self.input_projection(x) + added
+            for layer in self.layers:
+                x = layer(x, past_key_values)
+            x = self.final_norm(x)
+        output = SOLPolicyOutput(logits=self._score(x, scalars), past_key_values=past_key_values)
         return output if return_dict else output.to_tuple()
 
     def _score(self, x: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,7 @@ class Observation:
             for the logits after the last processed token; `None` for a controller without `needs_logits`.
         held (`torch.BoolTensor` of shape `(rows, axes)`, *optional*): Axes that this step holds at their largest
             level, apart from the budget, because the text is short; `None` if there are none in any step.
+        backend (`str`): That of the call, for controllers with compiled code.
     """
 
     hidden_state: torch.Tensor
@@ -63,6 +64,7 @@ class Observation:
     previous_embedding: torch.Tensor | None = None
     logits_digest: torch.Tensor | None = None
     held: torch.Tensor | None = None
+    backend: str = "reference"
 
     @property
     def rows(self) -> int:

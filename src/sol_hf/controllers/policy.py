@@ -32,6 +32,7 @@ class PolicyController(Controller):
             scalars=observation.scalars[:, None],
             previous_actions=observation.previous_action[:, None],
             past_key_values=observation.state["cache"],
+            compiled=observation.backend != "reference",
         )
         return output.logits[:, -1].float()
 

@@ -69,6 +69,7 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
         previous_embedding=before,
         logits_digest=episode.logits_digest,
         held=held_axes(controls.rule, count, space),
+        backend=controls.backend,
     )
 
 

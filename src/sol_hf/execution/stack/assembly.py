@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from ...cache.paged_layer import PagedLayer
+from ...kernels.cpu.lines import Lines
 from ...kernels.cpu.program import bits_of
 from .mlp_stages import MLPStages
 from .norms import Norm
-from .products import Lines, set_arguments
+from .products import set_arguments
 from .recognition import StackStructure
 from .stages import Branch, StepKind
 from .structure import LayerStructure

@@ -8,11 +8,12 @@ import functools
 import numpy as np
 import torch
 
+from ...kernels.cpu.lines import Lines
 from ..mlp.kept_channels.input_major import InputMajorMLP
 from ..mlp.kept_neurons.neuron_major import NeuronMajor
 from ..mlp.step_down import StepDown
 from ..mlp.step_mlp import StepMLP
-from .products import Lines, address_of
+from .products import address_of
 from .stages import Branch, Stages
 from .structure import LayerStructure
 

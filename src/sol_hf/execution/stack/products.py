@@ -4,49 +4,15 @@
 """The product with a linear layer as an operation of a program."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from ...kernels.cpu.lines import Lines, add_product
 from ...kernels.cpu.program import Program
 from ...selection.nested_planes import GROUP, OUTPUTS, WIDTHS, NestedPlanes
 from ..linear.step_linear import StepLinear
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Numbers of all tokens of a step in memory, float32.
-
-    Args:
-        memory (`torch.Tensor` of shape `(lines, stride)`): Where they are.
-        width (`int`): Numbers of a token.
-        begin (`int`): Place of the first one in every line.
-    """
-
-    memory: torch.Tensor
-    width: int
-    begin: int = 0
-
-    @classmethod
-    def of(cls, lines: int, width: int, stride: int | None = None) -> "Lines":
-        """New memory, zero."""
-        return cls(torch.zeros(lines, stride or width), width)
-
-    @property
-    def address(self) -> int:
-        """Address of the first number."""
-        return self.memory.data_ptr() + 4 * self.begin
-
-    @property
-    def stride(self) -> int:
-        """Numbers from one token to the next."""
-        return self.memory.shape[1]
-
-    def part(self, begin: int, width: int) -> "Lines":
-        """Some of the numbers of every token."""
-        return Lines(self.memory, width, self.begin + begin)
 
 
 class Product:
@@ -82,7 +48,7 @@ class Product:
         """
         planes = self.planes_in(bits)
         if planes is None or bits is None:
-            return self._add_plain(program, x, answer)
+            return add_product(program, x, self.module.weight, self.module.bias, answer)
         return self._add_planes(program, x, answer, planes, max(bits, self.part.least_bits or 0))
 
     def widths(self) -> dict[int | None, tuple[int | None, ...]]:
@@ -104,18 +70,6 @@ class Product:
             alive += self.add_to(program, x, answer, bits)
             shares.append(Share(program.last, bits is not None, levels, x, answer))
         return shares, alive
-
-    def _add_plain(self, program: Program, x: Lines, answer: Lines) -> list[object]:
-        from ...kernels.cpu import numba_linear as kernel
-
-        weight, bias = self.module.weight, self.module.bias
-        wide = None if bias is None else bias.detach().float().contiguous()
-        a = program.take(kernel.NEXT + 1, range(kernel.NEXT, kernel.NEXT + 1))
-        a[kernel.X], a[kernel.WEIGHT], a[kernel.ANSWER] = x.address, weight.data_ptr(), answer.address
-        a[kernel.BIAS] = 0 if wide is None else wide.data_ptr()
-        a[kernel.LINES : kernel.NEXT] = len(x.memory), weight.shape[1], weight.shape[0]
-        program.add(kernel.multiply_float32 if weight.dtype == torch.float32 else kernel.multiply_bfloat16, a)
-        return [wide, weight]
 
     def _add_planes(self, program: Program, x: Lines, answer: Lines, planes: NestedPlanes, bits: int) -> list[object]:
         from ...kernels.cpu import numba_planes as kernel

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...kernels.cpu.lines import Lines
 from ...kernels.cpu.program import Program, bits_of
 from ...selection.nested_planes import WIDTHS
 from .norms import Norm
-from .products import Lines, Product, Share, address_of
+from .products import Product, Share, address_of
 from .recognition import StackStructure
 
 

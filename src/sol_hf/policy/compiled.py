@@ -1,0 +1,172 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The transformer of the policy for one step on the CPU, as one program of compiled operations.
+
+The policy runs before every step of the LM. By its modules it takes longer than to read its weights ten times.
+"""
+
+import threading
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as all_modules
+
+from ..kernels.cpu.compilation import loads
+from ..kernels.cpu.lines import Lines, add_product
+from ..kernels.cpu.program import Program, bits_of
+
+
+KERNELS = ("numba_program", "numba_step", "numba_linear")
+MOST_ROWS = 32
+"""Most rows of a program; with more, torch's products are as fast."""
+PLAIN = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Embedding, nn.Sequential, nn.ModuleList)
+ROOM_OF_LAYER = 128
+
+_PROGRAMS = threading.local()
+"""The programs of this thread, by policy and number of rows."""
+
+
+class PolicyProgram:
+    """The input projection, the layers and the last norm of a policy.
+
+    Args:
+        policy (`nn.Module`): A [`SOLPolicyModel`] whose modules are plain, in float32 on the CPU.
+        rows (`int`): Rows of a step.
+    """
+
+    def __init__(self, policy: Any, rows: int):
+        from ..kernels.cpu import numba_step
+
+        self._step, self._rows = numba_step, rows
+        self._alive: list[object] = []
+        projection, layers = policy.input_projection, list(policy.layers)
+        self._weights = [x for x in policy.parameters()]
+        self._addresses = [x.data_ptr() for x in self._weights]
+        self._program = Program((len(layers) + 2) * ROOM_OF_LAYER)
+        size = projection.out_features
+        self.features, self.stream = Lines.of(rows, projection.in_features), Lines.of(rows, size)
+        self.answer, self._normed = Lines.of(rows, size), Lines.of(rows, size)
+        self.new: list[tuple[Lines, Lines]] = []
+        self._recalls: list[Any] = []
+        branch = self._product(self.features, projection)
+        for layer in layers:
+            branch = self._add_layer(layer, branch)
+        self._join(branch, policy.final_norm, self.answer)
+        self._program.finish()
+
+    def is_current(self) -> bool:
+        """Whether the weights are where they were."""
+        return [x.data_ptr() for x in self._weights] == self._addresses
+
+    def _operation(self, header: int, channels: int) -> Any:
+        a = self._program.take(header, range(1))
+        a[self._step.LINES], a[self._step.CHANNELS] = self._rows, channels
+        return a
+
+    def _product(self, x: Lines, *modules: nn.Linear) -> Lines:
+        """Stage: a product; the last one of several, which are put into the stage before."""
+        self._program.begin_stage()
+        return self._products(x, *modules)[-1]
+
+    def _products(self, x: Lines, *modules: nn.Linear) -> list[Lines]:
+        answers = []
+        for module in modules:
+            answers.append(Lines.of(self._rows, module.out_features))
+            self._alive += [answers[-1], add_product(self._program, x, module.weight, module.bias, answers[-1])]
+        return answers
+
+    def _join(self, branch: Lines, norm: nn.LayerNorm, target: Lines) -> None:
+        """Stage: the stream, to which a branch is added, and its norm."""
+        step, a = self._step, self._operation(self._step.JOIN_HEADER, branch.width)
+        a[step.STREAM], a[step.TARGET], a[step.TARGET_STRIDE] = self.stream.address, target.address, target.stride
+        a[step.ADDED], a[step.ADDED_STRIDE], a[step.FACTOR] = branch.address, branch.stride, bits_of(1.0)
+        a[step.OUTER], a[step.OUTER_EPSILON] = norm.weight.data_ptr(), bits_of(norm.eps)
+        a[step.OUTER_BIAS], a[step.IS_CENTERED] = norm.bias.data_ptr(), True
+        self._program.begin_stage()
+        self._program.add(step.join, a)
+
+    def _add_layer(self, layer: Any, branch: Lines) -> Lines:
+        from ..kernels.cpu.numba_mlp import ACTIVATIONS
+
+        step, size, own = self._step, self.stream.width, layer.attention
+        self._join(branch, layer.attention_norm, self._normed)
+        self._program.begin_stage()
+        query, key, value = self._products(self._normed, own.q_proj, own.k_proj, own.v_proj)
+        recalled, a = Lines.of(self._rows, size), self._operation(step.RECALL_HEADER, size)
+        a[step.NEW_QUERY], a[step.NEW_KEY], a[step.NEW_VALUE] = query.address, key.address, value.address
+        a[step.FEW_HEADS], a[step.SCALE] = size // own.head_dim, bits_of(own.head_dim**-0.5)
+        a[step.RECALLED] = recalled.address
+        self._program.begin_stage()
+        self._program.add(step.recall, a)
+        self.new.append((key, value))
+        self._recalls.append(a)
+        self._alive.append(recalled)
+        self._join(self._product(recalled, own.o_proj), layer.mlp_norm, self._normed)
+        wide = self._product(self._normed, layer.mlp[0])
+        g = self._operation(step.GATE_HEADER, wide.width)
+        g[step.GATE], g[step.GATE_STRIDE], g[step.PART] = wide.address, wide.stride, wide.width
+        g[step.HIDDEN], g[step.HIDDEN_STRIDE], g[step.KIND] = wide.address, wide.stride, ACTIVATIONS.index("gelu")
+        self._program.begin_stage()
+        self._program.add(step.gate, g)
+        return self._product(wide, layer.mlp[2])
+
+    def __call__(self, features: torch.Tensor, added: torch.Tensor, past: Any) -> torch.Tensor:
+        """A step.
+
+        Args:
+            features (`torch.Tensor` of shape `(rows, in_features)`): Input of the projection.
+            added (`torch.Tensor` of shape `(rows, policy_hidden_size)`): What is added to it.
+            past (`Cache`): Keys and values of the earlier steps of the episode; those of this step are added.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, policy_hidden_size)`: After the last norm.
+        """
+        step, kept = self._step, []
+        self.features.memory.copy_(features)
+        self.stream.memory.copy_(added)
+        for number, a in enumerate(self._recalls):
+            a[step.PAST] = count = past.get_seq_length(number)
+            if count:
+                keys, values = (x.contiguous() for x in (past.layers[number].keys, past.layers[number].values))
+                a[step.PAST_KEYS], a[step.PAST_VALUES] = keys.data_ptr(), values.data_ptr()
+                kept += [keys, values]
+        self._program.run()
+        for number, (key, value) in enumerate(self.new):
+            heads = (self._rows, int(self._recalls[number][step.FEW_HEADS]), 1, -1)
+            past.update(key.memory.clone().view(heads), value.memory.clone().view(heads), number)
+        return self.answer.memory.clone()
+
+
+def program_of(policy: nn.Module, rows: int) -> PolicyProgram | None:
+    """The program of a policy for this thread; `None` if its modules have to run."""
+    if not 0 < rows <= MOST_ROWS or not _is_plain(policy) or not all(map(loads, KERNELS)):
+        return None
+    known = getattr(_PROGRAMS, "known", None)
+    if known is None:
+        known = _PROGRAMS.known = weakref.WeakKeyDictionary()
+    programs = known.setdefault(policy, {})
+    if rows not in programs or not programs[rows].is_current():
+        programs[rows] = PolicyProgram(policy, rows)
+    return programs[rows]
+
+
+def _is_plain(policy: Any) -> bool:
+    """Whether a policy is in float32 on the CPU, and its modules compute what their classes say."""
+    from ..kernels.cpu.numba_vectors import LANES
+
+    if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks or torch.is_autocast_enabled("cpu"):
+        return False
+    needs_gradient = torch.is_grad_enabled()
+    for weight in policy.parameters():
+        plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+        if not plain or (needs_gradient and weight.requires_grad):
+            return False
+    parts = [policy.input_projection, policy.final_norm, *policy.layers.modules()]
+    if any(x._forward_hooks or x._forward_pre_hooks or "forward" in vars(x) for x in parts):
+        return False
+    own = [x for x in parts if type(x) not in PLAIN]
+    known = all(type(x).__module__ == type(policy).__module__ for x in own)
+    return known and all(x.in_features % LANES == 0 for x in parts if type(x) is nn.Linear)
