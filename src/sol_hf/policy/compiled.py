@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as all_modules
 
 from ..kernels.cpu.compilation import loads
 from ..kernels.cpu.lines import Lines, add_product
 from ..kernels.cpu.program import Program, bits_of
+from ..kernels.cpu.watched import WatchedModules
 
 
 KERNELS = ("numba_program", "numba_step", "numba_linear")
@@ -43,8 +43,6 @@ class PolicyProgram:
         self._step, self._rows = numba_step, rows
         self._alive: list[object] = []
         projection, layers = policy.input_projection, list(policy.layers)
-        self._weights = [x for x in policy.parameters()]
-        self._addresses = [x.data_ptr() for x in self._weights]
         self._program = Program((len(layers) + 2) * ROOM_OF_LAYER)
         size = projection.out_features
         self.features, self.stream = Lines.of(rows, projection.in_features), Lines.of(rows, size)
@@ -56,10 +54,6 @@ class PolicyProgram:
             branch = self._add_layer(layer, branch)
         self._join(branch, policy.final_norm, self.answer)
         self._program.finish()
-
-    def is_current(self) -> bool:
-        """Whether the weights are where they were."""
-        return [x.data_ptr() for x in self._weights] == self._addresses
 
     def _operation(self, header: int, channels: int) -> Any:
         a = self._program.take(header, range(1))
@@ -140,33 +134,60 @@ class PolicyProgram:
         return self.answer.memory.clone()
 
 
+class PolicyPrograms:
+    """The programs of one policy in one thread."""
+
+    def __init__(self, policy: Any):
+        self._modules = WatchedModules(policy)
+        self._weights = list(policy.parameters())
+        self._addresses: list[int] = []
+        self._can_compile = all(map(loads, KERNELS)) and _is_known(policy)
+        self._by_rows: dict[int, PolicyProgram] = {}
+
+    def are_current(self) -> bool:
+        """Whether the policy still has the same modules."""
+        return self._modules.are_current()
+
+    def of(self, policy: Any, rows: int) -> PolicyProgram | None:
+        """The program for a number of rows; `None` if the modules have to run."""
+        grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in self._weights)
+        if not self._can_compile or grad or torch.is_autocast_enabled("cpu") or not self._modules.are_plain():
+            return None
+        addresses = [weight.data_ptr() for weight in self._weights]
+        if addresses != self._addresses:
+            self._by_rows, self._addresses = {}, addresses
+            if not all(
+                x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() for x in self._weights
+            ):
+                self._addresses = []
+                return None
+        if rows not in self._by_rows:
+            self._by_rows[rows] = PolicyProgram(policy, rows)
+        return self._by_rows[rows]
+
+
 def program_of(policy: nn.Module, rows: int) -> PolicyProgram | None:
     """The program of a policy for this thread; `None` if its modules have to run."""
-    if not 0 < rows <= MOST_ROWS or not _is_plain(policy) or not all(map(loads, KERNELS)):
+    if not 0 < rows <= MOST_ROWS:
         return None
     known = getattr(_PROGRAMS, "known", None)
     if known is None:
         known = _PROGRAMS.known = weakref.WeakKeyDictionary()
-    programs = known.setdefault(policy, {})
-    if rows not in programs or not programs[rows].is_current():
-        programs[rows] = PolicyProgram(policy, rows)
-    return programs[rows]
+    programs = known.get(policy)
+    if programs is None or not programs.are_current():
+        programs = known[policy] = PolicyPrograms(policy)
+    return programs.of(policy, rows)
 
 
-def _is_plain(policy: Any) -> bool:
-    """Whether a policy is in float32 on the CPU, and its modules compute what their classes say."""
+def _is_readable(weight: torch.Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+
+
+def _is_known(policy: Any) -> bool:
+    """Whether the modules of a policy are of known classes, and of sizes that compiled code can compute."""
     from ..kernels.cpu.numba_vectors import LANES
 
-    if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks or torch.is_autocast_enabled("cpu"):
-        return False
-    needs_gradient = torch.is_grad_enabled()
-    for weight in policy.parameters():
-        plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
-        if not plain or (needs_gradient and weight.requires_grad):
-            return False
     parts = [policy.input_projection, policy.final_norm, *policy.layers.modules()]
-    if any(x._forward_hooks or x._forward_pre_hooks or "forward" in vars(x) for x in parts):
-        return False
     own = [x for x in parts if type(x) not in PLAIN]
     known = all(type(x).__module__ == type(policy).__module__ for x in own)
     return known and all(x.in_features % LANES == 0 for x in parts if type(x) is nn.Linear)

@@ -21,12 +21,14 @@ from ...budget.action_space import ActionSpace
 from ...cache.paged_layer import PagedLayer
 from ...cache.sol_cache import SOLCache
 from ...kernels.cpu.compilation import loads
+from ...kernels.cpu.watched import WatchedModules
 from ...selection.rule import SelectionRule
 from ..attention.step.operation import STEP_ATTENTION
 from ..decoder_layers import decoder_layers
 from ..dispatch import Operation
 from ..linear.operation import LINEAR
 from ..linear.planes.operation import PLANES_PRODUCT
+from ..lm_head import capture_hidden_state
 from ..mlp.kept_channels.input_major import MOST_READ as MOST_CHANNELS
 from ..mlp.kept_channels.input_major import InputMajorMLP
 from ..mlp.kept_channels.operation import KEPT_CHANNELS
@@ -36,11 +38,11 @@ from ..mlp.kept_neurons.operation import KEPT_NEURONS
 from ..mlp.step_down import StepDown
 from ..mlp.step_mlp import StepMLP
 from ..plan import StepPlan
+from ..step_part import StepPart
 from .assembly import StackProgram
 from .attention import TOKENS, AttentionOfLayers, attention_kind
 from .recognition import TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
 from .stages import StepKind
-from .watched import WatchedModules
 
 
 KERNELS = (
@@ -72,7 +74,7 @@ class BaseStack:
     """What is known of a base: its structure, or that it has none that is recognised."""
 
     def __init__(self, base: PreTrainedModel):
-        self.modules = WatchedModules(base)
+        self.modules = WatchedModules(base, StepPart, capture_hidden_state)
         self.tables = (torch.empty(0), torch.empty(0))
         self.is_large = _is_large(base)
         self._lock = threading.Lock()

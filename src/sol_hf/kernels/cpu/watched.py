@@ -1,33 +1,32 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Notices what has changed in a base since its structure was found, fast enough to ask before every step.
+"""Notices what has changed in a model since a program was made for it, fast enough to ask before every step.
 
-Going through the modules of a base takes as long as some of its layers. Here the dictionaries in which modules keep
+Going through the modules of a model takes as long as some of its layers. Here the dictionaries in which modules keep
 their children, parameters and hooks are listed once, and compared with what was in them.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 from torch.nn.modules import module as all_modules
 
-from ..lm_head import capture_hidden_state
-from ..step_part import StepPart
-
 
 class WatchedModules:
-    """The modules of a base as they were.
+    """The modules of a model as they were.
 
-    Dictionaries refer to no module but those that are in them, so the base can be freed.
+    Dictionaries refer to no module but those that are in them, so the model can be freed.
 
     Args:
-        base (`nn.Module`): The base.
+        model (`nn.Module`): The model.
+        own_forwards (`type`, *optional*): Forwards of this class are not those of another library.
+        own_hook (`Callable`, *optional*): A forward pre-hook that is not one of another library.
     """
 
-    def __init__(self, base: nn.Module):
-        modules = list(base.modules())
+    def __init__(self, model: nn.Module, own_forwards: type | None = None, own_hook: Callable | None = None):
+        modules, self._own_forwards, self._own_hook = list(model.modules()), own_forwards, own_hook
         held: list[Mapping[str, object]] = [part for m in modules for part in (m._modules, m._parameters) if part]
         self._held = [(now.values(), list(map(id, now.values())), list(now.values())) for now in held]
         self._after = [m._forward_hooks for m in modules]
@@ -37,18 +36,21 @@ class WatchedModules:
         """Forwards of modules that are our own."""
 
     def are_current(self) -> bool:
-        """Whether the base still consists of the same modules and parameters."""
+        """Whether the model still consists of the same modules and parameters."""
         return all([*map(id, now)] == ids for now, ids, _ in self._held)
 
     def are_plain(self) -> bool:
         """Whether no module has hooks, or a forward that another library has replaced."""
         if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks or any(self._after):
             return False
-        if any(hook is not capture_hidden_state for hooks in filter(None, self._before) for hook in hooks.values()):
+        if any(hook is not self._own_hook for hooks in filter(None, self._before) for hook in hooks.values()):
             return False
         forwards = [own.get("forward") for own in self._own]
         if len(forwards) != len(self._forwards) or not all(map(operator.is_, forwards, self._forwards)):
-            if not all(forward is None or isinstance(forward, StepPart) for forward in forwards):
+            if not all(forward is None or self._is_own(forward) for forward in forwards):
                 return False
             self._forwards = forwards
         return True
+
+    def _is_own(self, forward: object) -> bool:
+        return self._own_forwards is not None and isinstance(forward, self._own_forwards)
