@@ -267,35 +267,31 @@ class SOLPolicyModel(PreTrainedModel):
         if begin + steps > self.config.episode_length:
             raise ValueError(f"{begin + steps} steps do not fit an episode of {self.config.episode_length}.")
         positions = torch.arange(begin, begin + steps, device=hidden_states.device)
-        dtype = self.input_projection.weight.dtype
-        page_fill = self.scalar_columns.page_fill
-        features = [
-            hidden_states.to(dtype),
-            token_embeddings.to(dtype),
-            self.scalar_features(scalars[..., :page_fill].to(dtype)),
-            self.action_embedding(previous_actions),
-        ]
-        added = self.position_embedding(positions)
+        dtype, page_fill = self.input_projection.weight.dtype, self.scalar_columns.page_fill
+        action, added = self.action_embedding(previous_actions), self.position_embedding(positions)
         if self.page_embedding is not None:
             filled = (scalars[..., page_fill] * self.config.page_size).round().long()
             added = added + self.page_embedding(filled - 1)
-        x, program = torch.cat(features, dim=-1), None
+        program = None
         if compiled and steps == 1 and past_key_values is not None:
-            program = program_of(self, len(x))
+            program = program_of(self, len(action))
         if program is not None:
-            x = program(x[:, 0], added.expand(len(x), 1, -1)[:, 0], past_key_values)[:, None]
+            state, token, columns = hidden_states[:, 0], token_embeddings[:, 0], scalars[:, 0]
+            added = added.expand(len(action), 1, -1)[:, 0]
+            heads = program(state, token, columns, action[:, 0], added, past_key_values)[:, None]
         else:
-            x = self.input_projection(x) + added
+            scalar_features = self.scalar_features(scalars[..., :page_fill].to(dtype))
+            features = [hidden_states.to(dtype), token_embeddings.to(dtype), scalar_features, action]
+            x = self.input_projection(torch.cat(features, dim=-1)) + added
             for layer in self.layers:
                 x = layer(x, past_key_values)
-            x = self.final_norm(x)
-        output = SOLPolicyOutput(logits=self._score(x, scalars), past_key_values=past_key_values)
+            targets = scalars[..., self.scalar_columns.targets].to(dtype)
+            heads = self.action_head(self.final_norm(x)) + self.budget_head(targets)
+        output = SOLPolicyOutput(logits=self._with_prior(heads, scalars), past_key_values=past_key_values)
         return output if return_dict else output.to_tuple()
 
-    def _score(self, x: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
-        """`(rows, steps, policy_hidden_size)` to `(rows, steps, n_actions)`; a prior makes the logits float32."""
-        targets = scalars[..., self.scalar_columns.targets].to(x.dtype)
-        logits = self.action_head(x) + self.budget_head(targets)
+    def _with_prior(self, logits: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Outputs of the heads `(rows, steps, outputs)` to `(rows, steps, n_actions)`; a prior makes them float32."""
         prior = None if self.budget_prior is None else self.budget_prior(scalars)
         if self.config.action_head == "factored":
             return joint_logits(logits if prior is None else logits + prior, self.level_counts)

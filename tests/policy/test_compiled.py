@@ -42,9 +42,9 @@ def ran(monkeypatch):
     """Rows of every step that ran as a program."""
     rows, own = [], compiled.PolicyProgram.__call__
 
-    def call(self, features, added, past):
-        rows.append(len(features))
-        return own(self, features, added, past)
+    def call(self, state, *further):
+        rows.append(len(state))
+        return own(self, state, *further)
 
     monkeypatch.setattr(compiled.PolicyProgram, "__call__", call)
     return rows

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The transformer of the policy for one step on the CPU, as one program of compiled operations.
+"""The policy for one step on the CPU, as one program of compiled operations.
 
 The policy runs before every step of the LM. By its modules it takes longer than to read its weights ten times.
 """
@@ -17,20 +17,25 @@ from ..kernels.cpu.compilation import loads
 from ..kernels.cpu.lines import Lines, add_product
 from ..kernels.cpu.program import Program, bits_of
 from ..kernels.cpu.watched import WatchedModules
+from .budget_prior import BudgetPrior
 
 
 KERNELS = ("numba_program", "numba_step", "numba_linear")
 MOST_ROWS = 32
 """Most rows of a program; with more, torch's products are as fast."""
 PLAIN = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Embedding, nn.Sequential, nn.ModuleList)
-ROOM_OF_LAYER = 128
+ROOM_OF_LAYER = 160
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+"""Those of `numba_mlp`, in their order."""
+ADDED = -1
+"""In place of an activation: the product is added to the output."""
 
 _PROGRAMS = threading.local()
 """The programs of this thread, by policy and number of rows."""
 
 
 class PolicyProgram:
-    """The input projection, the layers and the last norm of a policy.
+    """All of a policy but its prior, for one step.
 
     Args:
         policy (`nn.Module`): A [`SOLPolicyModel`] whose modules are plain, in float32 on the CPU.
@@ -42,28 +47,61 @@ class PolicyProgram:
 
         self._step, self._rows = numba_step, rows
         self._alive: list[object] = []
-        projection, layers = policy.input_projection, list(policy.layers)
-        self._program = Program((len(layers) + 2) * ROOM_OF_LAYER)
+        projection, layers, columns = policy.input_projection, list(policy.layers), policy.scalar_columns
+        self._program = Program((len(layers) + 4) * ROOM_OF_LAYER)
         size = projection.out_features
         self.features, self.stream = Lines.of(rows, projection.in_features), Lines.of(rows, size)
-        self.answer, self._normed = Lines.of(rows, size), Lines.of(rows, size)
-        self.new: list[tuple[Lines, Lines]] = []
+        self._normed = Lines.of(rows, size)
+        self._new: list[tuple[Lines, Lines]] = []
         self._recalls: list[Any] = []
+        self.scalars = Lines.of(rows, columns.page_fill + 1)
+        self._places = self._places_of(policy)
+        targets = self.scalars.part(columns.targets.start, columns.targets.stop - columns.targets.start)
+        budget = self._perceive(policy, targets)
         branch = self._product(self.features, projection)
         for layer in layers:
             branch = self._add_layer(layer, branch)
-        self._join(branch, policy.final_norm, self.answer)
+        self._join(self.stream, branch, policy.final_norm, self._normed)
+        self.logits = self._product(self._normed, policy.action_head)
+        self._program.begin_stage()
+        self._dense(budget, policy.budget_head[2], self.logits, ADDED)
         self._program.finish()
+
+    def _places_of(self, policy: Any) -> list[slice]:
+        """Where in the features the state, the embedding, the scalars and the action are."""
+        config = policy.config
+        widths = config.base_hidden_size, config.base_embedding_size, policy.scalar_features[0].out_features
+        begins = [0, widths[0], sum(widths[:2]), sum(widths)]
+        return [slice(*pair) for pair in zip(begins, [*begins[1:], self.features.width], strict=True)]
+
+    def _perceive(self, policy: Any, targets: Lines) -> Lines:
+        """Stages: the features of the scalars, and those of the budget, which are returned."""
+        gelu = ACTIVATIONS.index("gelu")
+        first, norm, hidden = policy.scalar_features[0], policy.scalar_features[2], policy.budget_head[0]
+        scalars, budget = Lines.of(self._rows, first.out_features), Lines.of(self._rows, hidden.out_features)
+        self._program.begin_stage()
+        self._dense(self.scalars.part(0, first.in_features), first, scalars, gelu)
+        self._dense(targets, hidden, budget, gelu)
+        self._join(scalars, None, norm, self.features.part(self._places[2].start, scalars.width))
+        self._alive += [scalars, budget]
+        return budget
 
     def _operation(self, header: int, channels: int) -> Any:
         a = self._program.take(header, range(1))
         a[self._step.LINES], a[self._step.CHANNELS] = self._rows, channels
         return a
 
-    def _product(self, x: Lines, *modules: nn.Linear) -> Lines:
-        """Stage: a product; the last one of several, which are put into the stage before."""
+    def _dense(self, x: Lines, module: nn.Linear, answer: Lines, kind: int) -> None:
+        step, a = self._step, self._operation(self._step.DENSE_HEADER, module.out_features)
+        a[step.FEW], a[step.FEW_STRIDE], a[step.FEW_NUMBER] = x.address, x.stride, module.in_features
+        a[step.FEW_WEIGHT], a[step.FEW_BIAS] = module.weight.data_ptr(), module.bias.data_ptr()
+        a[step.DENSE_KIND], a[step.DENSE_SUM], a[step.DENSE_STRIDE] = kind, answer.address, answer.stride
+        self._program.add(step.dense, a)
+
+    def _product(self, x: Lines, module: nn.Linear) -> Lines:
+        """Stage: a product."""
         self._program.begin_stage()
-        return self._products(x, *modules)[-1]
+        return self._products(x, module)[0]
 
     def _products(self, x: Lines, *modules: nn.Linear) -> list[Lines]:
         answers = []
@@ -72,21 +110,20 @@ class PolicyProgram:
             self._alive += [answers[-1], add_product(self._program, x, module.weight, module.bias, answers[-1])]
         return answers
 
-    def _join(self, branch: Lines, norm: nn.LayerNorm, target: Lines) -> None:
+    def _join(self, stream: Lines, branch: Lines | None, norm: nn.LayerNorm, target: Lines) -> None:
         """Stage: the stream, to which a branch is added, and its norm."""
-        step, a = self._step, self._operation(self._step.JOIN_HEADER, branch.width)
-        a[step.STREAM], a[step.TARGET], a[step.TARGET_STRIDE] = self.stream.address, target.address, target.stride
-        a[step.ADDED], a[step.ADDED_STRIDE], a[step.FACTOR] = branch.address, branch.stride, bits_of(1.0)
+        step, a = self._step, self._operation(self._step.JOIN_HEADER, stream.width)
+        a[step.STREAM], a[step.TARGET], a[step.TARGET_STRIDE] = stream.address, target.address, target.stride
+        if branch is not None:
+            a[step.ADDED], a[step.ADDED_STRIDE], a[step.FACTOR] = branch.address, branch.stride, bits_of(1.0)
         a[step.OUTER], a[step.OUTER_EPSILON] = norm.weight.data_ptr(), bits_of(norm.eps)
         a[step.OUTER_BIAS], a[step.IS_CENTERED] = norm.bias.data_ptr(), True
         self._program.begin_stage()
         self._program.add(step.join, a)
 
     def _add_layer(self, layer: Any, branch: Lines) -> Lines:
-        from ..kernels.cpu.numba_mlp import ACTIVATIONS
-
         step, size, own = self._step, self.stream.width, layer.attention
-        self._join(branch, layer.attention_norm, self._normed)
+        self._join(self.stream, branch, layer.attention_norm, self._normed)
         self._program.begin_stage()
         query, key, value = self._products(self._normed, own.q_proj, own.k_proj, own.v_proj)
         recalled, a = Lines.of(self._rows, size), self._operation(step.RECALL_HEADER, size)
@@ -95,10 +132,10 @@ class PolicyProgram:
         a[step.RECALLED] = recalled.address
         self._program.begin_stage()
         self._program.add(step.recall, a)
-        self.new.append((key, value))
+        self._new.append((key, value))
         self._recalls.append(a)
         self._alive.append(recalled)
-        self._join(self._product(recalled, own.o_proj), layer.mlp_norm, self._normed)
+        self._join(self.stream, self._product(recalled, own.o_proj), layer.mlp_norm, self._normed)
         wide = self._product(self._normed, layer.mlp[0])
         g = self._operation(step.GATE_HEADER, wide.width)
         g[step.GATE], g[step.GATE_STRIDE], g[step.PART] = wide.address, wide.stride, wide.width
@@ -107,19 +144,32 @@ class PolicyProgram:
         self._program.add(step.gate, g)
         return self._product(wide, layer.mlp[2])
 
-    def __call__(self, features: torch.Tensor, added: torch.Tensor, past: Any) -> torch.Tensor:
-        """A step.
+    def __call__(
+        self,
+        state: torch.Tensor,
+        embedding: torch.Tensor,
+        scalars: torch.Tensor,
+        action: torch.Tensor,
+        added: torch.Tensor,
+        past: Any,
+    ) -> torch.Tensor:
+        """The outputs of the heads in a step.
 
         Args:
-            features (`torch.Tensor` of shape `(rows, in_features)`): Input of the projection.
-            added (`torch.Tensor` of shape `(rows, policy_hidden_size)`): What is added to it.
+            state (`torch.Tensor` of shape `(rows, base_hidden_size)`): The LM's state.
+            embedding (`torch.Tensor` of shape `(rows, base_embedding_size)`): The token.
+            scalars (`torch.Tensor` of shape `(rows, columns)`): The scalars.
+            action (`torch.Tensor` of shape `(rows, action_embedding_size)`): Embedding of the action before.
+            added (`torch.Tensor` of shape `(rows, policy_hidden_size)`): What is added to the projected features.
             past (`Cache`): Keys and values of the earlier steps of the episode; those of this step are added.
 
         Returns:
-            `torch.Tensor` of shape `(rows, policy_hidden_size)`: After the last norm.
+            `torch.Tensor` of shape `(rows, outputs)`: Logits of actions, or of levels, without the prior.
         """
         step, kept = self._step, []
-        self.features.memory.copy_(features)
+        for place, part in zip((0, 1, 3), (state, embedding, action), strict=True):
+            self.features.memory[:, self._places[place]] = part
+        self.scalars.memory[:, : scalars.shape[1]] = scalars
         self.stream.memory.copy_(added)
         for number, a in enumerate(self._recalls):
             a[step.PAST] = count = past.get_seq_length(number)
@@ -128,10 +178,10 @@ class PolicyProgram:
                 a[step.PAST_KEYS], a[step.PAST_VALUES] = keys.data_ptr(), values.data_ptr()
                 kept += [keys, values]
         self._program.run()
-        for number, (key, value) in enumerate(self.new):
+        for number, (key, value) in enumerate(self._new):
             heads = (self._rows, int(self._recalls[number][step.FEW_HEADS]), 1, -1)
             past.update(key.memory.clone().view(heads), value.memory.clone().view(heads), number)
-        return self.answer.memory.clone()
+        return self.logits.memory.clone()
 
 
 class PolicyPrograms:
@@ -187,7 +237,8 @@ def _is_known(policy: Any) -> bool:
     """Whether the modules of a policy are of known classes, and of sizes that compiled code can compute."""
     from ..kernels.cpu.numba_vectors import LANES
 
-    parts = [policy.input_projection, policy.final_norm, *policy.layers.modules()]
-    own = [x for x in parts if type(x) not in PLAIN]
-    known = all(type(x).__module__ == type(policy).__module__ for x in own)
-    return known and all(x.in_features % LANES == 0 for x in parts if type(x) is nn.Linear)
+    modules, layers = list(policy.modules()), list(policy.layers.modules())
+    own = [x for x in modules if type(x) not in PLAIN]
+    known = all(type(x).__module__ in (type(policy).__module__, BudgetPrior.__module__) for x in own)
+    products = [policy.input_projection, policy.action_head, *(x for x in layers if type(x) is nn.Linear)]
+    return known and all(x.in_features % LANES == 0 for x in products)

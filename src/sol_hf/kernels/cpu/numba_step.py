@@ -58,6 +58,10 @@ their number."""
 """Of [`recall`]: products of a layer, keys and values of earlier steps, their number, heads, the scale of the scores,
 and the output."""
 
+(FEW, FEW_STRIDE, FEW_NUMBER, FEW_WEIGHT, FEW_BIAS, DENSE_KIND, DENSE_SUM, DENSE_STRIDE, DENSE_HEADER) = range(4, 13)
+"""Of [`dense`]: input, its stride and numbers; weight and bias; the activation, or -1 to add the product to the
+output; output and its stride. `CHANNELS` are the outputs."""
+
 (QUANTIZED, QUANTIZED_STRIDE, LEVELS, QUANTIZE_HEADER) = range(4, 8)
 """Of [`quantize`]: the lines, their stride, and the bits of each."""
 
@@ -317,3 +321,23 @@ def recall(args):
                 output[i] = output[i] * shrink + share * earlier[i]
         for i in range(dim):
             output[i] /= weight
+
+
+@cfunc(_SIGNATURE, fastmath=FAST_MATH, error_model="numpy")
+def dense(args):
+    """A linear layer with few numbers, in float32, and its activation."""
+    number, outputs = args[FEW_NUMBER], args[CHANNELS]
+    weight, bias = float32_at(args[FEW_WEIGHT]), float32_at(args[FEW_BIAS])
+    while True:
+        line = fetch_add(args, NEXT, 1)
+        if line >= args[LINES]:
+            return
+        x = float32_at(args[FEW] + 4 * line * args[FEW_STRIDE])
+        y = float32_at(args[DENSE_SUM] + 4 * line * args[DENSE_STRIDE])
+        for j in range(outputs):
+            total = bias[j]
+            for i in range(number):
+                total += x[i] * weight[j * number + i]
+            y[j] = total if args[DENSE_KIND] >= 0 else y[j] + total
+        if args[DENSE_KIND] >= 0:
+            _activate(args[DENSE_KIND], y, 0, outputs)
