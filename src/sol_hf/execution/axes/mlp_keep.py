@@ -9,7 +9,7 @@ from ..executors import register_executor
 from ..mlp.executor import MLPExecutor
 
 
-GAIN = RefreshGain(((0.5, 0.072), (0.7, 0.01), (1.0, 0.0)))
+GAIN = RefreshGain(((0.5, 0.072), (0.7, 0.006), (1.0, 0.0)))
 """Measured, see docs/performance.md."""
 
 

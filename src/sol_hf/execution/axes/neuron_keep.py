@@ -17,7 +17,7 @@ from ..mlp.step_down import StepDown
 from ..step_part import StepPart
 
 
-GAIN = RefreshGain(((0.2, 0.16), (0.3, 0.043), (0.5, 0.007), (1.0, 0.0)))
+GAIN = RefreshGain(((0.2, 0.106), (0.3, 0.043), (0.5, 0.007), (1.0, 0.0)))
 """Measured, see docs/performance.md."""
 
 
