@@ -179,6 +179,8 @@ def refreshes(replayed, model, steps, **options) -> bool:
         ({}, 0.6, False),
         ({"anchor_pages": True}, 0.2, False),
         ({"criterion": "sketch", "selection": "layer"}, 0.2, False),
+        ({"criterion": "relevancy"}, 0.2, False),
+        ({"criterion": "recency"}, 0.2, False),
     ],
 )
 def test_auto_asks_the_criterion_what_a_refresh_gains(replayed, settings, keep, refreshed):

@@ -11,7 +11,12 @@ import torch
 from ..candidates import Candidates
 from ..channels import kept_count
 from ..criterion import ROUNDING, Criterion, register_criterion
+from ..refresh_gain import RefreshGain
 from ..rule import Selection, SelectionRule
+
+
+GAIN = RefreshGain(((0.2, 0.007), (1.0, 0.0)))
+"""Measured, see docs/performance.md."""
 
 
 class Recency(Criterion):
@@ -38,6 +43,9 @@ class Recency(Criterion):
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
         always = rule.sink_tokens + rule.window_tokens + 1
         return min(keys, always + math.ceil(token_keep * max(keys - always, 0) - ROUNDING))
+
+    def refresh_gain(self, rule: SelectionRule) -> RefreshGain:
+        return GAIN
 
 
 register_criterion("recency", Recency())

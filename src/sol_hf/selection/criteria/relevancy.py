@@ -12,7 +12,12 @@ from ..candidates import Candidates
 from ..channels import kept_count
 from ..criterion import ROUNDING, Criterion, SelectionCost, register_criterion
 from ..ranking import share_scores, top_ranked
+from ..refresh_gain import RefreshGain
 from ..rule import Selection, SelectionRule
+
+
+GAIN = RefreshGain(((0.1, 0.017), (0.2, 0.011), (1.0, 0.0)))
+"""Measured, see docs/performance.md."""
 
 
 class Relevancy(Criterion):
@@ -38,6 +43,9 @@ class Relevancy(Criterion):
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
         always = rule.sink_tokens + rule.window_tokens + 2
         return min(keys, always + math.ceil(token_keep * max(keys - always, 0) - ROUNDING))
+
+    def refresh_gain(self, rule: SelectionRule) -> RefreshGain:
+        return GAIN
 
     def cost(self, rule: SelectionRule, token_keep: float, keys: int, group: int) -> SelectionCost:
         """See [`Criterion`]. All keys are read and scored; of the values, only the selected ones are read."""
