@@ -21,7 +21,7 @@ OLDEST_TESTS := test_upstream or test_golden or test_generate or test_kv_refresh
 .PHONY: help venv venv-oldest demo test test-oldest test-slow fuzz quality style doctest clean
 
 help:
-	@echo "make demo       the same prompt, dense and at three budgets, side by side (DEMO_ARGS=... for options)"
+	@echo "make demo       one prompt by transformers, densely by us, and at two budgets (DEMO_ARGS=... for options)"
 	@echo "make test       the quick tests (PYTEST_ARGS=... for options)"
 	@echo "make test-slow  the tests that take long or need the network"
 	@echo "make fuzz       drawn cases against everything that is promised (SEED=0 CASES=5000 JOBS=1)"

@@ -55,8 +55,9 @@ class Spending(NamedTuple):
 class Continuation:
     """One continuation of the prompt.
 
-    `requested` is `None` for the dense model, `tokens_per_second` for a text too short to be timed. `axes` has the
-    names of the axes, in the order of the numbers of `requested` and `realised`.
+    `requested` is `None` for a dense text, `tokens_per_second` for a text too short to be timed. `axes` has the names
+    of the axes, in the order of the numbers of `requested` and `realised`. `tokens_per_second` is the median of
+    `rounds`; `name` is a heading other than the default one.
     """
 
     requested: Action | None
@@ -65,10 +66,14 @@ class Continuation:
     mean_log_prob: float
     tokens_per_second: float | None
     axes: tuple[str, ...] = PUBLISHED_NAMES
+    rounds: tuple[float, ...] = ()
+    name: str | None = None
 
     @property
     def title(self) -> str:
-        """The requested net keep rate, as a heading."""
+        """The heading: the name, or else the requested net keep rate."""
+        if self.name is not None:
+            return self.name
         return "dense" if self.requested is None else f"budget {compute_of(self.requested, self.axes):.2f}"
 
     @property
@@ -86,16 +91,17 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The data of the demo; the first continuation is the dense one."""
+    """The data of the demo; speeds are compared with that of the first continuation."""
 
     model: str
     controller: str
     prompt: str
     continuations: tuple[Continuation, ...]
     footnotes: tuple[str, ...] = ()
+    advice: str = ""
 
     def speedup(self, continuation: Continuation) -> float | None:
-        """Tokens per second divided by those of the dense model in the same run."""
+        """Tokens per second divided by those of the first continuation."""
         own, dense = continuation.tokens_per_second, self.continuations[0].tokens_per_second
         return own / dense if own and dense else None
 
@@ -140,6 +146,9 @@ def numbers_table(comparison: Comparison, items: tuple[Continuation, ...]) -> Ta
         table.add_row(row[0].name, *cells, end_section=row[0].name == "net keep")
     table.add_row("log-prob per token", *(f"{item.mean_log_prob:.2f}" for item in items))
     table.add_row("tokens per second", *(number(item.tokens_per_second, ".1f") for item in items))
+    if any(item.rounds for item in items):
+        spreads = (f"{min(item.rounds):.1f}–{max(item.rounds):.1f}" if item.rounds else "–" for item in items)
+        table.add_row("  slowest, fastest", *spreads)
     table.add_row("speed, counted", *(f"{item.counted_speedup:.2f}" for item in items))
     table.add_row("speed, measured", *(number(comparison.speedup(item), ".2f") for item in items))
     return table

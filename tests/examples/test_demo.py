@@ -168,27 +168,64 @@ def tiny_model(tmp_path) -> Path:
     return tmp_path / "tiny"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("controller", ["fixed", "random", "policy"])
-def test_demo_runs(monkeypatch, tmp_path, tiny_model, capsys, controller):
+def run_demo(monkeypatch, tiny_model, tmp_path, *further) -> int:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    demo = importlib.import_module("demo")
+    arguments = ["--model", str(tiny_model), "--prompt", "word1 word2 word3 " * 8, "--max-new-tokens", "5"]
+    return demo.main([*arguments, "--out", str(tmp_path / "page.html"), *further])
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+def test_demo_shows_transformers_dense_and_budgets_with_spreads_and_advice(
+    monkeypatch, tmp_path, tiny_model, capsys, extreme
+):
+    assert run_demo(monkeypatch, tiny_model, tmp_path, *["--extreme"] * extreme) == 0
+    printed = capsys.readouterr().out
+    titles = ["transformers", "ours, dense", "compute 0.8", "compute 0.6"]
+    assert all(printed.count(title) >= 2 for title in titles)
+    assert ("compute 0.45" in printed) == ("compute 0.36" in printed) == extreme
+    assert "slowest, fastest" in printed and "Every text was the same in all of its runs." in " ".join(printed.split())
+    assert printed.splitlines()[-1].startswith("fastest here: ")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('class="t"') > 15 and "fastest here: " in page and "word" in page
+
+
+def test_the_fixed_settings_have_the_net_keep_rates_of_their_names(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    demo = importlib.import_module("demo")
+    for rate, levels in {**demo.FIXED, **demo.EXTREME_FIXED}.items():
+        values = levels.get("token_keep", 1), levels.get("mlp_keep", 1), levels["bits"] / 16
+        assert sum(values) / 3 == pytest.approx(rate, abs=0.002)
+
+
+@pytest.mark.parametrize("controller", ["random", "policy"])
+def test_demo_runs_a_policy_without_a_calibration_and_other_controllers(
+    monkeypatch, tmp_path, tiny_model, capsys, controller
+):
     from transformers import AutoModelForCausalLM
 
     from sol_hf import SOLForCausalLM
 
-    monkeypatch.syspath_prepend(EXAMPLES)
-    demo = importlib.import_module("demo")
-    arguments = ["--model", str(tiny_model), "--prompt", "word1 word2 word3 " * 8, "--max-new-tokens", "20"]
-    arguments += ["--out", str(tmp_path / "page.html"), "--controller", controller]
-    if controller == "policy":
-        SOLForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(tiny_model)).save_pretrained(tmp_path / "policy")
-        arguments += ["--policy", str(tmp_path / "policy")]
-    assert demo.main(arguments) == 0
+    SOLForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(tiny_model)).save_pretrained(tmp_path / "policy")
+    further = ["--policy", str(tmp_path / "policy"), "--controller", controller]
+    assert run_demo(monkeypatch, tiny_model, tmp_path, *further) == 0
     printed = capsys.readouterr().out
-    assert "budget 0.45" in printed
-    assert ("which treats all tokens alike" in " ".join(printed.split())) == (controller == "fixed")
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count('class="t"') > 40
-    assert "word" in page
+    assert "compute 0.82" in printed and "compute 0.57" in printed
+
+
+def test_a_text_that_is_not_repeated_is_no_success(monkeypatch, tmp_path, tiny_model, capsys):
+    from sol_hf import SOLForCausalLM
+
+    drawn, own = iter(range(1000)), SOLForCausalLM.generate
+
+    def generate(self, *args, **kwargs):
+        output = own(self, *args, **kwargs)
+        output.sequences[0, -1] = next(drawn) % 90
+        return output
+
+    monkeypatch.setattr(SOLForCausalLM, "generate", generate)
+    assert run_demo(monkeypatch, tiny_model, tmp_path) == 1
+    assert "TEXTS DIFFERED" in capsys.readouterr().out
 
 
 def test_demo_refuses_a_policy_controller_without_a_policy(monkeypatch, capsys):
@@ -212,8 +249,12 @@ def test_demo_makes_the_folder_of_its_page_before_it_computes(monkeypatch, tmp_p
 def test_demo_takes_the_shipped_policy_for_its_own_model_only(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     demo = importlib.import_module("demo")
-    shipped = str(demo.SHIPPED_POLICY)
-    chosen = [demo.parse_options(given.split()) for given in ("", "--controller fixed", "--model x", "--policy y")]
+    shipped, given = str(demo.SHIPPED_POLICY), ("", "--controller fixed", "--model x", "--policy y")
+    for calibrated in (True, False):
+        monkeypatch.setattr(demo, "is_calibrated", lambda policy, answer=calibrated: answer)
+        chosen = demo.parse_options([])
+        assert (chosen.policy, chosen.controller) == ((shipped, "policy") if calibrated else (None, "fixed"))
+    chosen = [demo.parse_options(line.split()) for line in ("--controller policy", *given[1:])]
     assert [(o.policy, o.controller) for o in chosen] == [
         (shipped, "policy"),
         (None, "fixed"),

