@@ -67,8 +67,6 @@ def script(monkeypatch, tmp_path):
 
 
 def test_all_are_timed_in_turn_after_the_same_text(script, tmp_path, capsys):
-    import sys
-
     out, before = tmp_path / "out.json", torch.get_num_threads()
     call = ["--llama-python", sys.executable, "--contexts", "12", "20", "--steps", "3", "--rounds", "2"]
     try:
