@@ -5,6 +5,7 @@
 
 import copy
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -134,6 +135,30 @@ def test_rows_do_not_affect_each_other(ran):
         alone = logits_of(model, "fast", token_keep=keep, mlp_keep=0.4, input_ids=rows[row][None])
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
     assert ran
+
+
+def test_many_callers_at_once_get_what_each_gets_alone():
+    model = model_of(tiny_base("qwen3"))
+    calls = [
+        dict(token_keep=keep, mlp_keep=0.4, input_ids=prompts(1, 30 + n, seed=n))
+        for n, keep in enumerate((0.3, 1) * 4)
+    ]
+    alone = [logits_of(model, "fast", **call) for call in calls]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda call: logits_of(model, "fast", **call), calls))
+    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
+
+
+def test_a_score_replays_a_text(ran):
+    model, ids = model_of(tiny_base("llama")), prompts(1, 40)
+    controlled = dict(token_keep=0.3, neuron_keep=0.5, controller=FixedController(), backend="fast")
+    output = model.generate(ids, **CALL, **controlled)
+    number = len(ran)
+    scored = model.score(output.sequences, context_length=39, return_logits=True, **controlled).logits
+    assert len(ran) > number
+    torch.testing.assert_close(
+        scored[:, :10], torch.stack(output.logits, dim=1)[:, : scored.shape[1]], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
