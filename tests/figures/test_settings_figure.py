@@ -51,3 +51,14 @@ def test_published_axes_alone_are_dashed():
     table = [result(0.4, 0.9, mlp_keep=0.5), result(0.1, 0.9, mlp_keep=0.9, neuron_keep=0.7)]
     published, other = (container.lines[0] for container in plot_settings(table).axes[0].containers)
     assert published.get_linestyle() == "--" and other.get_linestyle() == "-"
+
+
+def test_numbers_are_on_the_side_where_nothing_else_is():
+    table = [
+        result(0.4, 0.2, bits=4),
+        result(0.10, 0.60, mlp_keep=0.5),
+        result(0.11, 0.65, mlp_keep=0.7, neuron_keep=0.6),
+        result(0.01, 0.99, token_keep=0.2),
+    ]
+    sides = {text.get_text(): text.get_ha() for text in plot_settings(table).axes[0].texts}
+    assert sides == {"4": "left", "0.5": "right", "0.7, 0.6": "left", "0.2": "right"}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from ..budget.axes import PUBLISHED_AXES
@@ -49,6 +50,7 @@ def plot_settings(results: Sequence[SettingQuality]) -> Figure:
     for axes, (label, share) in zip(panels, shares.items(), strict=True):
         for number, (kind, members) in enumerate(groups.items()):
             _draw_kind(axes, kind, members, share, LOOKS[number % len(LOOKS)])
+        _write_numbers(axes)
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
@@ -86,11 +88,20 @@ def _draw_kind(
     )
     for place, result in zip(places, members, strict=True):
         numbers = ", ".join(f"{value:g}" for value in result.setting.values() if not _is_word(value))
-        beside, side = ((-6, 3), "right") if 0.85 < place < 1 else ((6, 3), "left")  # not across the line at 100%
-        text = axes.annotate(
-            numbers, (place, result.divergence[0]), beside, textcoords="offset points", ha=side, fontsize=7.5
-        )
+        text = axes.annotate(numbers, (place, result.divergence[0]), (0, 3), textcoords="offset points", fontsize=7.5)
         text.set(color=look.color, path_effects=[withStroke(linewidth=2, foreground="white")])
+
+
+def _write_numbers(axes: Axes) -> None:
+    """Move the numbers of points to their right, or to the left where others or the line at 100% are on the right."""
+    points = [text.xy for text in axes.texts if isinstance(text, Annotation)]
+    width = 0.15 * (max(x for x, _ in points) - min(x for x, _ in points))
+    for text in axes.texts:
+        if isinstance(text, Annotation):
+            x, y = text.xy
+            crowded = any(0 < other - x < width and 0.7 < level / y < 1.4 for other, level in points)
+            is_left = crowded or 1 - width < x < 1
+            text.set(ha="right" if is_left else "left", position=(-6 if is_left else 6, 3))
 
 
 def _is_published(setting: dict) -> bool:
