@@ -19,6 +19,7 @@ they become float32, times the step and the scales of the group.
 
 import functools
 
+import numba
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -42,8 +43,19 @@ from .numba_plane_words import (
 from .numba_vectors import FLOAT, LONG, WORD, add_product
 
 
-_FEATURES = binding.get_host_cpu_features()
-HAS_DOT_PRODUCTS = all(_FEATURES.get(name) for name in ("avx512f", "avx512vnni"))
+_NEEDED = ("avx512f", "avx512vnni")
+
+
+def _has_dot_products() -> bool:
+    """Whether numba compiles for a processor with dot products of bytes; it may be told which, by NUMBA_CPU_NAME."""
+    if numba.config.CPU_NAME is not None or numba.config.CPU_FEATURES is not None:
+        told = (numba.config.CPU_FEATURES or "").split(",")
+        return all(f"+{name}" in told for name in _NEEDED)
+    features = binding.get_host_cpu_features()
+    return all(features.get(name) for name in _NEEDED)
+
+
+HAS_DOT_PRODUCTS = _has_dot_products()
 """Whether the processor has dot products of bytes with 16 sums."""
 LINES = (8, 4, 2, 1)
 """Numbers of lines for which a weight is put together once: the sums of 8 take 24 of 32 registers."""
