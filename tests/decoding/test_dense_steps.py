@@ -86,7 +86,7 @@ def test_a_base_without_a_policy_runs_by_one_line_and_compiled_where_it_is_recog
         dict(logits_processor=LogitsProcessorList([TopKLogitsWarper(3)])),
         dict(past_key_values="ours"),
     ],
-    ids=str,
+    ids=lambda options: "-".join(options),
 )
 def test_what_generate_does_besides_runs_on_compiled_steps(options, programs):
     model, ids = SOLForCausalLM.from_base(tiny_base("llama")), prompts()
