@@ -27,6 +27,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sol_hf.evaluation.bench import PreparedPrompt, runs_of, usable_ways
+from sol_hf.evaluation.bench_report import NAMES
 from sol_hf.evaluation.bench_text import prompt_of, read_tokens
 from sol_hf.evaluation.speed import run_in_turn
 from sol_hf.evaluation.ways import DENSE, model_for_settings, ways_of_settings
@@ -106,7 +107,7 @@ def lines_of(found: dict[str, dict], dtype: str) -> list[str]:
         agree = "" if result["agree"] is None else f"{result['agree']:.2f}"
         spread = f"({low:.1f}–{high:.1f})"
         lines.append(
-            f"{name:<18} {statistics.median(result['ms']):>10.1f} {spread:>15} "
+            f"{NAMES.get(name, name):<18} {statistics.median(result['ms']):>10.1f} {spread:>15} "
             f"{ratios[0]:>10} {ratios[1]:>10} {agree:>6}".rstrip()
         )
     return lines
