@@ -28,7 +28,8 @@ def check(conversation: Conversation) -> None:
     """Score every turn again that has a dense history."""
     case = conversation.case
     for index, turn in enumerate(conversation.turns):
-        if index and case.options.get("kv_refresh", True) is not True:
+        is_dense = case.options.get("kv_refresh", True) is True and case.options.get("bits_backend") != "nested"
+        if index and not is_dense:  # a refresh from planes is near a dense one, and no refresh is not
             break  # what earlier turns left in the cache is not the dense text's
         check_turn(conversation, turn, f"turn {index}")
 
