@@ -102,5 +102,5 @@ def test_cuda_graphs_are_refused(name):
 
     model = control(tiny_base("llama"), criterion=name)
     pytest.importorskip("triton")
-    with pytest.raises(ValueError, match="need a criterion with kernels, such as 'quest', not 'mine'"):
+    with pytest.raises(ValueError, match="need a criterion with kernels, such as 'quest' or 'sketch', not 'mine'"):
         check_capture(model.base, model.new_cache(), model.config.selection_rule)

@@ -121,7 +121,7 @@ def test_the_operations_of_a_step():
         "mlp": [name for name, _ in KEPT_CHANNELS.ordered],
     }
     assert names == {
-        "step": ["base", "gather", "masked", "numba", "numba_tokens", "triton"],
+        "step": ["base", "gather", "masked", "numba", "numba_tokens", "triton", "triton_tokens"],
         "refresh": ["grouped", "compiled", "triton"],
         "linear": ["blas", "onednn", "compiled"],
         "mlp": ["all_weights", "input_major", "triton"],
