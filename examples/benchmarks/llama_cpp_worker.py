@@ -41,7 +41,10 @@ def serve(path: str, ids: list[int], threads: int) -> None:
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         context, steps = map(int, line.split())
-        model.n_tokens, likely = context, []  # what is cached after it is overwritten
+        likely: list[int] = []
+        if context > model.n_tokens:
+            model.eval(ids[model.n_tokens : context])
+        model.n_tokens = context  # what is cached after it is dropped by the next call
         begin, processor = time.perf_counter(), time.process_time()
         for token in ids[context : context + steps]:
             model.eval([token])

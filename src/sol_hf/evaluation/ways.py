@@ -32,8 +32,8 @@ RULE: dict[str, Any] = dict(criterion="sketch", selection="layer", short_text_to
 NESTED: dict[str, Any] = dict(bits_backend="nested")
 SETTINGS: dict[str, dict[str, Any]] = {
     "8 bits": dict(bits=8, **NESTED),
-    "8 bits, keys .2": dict(bits=8, token_keep=0.2, **NESTED),
-    "6 bits, keys .2": dict(bits=6, token_keep=0.2, **NESTED),
+    "8 bits, keys .2": dict(bits=8, token_keep=0.2, kv_refresh="auto", **NESTED),
+    "6 bits, keys .2": dict(bits=6, token_keep=0.2, kv_refresh="auto", **NESTED),
 }
 """Settings of docs/choosing.md, from the one that changes least, as options of `generate`."""
 
