@@ -14,10 +14,13 @@ from fuzz.drawing import draw
 from support.paths import TESTS
 
 
-SHARES, EACH = 20, 10
+SHARES, QUICK, EACH = 20, 8, 10
+"""Shares of cases, how many of them are quick tests, and cases in each."""
 
 
-@pytest.mark.parametrize("share", range(SHARES))
+@pytest.mark.parametrize(
+    "share", [pytest.param(n, marks=[pytest.mark.slow] if n >= QUICK else []) for n in range(SHARES)]
+)
 def test_drawn_cases_break_no_promise(share):
     summary = run(seed=0, numbers=range(share * EACH, (share + 1) * EACH), simplify=False)
     assert not summary.broken, "".join(describe(report) for report in summary.broken)

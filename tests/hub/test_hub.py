@@ -440,12 +440,14 @@ def test_card_that_was_edited_stays(hub_server: HubServer, published: Report):
     assert NOTE not in hub_server.files(SOL, published["first"]["head"])["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_snippet_of_the_card_runs(hub_server: HubServer, reader: HubClient, published: Report):
     snippets = re.findall(r"```python\n(.*?)```", hub_server.files(SOL)["README.md"].decode(), re.DOTALL)
     assert len(snippets) == 1 and SOL in snippets[0] and BASE in snippets[0]
     assert reader.call(run_snippet, snippet=snippets[0]) == {"class": "SOLForCausalLM", "new_tokens": 64}
 
 
+@pytest.mark.slow
 def test_remote_code_loads_without_an_import(
     hub_server: HubServer, tmp_path_factory: pytest.TempPathFactory, published: Report
 ):
@@ -467,6 +469,7 @@ def test_remote_code_loads_without_an_import(
     assert set(report["saved_policy"]["files"]) <= pushed
 
 
+@pytest.mark.slow
 def test_offline_loads_from_the_cache(hub_server: HubServer, reader: HubClient, consumed: Report, published: Report):
     begin = len(hub_server.log)
     report = reader.call(consume_offline, offline=True, first=published["first"]["head"])

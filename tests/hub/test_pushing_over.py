@@ -5,6 +5,8 @@
 
 from typing import Any
 
+import pytest
+
 from support.hub_server import HubClient, HubServer, hub_server_fixture  # noqa: F401
 
 
@@ -56,6 +58,7 @@ def push_and_load() -> Report:
     return {"steps": steps}
 
 
+@pytest.mark.slow
 def test_what_is_loaded_is_what_was_pushed_last(hub_server: HubServer, tmp_path):
     policy, adapter, merged = HubClient(hub_server.url, tmp_path / "author").call(push_and_load)["steps"]
     assert policy["same"] and adapter["same"] and merged["same"]

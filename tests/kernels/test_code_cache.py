@@ -106,6 +106,7 @@ print(json.dumps(sorted(str(path) for path in code_cache.cache_folder().rglob("*
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing_and_adds_no_file():
     """All kernels of the package, not stand-ins: each is found in the cache by every later process."""
     env = os.environ | {"PYTHONPATH": PYTHON_PATH}
