@@ -286,10 +286,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Wrapp
             token_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of cached tokens read.
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
-            compute (`float` or one per row, *optional*): Share of the compute instead of targets; needs
-                `config.calibration`.
-            compute_unit (`str`, *optional*): What `compute` counts: `"net_keep"`, `"bytes"` or `"time"`, in which the
-                calibration has a table; `config.compute_unit` by default.
+            compute (`float` or one per row, *optional*): Share of the compute instead of targets, by the calibration.
+            compute_unit (`str`, *optional*): `"net_keep"`, `"bytes"` or `"time"`; by default `config.compute_unit`.
             budget ([`Budget`], *optional*): The targets of all axes as one object, instead of the numbers.
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
             controller ([`Controller`], *optional*): Chooses the actions; the policy by default.

@@ -46,7 +46,7 @@ def multiply(x, levels, planes, weight, bias=None, least=4):
     return multiply_planes(x, bits, list(planes.planes), planes.scales, weight, bias, least)
 
 
-def check(levels, channels, outputs, least, biased, is_transposed, dtype, programs, most, seed) -> None:
+def assert_every_token(levels, channels, outputs, least, biased, is_transposed, dtype, programs, most, seed) -> None:
     """Every token against the weight that it reads, in float64."""
     torch.manual_seed(seed)
     weight = torch.randn(channels, outputs).t() if is_transposed else torch.randn(outputs, channels)
@@ -68,14 +68,14 @@ def check(levels, channels, outputs, least, biased, is_transposed, dtype, progra
 @quick
 @CASES
 def test_every_token_is_multiplied_with_the_weight_that_it_reads(**case):
-    check(**case)
+    assert_every_token(**case)
 
 
 @pytest.mark.slow
 @long
 @CASES
 def test_every_token_is_multiplied_with_the_weight_that_it_reads_at_length(**case):
-    check(**case)
+    assert_every_token(**case)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

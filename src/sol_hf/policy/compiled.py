@@ -25,8 +25,6 @@ MOST_ROWS = 32
 """Most rows of a program; with more, torch's products are as fast."""
 PLAIN = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Embedding, nn.Sequential, nn.ModuleList)
 ROOM_OF_LAYER = 160
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-"""Those of `numba_mlp`, in their order."""
 ADDED = -1
 """In place of an activation: the product is added to the output."""
 
@@ -43,9 +41,9 @@ class PolicyProgram:
     """
 
     def __init__(self, policy: Any, rows: int):
-        from ..kernels.cpu import numba_step
+        from ..kernels.cpu import numba_mlp, numba_step
 
-        self._step, self._rows = numba_step, rows
+        self._step, self._rows, self._gelu = numba_step, rows, numba_mlp.ACTIVATIONS.index("gelu")
         self._alive: list[object] = []
         projection, layers, columns = policy.input_projection, list(policy.layers), policy.scalar_columns
         self._program = Program((len(layers) + 4) * ROOM_OF_LAYER)
@@ -76,12 +74,11 @@ class PolicyProgram:
 
     def _perceive(self, policy: Any, targets: Lines) -> Lines:
         """Stages: the features of the scalars, and those of the budget, which are returned."""
-        gelu = ACTIVATIONS.index("gelu")
         first, norm, hidden = policy.scalar_features[0], policy.scalar_features[2], policy.budget_head[0]
         scalars, budget = Lines.of(self._rows, first.out_features), Lines.of(self._rows, hidden.out_features)
         self._program.begin_stage()
-        self._dense(self.scalars.part(0, first.in_features), first, scalars, gelu)
-        self._dense(targets, hidden, budget, gelu)
+        self._dense(self.scalars.part(0, first.in_features), first, scalars, self._gelu)
+        self._dense(targets, hidden, budget, self._gelu)
         self._join(scalars, None, norm, self.features.part(self._places[2].start, scalars.width))
         self._alive += [scalars, budget]
         return budget
@@ -139,7 +136,7 @@ class PolicyProgram:
         wide = self._product(self._normed, layer.mlp[0])
         g = self._operation(step.GATE_HEADER, wide.width)
         g[step.GATE], g[step.GATE_STRIDE], g[step.PART] = wide.address, wide.stride, wide.width
-        g[step.HIDDEN], g[step.HIDDEN_STRIDE], g[step.KIND] = wide.address, wide.stride, ACTIVATIONS.index("gelu")
+        g[step.HIDDEN], g[step.HIDDEN_STRIDE], g[step.KIND] = wide.address, wide.stride, self._gelu
         self._program.begin_stage()
         self._program.add(step.gate, g)
         return self._product(wide, layer.mlp[2])
