@@ -28,6 +28,7 @@ from sol_hf.kernels.cpu import chunk_attention, compilation, sparse_mlp
 from sol_hf.kernels.cpu import torch_threads as native_threads
 from sol_hf.selection.criterion import CRITERIA
 from sol_hf.selection.rule import SelectionRule
+from support.operations import assert_same_outputs
 
 
 SPACE = ActionSpace([0.2, 1.0], [1.0], [16])
@@ -126,13 +127,7 @@ def test_the_kernel_equals_the_reference_after_anything(
     shape, page_size, padding, prefill, selection, anchors, scaling, operations, keep
 ):
     fast, plain = (Steps(shape, page_size, padding, prefill, selection, anchors) for _ in range(2))
-    for name, argument in [*operations, ("append", 1), ("attend", keep)]:
-        if name == "attend":
-            outputs = fast.attend("fast", argument, scaling), plain.attend("reference", argument, scaling)
-            torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
-        else:
-            getattr(fast, name)(argument)
-            getattr(plain, name)(argument)
+    assert_same_outputs(fast, plain, [*operations, ("append", 1), ("attend", keep)], scaling)
     first = torch.tensor(plain.padding)
     known = (min(plain.padding), max(plain.padding))
     indices = [steps.cache.layers[0].page_index(first, known) for steps in (fast, plain)]

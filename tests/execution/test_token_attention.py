@@ -17,6 +17,7 @@ from sol_hf.execution.attention.step.operation import StepAttention
 from sol_hf.execution.attention.step.selected_keys import select_keys
 from sol_hf.execution.plan import StepPlan
 from sol_hf.selection.rule import SelectionRule
+from support.operations import assert_same_outputs
 
 
 RULES = st.builds(
@@ -51,13 +52,7 @@ def test_the_kernel_equals_the_reference_after_anything(
 ):
     torch.set_num_threads(threads)
     fast, plain = (steps(shape, padding, prefill, rule) for _ in range(2))
-    for name, argument in [*operations, ("append", 1), ("attend", keep)]:
-        if name == "attend":
-            outputs = fast.attend("fast", argument, scaling), plain.attend("reference", argument, scaling)
-            torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
-        else:
-            getattr(fast, name)(argument)
-            getattr(plain, name)(argument)
+    assert_same_outputs(fast, plain, [*operations, ("append", 1), ("attend", keep)], scaling)
     known = torch.tensor(plain.padding), (min(plain.padding), max(plain.padding))
     ours, theirs = (made.cache.layers[0].sketch(4, *known) for made in (fast, plain))
     slots = plain.cache.layers[0].length

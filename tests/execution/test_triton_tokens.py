@@ -24,6 +24,7 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these caches are on the CPU")
 
 from sol_hf.kernels.cuda import attention as triton_attention  # noqa: E402
+from support.operations import assert_same_outputs  # noqa: E402
 
 
 quick = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
@@ -52,13 +53,7 @@ def steps(shape, padding, prefill, rule, dtype=torch.float32) -> Steps:
 def check_operations(shape, padding, prefill, rule, scaling, operations, keep) -> None:
     """The index, too, is to the bit what plain torch makes of the keys."""
     fast, plain = (steps(shape, padding, prefill, rule) for _ in range(2))
-    for name, argument in [*operations, ("append", 1), ("attend", keep)]:
-        if name == "attend":
-            outputs = fast.attend("fast", argument, scaling), plain.attend("reference", argument, scaling)
-            torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
-        else:
-            getattr(fast, name)(argument)
-            getattr(plain, name)(argument)
+    assert_same_outputs(fast, plain, [*operations, ("append", 1), ("attend", keep)], scaling)
     known = torch.tensor(plain.padding), (min(plain.padding), max(plain.padding))
     ours, theirs = (made.cache.layers[0].sketch(rule.index_bits, *known) for made in (fast, plain))
     slots = plain.cache.layers[0].length
