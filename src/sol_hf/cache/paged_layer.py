@@ -3,10 +3,8 @@
 
 """A key-value cache layer that grows in place and has an index of its pages.
 
-transformers' `DynamicLayer` copies all keys and values at every token (`torch.cat`). [`PagedLayer`] writes into
-storage that is allocated ahead, so that a decode step writes one token. The page index holds the maximum and the
-minimum of every channel over each page. It is updated when a step needs it: one page per new token, all pages after a
-prefill.
+The page index holds the maximum and the minimum of every channel over each page. It is updated when a step needs it:
+one page per new token, all pages after a prefill.
 """
 
 from collections.abc import Callable
@@ -14,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
 
 from ..selection.pages import page_bounds
 from .sketch_index import SketchIndex
+from .stored_layer import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class DevicePlaces:
     index_bits: int | None
 
 
-class PagedLayer(DynamicLayer):
+class PagedLayer(StoredLayer):
     """A full-attention cache layer with preallocated storage, and a page index that is updated when it is needed.
 
     `keys` and `values` are views of the storage, of shape `(rows, kv_heads, length, head_dim)`.
@@ -44,59 +42,28 @@ class PagedLayer(DynamicLayer):
         page_size (`int`): Keys in a page.
     """
 
-    growth_slots = 256
-
     def __init__(self, page_size: int):
         super().__init__()
         self.page_size = page_size
-        self.length = 0
-        self._key_store = self._value_store = torch.empty(0)
         self._upper = self._lower = torch.empty(0)
         self._page_capacity = 0
         self._indexed = 0
         self._sketch: SketchIndex | None = None
         self.append_at: DevicePlaces | None = None
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self._key_store = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[-1])
-        self._value_store = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[-1])
-
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Append keys and values of shape `(rows, kv_heads, new, head_dim)` and return all of them, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if key_states.shape[0] != self._key_store.shape[0]:
-            raise ValueError(f"The cache holds {self._key_store.shape[0]} rows, but got {key_states.shape[0]}.")
         if self.append_at is not None:
             self._leave_inference_mode()
             return self._append_on_device(key_states, value_states, self.append_at)
-        begin = self.length
-        self.append_slots(key_states.shape[-2])
-        self._key_store[:, :, begin : self.length] = key_states
-        self._value_store[:, :, begin : self.length] = value_states
+        self.store(key_states, value_states)
         return self.keys, self.values
-
-    def append_slots(self, number: int) -> None:
-        """Make room for the keys and values of `number` more tokens, which the caller writes."""
-        self._leave_inference_mode()
-        end = self.length + number
-        if end > self._key_store.shape[2]:
-            self._grow(end)
-        self._set_length(end)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keys and values without spare room, and no page index: it is made again when it is needed."""
-        state = dict(vars(self))
-        if self.is_initialized:
-            state.update(_key_store=self.keys.clone(), _value_store=self.values.clone(), keys=None, values=None)
+        state = super().__getstate__()
         state.update(_upper=torch.empty(0), _lower=torch.empty(0), _page_capacity=0, _indexed=0, _sketch=None)
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self.is_initialized:
-            self._set_length(self.length)
 
     def get_seq_length(self) -> int:
         return self.length
@@ -108,16 +75,6 @@ class PagedLayer(DynamicLayer):
         if tokens_to_remove and self.is_initialized:
             self._set_length(max(0, self.length + tokens_to_remove))
             self.index_again(self.length)
-
-    def write_back(self, begin: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write keys and values of shape `(rows, kv_heads, number, head_dim)` to their slots again.
-
-        Storage that was allocated in inference mode cannot have been overwritten outside of it.
-        """
-        if self._key_store.is_inference() and not torch.is_inference_mode_enabled():
-            return
-        end = begin + keys.shape[2]
-        self._key_store[:, :, begin:end], self._value_store[:, :, begin:end] = keys, values
 
     def mark(self) -> int | dict[str, Any]:
         """What [`PagedLayer.take_back`] needs to undo appended tokens and a crop: the length, or all if it is empty.
@@ -146,19 +103,8 @@ class PagedLayer(DynamicLayer):
             self._sketch.forget_from(first)
 
     def reset(self) -> None:
-        self.length = 0
-        self._key_store = self._value_store = torch.empty(0)
         self._forget_pages()
         super().reset()
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._map_rows(lambda x: x[indices, ...])
 
     def flat_store(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Keys and values as `(rows * kv_heads * stride, head_dim)`, and the stride between key-value heads."""
@@ -182,10 +128,6 @@ class PagedLayer(DynamicLayer):
         """Note that the page index is up to date for all tokens."""
         self._indexed = self.length
 
-    def stores(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Storage of keys and values, of shape `(rows, kv_heads, capacity, head_dim)`."""
-        return self._key_store, self._value_store
-
     def page_stores(self, first_key: torch.Tensor, padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Storage of maxima and minima, up to date, and the number of pages that may hold keys.
 
@@ -205,8 +147,7 @@ class PagedLayer(DynamicLayer):
     def reserve(self, tokens: int, index_bits: int | None = None) -> None:
         """Allocate storage for `tokens` tokens in all, and for their pages or, with `index_bits`, for their codes."""
         if tokens > self._key_store.shape[2]:
-            self._grow(tokens, spare=0)
-            self._set_length(self.length)
+            self._move(tokens)
         if index_bits is not None:
             self._sketch_in(index_bits).reserve(self._key_store, self._key_store.shape[2])
         elif self._page_capacity < -(-self._key_store.shape[2] // self.page_size):
@@ -313,17 +254,7 @@ class PagedLayer(DynamicLayer):
         self._upper[:, :, page:pages], self._lower[:, :, page:pages] = upper, lower
 
     def _set_length(self, length: int) -> None:
-        self.length = length
-        self.keys, self.values = self._key_store[:, :, :length], self._value_store[:, :, :length]
-
-    def _grow(self, needed: int, spare: int | None = None) -> None:
-        spare = max(self.growth_slots, needed // 4) if spare is None else spare
-        larger = []
-        for old in self.stores():
-            new = old.new_empty(*old.shape[:2], needed + spare, old.shape[-1])
-            new[:, :, : self.length] = old[:, :, : self.length]
-            larger.append(new)
-        self._key_store, self._value_store = larger  # both or none, since memory may have run out
+        self._set_slots(0, length)
 
     def _grow_pages(self, needed: int) -> None:
         rows, heads, slots, dim = self._key_store.shape
@@ -336,25 +267,14 @@ class PagedLayer(DynamicLayer):
             larger.append(new)
         (self._upper, self._lower), self._page_capacity = larger, capacity
 
-    def _leave_inference_mode(self) -> None:
-        """Copy storage that was allocated in inference mode, which cannot be written to outside of it."""
-        if self._key_store.is_inference() and not torch.is_inference_mode_enabled():
-            stores = self._key_store, self._value_store, self._upper, self._lower
-            self._key_store, self._value_store, self._upper, self._lower = [store.clone() for store in stores]
-            self._sketch = None if self._sketch is None else self._sketch.mapped(torch.clone)
-            self._set_length(self.length)
-
     def _forget_pages(self) -> None:
         self._upper = self._lower = torch.empty(0)
         self._page_capacity = self._indexed = 0
         self._sketch = None
 
     def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        if not self.is_initialized:
-            return
-        self._key_store, self._value_store = function(self._key_store), function(self._value_store)
+        super()._map_rows(function)
         if self._page_capacity:
             self._upper, self._lower = function(self._upper), function(self._lower)
         if self._sketch is not None:
             self._sketch = self._sketch.mapped(function)
-        self._set_length(self.length)

@@ -21,6 +21,7 @@ import torch
 from transformers import Cache
 
 from .paged_layer import PagedLayer
+from .stored_layer import StoredLayer
 
 
 class Rollback:
@@ -42,7 +43,7 @@ class Rollback:
         self._ledger, self._episode = dict(vars(cache.ledger)), dict(vars(cache.episode))
         self._steps = list(cache.episode.steps)
         self._controller = {name: _kept(value) for name, value in cache.episode.controller_state.items()}
-        self._tails: list[tuple[PagedLayer, int, torch.Tensor, torch.Tensor]] = []
+        self._tails: list[tuple[StoredLayer, int, torch.Tensor, torch.Tensor]] = []
 
     def _marks(self, layer: object) -> TypeGuard[PagedLayer]:
         return isinstance(layer, PagedLayer) and not self._moves_rows
@@ -50,9 +51,9 @@ class Rollback:
     def keep_tail(self, number: int) -> None:
         """Copy the last `number` keys and values, which are about to be dropped and overwritten."""
         for layer in self._cache.layers:
-            if isinstance(layer, PagedLayer) and number:
+            if isinstance(layer, StoredLayer) and number:
                 keys, values = layer.keys[:, :, -number:].clone(), layer.values[:, :, -number:].clone()
-                self._tails.append((layer, layer.length - number, keys, values))
+                self._tails.append((layer, layer.get_seq_length() - number, keys, values))
 
     def restore(self) -> None:
         """Give the cache back the state that it had.
@@ -63,11 +64,12 @@ class Rollback:
         changed = [(layer, state) for layer, state in self._layers if not layer.is_croppable]
         for layer, state in self._layers:
             layer.take_back(state) if self._marks(layer) else _reset(layer, state)
-        for layer, begin, keys, values in self._tails:
-            layer.write_back(begin, keys, values)
+        for layer, token, keys, values in self._tails:
+            layer.write_back(token, keys, values)
         for layer, _ in self._layers:
             if isinstance(layer, PagedLayer):
-                layer.index_again(min([layer.length, *(begin for owner, begin, *_ in self._tails if owner is layer)]))
+                begins = [layer.slot_of(token) for owner, token, *_ in self._tails if owner is layer]
+                layer.index_again(min([layer.length, *begins]))
         _reset(cache, self._state)
         del cache.trace[self._trace :]
         _reset(cache.ledger, self._ledger)

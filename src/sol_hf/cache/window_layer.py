@@ -1,19 +1,20 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A sliding-window cache layer that can be rolled back to the beginning of its episode."""
-
-from typing import Any
+"""A sliding-window cache layer that is written in place, and can be rolled back to the beginning of its episode."""
 
 import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from .stored_layer import StoredLayer
 
-class WindowLayer(DynamicSlidingWindowLayer):
+
+class WindowLayer(StoredLayer, DynamicSlidingWindowLayer):
     """A sliding-window layer that keeps the keys which left the window since the last [`WindowLayer.forget`].
 
-    It differs from `DynamicSlidingWindowLayer` in `crop`, which here removes the given tokens only. The original also
-    drops the keys that left the window, so that a second crop is not possible.
+    It differs from `DynamicSlidingWindowLayer` in two ways. Its window slides over storage that is allocated ahead;
+    at its end, what is kept is moved to new storage. And `crop` removes the given tokens only. The original also drops
+    the keys that left the window, so that a second crop is not possible.
 
     Args:
         sliding_window (`int`): Keys that a token sees, itself included.
@@ -24,15 +25,22 @@ class WindowLayer(DynamicSlidingWindowLayer):
     cumulative_length: int
 
     def __init__(self, sliding_window: int):
-        super().__init__(sliding_window)
+        super().__init__(sliding_window=sliding_window)
         self.activate_past_recording()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Keys and values without the larger tensors that they may be views of."""
-        state = dict(vars(self))
-        if self.is_initialized:
-            state.update(keys=self.keys.clone(), values=self.values.clone())
-        return state
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append keys and values of shape `(rows, kv_heads, new, head_dim)`.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Those that any of the new tokens sees, as views.
+        """
+        self.store(key_states, value_states)
+        seen = self.sliding_window - 1 + key_states.shape[-2]
+        return self.keys[:, :, -seen:], self.values[:, :, -seen:]
+
+    def append_slots(self, number: int) -> None:
+        super().append_slots(number)
+        self.cumulative_length += number
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` tokens.
@@ -45,17 +53,20 @@ class WindowLayer(DynamicSlidingWindowLayer):
         if tokens_to_remove == 0 or not self.is_initialized:
             return
         length = max(0, self.cumulative_length + tokens_to_remove)
-        kept = self.keys.shape[-2] - (self.cumulative_length - length)
-        if kept < min(length, self.sliding_window - 1):
+        removed = self.cumulative_length - length
+        if self.length - self.first - removed < min(length, self.sliding_window - 1):
             raise ValueError(
                 f"A layer with a window of {self.sliding_window} cannot be cropped by {-tokens_to_remove} tokens: the "
                 "keys before the running episode are gone."
             )
-        self.keys, self.values = self.keys[..., :kept, :], self.values[..., :kept, :]
+        self._set_slots(self.first, self.length - removed)
         self.cumulative_length = length
 
     def forget(self) -> None:
-        """Drop the keys that have left the window."""
-        if self.is_initialized:
-            self.keys = self.keys[..., -self.sliding_window + 1 :, :]
-            self.values = self.values[..., -self.sliding_window + 1 :, :]
+        """Drop the keys that have left the window, and storage of which most is not used any more."""
+        if not self.is_initialized:
+            return
+        self._set_slots(max(self.first, self.length - self.sliding_window + 1), self.length)
+        kept = self.length - self.first
+        if self.first > kept + self.growth_slots:
+            self._move(kept + self.growth_slots)

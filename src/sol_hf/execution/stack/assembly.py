@@ -17,18 +17,19 @@
 Where a step keeps channels or neurons, or rounds outputs, there are stages for that between them.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from ...cache.paged_layer import PagedLayer
+from ...cache.stored_layer import StoredLayer
 from ...kernels.cpu.lines import Lines
 from ...kernels.cpu.program import bits_of
+from .attention import Arguments
 from .mlp_stages import MLPStages
 from .norms import Norm
 from .products import set_arguments
 from .recognition import StackStructure
+from .rotary import Tables
 from .stages import Branch, StepKind
 from .structure import LayerStructure
 
@@ -44,20 +45,25 @@ class StackProgram(MLPStages):
         structure ([`StackStructure`]): The base.
         kind ([`StepKind`]): The kind of step.
         rows (`int`): Tokens.
-        words (`int`): Numbers that the arguments of an attention take; the caller sets them before every step.
-        attend (`Any`): The compiled function of the attention.
+        layout (`Sequence` of [`Arguments`]): The attention of groups of layers; the caller sets its arguments before
+            every step.
 
     Attributes:
-        attention (`np.ndarray` of shape `(layers, words)`): Arguments of the attention of every layer.
+        attention (`list[np.ndarray]`): Arguments of the attention of every group, `(layers, words)`.
         rotation (`np.ndarray` of shape `(layers, ROTATE_HEADER)`): Arguments of the rotary embeddings.
     """
 
-    def __init__(self, structure: StackStructure, kind: StepKind, rows: int, words: int, attend: Any):
+    def __init__(self, structure: StackStructure, kind: StepKind, rows: int, layout: Sequence[Arguments]):
         layers, first = len(structure.layers), structure.layers[0].attention
-        super().__init__(structure, kind, rows, layers * (ROOM_OF_LAYER + words) + ROOM_OF_LAYER)
-        self._attend = attend
+        words = sum(len(group.layers) * group.words for group in layout)
+        super().__init__(structure, kind, rows, (layers + 1) * ROOM_OF_LAYER + words)
         self.attended = Lines.of(rows, first.heads * first.head_dim)
-        self.attention = self.program.take_rows(layers, words, range(0))
+        self.attention = [self.program.take_rows(len(group.layers), group.words, range(0)) for group in layout]
+        self._attend = {
+            layer: (group.function, arguments)
+            for group, array in zip(layout, self.attention, strict=True)
+            for layer, arguments in zip(group.layers, array, strict=True)
+        }
         self.rotation = self.program.take_rows(layers, self._step.ROTATE_HEADER, range(1))
         branch: Branch | None = None
         for index, layer in enumerate(structure.layers):
@@ -72,8 +78,7 @@ class StackProgram(MLPStages):
         stream: torch.Tensor,
         places: torch.Tensor,
         levels: Mapping[str, torch.Tensor],
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
+        tables: Sequence[Tables],
     ) -> None:
         """Set what differs from step to step.
 
@@ -81,8 +86,7 @@ class StackProgram(MLPStages):
             stream (`torch.Tensor` of shape `(rows, hidden_size)`): Input of the first layer.
             places (`torch.LongTensor` of shape `(rows,)`): Positions.
             levels (`Mapping[str, torch.Tensor]`): Levels of the rows by axis, `(rows,)`.
-            cosines (`torch.Tensor` of shape `(positions, rotated)`): Table of the rotary embeddings.
-            sines (`torch.Tensor` of shape `(positions, rotated)`): The other one.
+            tables (`Sequence` of `Tables`): Of the rotary embeddings, for every layer.
         """
         step = self._step
         self.stream.memory.copy_(stream)
@@ -90,15 +94,17 @@ class StackProgram(MLPStages):
         for axis, level in levels.items():
             if axis in self.levels:
                 self.levels[axis].copy_(level)
-        self._tables = cosines, sines
-        self.rotation[:, step.COSINES], self.rotation[:, step.SINES] = cosines.data_ptr(), sines.data_ptr()
+        self._tables = tables
+        self.rotation[:, step.COSINES] = [cosines.data_ptr() for cosines, _ in tables]
+        self.rotation[:, step.SINES] = [sines.data_ptr() for _, sines in tables]
 
-    def set_caches(self, layers: list[PagedLayer], slot: int) -> None:
-        """Set where the new keys and values go to."""
+    def set_caches(self, layers: Sequence[StoredLayer]) -> None:
+        """Set where the new keys and values go to: the last slots."""
         step, stores = self._step, [layer.stores() for layer in layers]
         self.rotation[:, step.KEYS] = [keys.data_ptr() for keys, _ in stores]
         self.rotation[:, step.VALUES] = [values.data_ptr() for _, values in stores]
-        self.rotation[:, step.CAPACITY], self.rotation[:, step.SLOT] = [keys.shape[2] for keys, _ in stores], slot
+        self.rotation[:, step.CAPACITY] = [keys.shape[2] for keys, _ in stores]
+        self.rotation[:, step.SLOT] = [layer.length - 1 for layer in layers]
 
     def _add_attention(self, index: int, layer: LayerStructure, branch: Branch | None) -> Branch:
         own, products = layer.attention, self.structure.products[index]
@@ -114,7 +120,7 @@ class StackProgram(MLPStages):
             self._norm_all(query, own.query_norm, key, own.key_norm)
         self._rotate(index, layer, query, key, value)
         self.program.begin_stage()
-        self.program.add(self._attend, self.attention[index])
+        self.program.add(*self._attend[index])
         self.query = query
         return self._product("attended", products.attention_output, self.attended), layer.after[0], layer.factor
 
@@ -146,7 +152,7 @@ class StackProgram(MLPStages):
             step.KV_HEADS: own.kv_heads,
             step.DIM: own.head_dim,
             step.VALUE_DIM: own.head_dim,
-            step.ROTATED: self.structure.rotated if own.rotates else 0,
+            step.ROTATED: self.structure.rotary.rotated(index) if own.rotates else 0,
             step.PLACES: self.places.data_ptr(),
         }
         if own.query_norm is not None and own.key_norm is not None and own.norm_is_of_heads:

@@ -1,14 +1,22 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The attention of all layers in a program: the kernels of `attention/step`, and how their arguments are set."""
+"""The attention of all layers in a program: the kernels of `attention/step`, and how their arguments are set.
 
+Layers with a sliding window are read whole, whatever the others choose, as the modules of a base do.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from ...cache.paged_layer import PagedLayer
+from ...cache.stored_layer import StoredLayer
+from ...cache.window_layer import WindowLayer
+from ...kernels.cpu.lines import Lines
 from ...selection.criterion import CRITERIA
 from ...selection.pages import pages_to_read
 from ...selection.sketch import MOST_IN_MEAN
@@ -25,6 +33,8 @@ def attention_kind(plan: StepPlan, length: int) -> str | None:
     """How a step attends to a text of `length` tokens; `None` if no kernel does."""
     if plan.token_keep is None:
         return ALL
+    if not all(isinstance(plan.cache.layers[index], PagedLayer) for index in plan.sparse_layers):
+        return None  # pages of a base without full attention begin before its windows
     criterion = CRITERIA[plan.rule.criterion]
     if criterion.has_token_kernel(plan.rule):
         # Before that the means of the index may change with the new key, which is not known here.
@@ -37,54 +47,113 @@ class AttentionOfLayers:
 
     Args:
         plan ([`StepPlan`]): The step.
-        layers (`list[PagedLayer]`): Cache layers, with room for the new token, which counts in their length.
+        layers (`list` of [`StoredLayer`]): Cache layers, with room for the new token, which counts in their length.
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A tensor like the queries.
         scalings (`list[float]`): Scale of the scores in every layer.
     """
 
-    def __init__(self, plan: StepPlan, layers: list[PagedLayer], query: torch.Tensor, scalings: list[float]):
-        self.layers, self.kernel = layers, self._of(plan, layers[0], query, scalings[0])
+    def __init__(self, plan: StepPlan, layers: Sequence[StoredLayer], query: torch.Tensor, scalings: Sequence[float]):
+        alike: dict[Hashable, list[int]] = {}
+        for index, (layer, scaling) in enumerate(zip(layers, scalings, strict=True)):
+            window = layer.sliding_window if isinstance(layer, WindowLayer) else None
+            alike.setdefault((window, layer.first, layer.length, scaling), []).append(index)
+        self.groups = [
+            LayersAlike(plan, places, [layers[place] for place in places], query, scalings[places[0]])
+            for places in alike.values()
+        ]
+
+    @property
+    def layout(self) -> tuple["Arguments", ...]:
+        """For every group of layers: its compiled function, the layers, and the numbers that their arguments take."""
+        return tuple(group.layout for group in self.groups)
+
+    def fill(self, arguments: Sequence[np.ndarray], query: Lines, output: Lines) -> None:
+        """Write the arguments of all layers.
+
+        Args:
+            arguments (`Sequence[np.ndarray]`): Of every group, `(layers, words)`.
+            query ([`Lines`]): The queries.
+            output ([`Lines`]): What is attended to.
+        """
+        for group, array in zip(self.groups, arguments, strict=True):
+            group.fill(array, query, output)
+
+    def note_done(self) -> None:
+        """Note that the step has brought the index of all layers up to date."""
+        for group in self.groups:
+            group.note_done()
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a group of layers.
+
+    Args:
+        function (`Any`): The compiled function.
+        layers (`tuple[int, ...]`): The layers.
+        words (`int`): Numbers that the arguments of a layer take.
+    """
+
+    function: Any
+    layers: tuple[int, ...]
+    words: int
+
+
+class LayersAlike:
+    """The attention of one step in layers whose keys begin and end at the same slots.
+
+    Args:
+        plan ([`StepPlan`]): The step.
+        places (`list[int]`): Which layers these are.
+        layers (`list` of [`StoredLayer`]): The cache layers.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A tensor like the queries.
+        scaling (`float`): Scale of the scores.
+    """
+
+    def __init__(
+        self, plan: StepPlan, places: list[int], layers: list[StoredLayer], query: torch.Tensor, scaling: float
+    ):
+        self.places, self.layers = tuple(places), layers
+        self.paged = [layer for layer in layers if isinstance(layer, PagedLayer)]
+        self.kernel = self._of(plan, layers[0], query, scaling)
         self.reads_tokens = isinstance(self.kernel, TokenAttention)
 
     @staticmethod
-    def _of(plan: StepPlan, layer: PagedLayer, query: torch.Tensor, scaling: float) -> PagedAttention | TokenAttention:
-        if attention_kind(plan, layer.length - 1) == TOKENS:
-            call = StepAttention(plan, 0, query, layer.keys, layer.values, scaling)
-            return TokenAttention(call, layer)
-        padding = plan.cache.padding
+    def _of(
+        plan: StepPlan, layer: StoredLayer, query: torch.Tensor, scaling: float
+    ) -> PagedAttention | TokenAttention:
+        token_keep, padding = plan.token_keep, plan.cache.padding
         first_key = torch.zeros(len(query), dtype=torch.long) if padding is None else padding
-        wanted = pages_to_read(plan.token_keep, layer.length - first_key, plan.rule)
+        if isinstance(layer, WindowLayer):  # it is read whole, from the first slot that the new token sees
+            token_keep = None
+            first_key = (first_key + layer.slot_of(0)).clamp(min=max(layer.first, layer.length - layer.sliding_window))
+        elif isinstance(layer, PagedLayer) and attention_kind(plan, layer.length - 1) == TOKENS:
+            return TokenAttention(StepAttention(plan, 0, query, layer.keys, layer.values, scaling), layer)
+        wanted = pages_to_read(token_keep, layer.length - first_key, plan.rule)
         return PagedAttention(query, layer, first_key, wanted, plan.rule, scaling)
 
     @property
-    def function(self) -> Any:
-        """The compiled function."""
+    def layout(self) -> Arguments:
+        """The compiled function, the layers, and the numbers that the arguments of a layer take."""
         kernel = self.kernel.kernel
-        return kernel.attend_float32 if self.kernel.dtype == torch.float32 else kernel.attend_bfloat16
+        function = kernel.attend_float32 if self.kernel.dtype == torch.float32 else kernel.attend_bfloat16
+        return Arguments(function, self.places, len(self.kernel.arguments))
 
-    @property
-    def words(self) -> int:
-        """Numbers that the arguments of a layer take."""
-        return len(self.kernel.arguments)
-
-    def fill(self, arguments: np.ndarray, query: Any, output: Any) -> None:
-        """Write the arguments of all layers, `(layers, words)`.
-
-        `query` and `output` are the [`Lines`] of the queries and of what is attended to.
-        """
-        kernel, layers = self.kernel.kernel, self.layers
+    def fill(self, arguments: np.ndarray, query: Lines, output: Lines) -> None:
+        """Write the arguments of all layers, `(layers, words)`."""
+        kernel = self.kernel.kernel
         arguments[:] = self.kernel.arguments
         dim = int(self.kernel.arguments[kernel.DIM])
         arguments[:, kernel.QUERY], arguments[:, kernel.OUTPUT] = query.address, output.address
         arguments[:, kernel.QUERY_ROW], arguments[:, kernel.QUERY_HEAD] = query.stride, dim
-        stores = [layer.stores() for layer in layers]
+        stores = [layer.stores() for layer in self.layers]
         arguments[:, kernel.KEYS] = [keys.data_ptr() for keys, _ in stores]
         arguments[:, kernel.VALUES] = [values.data_ptr() for _, values in stores]
         arguments[:, kernel.CAPACITY] = [keys.shape[2] for keys, _ in stores]
         if isinstance(self.kernel, TokenAttention):
             self._fill_index(arguments, self.kernel)
         elif self.kernel.selects:
-            pages = [layer.page_store() for layer in layers]
+            pages = [layer.page_store() for layer in self.paged]
             arguments[:, kernel.UPPER] = [upper.data_ptr() for upper, *_ in pages]
             arguments[:, kernel.LOWER] = [lower.data_ptr() for _, lower, *_ in pages]
             arguments[:, kernel.PAGE_CAPACITY] = [capacity for *_, capacity, _ in pages]
@@ -92,10 +161,10 @@ class AttentionOfLayers:
 
     def _fill_index(self, arguments: np.ndarray, attention: TokenAttention) -> None:
         kernel = attention.kernel
-        slots, made = self.layers[0].length, [layer.made_sketch for layer in self.layers]
+        slots, made = self.paged[0].length, [layer.made_sketch for layer in self.paged]
         indices = [
             index if index is not None and index.packed.shape[2] >= slots else attention.index_of(layer)
-            for index, layer in zip(made, self.layers, strict=True)
+            for index, layer in zip(made, self.paged, strict=True)
         ]
         arguments[:, kernel.CODES] = [index.packed.data_ptr() for index in indices]
         arguments[:, kernel.SCALES] = [index.scale.data_ptr() for index in indices]
@@ -107,8 +176,8 @@ class AttentionOfLayers:
     def note_done(self) -> None:
         """Note that the step has brought the index of all layers up to date."""
         if self.reads_tokens:
-            for layer, index in zip(self.layers, self.indices, strict=True):
+            for layer, index in zip(self.paged, self.indices, strict=True):
                 index.tokens = layer.length
         elif isinstance(self.kernel, PagedAttention) and self.kernel.selects:
-            for layer in self.layers:
+            for layer in self.paged:
                 layer.mark_indexed()

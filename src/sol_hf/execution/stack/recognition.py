@@ -7,6 +7,7 @@ Their layers are recognised by structure. What lies around them is measured in t
 the embeddings are multiplied before the first layer, and the logits after the LM head.
 """
 
+import copy
 import functools
 import inspect
 from contextlib import ExitStack
@@ -16,20 +17,21 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from ...budget.action_space import ActionSpace
+from ...cache.sol_cache import SOLCache
 from ...selection.nested_planes import GROUP, OUTPUTS
 from ..decoder_layers import decoder_layers, text_config
 from ..lm_head import lm_head_of
 from ..plan import active_forward
 from .norms import Norm, find_norm
 from .products import Product
+from .rotary import RotaryTables, find_rotary
 from .structure import LayerStructure, find_structure
 
 
 DTYPES = (torch.float32, torch.bfloat16)
-ROTATIONS = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embeddings whose tables do not depend on the length of the text."""
 ALIGNMENT = 32
 """Channels of a linear layer are a multiple of this."""
 PROBED_TOKENS = 6
@@ -67,8 +69,7 @@ class StackStructure:
         products (`tuple` of [`LayerProducts`]): Their linear layers.
         norm ([`Norm`]): The last norm.
         head ([`Product`]): The LM head.
-        rotary (`nn.Module`): Makes the tables of the rotary embeddings.
-        rotated (`int`): Numbers of a head that are rotated.
+        rotary ([`RotaryTables`]): The rotary embeddings.
         dtype (`torch.dtype`): Of all weights.
         embedding_factor (`float`): By which embeddings are multiplied before the first layer.
         logits_factor (`float`): By which the product of the LM head is multiplied.
@@ -78,8 +79,7 @@ class StackStructure:
     products: tuple[LayerProducts, ...]
     norm: Norm
     head: Product
-    rotary: nn.Module
-    rotated: int
+    rotary: RotaryTables
     dtype: torch.dtype
     embedding_factor: float = 1.0
     logits_factor: float = 1.0
@@ -109,12 +109,6 @@ class StackStructure:
         products = (*(product for layer in self.products for product in layer.all), self.head)
         return all(p.module.out_features % OUTPUTS == 0 and p.module.bias is None for p in products)
 
-    def cosines(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tables of cosines and sines of the first `number` positions, `(number, rotated)`, float32."""
-        x = torch.empty(1, 1, dtype=self.dtype)
-        cos, sin = self.rotary(x, torch.arange(number)[None])
-        return cos[0].float().contiguous(), sin[0].float().contiguous()
-
 
 def find_stack(base: PreTrainedModel) -> StackStructure | None:
     """The stack of a base by its structure; `None` if there is none, or not in float32 or bfloat16 on the CPU."""
@@ -122,28 +116,22 @@ def find_stack(base: PreTrainedModel) -> StackStructure | None:
     decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
     if modules is None or type(head) is not nn.Linear or not isinstance(decoder, nn.Module):
         return None
-    norm, rotary = getattr(decoder, "norm", None), getattr(decoder, "rotary_emb", None)
+    norm = getattr(decoder, "norm", None)
     known = None if norm is None else find_norm(norm)
-    if known is None or rotary is None or not _is_fixed(rotary):
+    rotary = find_rotary(base, getattr(decoder, "rotary_emb", None), head.weight.dtype)
+    if known is None or rotary is None:
         return None
     layers = [find_structure(module) for module in modules]
     if any(layer is None for layer in layers):
         return None
     found = tuple(layer for layer in layers if layer is not None)
     products = tuple(map(LayerProducts.of, found))
-    width = rotary(torch.empty(1, 1), torch.zeros(1, 1, dtype=torch.long))[0].shape[-1]
-    stack = StackStructure(found, products, known, Product(head), rotary, width, head.weight.dtype)
-    return stack if _is_supported(stack, base) else None
+    stack = StackStructure(found, products, known, Product(head), rotary, head.weight.dtype)
+    return stack if _is_supported(stack, base, decoder) else None
 
 
-def _is_fixed(rotary: nn.Module) -> bool:
-    """Whether the tables of rotary embeddings follow from positions alone."""
-    arguments = list(inspect.signature(type(rotary).forward).parameters)
-    return arguments == ["self", "x", "position_ids"] and getattr(rotary, "rope_type", None) in ROTATIONS
-
-
-def _is_supported(stack: StackStructure, base: PreTrainedModel) -> bool:
-    """Whether compiled code can read all weights, and all layers have heads of one shape and full attention."""
+def _is_supported(stack: StackStructure, base: PreTrainedModel, decoder: nn.Module) -> bool:
+    """Whether compiled code can read all weights, and all layers have heads of one shape and known masks."""
     first = stack.layers[0].attention
     heads = {(x.attention.heads, x.attention.kv_heads, x.attention.head_dim) for x in stack.layers}
     aligned = all(p.module.in_features % ALIGNMENT == 0 for layer in stack.products for p in layer.all)
@@ -155,10 +143,24 @@ def _is_supported(stack: StackStructure, base: PreTrainedModel) -> bool:
         and plain
         and aligned
         and len(heads) == 1
-        and stack.rotated <= first.head_dim
+        and all(stack.rotary.rotated(index) <= first.head_dim for index in range(len(stack.layers)))
         and [layer.attention.layer_idx for layer in stack.layers] == list(range(len(cache.layers)))
-        and all(type(layer) is DynamicLayer for layer in cache.layers)
+        and _masks_are_known(base, decoder, [type(layer) for layer in cache.layers])
         and not getattr(text_config(base), "is_encoder_decoder", False)
+    )
+
+
+def _masks_are_known(base: PreTrainedModel, decoder: nn.Module, kinds: list[type]) -> bool:
+    """Whether every layer sees all earlier tokens, or the last ones that its cache layer keeps.
+
+    Layers that attend within chunks of the text keep keys like those with a sliding window.
+    """
+    types = set(getattr(text_config(base), "layer_types", None) or ())
+    makes_windows = "create_sliding_window_causal_mask" in inspect.unwrap(type(decoder).forward).__code__.co_names
+    return (
+        set(kinds) <= {DynamicLayer, DynamicSlidingWindowLayer}
+        and types <= {"full_attention", "sliding_attention"}
+        and (makes_windows or DynamicSlidingWindowLayer not in kinds)
     )
 
 
@@ -171,14 +173,14 @@ class Probe:
         first (`torch.Tensor` of shape `(1, hidden_size)`): Input of the first layer.
         hidden (`torch.Tensor` of shape `(1, hidden_size)`): Input of the LM head.
         logits (`torch.Tensor` of shape `(1, vocab_size)`): Logits.
-        cache (`DynamicCache`): Keys and values of all tokens, the last one included.
+        cache ([`SOLCache`]): Keys and values of the tokens before the last one.
     """
 
     embedding: torch.Tensor
     first: torch.Tensor
     hidden: torch.Tensor
     logits: torch.Tensor
-    cache: DynamicCache
+    cache: SOLCache
 
 
 def probe(base: PreTrainedModel, stack: StackStructure) -> Probe:
@@ -195,14 +197,15 @@ def probe(base: PreTrainedModel, stack: StackStructure) -> Probe:
     embed = base.get_input_embeddings()
     vocabulary = getattr(embed, "num_embeddings", PROBED_TOKENS)
     ids = (torch.arange(PROBED_TOKENS) * 7 + 3)[None] % max(1, vocabulary)
-    cache = DynamicCache(config=base.config)
+    cache = SOLCache(base.config, ActionSpace((1.0,), (1.0,), (16,)))
     with ExitStack() as hooks, torch.no_grad(), active_forward():
         for name, module in (("first", layer), ("hidden", head)):
             hooks.callback(module.register_forward_pre_hook(see(name), with_kwargs=True).remove)
         base(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+        before = copy.deepcopy(cache)
         logits = base(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits
         embedding = embed(ids[:, -1:])
-    return Probe(embedding[:, 0], seen["first"][:, -1], seen["hidden"][:, -1], logits[:, -1], cache)
+    return Probe(embedding[:, 0], seen["first"][:, -1], seen["hidden"][:, -1], logits[:, -1], before)
 
 
 def with_factors(stack: StackStructure, seen: Probe) -> StackStructure | None:

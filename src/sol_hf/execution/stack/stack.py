@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...budget.action_space import ActionSpace
 from ...cache.paged_layer import PagedLayer
 from ...cache.sol_cache import SOLCache
+from ...cache.stored_layer import StoredLayer
+from ...cache.window_layer import WindowLayer
 from ...kernels.cpu.compilation import loads
 from ...kernels.cpu.watched import WatchedModules
 from ...selection.rule import SelectionRule
@@ -40,8 +41,9 @@ from ..mlp.step_mlp import StepMLP
 from ..plan import StepPlan
 from ..step_part import StepPart
 from .assembly import StackProgram
-from .attention import TOKENS, AttentionOfLayers, attention_kind
+from .attention import TOKENS, Arguments, AttentionOfLayers, attention_kind
 from .recognition import TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
+from .rotary import Tables
 from .stages import StepKind
 
 
@@ -75,7 +77,7 @@ class BaseStack:
 
     def __init__(self, base: PreTrainedModel):
         self.modules = WatchedModules(base, StepPart, capture_hidden_state)
-        self.tables = (torch.empty(0), torch.empty(0))
+        self._tables: dict[str | None, Tables] = {}
         self.is_large = _is_large(base)
         self._lock = threading.Lock()
         self._found: tuple[StackStructure | None] | None = None
@@ -118,15 +120,19 @@ class BaseStack:
         stack = with_factors(stack, seen)
         if stack is None:
             return None
-        hidden = _hidden_of_probe(base, stack, self, seen)
+        hidden = _hidden_of_probe(stack, self, seen)
         difference = (hidden - seen.hidden.float()).norm() / seen.hidden.float().norm()
         return stack if bool(difference <= TOLERANCE[stack.dtype]) else None
 
-    def cosines(self, structure: StackStructure, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tables of the rotary embeddings for at least `length` positions."""
-        if len(self.tables[0]) < length:
-            self.tables = structure.cosines(-(-length // TABLE_GROWTH) * TABLE_GROWTH)
-        return self.tables
+    def tables(self, structure: StackStructure, length: int) -> list[Tables]:
+        """Tables of the rotary embeddings of every layer, for at least `length` positions."""
+        rotary, found = structure.rotary, []
+        for index in range(len(structure.layers)):
+            kind = rotary.kind_of(index)
+            if kind not in self._tables or len(self._tables[kind][0]) < length:
+                self._tables[kind] = rotary.tables(kind, -(-length // TABLE_GROWTH) * TABLE_GROWTH)
+            found.append(self._tables[kind])
+        return found
 
 
 class CacheSteps:
@@ -139,7 +145,7 @@ class CacheSteps:
 
     def __init__(self, known: BaseStack, structure: StackStructure):
         self.known, self.structure = known, structure
-        self._programs: dict[tuple[StepKind, int, int], StackProgram] = {}
+        self._programs: dict[tuple[StepKind, int, tuple[Arguments, ...]], StackProgram] = {}
         self._addresses = self._weights_now()
         mlps = frozenset(StepMLP.of(layer.mlp) for layer in structure.layers)
         linears = (product.part for products in structure.products for product in products.all)
@@ -154,24 +160,24 @@ class CacheSteps:
         return [weight.data_ptr() for weight in self.structure.weights]
 
     def run(
-        self, plan: StepPlan, kind: StepKind, layers: list[PagedLayer], embeddings: torch.Tensor, places: torch.Tensor
+        self, plan: StepPlan, kind: StepKind, layers: list[StoredLayer], embeddings: torch.Tensor, places: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A step.
 
         Args:
             plan ([`StepPlan`]): The step.
             kind ([`StepKind`]): Its kind.
-            layers (`list[PagedLayer]`): The layers of its cache.
+            layers (`list` of [`StoredLayer`]): The layers of its cache.
             embeddings (`torch.Tensor` of shape `(rows, hidden_size)`): The token of every row.
             places (`torch.Tensor` of shape `(rows,)`): Their positions.
 
         Returns:
             Logits `(rows, 1, vocab_size)`, and the LM head's input `(rows, hidden_size)`.
         """
-        structure, slot = self.structure, layers[0].length
+        structure = self.structure
         if kind.attention == TOKENS:  # before there is room for the new key, which the program encodes
             first_key = _first_key(plan, len(embeddings))
-            for layer in layers:
+            for layer in (layer for layer in layers if isinstance(layer, PagedLayer)):
                 layer.sketch(plan.rule.index_bits, first_key, plan.cache.padding_range)
         for layer in layers:
             layer.append_slots(1)
@@ -179,9 +185,9 @@ class CacheSteps:
         query = torch.empty(len(embeddings), first.heads, 1, first.head_dim, dtype=structure.dtype)
         attention = AttentionOfLayers(plan, layers, query, [layer.attention.scaling for layer in structure.layers])
         program = self._program(kind, len(embeddings), attention)
-        cosines, sines = self.known.cosines(structure, int(places.max()) + 1)
-        program.set_step(embeddings.float() * structure.embedding_factor, places, plan.levels, cosines, sines)
-        program.set_caches(layers, slot)
+        tables = self.known.tables(structure, int(places.max()) + 1)
+        program.set_step(embeddings.float() * structure.embedding_factor, places, plan.levels, tables)
+        program.set_caches(layers)
         if kind.is_mixed:
             program.set_widths(plan.widths)
         attention.fill(program.attention, program.query, program.attended)
@@ -195,9 +201,9 @@ class CacheSteps:
         addresses = self._weights_now()
         if addresses != self._addresses:
             self._programs, self._addresses = {}, addresses
-        key = kind, rows, attention.words
+        key = kind, rows, attention.layout
         if key not in self._programs or not self._programs[key].is_current():
-            self._programs[key] = StackProgram(self.structure, kind, rows, attention.words, attention.function)
+            self._programs[key] = StackProgram(self.structure, kind, rows, attention.layout)
         return self._programs[key]
 
     def _mark_done(self, plan: StepPlan) -> None:
@@ -284,12 +290,12 @@ def run_step(
     structure = known.structure_of(base)
     if structure is None:
         return None
-    layers = [layer for layer in cache.layers if type(layer) is PagedLayer]
+    layers = [layer for layer in cache.layers if type(layer) in (PagedLayer, WindowLayer)]
     if len(layers) != len(cache.layers) or torch.is_autocast_enabled("cpu"):
         return None
     if any(not layer.is_initialized or layer.dtype != structure.dtype for layer in layers):
         return None
-    kind = kind_of_step(structure, plan, len(tokens), layers[0].length)
+    kind = kind_of_step(structure, plan, len(tokens), cache.get_seq_length())
     if kind is None:
         return None
     if cache not in known.steps:
@@ -316,11 +322,8 @@ def forget_programs(base: PreTrainedModel) -> None:
             _STACKS[base].steps.clear()
 
 
-def _hidden_of_probe(base: PreTrainedModel, stack: StackStructure, known: BaseStack, seen: Probe) -> torch.Tensor:
+def _hidden_of_probe(stack: StackStructure, known: BaseStack, seen: Probe) -> torch.Tensor:
     """The LM head's input in the last forward of a probe, computed by a program."""
-    cache = SOLCache(base.config, ActionSpace((1.0,), (1.0,), (16,)))
-    for layer, cached in zip(cache.layers, seen.cache.layers, strict=True):
-        layer.update(cached.keys[:, :, :-1], cached.values[:, :, :-1])
-    layers = [layer for layer in cache.layers if isinstance(layer, PagedLayer)]
-    steps, places = CacheSteps(known, stack), torch.tensor([layers[0].length])
-    return steps.run(StepPlan(cache, SelectionRule()), StepKind("all"), layers, seen.embedding, places)[1]
+    layers = [layer for layer in seen.cache.layers if isinstance(layer, StoredLayer)]
+    steps, places = CacheSteps(known, stack), torch.tensor([seen.cache.get_seq_length()])
+    return steps.run(StepPlan(seen.cache, SelectionRule()), StepKind("all"), layers, seen.embedding, places)[1]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ....cache.paged_layer import PagedLayer
+from ....cache.stored_layer import StoredLayer
 from ....kernels.cpu.compilation import DTYPES, loads
 from ....kernels.cpu.torch_threads import run_in_torch_threads
 from ....selection.pages import pages_to_read
@@ -108,8 +109,8 @@ class PagedAttention(CompiledAttention):
 
     Args:
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A query of the step.
-        layer ([`PagedLayer`]): A layer, with the key and value of the new token in it.
-        first_key (`torch.LongTensor` of shape `(rows,)`): Slot of every row's first real token.
+        layer ([`StoredLayer`]): A layer, with the key and value of the new token in it.
+        first_key (`torch.LongTensor` of shape `(rows,)`): Slot of the first key that every row sees.
         wanted (`torch.LongTensor` of shape `(rows,)`): Number of pages that a head reads. If it reads all
             pages, none is scored.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
@@ -119,7 +120,7 @@ class PagedAttention(CompiledAttention):
     def __init__(
         self,
         query: torch.Tensor,
-        layer: PagedLayer,
+        layer: StoredLayer,
         first_key: torch.Tensor,
         wanted: torch.Tensor,
         rule: SelectionRule,
@@ -132,7 +133,7 @@ class PagedAttention(CompiledAttention):
         self.address = compiled.address
         rows, heads, _, dim = query.shape
         kv_heads, slots, value_dim = layer.keys.shape[1], layer.length, layer.values.shape[-1]
-        group, size = heads // kv_heads, layer.page_size
+        group, size = heads // kv_heads, rule.page_size
         pairs, pages = rows * kv_heads, -(-slots // size)
         splits = max(1, min(-(-TASKS_PER_THREAD * torch.get_num_threads() // pairs), pages))
         floats_each = group * (3 * dim + pages)

@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A cache layer whose keys and values are written in place.
+
+transformers' `DynamicLayer` copies all keys and values at every token (`torch.cat`). [`StoredLayer`] writes into
+storage that is allocated ahead, so that a decode step writes one token. Compiled code reads keys and values there.
+
+             ┌── dropped ──┐┌───────── kept ─────────┐┌──── spare ────┐
+   slot       0 ..           first ..                  length ..        capacity
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+
+class StoredLayer(DynamicLayer):
+    """A cache layer with preallocated storage of shape `(rows, kv_heads, capacity, head_dim)`.
+
+    `keys` and `values` are views of the storage, of shape `(rows, kv_heads, kept, head_dim)`.
+
+    Attributes:
+        first (`int`): First slot whose key is kept.
+        length (`int`): Slot after the last key.
+    """
+
+    growth_slots = 256
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = self.length = 0
+        self._key_store = self._value_store = torch.empty(0)
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._key_store = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[-1])
+        self._value_store = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[-1])
+
+    def store(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Append keys and values of shape `(rows, kv_heads, new, head_dim)`.
+
+        Raises:
+            ValueError: for another number of rows.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if key_states.shape[0] != self._key_store.shape[0]:
+            raise ValueError(f"The cache holds {self._key_store.shape[0]} rows, but got {key_states.shape[0]}.")
+        self.append_slots(key_states.shape[-2])
+        begin = self.length - key_states.shape[-2]
+        self._key_store[:, :, begin : self.length] = key_states
+        self._value_store[:, :, begin : self.length] = value_states
+
+    def append_slots(self, number: int) -> None:
+        """Make room for the keys and values of `number` more tokens, which the caller writes."""
+        self._leave_inference_mode()
+        if self.length + number > self._key_store.shape[2]:
+            needed = self.length - self.first + number
+            self._move(needed + max(self.growth_slots, needed // 4))
+        self._set_slots(self.first, self.length + number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keys and values without spare room."""
+        state = dict(vars(self))
+        if self.is_initialized:
+            kept = self.length - self.first
+            state.update(_key_store=self.keys.clone(), _value_store=self.values.clone(), keys=None, values=None)
+            state.update(first=0, length=kept)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.is_initialized:
+            self._set_slots(self.first, self.length)
+
+    def stores(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Storage of keys and values, of shape `(rows, kv_heads, capacity, head_dim)`."""
+        return self._key_store, self._value_store
+
+    def slot_of(self, token: int) -> int:
+        """The slot of a token of the text."""
+        return self.length - (self.get_seq_length() - token)
+
+    def write_back(self, token: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write keys and values `(rows, kv_heads, number, head_dim)` again, those from a token of the text on.
+
+        Of tokens that the layer does not hold any more, nothing is written. Storage that was allocated in inference
+        mode cannot have been overwritten outside of it.
+        """
+        if self._key_store.is_inference() and not torch.is_inference_mode_enabled():
+            return
+        number = min(keys.shape[2], self.get_seq_length() - token)
+        if number > 0:
+            begin = self.slot_of(token)
+            self._key_store[:, :, begin : begin + number] = keys[:, :, :number]
+            self._value_store[:, :, begin : begin + number] = values[:, :, :number]
+
+    def reset(self) -> None:
+        self.first = self.length = 0
+        self._key_store = self._value_store = torch.empty(0)
+        super().reset()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._map_rows(lambda x: x[indices, ...])
+
+    def _set_slots(self, first: int, length: int) -> None:
+        self.first, self.length = first, length
+        self.keys, self.values = self._key_store[:, :, first:length], self._value_store[:, :, first:length]
+
+    def _move(self, capacity: int) -> None:
+        """Move what is kept to the beginning of new storage. The old one, to which a rollback may refer, is left."""
+        kept, larger = self.length - self.first, []
+        for old in self.stores():
+            new = old.new_empty(*old.shape[:2], capacity, old.shape[-1])
+            new[:, :, :kept] = old[:, :, self.first : self.length]
+            larger.append(new)
+        self._key_store, self._value_store = larger  # both or none, since memory may have run out
+        self._set_slots(0, kept)
+
+    def _leave_inference_mode(self) -> None:
+        """Copy storage that was allocated in inference mode, which cannot be written to outside of it."""
+        if self._key_store.is_inference() and not torch.is_inference_mode_enabled():
+            self._map_rows(torch.clone)
+
+    def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replace the storage by what `function` makes of it."""
+        if self.is_initialized:
+            self._key_store, self._value_store = function(self._key_store), function(self._value_store)
+            self._set_slots(self.first, self.length)
