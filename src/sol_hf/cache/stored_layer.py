@@ -34,6 +34,28 @@ class StoredLayer(DynamicLayer):
         self.first = self.length = 0
         self._key_store = self._value_store = torch.empty(0)
 
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """The keys, a view of the storage that is made when it is needed; `None` before the first token."""
+        if self._keys is None and self.is_initialized:
+            self._keys = self._key_store[:, :, self.first : self.length]
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: torch.Tensor | None) -> None:
+        self._keys = keys
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """The values, see `keys`."""
+        if self._values is None and self.is_initialized:
+            self._values = self._value_store[:, :, self.first : self.length]
+        return self._values
+
+    @values.setter
+    def values(self, values: torch.Tensor | None) -> None:
+        self._values = values
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self._key_store = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[-1])
@@ -67,7 +89,7 @@ class StoredLayer(DynamicLayer):
         state = dict(vars(self))
         if self.is_initialized:
             kept = self.length - self.first
-            state.update(_key_store=self.keys.clone(), _value_store=self.values.clone(), keys=None, values=None)
+            state.update(_key_store=self.keys.clone(), _value_store=self.values.clone(), _keys=None, _values=None)
             state.update(first=0, length=kept)
         return state
 
@@ -113,8 +135,7 @@ class StoredLayer(DynamicLayer):
         self._map_rows(lambda x: x[indices, ...])
 
     def _set_slots(self, first: int, length: int) -> None:
-        self.first, self.length = first, length
-        self.keys, self.values = self._key_store[:, :, first:length], self._value_store[:, :, first:length]
+        self.first, self.length, self._keys, self._values = first, length, None, None
 
     def _move(self, capacity: int) -> None:
         """Move what is kept to the beginning of new storage. The old one, to which a rollback may refer, is left."""

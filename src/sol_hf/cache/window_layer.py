@@ -20,8 +20,6 @@ class WindowLayer(StoredLayer, DynamicSlidingWindowLayer):
         sliding_window (`int`): Keys that a token sees, itself included.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
     cumulative_length: int
 
     def __init__(self, sliding_window: int):

@@ -19,6 +19,8 @@ from .registry import register_controller
 
 NOT_CARRIED = "token_keep"
 """The axis on which the published baseline does not carry the remainder of its rounding to the next step."""
+STEPS_AHEAD = 64
+"""Steps of which the scores are computed together, on the CPU."""
 
 
 class FixedController(Controller):
@@ -44,25 +46,39 @@ class FixedController(Controller):
     def __init__(self, carry: Sequence[str] | None = None, across_rows: bool = True):
         self.carry = None if carry is None else tuple(axis.name for axis in axes_named(carry))
         self.across_rows, self.rows_are_independent = across_rows, not across_rows
+        self._ahead: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        """First step, targets and levels of the scores that are computed ahead, and the scores."""
 
     def __call__(self, observation: Observation) -> torch.Tensor:
-        targets, space = observation.require_targets(), observation.action_space
-        low, high, share = neighbouring_levels(targets, space)
-        rows, step = observation.rows, observation.total_step
+        targets, space, step = observation.require_targets(), observation.action_space, observation.total_step
+        if targets.device.type != "cpu":  # to compare targets would stall the device
+            return self._scores(targets, space, step, 1)[0]
+        known, begin, ratios = self._ahead, step - step % STEPS_AHEAD, space.ratios_on(targets.device)
+        if not (known and known[0] == begin and torch.equal(known[1], targets) and torch.equal(known[2], ratios)):
+            scores = self._scores(targets, space, begin, STEPS_AHEAD)
+            known = self._ahead = begin, targets.clone(), ratios.clone(), scores
+        return known[3][step - begin].clone()
+
+    def _scores(self, targets: torch.Tensor, space: ActionSpace, step: int, number: int) -> torch.Tensor:
+        """Scores of all actions in `number` steps, the first of which is `step`, `(number, rows, n_actions)`."""
+        (low, high, share), rows = neighbouring_levels(targets, space), len(targets)
+        steps = torch.arange(step, step + number, dtype=torch.float32, device=targets.device)[:, None]
         half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)  # ties are rounded down, as in a `BudgetPrior`
-        own_turn = torch.ceil(share * (step + 1) - half) > torch.ceil(share * step - half)
+        now, then = steps[:, None], steps[:, None] + 1
+        own_turn = torch.ceil(share * then - half) > torch.ceil(share * now - half)
 
         total = share.sum(dim=0)
         carried = _mask_on(tuple(self._carried(space)), targets.device)
-        earlier = torch.where(carried, torch.round(total * step), 0)
-        now = torch.where(carried, torch.round(total * (step + 1)) - earlier, torch.round(total))
-        begin = _first_rows(space, step, earlier, now)
-        place = (torch.arange(rows, device=targets.device)[:, None] - begin) % rows
-        shared_turn = place < now
+        earlier = torch.where(carried, torch.round(total * steps), 0)
+        number_high = torch.where(carried, torch.round(total * (steps + 1)) - earlier, torch.round(total))
+        begin = _first_rows(space, steps[:, 0], earlier, number_high)
+        place = (torch.arange(rows, device=targets.device)[:, None] - begin[:, None]) % rows
+        shared_turn = place < number_high[:, None]
 
         shared = (targets == targets[0]).all() & (rows > 1 and self.across_rows)
         is_high = torch.where(shared, shared_turn, own_turn)
-        return closeness(torch.where(is_high, high, low), space)
+        wanted = torch.where(is_high, high, low)
+        return closeness(wanted.flatten(0, 1), space).view(number, rows, -1)
 
     def _carried(self, space: ActionSpace) -> list[bool]:
         """For every axis, whether the remainder is carried."""
@@ -83,24 +99,24 @@ def _mask_on(flags: tuple[bool, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(flags).to(device)
 
 
-def _first_rows(space: ActionSpace, step: int, earlier: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
-    """Per axis the index of the first row that gets the upper level at a step, `(axes,)`, not yet modulo the rows.
+def _first_rows(space: ActionSpace, step: torch.Tensor, earlier: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """Per axis the index of the first row that gets the upper level, `(steps, axes)`, not yet modulo the rows.
 
     It is the number of upper levels of the axes before it in this step, plus that of the axis itself in earlier steps.
     The published baseline has other rules for `token_keep` and `bits`.
 
     Args:
         space ([`ActionSpace`]): The axes.
-        step (`int`): Index of the step within the generation.
-        earlier (`torch.Tensor` of shape `(axes,)`): Upper levels of the axis in earlier steps, if it carries.
-        now (`torch.Tensor` of shape `(axes,)`): Upper levels of the axis in this step.
+        step (`torch.Tensor` of shape `(steps,)`): Indices of steps within the generation.
+        earlier (`torch.Tensor` of shape `(steps, axes)`): Upper levels of the axis before the step, if it carries.
+        now (`torch.Tensor` of shape `(steps, axes)`): Upper levels of the axis in the step.
     """
-    published = {"token_keep": torch.zeros_like(now[0]) + step, "bits": now[0] + step}
-    first, before = [], torch.zeros_like(now[0])
-    for name, own_earlier, own_now in zip(space.axis_names, earlier.unbind(), now.unbind(), strict=True):
+    published = {"token_keep": step, "bits": now[:, 0] + step}
+    first, before = [], torch.zeros_like(step)
+    for name, own_earlier, own_now in zip(space.axis_names, earlier.unbind(-1), now.unbind(-1), strict=True):
         first.append(published.get(name, before + own_earlier))
         before = before + own_now
-    return torch.stack(first)
+    return torch.stack(first, dim=-1)
 
 
 def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:

@@ -85,16 +85,21 @@ class PinnedAxesProcessor(ActionProcessor):
 
     def __init__(self, pinned: tuple[bool, ...] | torch.Tensor):
         self.pinned = pinned
+        self._known: tuple[ActionSpace, torch.Tensor] | None = None
+        """The action space of the last step, and its actions that are allowed."""
 
     def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
         if isinstance(self.pinned, torch.Tensor):
             return hold_axes(scores, self.pinned.to(scores.device), observation.action_space)
-        ratios = observation.action_space.ratios_on(scores.device)
-        is_largest = ratios == ratios.amax(dim=0)
-        allowed = torch.ones(len(ratios), dtype=torch.bool, device=scores.device)
-        for column, pinned in zip(is_largest.unbind(dim=-1), self.pinned, strict=True):
-            allowed = allowed & column if pinned else allowed
-        return restrict(scores, allowed.expand_as(scores))
+        if not any(self.pinned):
+            return scores
+        space = observation.action_space
+        if self._known is None or self._known[0] is not space or self._known[1].device != scores.device:
+            ratios = space.ratios_on(scores.device)
+            columns = (ratios == ratios.amax(dim=0)).unbind(dim=-1)
+            held = [column for column, pinned in zip(columns, self.pinned, strict=True) if pinned]
+            self._known = space, torch.stack(held).all(dim=0)
+        return restrict(scores, self._known[1].expand_as(scores))
 
 
 class DenseRowsProcessor(ActionProcessor):

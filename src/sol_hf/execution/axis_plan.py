@@ -51,10 +51,11 @@ class AxisPlan:
 
     def check_done(self) -> None:
         """Raise [`PlanNotExecutedError`] if a part of a planned axis did not carry it out; the message names them."""
+        planned = [axis for axis in self.levels if axis in self.parts]
+        if all(self.parts[axis].keys() <= self.done.get(axis, frozenset()) for axis in planned):
+            return
         left = {
             axis: [name for part, name in self.parts[axis].items() if part not in self.done.get(axis, ())]
-            for axis in self.levels
-            if axis in self.parts
+            for axis in planned
         }
-        if any(left.values()):
-            raise PlanNotExecutedError({axis: names for axis, names in left.items() if names})
+        raise PlanNotExecutedError({axis: names for axis, names in left.items() if names})

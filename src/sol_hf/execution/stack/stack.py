@@ -157,7 +157,7 @@ class CacheSteps:
         }
 
     def _weights_now(self) -> list[int]:
-        return [weight.data_ptr() for weight in self.structure.weights]
+        return list(map(torch.Tensor.data_ptr, self.structure.weights))
 
     def run(
         self, plan: StepPlan, kind: StepKind, layers: list[StoredLayer], embeddings: torch.Tensor, places: torch.Tensor

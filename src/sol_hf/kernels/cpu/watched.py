@@ -4,11 +4,13 @@
 """Notices what has changed in a model since a program was made for it, fast enough to ask before every step.
 
 Going through the modules of a model takes as long as some of its layers. Here the dictionaries in which modules keep
-their children, parameters and hooks are listed once, and compared with what was in them.
+their children, parameters and hooks are listed once, and compared with what was in them, in loops that Python's
+interpreter does not run.
 """
 
 import operator
 from collections.abc import Callable, Mapping
+from itertools import chain, repeat
 
 from torch import nn
 from torch.nn.modules import module as all_modules
@@ -28,7 +30,8 @@ class WatchedModules:
     def __init__(self, model: nn.Module, own_forwards: type | None = None, own_hook: Callable | None = None):
         modules, self._own_forwards, self._own_hook = list(model.modules()), own_forwards, own_hook
         held: list[Mapping[str, object]] = [part for m in modules for part in (m._modules, m._parameters) if part]
-        self._held = [(now.values(), list(map(id, now.values())), list(now.values())) for now in held]
+        self._held = [now.values() for now in held]
+        self._then, self._numbers = list(chain.from_iterable(self._held)), list(map(len, held))
         self._after = [m._forward_hooks for m in modules]
         self._before = [m._forward_pre_hooks for m in modules]
         self._own = [vars(m) for m in modules]
@@ -37,7 +40,8 @@ class WatchedModules:
 
     def are_current(self) -> bool:
         """Whether the model still consists of the same modules and parameters."""
-        return all([*map(id, now)] == ids for now, ids, _ in self._held)
+        now = list(chain.from_iterable(self._held))
+        return list(map(len, self._held)) == self._numbers and all(map(operator.is_, now, self._then))
 
     def are_plain(self) -> bool:
         """Whether no module has hooks, or a forward that another library has replaced."""
@@ -45,7 +49,7 @@ class WatchedModules:
             return False
         if any(hook is not self._own_hook for hooks in filter(None, self._before) for hook in hooks.values()):
             return False
-        forwards = [own.get("forward") for own in self._own]
+        forwards = list(map(dict.get, self._own, repeat("forward")))
         if len(forwards) != len(self._forwards) or not all(map(operator.is_, forwards, self._forwards)):
             if not all(forward is None or self._is_own(forward) for forward in forwards):
                 return False
