@@ -108,7 +108,11 @@ def _add_parts(parts, bias, output, size, outputs, SPLITS: tl.constexpr, BIASED:
     tl.store(output + place, total.to(output.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("sol_hf::multiply_planes", mutates_args=())
+SCHEMA = "(Tensor x, Tensor bits, Tensor[] planes, Tensor scales, Tensor weight, Tensor? bias, int least_bits) -> Tensor"
+"""Said, since torch before 2.7 does not find it from `list` in annotations."""
+
+
+@torch.library.custom_op("sol_hf::multiply_planes", mutates_args=(), schema=SCHEMA)
 def multiply_planes(
     x: torch.Tensor,
     bits: torch.Tensor,

@@ -102,7 +102,14 @@ def _add_probabilities(
         tl.store(scores + line * slots + t, total, mask=t < held)
 
 
-@torch.library.custom_op("sol_hf::score_tokens", mutates_args=())
+SCHEMA = (
+    "(Tensor query, Tensor packed, Tensor scale, Tensor first_key, Tensor count, Tensor wanted, int bits, "
+    "int[] always, float scaling, bool shared) -> Tensor"
+)
+"""Said, since torch before 2.7 does not find it from `list` in annotations."""
+
+
+@torch.library.custom_op("sol_hf::score_tokens", mutates_args=(), schema=SCHEMA)
 def score_tokens(
     query: torch.Tensor,
     packed: torch.Tensor,
