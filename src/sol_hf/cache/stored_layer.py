@@ -28,6 +28,8 @@ class StoredLayer(DynamicLayer):
     """
 
     growth_slots = 256
+    _keys: Any
+    _values: Any
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -35,7 +37,7 @@ class StoredLayer(DynamicLayer):
         self._key_store = self._value_store = torch.empty(0)
 
     @property
-    def keys(self) -> torch.Tensor | None:
+    def keys(self) -> torch.Tensor:
         """The keys, a view of the storage that is made when it is needed; `None` before the first token."""
         if self._keys is None and self.is_initialized:
             self._keys = self._key_store[:, :, self.first : self.length]
@@ -46,7 +48,7 @@ class StoredLayer(DynamicLayer):
         self._keys = keys
 
     @property
-    def values(self) -> torch.Tensor | None:
+    def values(self) -> torch.Tensor:
         """The values, see `keys`."""
         if self._values is None and self.is_initialized:
             self._values = self._value_store[:, :, self.first : self.length]

@@ -108,7 +108,9 @@ def _add_parts(parts, bias, output, size, outputs, SPLITS: tl.constexpr, BIASED:
     tl.store(output + place, total.to(output.dtype.element_ty), mask=inside)
 
 
-SCHEMA = "(Tensor x, Tensor bits, Tensor[] planes, Tensor scales, Tensor weight, Tensor? bias, int least_bits) -> Tensor"
+SCHEMA = (
+    "(Tensor x, Tensor bits, Tensor[] planes, Tensor scales, Tensor weight, Tensor? bias, int least_bits) -> Tensor"
+)
 """Said, since torch before 2.7 does not find it from `list` in annotations."""
 
 
