@@ -21,7 +21,8 @@ def compiled_step(
     """A decode step as one program: what the base returns, and the LM head's input `(rows, hidden_size)`.
 
     `None` if its modules have to run: on an accelerator, for a base or a step of another kind, or for a forward that
-    has to return more than logits.
+    has to return more than logits. Modules or weights that are replaced in the middle of a call, without hooks, are
+    seen at its next episode.
     """
     cache = session.cache
     if inputs.tokens.device.type != "cpu" or not isinstance(session.base, PreTrainedModel):
@@ -33,7 +34,8 @@ def compiled_step(
     if positions is None:
         positions = torch.full((1, 1), cache.get_seq_length())
     places = positions.expand(len(inputs.tokens), 1)[:, 0]
-    found = run_step(session.base, plan, inputs.tokens, places)
+    is_new = cache.episode.length == 0 or not cache.trace
+    found = run_step(session.base, plan, inputs.tokens, places, is_new)
     if found is None:
         return None
     cache.processed = cache.get_seq_length()

@@ -19,7 +19,7 @@ from ..budget.axes import AXES
 from ..budget.budget import Budget
 from ..controllers.fixed import FixedController
 from ..modeling_sol import SOLForCausalLM
-from .speed import Stopwatch
+from .speed import Stopwatch, exactly
 
 
 def time_shares(
@@ -40,7 +40,7 @@ def time_shares(
     """
     steps = models[0].config.episode_length + 1
     call: dict[str, Any] = dict(attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0)
-    call |= dict(max_new_tokens=steps, min_new_tokens=steps)
+    call |= exactly(models[0], steps)
     call["controller"] = FixedController()
     dense = Budget.of({axis.name: axis.dense for axis in models[0].action_space.axes})
 

@@ -205,8 +205,17 @@ def greedy_call(model: SOLForCausalLM, mask: torch.Tensor, new_tokens: int) -> d
     """Arguments of every call of `generate`."""
     pads = (model.generation_config.pad_token_id, model.base.config.pad_token_id, 0)
     call = dict(attention_mask=mask, do_sample=False, num_beams=1, return_dict_in_generate=True)
-    call |= dict(max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+    call |= exactly(model, new_tokens)
     return call | {"pad_token_id": next(pad for pad in pads if pad is not None)}
+
+
+def exactly(model: SOLForCausalLM, new_tokens: int) -> dict[str, int]:
+    """Arguments of a `generate` that makes `new_tokens` tokens.
+
+    Its end token is one that the vocabulary does not have. With `min_new_tokens`, transformers would look for the end
+    token in the whole vocabulary at every step, which takes as long as a part of a layer.
+    """
+    return dict(max_new_tokens=new_tokens, eos_token_id=len(model.get_input_embeddings().weight))
 
 
 def _dense_variants(

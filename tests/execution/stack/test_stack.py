@@ -240,3 +240,51 @@ class TestWeights:
         del base
         gc.collect()
         assert len(stack._STACKS) < number
+
+
+class AtThird:
+    """A streamer that does something when the third token comes."""
+
+    def __init__(self, act):
+        self.act, self.seen = act, 0
+
+    def put(self, value):
+        self.seen += 1
+        if self.seen == 4:  # the prompt is put first
+            self.act()
+
+    def end(self):
+        pass
+
+
+class TestWithinACall:
+    """`episode_length` is 6, so the changes come in the middle of an episode."""
+
+    def test_hooks_are_called_from_the_next_step_on(self, ran):
+        model, called = model_of(tiny_base("llama")), []
+        layer = model.base.model.layers[0]
+        streamer = AtThird(lambda: layer.register_forward_hook(lambda *_: called.append(1)))
+        model.generate(prompts(1, 40), backend="fast", token_keep=0.3, streamer=streamer, **CALL)
+        assert 0 < len(ran) <= 4 and len(called) >= CALL["max_new_tokens"] - 4
+
+    def test_modules_that_are_replaced_run_from_the_next_episode_on(self, ran):
+        model = model_of(tiny_base("llama"))
+        mlp = model.base.model.layers[0].mlp
+        streamer = AtThird(lambda: setattr(mlp, "down_proj", nn.Sequential(mlp.down_proj)))
+        model.generate(prompts(1, 40), backend="fast", token_keep=0.3, streamer=streamer, **CALL)
+        assert 0 < len(ran) <= 6
+
+    def test_memory_of_weights_that_are_replaced_is_read_to_the_end_of_the_episode(self):
+        model, options = model_of(tiny_base("llama")), dict(backend="fast", token_keep=0.3, **CALL)
+        options["controller"] = FixedController()
+        expected = model.generate(prompts(1, 40), **options)
+        linear = model.base.model.layers[0].mlp.down_proj
+
+        def replace():
+            linear.weight.data = torch.full_like(linear.weight, 9.0)
+            torch.full((1 << 20,), float("nan"))  # memory that was freed would be used again
+
+        changed = model.generate(prompts(1, 40), streamer=AtThird(replace), **options)
+        for before, now in list(zip(expected.logits, changed.logits, strict=True))[:6]:
+            torch.testing.assert_close(now, before)
+        assert not torch.allclose(changed.logits[-1], expected.logits[-1], atol=1e-2)

@@ -84,10 +84,15 @@ class BaseStack:
         self.steps: weakref.WeakKeyDictionary[SOLCache, CacheSteps] = weakref.WeakKeyDictionary()
 
     @classmethod
-    def of(cls, base: PreTrainedModel) -> "BaseStack | None":
-        """The one of a base, made anew if its modules were replaced; `None` as long as a module has hooks."""
+    def of(cls, base: PreTrainedModel, is_new: bool = True) -> "BaseStack | None":
+        """The one of a base, made anew if its modules were replaced; `None` as long as a module has hooks.
+
+        To look at all modules takes as long as a layer. Without `is_new`, only hooks are looked for.
+        """
         with _LOCK:
             known = _STACKS.get(base)
+            if known is not None and not is_new and known.modules.has_no_new_hooks():
+                return known
             if known is None or not known.modules.are_current():
                 known = cls(base)
             if not known.modules.are_plain():
@@ -146,7 +151,12 @@ class CacheSteps:
     def __init__(self, known: BaseStack, structure: StackStructure):
         self.known, self.structure = known, structure
         self._programs: dict[tuple[StepKind, int, tuple[Arguments, ...]], StackProgram] = {}
-        self._addresses = self._weights_now()
+        self._addresses: list[int] = []
+        self._weights: list[torch.Tensor] = []
+        """The weights at these addresses: their memory is not freed while programs refer to it."""
+        self._checked: set[StackProgram] = set()
+        """Programs that read the weights which the base had when the running episode began."""
+        self.check_weights()
         mlps = frozenset(StepMLP.of(layer.mlp) for layer in structure.layers)
         linears = (product.part for products in structure.products for product in products.all)
         self._carried_out: dict[str, frozenset[Hashable]] = {
@@ -156,8 +166,13 @@ class CacheSteps:
             "bits": mlps.union(linears, (structure.head.part,)),
         }
 
-    def _weights_now(self) -> list[int]:
-        return list(map(torch.Tensor.data_ptr, self.structure.weights))
+    def check_weights(self) -> None:
+        """Let later steps see weights that were moved, and copies of weights that were made again or dropped."""
+        addresses = list(map(torch.Tensor.data_ptr, self.structure.weights))
+        if addresses != self._addresses:
+            self._programs, self._addresses = {}, addresses
+            self._weights = list(map(torch.Tensor.detach, self.structure.weights))
+        self._checked = set()
 
     def run(
         self, plan: StepPlan, kind: StepKind, layers: list[StoredLayer], embeddings: torch.Tensor, places: torch.Tensor
@@ -198,13 +213,12 @@ class CacheSteps:
         return logits.to(structure.dtype)[:, None], program.hidden.memory.to(structure.dtype, copy=True)
 
     def _program(self, kind: StepKind, rows: int, attention: AttentionOfLayers) -> StackProgram:
-        addresses = self._weights_now()
-        if addresses != self._addresses:
-            self._programs, self._addresses = {}, addresses
         key = kind, rows, attention.layout
-        if key not in self._programs or not self._programs[key].is_current():
-            self._programs[key] = StackProgram(self.structure, kind, rows, attention.layout)
-        return self._programs[key]
+        program = self._programs.get(key)
+        if program is None or not (program in self._checked or program.is_current()):
+            program = self._programs[key] = StackProgram(self.structure, kind, rows, attention.layout)
+        self._checked.add(program)
+        return program
 
     def _mark_done(self, plan: StepPlan) -> None:
         """Tick off everything that a program carries out."""
@@ -265,7 +279,7 @@ def _how(
 
 
 def run_step(
-    base: PreTrainedModel, plan: StepPlan, tokens: torch.Tensor, positions: torch.Tensor
+    base: PreTrainedModel, plan: StepPlan, tokens: torch.Tensor, positions: torch.Tensor, is_new: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """A decode step as one program.
 
@@ -274,6 +288,8 @@ def run_step(
         plan ([`StepPlan`]): The step.
         tokens (`torch.Tensor`): Ids `(rows, 1)`, or embeddings `(rows, 1, hidden_size)`.
         positions (`torch.Tensor` of shape `(rows,)`): Positions of the tokens.
+        is_new (`bool`, *optional*, defaults to `True`): Whether to look for modules and weights that were replaced;
+            hooks are always looked for.
 
     Returns:
         Logits `(rows, 1, vocab_size)` and the LM head's input `(rows, hidden_size)`; `None` if the base, the cache or
@@ -284,7 +300,7 @@ def run_step(
         return None
     if not all(_is_ours(operation) for operation in OPERATIONS):
         return None
-    known = BaseStack.of(base)
+    known = BaseStack.of(base, is_new)
     if known is None or (plan.backend == "auto" and not known.is_large):
         return None
     structure = known.structure_of(base)
@@ -298,10 +314,13 @@ def run_step(
     kind = kind_of_step(structure, plan, len(tokens), cache.get_seq_length())
     if kind is None:
         return None
-    if cache not in known.steps:
-        known.steps[cache] = CacheSteps(known, structure)
+    steps = known.steps.get(cache)
+    if steps is None:
+        steps = known.steps[cache] = CacheSteps(known, structure)
+    elif is_new:
+        steps.check_weights()
     embeddings = tokens if tokens.is_floating_point() else base.get_input_embeddings()(tokens)
-    return known.steps[cache].run(plan, kind, layers, embeddings[:, 0], positions)
+    return steps.run(plan, kind, layers, embeddings[:, 0], positions)
 
 
 def _is_large(base: PreTrainedModel) -> bool:

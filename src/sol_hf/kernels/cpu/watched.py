@@ -14,6 +14,7 @@ from itertools import chain, repeat
 
 from torch import nn
 from torch.nn.modules import module as all_modules
+from torch.utils.hooks import RemovableHandle
 
 
 class WatchedModules:
@@ -37,6 +38,12 @@ class WatchedModules:
         self._own = [vars(m) for m in modules]
         self._forwards: list[object] = []
         """Forwards of modules that are our own."""
+        self._hooks_made = -1
+        """Hooks that torch had made, of all models, when there were none that matter here."""
+
+    def has_no_new_hooks(self) -> bool:
+        """Whether no hook was added to any model of this process since [`WatchedModules.are_plain`] was true."""
+        return RemovableHandle.next_id == self._hooks_made
 
     def are_current(self) -> bool:
         """Whether the model still consists of the same modules and parameters."""
@@ -45,6 +52,7 @@ class WatchedModules:
 
     def are_plain(self) -> bool:
         """Whether no module has hooks, or a forward that another library has replaced."""
+        hooks_made = RemovableHandle.next_id
         if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks or any(self._after):
             return False
         if any(hook is not self._own_hook for hooks in filter(None, self._before) for hook in hooks.values()):
@@ -54,6 +62,7 @@ class WatchedModules:
             if not all(forward is None or self._is_own(forward) for forward in forwards):
                 return False
             self._forwards = forwards
+        self._hooks_made = hooks_made
         return True
 
     def _is_own(self, forward: object) -> bool:
