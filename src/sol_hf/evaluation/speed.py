@@ -215,7 +215,9 @@ def exactly(model: SOLForCausalLM, new_tokens: int) -> dict[str, int]:
     Its end token is one that the vocabulary does not have. With `min_new_tokens`, transformers would look for the end
     token in the whole vocabulary at every step, which takes as long as a part of a layer.
     """
-    return dict(max_new_tokens=new_tokens, eos_token_id=len(model.get_input_embeddings().weight))
+    embeddings = model.base.get_input_embeddings().weight
+    assert isinstance(embeddings, torch.Tensor)
+    return dict(max_new_tokens=new_tokens, eos_token_id=len(embeddings))
 
 
 def _dense_variants(
