@@ -290,6 +290,10 @@ class SOLPolicyModel(PreTrainedModel):
         output = SOLPolicyOutput(logits=self._with_prior(heads, scalars), past_key_values=past_key_values)
         return output if return_dict else output.to_tuple()
 
+    def prepare_step(self, rows: int) -> None:
+        """Compile what a step of a number of rows needs, if it can run by compiled code, so that no step has to."""
+        program_of(self, rows)
+
     def _with_prior(self, logits: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Outputs of the heads `(rows, steps, outputs)` to `(rows, steps, n_actions)`; a prior makes them float32."""
         prior = None if self.budget_prior is None else self.budget_prior(scalars)

@@ -79,7 +79,8 @@ class Warmup(PreTrainedModel):
         resolved = resolve_options(options, None, self.generation_config, self.config)
         rows = 1 if resolved.budget is None else resolved.budget.rows or 1
         given = None if resolved.is_bare else controls_for(resolved, self.base, self.policy, self.config, rows)
-        load_kernels()
+        load_kernels(compute_device(self.base), self.base.dtype)
+        self.policy.prepare_step(rows)
         if resolved.is_bare or resolved.asks_fast and resolved.is_dense:
             self._process(resolved.dense_controls(self.config), steps=2)
         elif given is None:

@@ -3,12 +3,17 @@
 
 """Loads the compiled code of the fast paths before it is needed."""
 
-from pathlib import Path
+import torch
 
-from ..kernels.cpu import compilation
+from ..kernels.cpu.compilation import DTYPES, compile_kernels
 
 
-def load_kernels() -> bool:
-    """Import all modules that numba compiles, so that no call has to; `False` without numba."""
-    folder = Path(compilation.__file__).parent
-    return all([compilation.loads(file.stem) for file in sorted(folder.glob("numba_*.py"))])
+def load_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Load or compile everything that steps of a base can need, so that no call has to.
+
+    Args:
+        device (`torch.device`): Where the base computes.
+        dtype (`torch.dtype`): Of its weights.
+    """
+    if device.type == "cpu" and dtype in DTYPES:
+        compile_kernels([dtype])
