@@ -27,6 +27,7 @@ from .controllers.processors import (
     ActionProcessor,
     ActionProcessorList,
     AxisBiasProcessor,
+    GenerationBudgetProcessor,
     HardBudgetProcessor,
     PinnedAxesProcessor,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "DriftController",
     "EntropyController",
     "FixedController",
+    "GenerationBudgetProcessor",
     "HardBudgetProcessor",
     "ImpulseResponse",
     "Measurements",

@@ -266,6 +266,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Wrapp
         compute_unit: str | None = None,
         budget: Budget | None = None,
         budget_mode: str | None = None,
+        budget_horizon: str | None = None,
+        exact: bool | None = None,
         controller: Controller | None = None,
         action_processors: Sequence | None = None,
         kv_refresh: bool | str | None = None,
@@ -290,6 +292,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Wrapp
             compute_unit (`str`, *optional*): `"net_keep"`, `"bytes"` or `"time"`; by default `config.compute_unit`.
             budget ([`Budget`], *optional*): The targets of all axes as one object, instead of the numbers.
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.
+            budget_horizon (`str`, *optional*, defaults to `"generation"`): Over what it is kept, this or `"episode"`.
+            exact (`bool`, *optional*, defaults to `False`): After `max_new_tokens` no mean is above its target.
             controller ([`Controller`], *optional*): Chooses the actions; the policy by default.
             action_processors (`Sequence`, *optional*): Edit the action scores, like logits processors.
             kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Recompute the keys and values of every

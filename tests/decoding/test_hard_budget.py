@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Budgets are kept in hard mode: at every step and at the end of every episode, for any controller.
+"""`budget_horizon="episode"`: budgets are kept at every step and at the end of every episode, for any controller.
 
 The property runs over the package's own step loop on a base without weights, which only fills the cache. Every example
 is a batch of rows with budgets of their own, so a few hundred examples are thousands of cases.
@@ -11,121 +11,20 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
-from transformers import GenerationConfig, LlamaConfig
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import GenerationConfig
 
-from sol_hf import (
-    ActionSpace,
-    Budget,
-    Controller,
-    PolicyController,
-    SOLCache,
-    SOLConfig,
-    SOLForCausalLM,
-    SOLPolicyModel,
-)
+from sol_hf import ActionSpace, Budget, SOLConfig, SOLForCausalLM
 from sol_hf.budget.ledger import BudgetLedger
-from sol_hf.decoding.forward_inputs import ForwardInputs
 from sol_hf.decoding.options import resolve_options
-from sol_hf.decoding.session import DecodingSession
-from sol_hf.decoding.step import decode_forward
-from sol_hf.execution.plan import ACTIVE
 from support.bases import tiny_base
 from support.extra_axis import registered
+from support.hostile import HIDDEN, ROWS, WISHES, Adversary, budgets, policy_controller, simulate, spaces
 from support.observations import observe
 
 
 SCALE = torch.tensor([1.0, 1.0, 16.0])
-HIDDEN, ROWS = 4, 16
 SLACK = 1e-4
-CONFIG = LlamaConfig(num_hidden_layers=1, hidden_size=HIDDEN, num_attention_heads=1, vocab_size=8)
-
-
-class EmptyBase(nn.Module):
-    """A base that computes nothing: it fills the cache and returns noise as hidden state."""
-
-    def __init__(self):
-        super().__init__()
-        self.embeddings = nn.Embedding(8, HIDDEN)
-
-    def get_input_embeddings(self):
-        return self.embeddings
-
-    def get_output_embeddings(self):
-        return self.embeddings
-
-    def get_decoder(self):
-        return self
-
-    def forward(self, input_ids, past_key_values, attention_mask=None, use_cache=True, return_dict=True):
-        nothing = torch.zeros(*input_ids.shape, 1)[:, None]
-        past_key_values.update(nothing, nothing, 0)
-        ACTIVE.get().hidden_states = torch.randn(len(input_ids), 1, HIDDEN)
-        return CausalLMOutputWithPast(logits=torch.zeros(len(input_ids), 1, 8), past_key_values=past_key_values)
-
-
-class Adversary(Controller):
-    """Scores actions by the rule of its name, on ratios summed over the axes (`one_axis`: the first axis only)."""
-
-    def __init__(self, wish: str):
-        self.wish = wish
-
-    def __call__(self, observation):
-        ratios = observation.action_space.ratios
-        cost, noise = ratios.sum(-1), torch.randn(observation.rows, len(ratios))
-        dear = {
-            "dearest": 1.0,
-            "cheapest": -1.0,
-            "cheap then dear": 1.0 if observation.step >= observation.episode_length // 2 else -1.0,
-            "dear then cheap": -1.0 if observation.step >= observation.episode_length // 2 else 1.0,
-            "alternating": 1.0 if observation.step % 2 else -1.0,
-        }
-        if self.wish == "random":
-            return noise * 100
-        if self.wish == "one axis":
-            return ratios[:, observation.step % ratios.shape[1]] * 50 + noise
-        return (dear[self.wish] * cost * 100).expand(observation.rows, -1)
-
-
-def policy_controller(space: ActionSpace, episode_length: int) -> PolicyController:
-    levels = {axis: list(values) for axis, values in space.levels.items()}
-    sizes = dict(policy_hidden_size=8, policy_num_heads=1, base_hidden_size=HIDDEN, base_embedding_size=HIDDEN)
-    policy = SOLPolicyModel(SOLConfig(**levels, **sizes, episode_length=episode_length)).eval()
-    for parameter in policy.parameters():
-        parameter.data.normal_()
-    return PolicyController(policy)
-
-
-WISHES = ["random", "dearest", "cheapest", "cheap then dear", "dear then cheap", "alternating", "one axis", "policy"]
-
-
-@st.composite
-def spaces(draw) -> ActionSpace:
-    """Random levels in random order; sometimes the published grids, sometimes without a dense level."""
-    percents = st.lists(st.integers(1, 100), min_size=1, max_size=4, unique=True)
-    token_keep, mlp_keep = ([p / 100 for p in draw(percents)] for _ in range(2))
-    bits = draw(st.lists(st.integers(2, 16), min_size=1, max_size=4, unique=True))
-    if draw(st.booleans()):
-        token_keep, mlp_keep, bits = (
-            levels + [top] * (top not in levels) for levels, top in ((token_keep, 1.0), (mlp_keep, 1.0), (bits, 16))
-        )
-    return ActionSpace(token_keep, mlp_keep, bits)
-
-
-@st.composite
-def budgets(draw, space: ActionSpace) -> Budget:
-    """Per axis `None` where it may stay dense, else a target per row: anything, a level, an edge."""
-    targets = {}
-    for axis in space.axes:
-        levels = space.levels[axis.name]
-        if max(levels) == axis.dense and draw(st.integers(0, 3)) == 0:
-            continue
-        least, top = min(levels), axis.dense
-        anything = st.floats(least, top, allow_nan=False)
-        chosen = st.one_of(anything, anything, st.sampled_from([*levels, least, max(levels), top]))
-        targets[axis.name] = [max(float(draw(chosen)), least) for _ in range(ROWS)]
-    return Budget(**targets)
+EPISODE = {"budget_horizon": "episode"}
 
 
 def assert_kept(ratios, counted, episodes, budget, space, complete) -> None:
@@ -155,28 +54,6 @@ def assert_kept(ratios, counted, episodes, budget, space, complete) -> None:
                 assert (mean[-1] <= targets[row] + SLACK).all(), (row, episode, mean[-1], targets[row])
 
 
-def simulate(space, budget, controller, episode_length, steps, padding, prompt, sink, window, sample) -> SOLCache:
-    """Decode `steps` steps after a prompt on the empty base, in hard mode, through the package's own loop."""
-    config = SOLConfig(
-        **{axis: list(levels) for axis, levels in space.levels.items()},
-        episode_length=episode_length,
-        sink_tokens=sink,
-        window_tokens=window,
-    )
-    budget.check(space, ROWS)
-    options = resolve_options({"budget": budget, "do_sample_actions": sample}, None, GenerationConfig())
-    base, cache = EmptyBase(), SOLCache(CONFIG, space)
-    session = DecodingSession(base, cache, options.controls(controller, config), decode_from=prompt).begin()
-    session.parts = {}  # of which the empty base has none
-    tokens = torch.ones(ROWS, prompt + steps, dtype=torch.long)
-    session.set_up_rows(ROWS, tokens.device)
-    cache.set_padding(torch.tensor(padding))
-    for end in range(prompt + 1, prompt + steps + 1):
-        begin = 0 if end == prompt + 1 else end - 1
-        decode_forward(session, ForwardInputs(tokens[:, begin:end]), all_logits=False)
-    return cache
-
-
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), space=spaces(), wish=st.sampled_from(WISHES), sample=st.booleans(), seed=st.integers(0, 10**6))
 def test_every_budget_is_kept_at_every_step(data, space, wish, sample, seed):
@@ -188,7 +65,9 @@ def test_every_budget_is_kept_at_every_step(data, space, wish, sample, seed):
     padding = data.draw(st.lists(st.integers(0, prompt), min_size=ROWS, max_size=ROWS))
     controller = policy_controller(space, episode_length) if wish == "policy" else Adversary(wish)
     with torch.no_grad():
-        cache = simulate(space, budget, controller, episode_length, steps, padding, prompt, sink, window, sample)
+        cache = simulate(
+            space, budget, controller, episode_length, steps, padding, prompt, sink, window, sample, **EPISODE
+        )
     actions = torch.stack([action for action, _ in cache.trace])
     counted = torch.stack([flag for _, flag in cache.trace])
     seen = torch.arange(prompt + 1, prompt + steps + 1)[:, None] - torch.tensor(padding)
@@ -205,7 +84,7 @@ def test_every_budget_is_kept_at_every_step(data, space, wish, sample, seed):
 def choose_on_four_axes(space, budget, controller, episode_length, steps) -> torch.Tensor:
     """Actions `(steps, rows)` in hard mode where every step counts, without a base."""
     config = SOLConfig(**{axis: list(levels) for axis, levels in space.levels.items()}, episode_length=episode_length)
-    controls = resolve_options({"budget": budget}, None, GenerationConfig()).controls(controller, config)
+    controls = resolve_options({"budget": budget, **EPISODE}, None, GenerationConfig()).controls(controller, config)
     ledger, targets, actions = BudgetLedger(ROWS, space), budget.targets(ROWS, space=space), []
     for total in range(steps):
         step = total % episode_length
@@ -282,7 +161,9 @@ def assert_actions_kept(model, actions, seen, budget) -> None:
 def test_score_keeps_the_budget(budget, wish):
     model = tiny_model()
     controller = None if wish == "policy" else Adversary(wish)
-    output = model.score(torch.randint(2, 99, (2, 25)), context_length=4, budget=budget, controller=controller)
+    output = model.score(
+        torch.randint(2, 99, (2, 25)), context_length=4, budget=budget, controller=controller, **EPISODE
+    )
     assert output.actions.shape == (2, 20)
     assert_actions_kept(model, output.actions, [5, 5], budget)
     last = torch.cat([model.action_space.ratios[output.actions[row, 3:]].mean(0)[None] for row in range(2)])
@@ -307,6 +188,7 @@ def test_generate_keeps_the_budget(budget, mode):
         max_new_tokens=18,
         return_dict_in_generate=True,
         **mode,
+        **EPISODE,
     )
     assert output.actions.shape == (2, 18)
     assert_actions_kept(model, output.actions, [9, 4], budget)
@@ -316,7 +198,7 @@ def test_a_window_over_all_layers_and_other_families_keep_the_budget():
     for family in ("mistral", "qwen3", "gemma3_text"):
         model = tiny_model(family)
         ids = torch.randint(2, 99, (2, 40))
-        output = model.score(ids, context_length=20, budget=END_TO_END[0], controller=Adversary("dearest"))
+        output = model.score(ids, context_length=20, budget=END_TO_END[0], controller=Adversary("dearest"), **EPISODE)
         assert_actions_kept(model, output.actions, [21, 21], END_TO_END[0])
 
 
@@ -349,6 +231,7 @@ def test_an_episode_that_two_calls_share_keeps_the_budget(first):
             budget=budget,
             controller=Adversary("dearest"),
             max_new_tokens=steps,
+            **EPISODE,
             return_dict_in_generate=True,
         )
         tokens = output.sequences

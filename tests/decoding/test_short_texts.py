@@ -45,8 +45,19 @@ def test_a_short_text_is_read_in_full_and_counted_as_that(model, controller, bud
 
 
 @pytest.mark.parametrize("controller", CONTROLLERS)
-def test_the_budget_holds_on_all_later_steps(model, controller):
+def test_the_budget_of_the_call_holds_on_all_later_steps(model, controller):
     output = model.generate(prompts(2, PROMPT), **RUN, **CHEAP, controller=CONTROLLERS[controller](model))
+    spent = levels(model, output, 0).double()[:, FULL:]
+    number = torch.arange(1, spent.shape[1] + 1)
+    assert (spent.cumsum(1) <= 0.3 * number + 0.7 + 1e-4).all()
+    for axis, target, scale in ((1, 0.6, 1), (2, 8, 16)):
+        assert (output.realised[:, axis] <= target + (scale - target) / NEW + 1e-4 * scale).all()
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_the_budget_of_every_episode_holds_on_all_later_steps(model, controller):
+    options = {"controller": CONTROLLERS[controller](model), "budget_horizon": "episode"}
+    output = model.generate(prompts(2, PROMPT), **RUN, **CHEAP, **options)
     length = model.config.episode_length
     for row in levels(model, output, 0).double():
         for begin in range(0, NEW, length):

@@ -35,7 +35,9 @@ def rows_of(folder, model, budgets=BUDGETS, controllers=CONTROLLERS, **settings)
 
 
 def test_a_sweep_reports_what_was_read(tmp_path):
-    rows = rows_of(tmp_path, nested_model(), hard=True)
+    model = nested_model()
+    model.generation_config.budget_horizon = "episode"
+    rows = rows_of(tmp_path, model, hard=True)
     assert len(rows) == 1 + 2 * len(CONTROLLERS)
     for row in rows:
         # levels 3, 5, 7 are read as 4, 5, 8 bits, and there is no fewer than 4
@@ -75,7 +77,9 @@ def test_bytes_of_a_sweep_are_those_of_planes(tmp_path):
 
 
 def test_a_hard_budget_holds_for_what_is_read():
-    found = evaluate_budgets(nested_model(), blocks_of(), CONTEXT, BUDGETS, hard=True, dense=True)
+    model = nested_model()
+    model.generation_config.budget_horizon = "episode"
+    found = evaluate_budgets(model, blocks_of(), CONTEXT, BUDGETS, hard=True, dense=True)
     for evaluation, budget in zip(found, BUDGETS, strict=True):
         assert all(got <= asked + 1e-6 for got, asked in zip(evaluation.realised, budget, strict=True))
 

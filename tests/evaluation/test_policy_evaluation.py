@@ -97,11 +97,20 @@ def test_the_fixed_schedule_is_taken_at_what_the_policy_spent():
         assert found.gain_error == pytest.approx((gains.std() / BLOCKS**0.5).item(), abs=1e-7)
 
 
-def test_in_hard_mode_no_episode_exceeds_its_budget():
+def test_in_hard_mode_a_text_of_one_episode_exceeds_its_budget_by_one_step_at_most():
     model, blocks = model_of(), blocks_of()
     soft, hard = (evaluate_budgets(model, blocks, CONTEXT, WANTED, hard=hard) for hard in (False, True))
-    assert max(max(found.worst_overshoot) for found in hard) <= 1e-4
+    for found in hard:
+        values = zip(found.worst_overshoot, found.requested, DENSE, strict=True)
+        assert all(worst <= (dense - wanted) / STEPS + 1e-4 for worst, wanted, dense in values)
     assert max(max(found.worst_overshoot) for found in soft) > 0.1
+
+
+def test_in_hard_mode_over_episodes_no_episode_exceeds_its_budget():
+    model, blocks = model_of(), blocks_of()
+    model.generation_config.budget_horizon = "episode"
+    hard = evaluate_budgets(model, blocks, CONTEXT, WANTED, hard=True)
+    assert max(max(found.worst_overshoot) for found in hard) <= 1e-4
 
 
 def test_an_untrained_policy_with_a_prior_gains_nothing():

@@ -136,6 +136,11 @@ class Case:
         return bool(self.budget) and self.options.get("budget_mode", "hard") == "hard"
 
     @property
+    def keeps_episodes(self) -> bool:
+        """Whether the budget of every episode is kept, not only that of a call."""
+        return self.options.get("budget_horizon") == "episode"
+
+    @property
     def is_dense(self) -> bool:
         """Whether all steps are dense: no budget and no controller, or only targets that are dense.
 

@@ -46,6 +46,7 @@ class Turn:
         steps_from (`int`): Tokens before the steps of the episodes that this call adds to, or begins.
         earlier (`list`): Executed steps of earlier calls since then.
         calls (`int`): Calls of modules of the base.
+        asked (`int`): Its `max_new_tokens`.
     """
 
     tokens: torch.Tensor
@@ -55,6 +56,7 @@ class Turn:
     steps_from: int = 0
     earlier: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     calls: int = 0
+    asked: int = 0
 
     @property
     def length(self) -> int:
@@ -178,7 +180,7 @@ def say(conversation: Conversation, turn: Turn, new_tokens: int, interrupt_at: i
         turn.earlier = before.earlier + before.trace if follows else []
     else:
         turn.steps_from = turn.length - 1
-    prompt = turn.tokens
+    prompt, turn.asked = turn.tokens, new_tokens
     if case.embeds and not conversation.turns:
         given["inputs_embeds"], prompt = model.get_input_embeddings()(turn.tokens), None
     torch.manual_seed(case.seed + len(conversation.turns))

@@ -100,6 +100,8 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
     return some(
         draw,
         budget_mode=often("hard", "soft"),
+        budget_horizon=often("generation", "episode"),
+        exact=often(False, True),
         kv_refresh=often(True, False, "auto"),
         backend=st.sampled_from(["reference", "fast", "fast"]),
         bits_backend=often("fake", "int8", "nested"),

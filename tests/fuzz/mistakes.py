@@ -39,6 +39,7 @@ MISTAKES: dict[str, Mistake] = {
     "looked up": Mistake(lambda case, model: {"prompt_lookup_num_tokens": 2}, "cannot run under a budget"),
     "misspelt": Mistake(lambda case, model: {"mlp_keeep": 0.5}, "did you mean `mlp_keep`", True),
     "unknown mode": Mistake(lambda case, model: {"budget_mode": "firm"}, "`budget_mode` must be one of", True),
+    "unknown horizon": Mistake(lambda case, model: {"budget_horizon": "day"}, "`budget_horizon` must be one of", True),
     "unknown backend": Mistake(lambda case, model: {"backend": "quick"}, "`backend` must be one of", True),
     "cold": Mistake(lambda case, model: {"action_temperature": 0.0}, "`action_temperature` must be positive", True),
     "graphs": Mistake(lambda case, model: {"cuda_graphs": True}, "cuda_graphs"),
@@ -62,6 +63,8 @@ def expected(case: Case) -> Iterator[str]:
         for name, levels in case.levels.items():
             if name not in case.budget and max(levels) != DENSE[name]:
                 yield "is not set, so it would stay dense"
+    if case.options.get("exact") and not (case.is_hard and not case.keeps_episodes):
+        yield "leave out `exact`"
     if has_controller and not has_budget and case.controller in NEEDS_BUDGET:
         yield "needs a budget"
     if case.controller in FAULTS and not case.is_dense:

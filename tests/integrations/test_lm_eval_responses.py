@@ -27,6 +27,8 @@ OTHER_VALUES = {
     "bits": 12,
     "budget": Budget(token_keep=0.6, mlp_keep=0.7, bits=8),
     "budget_mode": "soft",
+    "budget_horizon": "episode",
+    "exact": True,
     "controller": "fixed",
     "action_processors": None,
     "kv_refresh": False,

@@ -102,13 +102,16 @@ def mixed_schedule(model: SOLForCausalLM, steps: int, rows: int, seed: int = 5) 
     return torch.randint(len(model.action_space), (steps, rows), generator=torch.Generator().manual_seed(seed))
 
 
-def assert_budget_kept(model: SOLForCausalLM, actions: torch.Tensor, lengths: list[int], **budget) -> None:
+def assert_budget_kept(
+    model: SOLForCausalLM, actions: torch.Tensor, lengths: list[int], budget_horizon: str = "generation", **budget
+) -> None:
     """Check actions `(rows, steps)`, -1 where there is none, after prompts of `lengths` tokens, against a hard budget.
 
-    Over the controllable steps of every episode, the running mean of an axis may exceed its target by one step's
-    excess, and the mean of a whole episode not at all.
+    Over the controllable steps of a call, or of every episode, the running mean of an axis may exceed its target by
+    one step's excess, and the mean of a whole episode not at all if the budget is kept over episodes.
     """
-    space, episode = model.action_space, model.config.episode_length
+    is_by_episode = budget_horizon == "episode"
+    space, episode = model.action_space, model.config.episode_length if is_by_episode else actions.shape[1]
     for row, (line, length) in enumerate(zip(actions.tolist(), lengths, strict=True)):
         for begin in range(0, len(line), episode):
             steps = [
@@ -116,7 +119,7 @@ def assert_budget_kept(model: SOLForCausalLM, actions: torch.Tensor, lengths: li
                 for place, action in enumerate(line[begin : begin + episode], start=begin)
                 if action >= 0 and length + place >= FIRST_CONTROLLABLE
             ]
-            whole = length + begin >= FIRST_CONTROLLABLE and len(steps) == episode
+            whole = is_by_episode and length + begin >= FIRST_CONTROLLABLE and len(steps) == episode
             for column, (axis, levels) in enumerate(space.levels.items()):
                 target = budget.get(axis, max(levels))
                 target = target[row] if isinstance(target, list) else target

@@ -15,6 +15,7 @@ CONDITIONS: dict[str, type] = {
     "dtype": str,
     "bits_backend": str,
     "budget_mode": str,
+    "budget_horizon": str,
     "kv_refresh": str,
     "machine": str,
     "threads": int,

@@ -9,20 +9,24 @@ from collections.abc import Callable
 import torch
 
 from .action_space import ActionSpace
+from .bank import Bank
 
 
 class BudgetLedger:
     """Running sums of the axes of every row, over the episode and over the `generate` or `score` call.
 
     Only *counted* steps are added: those that were controllable, of rows that are still running. An axis that a step
-    *held* at its largest level, because its text is short, is part of the sums of the call, but not of the episode, by
-    which the budget is kept.
+    *held* at its largest level, because its text is short, is part of the sums of the call, but not of the episode or
+    the bank, by which the budget is kept.
 
     Args:
         rows (`int`): Number of rows.
         space ([`ActionSpace`]): Its axes are the columns.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the sums are stored.
     """
+
+    bank: Bank | None = None
+    """That of the call, if it keeps its budget over the generation."""
 
     def __init__(self, rows: int, space: ActionSpace, device: torch.device | str = "cpu"):
         self._mean_divisors = space.mean_divisors
@@ -41,12 +45,13 @@ class BudgetLedger:
         return ledger
 
     def start_episode(self) -> None:
-        """Begin the sums of a new episode. Those of the whole call continue."""
+        """Begin the sums of a new episode. Those of the whole call continue, and so does its bank."""
         self.episode_sums = torch.zeros_like(self.episode_sums)
         self.episode_counts, self.held_counts = torch.zeros_like(self.episode_counts), None
+        self.bank = None if self.bank is None else self.bank.after_episode()
 
     def start_call(self) -> None:
-        """Begin the sums of a new call. Those of an unfinished episode continue."""
+        """Begin the sums of a new call. Those of an unfinished episode continue; the bank is still the last call's."""
         self.total_sums = torch.zeros_like(self.total_sums)
         self.total_counts = torch.zeros_like(self.total_counts)
 
@@ -58,7 +63,9 @@ class BudgetLedger:
             counted (`torch.BoolTensor` of shape `(rows,)`): The rows in which it counts.
             held (`torch.BoolTensor` of shape `(rows, axes)`, *optional*): Axes that it held at their largest level.
         """
-        self._add(ratios, counted.to(ratios.dtype), held, in_this_call=True)
+        counted = counted.to(ratios.dtype)
+        self._add(ratios, counted, held, in_this_call=True)
+        self.bank = None if self.bank is None else self.bank.after(ratios, counted, held)
 
     def take_back(
         self,
@@ -71,7 +78,9 @@ class BudgetLedger:
 
         Without `in_this_call` it is a step of an earlier call, which is part of the episode's sums only.
         """
-        self._add(ratios, -counted.to(ratios.dtype), held, in_this_call)
+        counted = counted.to(ratios.dtype)
+        self._add(ratios, -counted, held, in_this_call)
+        self.bank = None if self.bank is None else self.bank.before(ratios, counted, held)
 
     def _add(self, ratios: torch.Tensor, weight: torch.Tensor, held: torch.Tensor | None, in_this_call: bool) -> None:
         spent = ratios * weight[:, None]
@@ -121,7 +130,8 @@ class BudgetLedger:
         return torch.cat([head, targets, drift], dim=-1)
 
     def map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Apply a row-wise function (select, repeat, reorder) to all sums."""
+        """Apply a row-wise function (select, repeat, reorder) to all sums and the bank."""
         self.episode_sums, self.episode_counts = function(self.episode_sums), function(self.episode_counts)
         self.held_counts = None if self.held_counts is None else function(self.held_counts)
         self.total_sums, self.total_counts = function(self.total_sums), function(self.total_counts)
+        self.bank = None if self.bank is None else self.bank.map_rows(function)

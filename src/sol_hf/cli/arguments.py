@@ -42,7 +42,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
 
     Args:
         parser (`argparse.ArgumentParser`): Gets `--base`, `--dtype`, `--text-column`, `--blocks`,
-            `--skip-blocks`, `--context-length`, `--budgets`, `--hard`, `--bits-backend` and `--batch-size`.
+            `--skip-blocks`, `--context-length`, `--budgets`, `--hard`, `--budget-horizon`,
+            `--bits-backend` and `--batch-size`.
         blocks (`int`): Default number of blocks.
     """
     parser.add_argument("--base", help=f"Hub id or folder of the base; {SMOLLM2} needs no Hub, see smollm2.py")
@@ -58,5 +59,10 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
         help="one number per axis of the policy each: token_keep,mlp_keep,bits",
     )
     parser.add_argument("--hard", action="store_true", help="enforce the budgets, as generate does")
+    parser.add_argument(
+        "--budget-horizon",
+        choices=("generation", "episode"),
+        help="over what --hard keeps a budget; by default what the policy has stored, else generation",
+    )
     parser.add_argument("--bits-backend", help="fake, int8 or nested; by default what the policy has stored")
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="blocks that run at once, for every budget")

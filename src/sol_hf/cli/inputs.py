@@ -52,6 +52,8 @@ def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM,
         ValueError: if the texts give fewer blocks.
     """
     model, tokenizer = load_policy(options)
+    if options.budget_horizon is not None:
+        model.generation_config.budget_horizon = options.budget_horizon
     if options.bits_backend is not None:
         model.generation_config.bits_backend = options.bits_backend
     return model, read_blocks(options, model, tokenizer, model.config.episode_length, options.skip_blocks)

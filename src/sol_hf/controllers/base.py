@@ -30,7 +30,8 @@ class Observation:
         step (`int`): Index of the step within its episode.
         total_step (`int`): Index of the step within the generation.
         episode_length (`int`): Steps in an episode.
-        targets (`torch.Tensor` of shape `(rows, axes)`, *optional*): The budget in ratio units.
+        targets (`torch.Tensor` of shape `(rows, axes)`, *optional*): The budget in ratio units; for a controller with
+            `follows_bank`, what it is asked to spend in this episode.
         ledger ([`BudgetLedger`]): The compute spent so far.
         action_space ([`ActionSpace`]): Meaning of the action ids.
         state (`dict[str, Any]`): The controller's state within the episode.
@@ -45,6 +46,8 @@ class Observation:
         held (`torch.BoolTensor` of shape `(rows, axes)`, *optional*): Axes that this step holds at their largest
             level, apart from the budget, because the text is short; `None` if there are none in any step.
         backend (`str`): That of the call, for controllers with compiled code.
+        remaining_in_call (`torch.Tensor` of shape `(rows,)`, *optional*): Controllable steps left in the call, this
+            one included; `None` unless the call is `exact`.
     """
 
     hidden_state: torch.Tensor
@@ -65,6 +68,7 @@ class Observation:
     logits_digest: torch.Tensor | None = None
     held: torch.Tensor | None = None
     backend: str = "reference"
+    remaining_in_call: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -82,6 +86,11 @@ class Observation:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         tensors: dict[str, Any] = {name: value.clone() for name, value in values if isinstance(value, torch.Tensor)}
         return replace(self, **tensors, ledger=self.ledger.copy(), action_space=copy.copy(self.action_space))
+
+    def as_asked(self, controller: "Controller") -> "Observation":
+        """The observation that a controller gets: see [`Controller.follows_bank`]."""
+        bank = self.ledger.bank
+        return self if bank is None or not controller.follows_bank else replace(self, targets=bank.asked)
 
     def require_targets(self) -> torch.Tensor:
         """The targets.
@@ -101,6 +110,8 @@ class Controller:
     Class attributes:
         needs_budget (`bool`): Whether it needs targets.
         needs_logits (`bool`): Whether it needs the logits of the token before, see [`Controller.digest_logits`].
+        follows_bank (`bool`): Whether the targets that it sees follow the [`Bank`] of a budget over the generation: an
+            episode is asked for more after episodes that have saved, and for less after dear ones.
         rows_are_independent (`bool`): Whether the scores of a row depend on that row's part of the observation only.
             Scoring then computes a beginning that several rows have in common only once.
 
@@ -118,6 +129,7 @@ class Controller:
 
     needs_budget = True
     needs_logits = False
+    follows_bank = False
     rows_are_independent = False
 
     def __call__(self, observation: Observation) -> torch.Tensor:

@@ -18,7 +18,7 @@ class PolicyController(Controller):
         policy ([`SOLPolicyModel`]): The policy network.
     """
 
-    rows_are_independent = True
+    follows_bank = rows_are_independent = True
 
     def __init__(self, policy: SOLPolicyModel):
         self.policy = policy

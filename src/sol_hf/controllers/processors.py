@@ -3,76 +3,32 @@
 
 """Processors edit action scores before an action is chosen, in the manner of transformers' logits processors.
 
-Each is called as `processor(action_ids, scores, observation)`: the actions of the running episode
-`(rows, steps)`, the scores `(rows, n_actions)` and the [`Observation`]. transformers' own warpers, which take the
-first two arguments only, work unchanged.
+What they have in common is in [`action_processor`], those that keep a budget are in [`hard_budget`].
 """
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..budget.action_space import ActionSpace
 from ..budget.axes import axes_named
+from ..budget.bank import HORIZONS, TOLERANCE
+from .action_processor import ActionProcessor, ActionProcessorList, hold_axes, restrict
 from .base import Observation
+from .hard_budget import GenerationBudgetProcessor, HardBudgetProcessor
 
 
-TOLERANCE = 1e-5
-
-
-class ActionProcessor(LogitsProcessor):
-    """Base class of processors that need the observation."""
-
-    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
-        """Edited scores, of shape `(rows, n_actions)`."""
-        raise NotImplementedError
-
-
-def restrict(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Rule out all actions that are not `allowed` `(rows, n_actions)`.
-
-    If earlier processors have ruled out every allowed action of a row, all its allowed actions get the same score.
-    """
-    restricted = scores.masked_fill(~allowed, float("-inf"))
-    stranded = restricted.amax(dim=-1, keepdim=True) == float("-inf")
-    return torch.where(stranded, torch.zeros_like(scores).masked_fill(~allowed, float("-inf")), restricted)
-
-
-def hold_axes(scores: torch.Tensor, held: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """Rule out all actions that lower an axis of a row where `held` `(rows, axes)` is true."""
-    ratios = space.ratios_on(scores.device)
-    return restrict(scores, ((ratios == ratios.amax(dim=0)) | ~held[:, None]).all(dim=-1))
-
-
-class ActionProcessorList(LogitsProcessorList):
-    """Applies processors in order. The only change w.r.t. `LogitsProcessorList` is its name."""
-
-
-class HardBudgetProcessor(ActionProcessor):
-    """Rules out every action after which the budget could not be kept.
-
-    With `n` controllable steps done and this one chosen, on every axis
-      - the sum stays at most `target * n + (largest level - target)`: the running mean overshoots by one step at most;
-      - the cheapest way to finish the episode still ends at a mean of at most `target`.
-    The cheapest action is always allowed, since a target is never below the smallest level. An axis whose target is
-    its largest level (or above) stays there: a target of 1.0 gives 1.0 in every step. So does an axis that the step
-    holds; such steps count neither as done nor in the sum.
-    """
-
-    def __call__(self, action_ids: torch.Tensor, scores: torch.Tensor, observation: Observation) -> torch.Tensor:
-        space, targets, ledger = observation.action_space, observation.require_targets(), observation.ledger
-        ratios = space.ratios_on(scores.device)
-        cheapest, largest = ratios.amin(0), ratios.amax(0)
-        spent, done = ledger.episode_sums, ledger.budgeted_counts()
-        left = observation.remaining[:, None]
-        goal = torch.minimum(targets, largest)
-        running = goal * done + largest - spent
-        final = goal * (done + left) - spent - (left - 1) * cheapest
-        held = targets >= largest - TOLERANCE
-        held = held if observation.held is None else held | observation.held
-        most = torch.where(held, largest, torch.maximum(torch.minimum(running, final), cheapest))
-        least = torch.where(held, largest, cheapest)
-        allowed = (ratios <= most[:, None] + TOLERANCE) & (ratios >= least[:, None] - TOLERANCE)
-        return restrict(scores, allowed.all(dim=-1))
+__all__ = [
+    "TOLERANCE",
+    "ActionProcessor",
+    "ActionProcessorList",
+    "AxisBiasProcessor",
+    "DenseRowsProcessor",
+    "GenerationBudgetProcessor",
+    "HardBudgetProcessor",
+    "PinnedAxesProcessor",
+    "budget_processors",
+    "hold_axes",
+    "restrict",
+]
 
 
 class PinnedAxesProcessor(ActionProcessor):
@@ -113,17 +69,23 @@ class DenseRowsProcessor(ActionProcessor):
         return restrict(scores, is_dense_action | ~is_dense_row[:, None])
 
 
-def budget_processors(pinned: tuple[bool, ...] | torch.Tensor, hard: bool) -> list[ActionProcessor]:
-    """The processors that keep a budget, for `generate`, `score` and evaluations alike.
+def budget_processors(
+    pinned: tuple[bool, ...] | torch.Tensor, hard: bool, horizon: str = HORIZONS[0], exact: bool = False
+) -> list[ActionProcessor]:
+    """The processors that keep a budget, for `generate`, `score`, rollouts and evaluations alike.
 
     Args:
         pinned (`tuple` of `bool`, or `torch.BoolTensor` of shape `(rows, axes)`): The axes that the budget leaves
             dense, of all rows or of each.
         hard (`bool`): Rule out actions after which the budget could not be kept, too.
+        horizon (`str`, *optional*, defaults to `"generation"`): Over what it is kept, one of `HORIZONS`.
+        exact (`bool`, *optional*, defaults to `False`): See [`GenerationBudgetProcessor`].
     """
     is_any = bool(pinned.any()) if isinstance(pinned, torch.Tensor) else any(pinned)
     processors: list[ActionProcessor] = [PinnedAxesProcessor(pinned)] if is_any else []
-    return [*processors, HardBudgetProcessor()] if hard else processors
+    if hard:
+        processors.append(HardBudgetProcessor() if horizon == "episode" else GenerationBudgetProcessor(exact))
+    return processors
 
 
 class AxisBiasProcessor(ActionProcessor):

@@ -3,6 +3,7 @@
 
 """The session of a `generate` call, after the checks of its arguments and of its cache."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +44,9 @@ def session_of_call(
         ValueError: for arguments that do not fit each other, the base or the cache.
     """
     refuse_continuous_batching(arguments, configs[0])
-    mask, replaced = arguments.get("attention_mask"), {}
+    mask, replaced, steps = arguments.get("attention_mask"), {}, None
     if controls is not None:
+        steps = new_tokens(prompt, arguments, configs) if controls.is_exact else None
         replaced = replaced_values(arguments, *configs)
         check_generate_arguments(prompt, arguments, compute_device(base), vocab_size)
         if arguments.get("past_key_values") is None:
@@ -53,4 +55,26 @@ def session_of_call(
     if isinstance(cache, SOLCache) and prompt is not None:
         own_cache(cache, base, config)
         check_continuation(prompt, mask, cache)
-    return DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced)
+    return DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced, steps)
+
+
+def new_tokens(
+    prompt: torch.Tensor | None, arguments: Mapping[str, Any], configs: Sequence[GenerationConfig | None]
+) -> int:
+    """The largest number of new tokens of a call, of which each has a decode step.
+
+    Args:
+        prompt (`torch.Tensor` of shape `(rows, length, ...)`, *optional*): Ids or embeddings.
+        arguments (`Mapping[str, Any]`): Of the `generate` call.
+        configs (`Sequence[GenerationConfig]`): That of the call, if there is one, and the stored one.
+
+    Raises:
+        ValueError: if it is given neither as `max_new_tokens` nor to the call as `max_length`.
+    """
+    given = [arguments.get("max_new_tokens"), *(config.max_new_tokens for config in configs if config is not None)]
+    number = next((value for value in given if value is not None), None)
+    if number is None and prompt is not None and arguments.get("max_length") is not None:
+        number = arguments["max_length"] - prompt.shape[1]
+    if number is None:
+        raise ValueError("`exact` has to know how long the text may become: pass `max_new_tokens`.")
+    return int(number)

@@ -14,13 +14,14 @@ from ..controllers.base import Controller
 from ..controllers.processors import (
     ActionProcessorList,
     DenseRowsProcessor,
+    GenerationBudgetProcessor,
     HardBudgetProcessor,
     PinnedAxesProcessor,
 )
 from ..selection.rule import SelectionRule
 
 
-LIMITS = (PinnedAxesProcessor, DenseRowsProcessor, HardBudgetProcessor)
+LIMITS = (PinnedAxesProcessor, DenseRowsProcessor, HardBudgetProcessor, GenerationBudgetProcessor)
 """Processors that hold a call to its budget."""
 OWN_CONTROLLERS = f"{__package__.rpartition('.')[0]}.controllers."
 """Module names of controllers and processors that do not edit what they are given begin with this."""
@@ -72,6 +73,16 @@ class DecodeControls:
     def limits(self) -> LogitsProcessorList:
         """The processors that hold the call to its budget. They come last, and see the state itself."""
         return ActionProcessorList(x for x in self.processors if type(x) in LIMITS)
+
+    @cached_property
+    def keeps_bank(self) -> bool:
+        """Whether the budget is kept over the whole call."""
+        return any(isinstance(x, GenerationBudgetProcessor) for x in self.limits)
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether the call has to know the number of its steps."""
+        return any(isinstance(x, GenerationBudgetProcessor) and x.exact for x in self.limits)
 
     @cached_property
     def needs_copies(self) -> bool:

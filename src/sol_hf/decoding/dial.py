@@ -50,13 +50,16 @@ class Dial:
         stored = (None if config is None else config.calibration_conditions) or {}
         return cls(unit or NET_KEEP, stored.get(unit or NET_KEEP, {})), budget
 
-    def check(self, base: PreTrainedModel, bits_backend: str, kv_refresh: bool | str) -> None:
+    def check(
+        self, base: PreTrainedModel, bits_backend: str, kv_refresh: bool | str, horizon: str | None = None
+    ) -> None:
         """Compare the conditions of the table with those of a call; a warning names what differs in degree.
 
         Args:
             base (`PreTrainedModel`): The base that is run.
             bits_backend (`str`): Of the call.
             kv_refresh (`bool` or `"auto"`): Of the call.
+            horizon (`str`, *optional*): Over what the call keeps its budget, if it does.
 
         Raises:
             ValueError: if the call computes `bits` in another way.
@@ -68,9 +71,9 @@ class Dial:
                 f"does not hold with {bits_backend!r}: pass `bits_backend='{measured}'`, or set "
                 "`model.generation_config.bits_backend`."
             )
-        if self.unit == NET_KEEP:
-            return
-        here: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch."), "kv_refresh": str(kv_refresh)}
+        here: dict[str, Any] = {"budget_horizon": horizon}
+        if self.unit != NET_KEEP:
+            here |= {"dtype": str(base.dtype).removeprefix("torch."), "kv_refresh": str(kv_refresh)}
         here |= describe_machine(compute_device(base)) if self.unit == "time" else {}
         other = [f"{name} {value}, here {here[name]}" for name, value in self._differing(here).items()]
         if other:

@@ -11,6 +11,8 @@ from ..budget.axes import AXES
 STORED_DEFAULTS: dict[str, Any] = {
     "compute_unit": None,
     "budget_mode": "hard",
+    "budget_horizon": "generation",
+    "exact": False,
     "kv_refresh": True,
     "action_temperature": 1.0,
     "do_sample_actions": False,

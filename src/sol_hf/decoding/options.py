@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from ..budget.action_space import ActionSpace
 from ..budget.axes import AXES
+from ..budget.bank import HORIZONS
 from ..budget.budget import AxisTarget, Budget
 from ..budget.calibration import check_unit
 from ..configuration_sol import SOLConfig
@@ -27,6 +28,8 @@ from .option_names import STORED_DEFAULTS, option_names
 
 
 BUDGET_MODES = ("hard", "soft")
+EXACT_UNDER = ("hard", "generation")
+"""The mode and the horizon that `exact` belongs to."""
 
 
 KV_REFRESH = (True, False, "auto")
@@ -39,6 +42,8 @@ class DecodeOptions:
     budget: Budget | None
     compute_unit: str | None
     budget_mode: str
+    budget_horizon: str
+    exact: bool
     controller: Controller | None
     action_processors: Sequence | None
     kv_refresh: bool | str
@@ -57,12 +62,18 @@ class DecodeOptions:
 
     def __post_init__(self):
         choices: dict[str, tuple] = {"budget_mode": BUDGET_MODES, "backend": BACKENDS, "bits_backend": BITS_BACKENDS}
-        choices["kv_refresh"] = KV_REFRESH
+        choices |= {"kv_refresh": KV_REFRESH, "budget_horizon": HORIZONS, "exact": (True, False)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}."
                 )
+        if self.exact and self.budget is not None and (self.budget_mode, self.budget_horizon) != EXACT_UNDER:
+            raise ValueError(
+                f"`exact` ends a hard budget over a generation at its target, but the call has "
+                f"`budget_mode={self.budget_mode!r}` and `budget_horizon={self.budget_horizon!r}`: leave out `exact`, "
+                "or pass `budget_mode='hard'` and `budget_horizon='generation'`."
+            )
         if not (math.isfinite(self.action_temperature) and self.action_temperature > 0):
             raise ValueError(f"`action_temperature` must be positive, got {self.action_temperature}.")
         if not isinstance(self.cuda_graphs, int) or self.cuda_graphs < 0:
@@ -153,7 +164,8 @@ class DecodeOptions:
         processors, space = ActionProcessorList(self.action_processors or []), config.action_space
         if self.budget is not None:
             pinned = tuple(axis not in self.budget.controlled for axis in space.axis_names)
-            processors.extend(budget_processors(pinned, self.budget_mode == "hard"))
+            hard = self.budget_mode == "hard"
+            processors.extend(budget_processors(pinned, hard, self.budget_horizon, self.exact))
             if self.budget_mode == "soft" and self.controller is None:
                 # alone, such a row would run without a controller: see `is_dense`
                 processors.append(DenseRowsProcessor())
@@ -217,6 +229,8 @@ def resolve_options(
         dial, budget = Dial.turn(compute, unit, config)
     elif given.get("compute_unit") is not None:
         raise ValueError("`compute_unit` says what `compute` counts: pass `compute` as well.")
+    if budget is None and given.get("exact"):
+        raise ValueError("`exact` ends a budget at its target, and there is none: pass one, or leave out `exact`.")
     return DecodeOptions(
         budget=budget,
         compute_unit=None if dial is None else dial.unit,

@@ -52,6 +52,7 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
     cache, controls = session.cache, session.require_controls()
     mask, step_mask, device = rows.attention_mask, rows.step_mask, rows.tokens.device
     everyone = torch.arange(len(rows.tokens), device=device)
+    session.steps = step_mask.sum(dim=1) if controls.is_exact else None
     merging, place = can_merge(controls), prefill_rows(session, rows)
     actions, counted = torch.full_like(step_mask, NO_ACTION, dtype=torch.long), torch.zeros_like(step_mask)
     logprobs, greedy = torch.zeros(step_mask.shape, device=device), torch.zeros_like(step_mask)
@@ -83,7 +84,8 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
 def can_merge(controls: DecodeControls) -> bool:
     """Whether equal rows have equal results, so that they can be computed once and ended rows can be left out."""
     known = all(isinstance(processor, OWN_PROCESSORS) for processor in controls.processors)
-    return controls.controller.rows_are_independent and known and not controls.do_sample and can_share(controls)
+    is_same = known and not controls.is_exact  # rows of other lengths have other steps left
+    return controls.controller.rows_are_independent and is_same and not controls.do_sample and can_share(controls)
 
 
 def can_share(controls: DecodeControls) -> bool:

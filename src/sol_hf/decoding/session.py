@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
+from ..budget.bank import Bank
 from ..cache.rollback import Rollback, undone_if_interrupted
 from ..cache.sol_cache import SOLCache
 from ..execution.cuda_graphs import CapturedForward
@@ -66,6 +67,8 @@ class DecodingSession:
     decode_from: int | None = None
     is_recomputing: bool = False
     """Whether the next forward processes all of its tokens densely, since the base computes the whole text again."""
+    steps: int | torch.Tensor | None = None
+    """Decode steps of the call, or of each of its rows `(rows,)`; only of an `exact` one."""
     replaced: dict[str, Any] = field(default_factory=dict)
     mask_was_passed: bool = True
     rollback: Rollback | None = field(default=None, init=False)
@@ -86,6 +89,7 @@ class DecodingSession:
         prompt: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         replaced: dict[str, Any],
+        steps: int | None = None,
     ) -> "DecodingSession | None":
         """The session of a `generate` call: the prompt's last token is the first decode step.
 
@@ -95,7 +99,7 @@ class DecodingSession:
             return None
         length = (prompt if attention_mask is None else attention_mask).shape[1]
         passed = attention_mask is not None
-        return cls(base, cache, controls, length - 1, replaced=replaced, mask_was_passed=passed)
+        return cls(base, cache, controls, length - 1, replaced=replaced, mask_was_passed=passed, steps=steps)
 
     @classmethod
     def current(cls) -> "DecodingSession | None":
@@ -151,6 +155,8 @@ class DecodingSession:
             self.cache.action_space = self.controls.action_space
         kind = None if self.controls is None else type(self.controls.controller)
         self.cache.start_call("" if kind is None else f"{kind.__module__}.{kind.__qualname__}")
+        if self.controls is None or not self.controls.keeps_bank:
+            self.cache.ledger.bank = None
         return self
 
     @contextmanager
@@ -187,7 +193,19 @@ class DecodingSession:
         """Create the cache's state per row at the first forward, and the targets of this call."""
         self.cache.set_up_rows(rows, device)
         if self.cache.targets is None and self.controls is not None and self.controls.budget is not None:
-            self.cache.targets = self.controls.budget.targets(rows, device, self.cache.action_space)
+            self.set_targets(self.controls.budget.targets(rows, device, self.cache.action_space))
+
+    def set_targets(self, targets: torch.Tensor) -> None:
+        """Set the targets `(rows, axes)` of this call, in ratio units, and open the bank that it keeps them by.
+
+        A call that goes on with the text of the one before goes on with its bank, one with new tokens has its own.
+        """
+        cache = self.cache
+        cache.targets = targets
+        if self.controls is not None and self.controls.keeps_bank:
+            bank, before = Bank.opened(targets, cache.action_space), cache.ledger.bank
+            goes_on = cache.episode.length > 0 and (self.decode_from or 0) <= cache.get_seq_length()
+            cache.ledger.bank = bank.going_on(before) if goes_on and before is not None else bank
 
 
 _GRAPHS: "weakref.WeakKeyDictionary[SOLCache, Graphs]" = weakref.WeakKeyDictionary()

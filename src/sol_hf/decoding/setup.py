@@ -80,7 +80,8 @@ def controls_for(
     if options.controller is None and not options.is_dense:
         policy.warn_if_fresh()
     if options.dial is not None and not options.is_dense:
-        options.dial.check(base, options.bits_backend, options.kv_refresh)
+        horizon = options.budget_horizon if options.budget_mode == "hard" else None
+        options.dial.check(base, options.bits_backend, options.kv_refresh, horizon)
     instrumentation = Instrumentation.at_start(base)
     axes = [] if options.is_dense else options.controlled_axes(space)
     instrumentation.require(axes, options.bits_backend, options.max_plane_bytes)

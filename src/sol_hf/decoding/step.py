@@ -49,6 +49,7 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
         episode.hidden_state = torch.zeros(rows, size, device=device, dtype=embedding.dtype)
     last = controls.episode_length - episode.length
     uncontrollable_ahead = (controls.rule.sink_tokens + controls.rule.window_tokens + 2 - count).clamp(min=0)
+    ends = None if session.steps is None else session.steps - len(cache.trace)
     space = cache.action_space
     start = torch.full((rows,), len(space), dtype=torch.long, device=device)
     return Observation(
@@ -70,6 +71,7 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
         logits_digest=episode.logits_digest,
         held=held_axes(controls.rule, count, space),
         backend=controls.backend,
+        remaining_in_call=None if ends is None else (ends - uncontrollable_ahead).clamp(min=0).float(),
     )
 
 
@@ -91,7 +93,8 @@ def held_axes(rule: SelectionRule, count: torch.Tensor, space: ActionSpace) -> t
 def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
     """Action ids `(rows,)`: the best by the processed scores, or a sample; dense for rows not under control."""
     cache, controls, space = session.cache, session.require_controls(), observation.action_space
-    shown = observation.copy() if controls.needs_copies else observation
+    shown = observation.as_asked(controls.controller)
+    shown = shown.copy() if controls.needs_copies else shown
     scores = controls.controller(shown)
     if scores.shape != (observation.rows, len(space)):
         raise ValueError(

@@ -38,7 +38,8 @@ class Run:
             `begin..end - 1`. It gets one row per block and budget; the rows of a block are adjacent.
         pinned (`torch.BoolTensor` of shape `(budgets, axes)`, *optional*): The axes that each budget leaves dense,
             which are held there; see [`left_dense`].
-        hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept.
+        hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, over
+            the horizon of [`StepSettings`].
     """
 
     targets: torch.Tensor
@@ -46,10 +47,10 @@ class Run:
     pinned: torch.Tensor | None = None
     hard: bool = False
 
-    def processors(self, blocks: int) -> ActionProcessorList:
-        """The processors of `blocks` blocks, whose rows are adjacent."""
+    def processors(self, blocks: int, horizon: str) -> ActionProcessorList:
+        """The processors of `blocks` blocks, whose rows are adjacent; `horizon` is that of hard budgets."""
         pinned = torch.zeros_like(self.targets, dtype=torch.bool) if self.pinned is None else self.pinned
-        return ActionProcessorList(budget_processors(pinned.repeat(blocks, 1), self.hard))
+        return ActionProcessorList(budget_processors(pinned.repeat(blocks, 1), self.hard, horizon))
 
 
 def left_dense(targets: torch.Tensor, space: ActionSpace) -> torch.Tensor:
@@ -189,7 +190,8 @@ class BlockRunner:
 
     def _run_batch(self, run: Run, prefix: DensePrefix, tokens: torch.Tensor, controller: Controller) -> RunResult:
         wanted = run.targets.repeat(len(tokens), 1).to(tokens.device)
-        rollouts = roll_out(self.model, prefix, tokens, wanted, controller, run.processors(len(tokens)))
+        processors = run.processors(len(tokens), StepSettings.of(self.model).budget_horizon)
+        rollouts = roll_out(self.model, prefix, tokens, wanted, controller, processors)
         shape = (len(tokens), len(run.targets), self.steps)
         return RunResult(
             -rollouts.label_logprobs.view(shape).mean(dim=-1).cpu(),

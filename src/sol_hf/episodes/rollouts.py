@@ -240,7 +240,7 @@ def roll_out(
     with Instrumentation.of(model.base), torch.inference_mode():
         cache = prefix.cache.fan_out(repeats, prefix.hidden_states[:, 0], context_length)
         session = DecodingSession(model.base, cache, controls, decode_from=context_length).begin()
-        cache.targets = targets
+        session.set_targets(targets)
         cache.episode.token_before = rows[:, context_length - 1, None]
         if controller.needs_logits and prefix.logits is not None:
             cache.episode.logits_digest = controller.digest_logits(prefix.logits.repeat_interleave(repeats, dim=0))

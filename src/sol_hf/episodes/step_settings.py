@@ -13,6 +13,7 @@ from typing import Any
 
 from ..budget.action_space import ActionSpace
 from ..budget.axes import AXES
+from ..budget.bank import HORIZONS
 from ..decoding.options import stored_options
 from ..errors import UnsupportedAxisError
 from ..execution.instrumentation import Instrumentation
@@ -35,6 +36,8 @@ class StepSettings:
         max_plane_bytes (`int`, *optional*): Most bytes that planes of the weights may take.
         kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Which episodes are refreshed, for what is
             counted: there is no refresh within an episode.
+        budget_horizon (`str`, *optional*, defaults to `"generation"`): Over what hard budgets are kept, one of
+            `HORIZONS`. Every episode is a generation of its own here: its bank begins with the allowance.
     """
 
     space: ActionSpace
@@ -42,6 +45,7 @@ class StepSettings:
     bits_backend: str = "fake"
     max_plane_bytes: int | None = None
     kv_refresh: bool | str = True
+    budget_horizon: str = HORIZONS[0]
 
     @classmethod
     def of(cls, model: SOLForCausalLM) -> "StepSettings":

@@ -180,7 +180,8 @@ def evaluate_budgets(
         context_length (`int`): Tokens before the first step of a block.
         budgets (`Sequence` of `Sequence[float]`): Targets, one number per axis of the action space, in axis units.
         hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, as
-            `generate` does by default. Otherwise the policy may miss its budgets.
+            `generate` does by default. Otherwise the policy may miss its budgets. A block is then a text of one
+            episode, under the `budget_horizon` of `model.generation_config`.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
         dense (`bool`, *optional*, defaults to `False`): Also compute the loss of the base itself.

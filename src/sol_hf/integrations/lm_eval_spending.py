@@ -98,7 +98,9 @@ def format_report(settings: Mapping[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["|" + "|".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + "|" for row in rows]
     lines.insert(1, "|" + "|".join("-" * width for width in widths) + "|")
-    return "\n".join([f"{head}, {settings['budget_mode']} budget", *lines])
+    is_hard = settings["budget_mode"] == "hard"
+    over = " over every episode" if is_hard and settings.get("budget_horizon") == "episode" else ""
+    return "\n".join([f"{head}, {settings['budget_mode']} budget{over}", *lines])
 
 
 def _asked(target: Any) -> str:

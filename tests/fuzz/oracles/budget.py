@@ -1,7 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A hard budget holds at every step, at the end of every episode and over a call, whatever the controller wants."""
+"""A hard budget holds at every step and over a call, whatever the controller wants.
+
+If it is kept over episodes, it also holds at the end of each, and if the call is `exact`, at its end.
+"""
 
 import torch
 
@@ -75,7 +78,7 @@ def check_pinned(conversation: Conversation, turn: Turn) -> None:
 
 
 def check_kept(conversation: Conversation, turn: Turn) -> None:
-    """The running mean of every episode overshoots by one step at most, that of a whole episode not at all."""
+    """The running mean of a call, or of every episode, overshoots by one step at most, and at an end not at all."""
     case, space = conversation.case, conversation.space
     ratios, counted, ran = executed(conversation, turn)
     counts = budgeted(conversation, turn, counted)
@@ -83,15 +86,18 @@ def check_kept(conversation: Conversation, turn: Turn) -> None:
     for row in range(len(ratios)):
         targets = case.targets_of_row(row // (len(ratios) // case.rows))
         goal = torch.tensor([targets.get(x.name, x.dense) / x.scale for x in space.axes], dtype=torch.float64)
-        for start in range(0, ratios.shape[1], case.episode_length):
-            end = start + case.episode_length
+        length = case.episode_length if case.keeps_episodes else ratios.shape[1]
+        for start in range(0, ratios.shape[1], length):
+            end = start + length
             spent, kept = ratios[row, start:end], counts[row, start:end]
             where = f"row {row}, episode at step {start}"
             check_means(spent, kept, goal, largest, where)
-            whole = ran[row, start:end].sum() == case.episode_length
+            whole = case.keeps_episodes and ran[row, start:end].sum() == length
             if whole and bool(counted[row, start:end].any()):
                 mean = (spent * kept).sum(0) / kept.sum(0).clamp(min=1)
                 claim((mean <= goal + SLACK).all(), f"{where}: the whole episode has", mean.tolist())
+        if case.options.get("exact") and bool(ran[row].all()):
+            check_exact(turn, ratios[row], counts[row], goal, f"row {row}")
         if turn.earlier:
             continue
         check_means(ratios[row], counts[row], goal, largest, f"row {row}, the call")
@@ -103,6 +109,13 @@ def check_kept(conversation: Conversation, turn: Turn) -> None:
                 mean = turn.output.realised[row].double() / space.scales.double()
                 bound = goal + (largest - goal).clamp(min=0) / number + SLACK
                 claim((mean <= bound).all(), f"row {row} of `realised` is above its bound:", mean.tolist())
+
+
+def check_exact(turn: Turn, spent: torch.Tensor, counts: torch.Tensor, goal: torch.Tensor, where: str) -> None:
+    """The mean over all steps of a call is at most the target, if it has as many as were asked for."""
+    spent, counts = spent[len(turn.earlier) :], counts[len(turn.earlier) :]
+    mean = (spent * counts).sum(0) / counts.sum(0).clamp(min=1)
+    claim((mean <= goal + SLACK).all() or len(spent) < turn.asked, f"{where}, the exact call has", mean.tolist())
 
 
 def check_means(

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ...budget.bank import HORIZONS
 from ...budget.budget import Budget
 from ...budget.calibration import LOG_PERPLEXITY, NET_KEEP, point_keys
 from ...budget.calibration_conditions import in_words
@@ -54,9 +55,11 @@ class DialSetting:
     def conditions(self, model: SOLForCausalLM) -> dict[str, Any]:
         """Under what the table is true, for [`check_conditions`]; of net keep rates only what is unusual."""
         settings = StepSettings.of(model)
+        unusual = self.hard and settings.budget_horizon != HORIZONS[0]
+        named = {"budget_horizon": settings.budget_horizon} if unusual else {}
         if self.unit == NET_KEEP:
-            return {} if settings.bits_backend == "fake" else {"bits_backend": settings.bits_backend}
-        found: dict[str, Any] = {
+            return named | ({} if settings.bits_backend == "fake" else {"bits_backend": settings.bits_backend})
+        found: dict[str, Any] = named | {
             "context_length": self.context_length,
             "dtype": str(model.base.dtype).removeprefix("torch."),
             "bits_backend": settings.bits_backend,

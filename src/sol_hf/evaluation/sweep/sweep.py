@@ -59,7 +59,7 @@ class SweepConfig:
         seeds (`tuple[int, ...]`, *optional*, defaults to `(0,)`): Seeds of controllers with random results; all others
             run once.
         hard (`bool`, *optional*, defaults to `False`): Enforce the budgets of the policy, as `generate` does by
-            default.
+            default, over the `budget_horizon` of the model's generation config.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time.
         schedules_at_once (`int`, *optional*, defaults to 16): Budgets or random schedules of a block that run at the
             same time.
@@ -129,7 +129,8 @@ class Sweep:
         self.blocks = len(blocks)
         self.methods = {entry: entry.start(setting) for entry in self.entries}
         if self.state.is_main_process:
-            self.folder = SweepFolder(Path(folder), describe(model, blocks) | asdict(config))
+            enforced = {"hard": self._enforced()}
+            self.folder = SweepFolder(Path(folder), describe(model, blocks) | asdict(config) | enforced)
         self.progress = SweepProgress(self._episodes(), progress and self.state.is_main_process)
 
     def run(self) -> Dataset:
@@ -160,6 +161,11 @@ class Sweep:
                         targets = torch.stack([row.realised(self.counted) for row in rows[-len(targets) :]])
         self.progress.close()
         return self._write(rows, trials)
+
+    def _enforced(self) -> bool | str:
+        """What budgets are enforced over, for the settings of the folder: `True` is every episode, as it once was."""
+        horizon = self.settings.budget_horizon
+        return horizon if self.config.hard and horizon != "episode" else self.config.hard
 
     def _entries_and_seeds(self) -> list[tuple[SweepEntry, int]]:
         """Every entry with each of its seeds, the policy first."""
