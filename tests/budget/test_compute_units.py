@@ -168,6 +168,7 @@ class TestCalls:
         [
             ("bytes", {"dtype": "bfloat16"}, "dtype bfloat16, here float32"),
             ("bytes", {"kv_refresh": "False"}, "kv_refresh False, here True"),
+            ("bytes", {"budget_horizon": "episode"}, "budget_horizon episode, here generation"),
             ("time", {"machine": "Abacus 9", "threads": 77}, "machine Abacus 9, here .*threads 77, here"),
         ],
     )
@@ -179,6 +180,15 @@ class TestCalls:
             assert "measured otherwise" not in caplog.text
             dial_model(table, calibration_conditions={unit: here | other}).generate(ids, compute=0.95, **CALL)
         assert "measured otherwise" in caplog.text and re.search(named, caplog.text)
+
+    def test_a_table_of_another_horizon_is_a_warning_in_net_keep_too_but_not_in_soft_mode(self, caplog):
+        model = dial_model(NET, calibration_conditions={"net_keep": {"budget_horizon": "episode"}})
+        with caplog.at_level(logging.WARNING):
+            for options in ({"budget_mode": "soft"}, {"budget_horizon": "episode"}):
+                model.generate(prompts(), compute=0.95, **options, **CALL)
+            assert "measured otherwise" not in caplog.text
+            model.generate(prompts(), compute=0.95, **CALL)
+        assert "budget_horizon episode, here generation" in caplog.text
 
     def test_what_reports_compute_names_its_unit(self):
         model, ids = dial_model([*BYTES, *NET]), prompts(1)

@@ -95,6 +95,10 @@ def test_the_conditions_of_a_table_are_stated():
     machine = describe_machine(torch.device("cpu"))
     assert machine["machine"] and machine["threads"] == torch.get_num_threads()
     assert DialSetting("time", CONTEXT, True).conditions(model) == in_bytes | machine
+    model.generation_config.budget_horizon = "episode"
+    assert DialSetting("bytes", CONTEXT, True).conditions(model) == in_bytes | {"budget_horizon": "episode"}
+    assert DialSetting("net_keep", CONTEXT, True).conditions(model)["budget_horizon"] == "episode"
+    assert "budget_horizon" not in DialSetting("bytes", CONTEXT, False).conditions(model)
 
 
 def test_a_dial_in_bytes_is_made_from_a_sweep_over_four_axes_and_spends_what_it_says(tmp_path):

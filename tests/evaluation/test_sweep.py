@@ -266,6 +266,17 @@ def test_the_folder_of_another_sweep_is_refused(swept, change, named):
         Sweep(**arguments, folder=folder)
 
 
+def test_the_folder_of_a_sweep_with_another_horizon_is_refused(tmp_path):
+    config, model = dataclasses.replace(CONFIG, controllers=("policy",), hard=True), model_of()
+    Sweep(model, blocks_of(), config, tmp_path)
+    model.generation_config.budget_horizon = "episode"
+    with pytest.raises(SweepError, match="holds a sweep with another hard:"):
+        Sweep(model, blocks_of(), config, tmp_path)
+    Sweep(model, blocks_of(), config, tmp_path / "other")
+    stored = json.loads((tmp_path / "other" / "settings.json").read_text())
+    assert stored["hard"] is True, "as in folders from before there was a horizon, which kept every episode"
+
+
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(SweepError, match="is not empty and holds no sweep"):

@@ -163,6 +163,8 @@ class TestStoredOptions:
             ("compute", 0.5),
             ("compute_unit", "evil"),
             ("budget_mode", "none"),
+            ("budget_horizon", "forever"),
+            ("exact", "yes"),
             ("kv_refresh", [1]),
             ("action_temperature", "hot"),
             ("action_temperature", float("nan")),
@@ -194,6 +196,18 @@ class TestStoredOptions:
         assert output.realised[0, 1] <= 0.6 + 0.4 / 13 + 1e-5
         model.generation_config.budget_mode = "soft"  # the owner of the process may
         model.save_pretrained(folder)
+
+    def test_a_stranger_cannot_lengthen_the_horizon_of_a_budget(self, folder):
+        change_json(folder / "generation_config.json", budget_horizon="generation", token_keep=0.5)
+        assert load(folder).generation_config.budget_horizon == "generation"  # which is the default
+        base = tiny_base("llama")
+        base.generation_config.budget_horizon = "episode"
+        with warnings_of() as records:
+            model = SOLForCausalLM.from_pretrained(folder, base=base)
+        assert any('`budget_horizon="generation"`, which is ignored' in text for text in records)
+        assert model.generation_config.budget_horizon == "episode"
+        change_json(folder / "generation_config.json", budget_horizon="episode")
+        assert load(folder).generation_config.budget_horizon == "episode"  # a policy may be stricter
 
     def test_special_tokens_of_another_base_are_ignored_with_a_warning(self, folder):
         change_json(folder / "generation_config.json", eos_token_id=[7, 8], pad_token_id=9, bad_words_ids=[[4]])

@@ -54,6 +54,19 @@ def test_the_table_has_what_was_asked_and_what_was_spent(sol):
     assert format_report(dense) == "sol: controller dense: the base itself, no budget"
 
 
+def test_the_table_says_if_every_episode_is_kept(sol):
+    found = evaluate(sol(controller="fixed", budget_horizon="episode", **CHEAP), ["tiny_choices"], limit=1)
+    settings = found["config"]["sol"]
+    assert settings["budget_horizon"] == "episode" and not settings["exact"]
+    assert format_report(settings).splitlines()[0] == "sol: controller fixed, hard budget over every episode"
+
+
+def test_answers_under_an_exact_budget_stay_within_it(sol):
+    found = evaluate(sol(exact=True, **CHEAP), ["tiny_choices", "tiny_texts"], limit=2)["config"]["sol"]["realised"]
+    for spent in found.values():
+        assert all(spent[axis] <= target + 1e-4 for axis, target in CHEAP.items())
+
+
 def test_an_axis_that_the_budget_leaves_out_is_dense(sol):
     found = evaluate(sol(controller="fixed", token_keep=0.5), ["tiny_choices"], limit=1)["config"]["sol"]
     assert "dense" in format_report(found).splitlines()[3]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
-from sol_hf import SOLPolicyModel
+from sol_hf import SOLPolicyModel, evaluate_budgets
 from sol_hf.episodes.rollouts import Rollouts
 from sol_hf.training.grpo_config import SOLGRPOConfig
 from sol_hf.training.grpo_trainer import SOLGRPOTrainer, action_tokenizer
@@ -200,3 +200,47 @@ def test_wrong_arguments_are_refused(tmp_path, arguments, message):
 def test_a_plain_model_is_refused(tmp_path):
     with pytest.raises(TypeError, match="must be a SOLForCausalLM"):
         SOLGRPOTrainer(tiny_base("llama"), SOLGRPOConfig(str(tmp_path)), train_dataset=blocks())
+
+
+@pytest.mark.parametrize("horizon", ["generation", "episode"])
+def test_a_hard_budget_holds_in_rollouts_and_is_what_the_loss_scores(tmp_path, horizon):
+    options = dict(budget_mode="hard", budget_horizon=horizon, num_iterations=2, beta=0.1)
+    trainer = trainer_of(tmp_path, bits_budgets=[6.0, 9.0], mlp_keep_budgets=[0.5, 0.6], **options)
+    tokens = torch.tensor(blocks(4)["input_ids"])
+    rollouts = trainer.roll_out(tokens, 0, 3)
+    space = trainer.sol.action_space
+    ratios, targets = space.ratios[rollouts.actions].double(), rollouts.targets.double()
+    number = rollouts.controllable.cumsum(1)[..., None]
+    sums = (ratios * rollouts.controllable[..., None]).cumsum(1)
+    assert (sums <= targets[:, None] * number + (1 - targets)[:, None] + 1e-4).all()
+    is_kept = (sums[:, -1] <= targets * number[:, -1] + 1e-4).all()
+    assert is_kept == (horizon == "episode")
+
+    batch = [{"input_ids": row} for row in blocks(4)["input_ids"] for _ in range(GROUP)]
+    inputs = trainer._generate_and_score_completions(batch)
+    logprobs, entropies = trainer._score_actions(trainer.model, inputs)
+    counted = inputs["completion_mask"].bool()
+    torch.testing.assert_close(logprobs[counted], inputs["old_per_token_logps"][counted], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logprobs[counted], inputs["ref_per_token_logps"][counted], atol=1e-5, rtol=0)
+    assert entropies.isfinite().all() and (entropies >= 0).all()
+    trainer.train()
+    assert torch.isfinite(torch.tensor([entry["grad_norm"] for entry in trainer.state.log_history[:2]])).all()
+
+
+def test_an_evaluation_in_training_is_under_the_budget_of_the_training(tmp_path):
+    budgets, found = [[0.4, 0.5, 7]], {}
+    for horizon in ("generation", "episode"):
+        options = dict(budget_mode="hard", budget_horizon=horizon, eval_budgets=budgets, eval_blocks=4)
+        trainer = trainer_of(tmp_path / horizon, eval_dataset=blocks(4), **options)
+        found[horizon] = trainer.evaluate()["eval_loss"]
+        wanted = evaluate_budgets(
+            trainer.sol, torch.tensor(blocks(4)["input_ids"]), CONTEXT, budgets, hard=True, budget_horizon=horizon
+        )
+        assert found[horizon] == pytest.approx(sum(wanted[0].losses) / 4, abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [dict(budget_mode="firm"), dict(budget_horizon="forever")])
+def test_a_mode_and_a_horizon_that_there_are_not_are_refused(tmp_path, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"`{name}` must be one of"):
+        SOLGRPOConfig(output_dir=str(tmp_path), **options)

@@ -15,6 +15,7 @@ on with the text of the one before, without new tokens, has its bank, too: this 
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -122,5 +123,6 @@ class Bank:
 
     def map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Bank":
         """The bank after a row-wise function (select, repeat, reorder)."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Bank(**{name: value if name == "steps" else function(value) for name, value in values.items()})
+        names = (field.name for field in fields(self) if field.name != "steps")
+        rows: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        return replace(self, **rows)

@@ -3,6 +3,8 @@
 
 """The processors that keep a budget, over every episode or over the whole generation."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..budget.action_space import ActionSpace
@@ -11,7 +13,7 @@ from .action_processor import ActionProcessor, restrict
 from .base import Observation
 
 
-def within(bounds: tuple[torch.Tensor, torch.Tensor], space: ActionSpace) -> torch.Tensor:
+def within(bounds: Sequence[torch.Tensor], space: ActionSpace) -> torch.Tensor:
     """The actions whose level of every axis lies within bounds.
 
     Args:

@@ -71,7 +71,7 @@ class Dial:
                 f"does not hold with {bits_backend!r}: pass `bits_backend='{measured}'`, or set "
                 "`model.generation_config.bits_backend`."
             )
-        here: dict[str, Any] = {"budget_horizon": horizon}
+        here: dict[str, Any] = {} if horizon is None else {"budget_horizon": horizon}
         if self.unit != NET_KEEP:
             here |= {"dtype": str(base.dtype).removeprefix("torch."), "kv_refresh": str(kv_refresh)}
         here |= describe_machine(compute_device(base)) if self.unit == "time" else {}

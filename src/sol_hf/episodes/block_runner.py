@@ -39,18 +39,22 @@ class Run:
         pinned (`torch.BoolTensor` of shape `(budgets, axes)`, *optional*): The axes that each budget leaves dense,
             which are held there; see [`left_dense`].
         hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, over
-            the horizon of [`StepSettings`].
+            `horizon`.
+        horizon (`str`, *optional*): One of `HORIZONS`; by default that of [`StepSettings`].
     """
 
     targets: torch.Tensor
     controller_of: Callable[[int, int], Controller]
     pinned: torch.Tensor | None = None
     hard: bool = False
+    horizon: str | None = None
 
-    def processors(self, blocks: int, horizon: str) -> ActionProcessorList:
-        """The processors of `blocks` blocks, whose rows are adjacent; `horizon` is that of hard budgets."""
+    def processors(self, blocks: int, settings: StepSettings) -> ActionProcessorList:
+        """The processors of `blocks` blocks, whose rows are adjacent."""
         pinned = torch.zeros_like(self.targets, dtype=torch.bool) if self.pinned is None else self.pinned
-        return ActionProcessorList(budget_processors(pinned.repeat(blocks, 1), self.hard, horizon))
+        return ActionProcessorList(
+            budget_processors(pinned.repeat(blocks, 1), self.hard, self.horizon or settings.budget_horizon)
+        )
 
 
 def left_dense(targets: torch.Tensor, space: ActionSpace) -> torch.Tensor:
@@ -190,7 +194,7 @@ class BlockRunner:
 
     def _run_batch(self, run: Run, prefix: DensePrefix, tokens: torch.Tensor, controller: Controller) -> RunResult:
         wanted = run.targets.repeat(len(tokens), 1).to(tokens.device)
-        processors = run.processors(len(tokens), StepSettings.of(self.model).budget_horizon)
+        processors = run.processors(len(tokens), StepSettings.of(self.model))
         rollouts = roll_out(self.model, prefix, tokens, wanted, controller, processors)
         shape = (len(tokens), len(run.targets), self.steps)
         return RunResult(

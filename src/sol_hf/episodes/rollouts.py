@@ -16,6 +16,7 @@ from torch.nn.functional import kl_div
 
 from ..cache.sol_cache import SOLCache
 from ..controllers.base import Controller, Observation
+from ..controllers.hard_budget import HardBudgetProcessor, within
 from ..controllers.policy import PolicyController
 from ..controllers.processors import ActionProcessorList
 from ..decoding.base_forward import base_forward
@@ -47,6 +48,8 @@ class Rollouts:
         label_logprobs (`torch.Tensor` of shape `(rows, steps)`): Log-probabilities of the next tokens, in nats.
         divergence (`torch.Tensor` of shape `(rows, steps)`): KL(dense ‖ sparse) in nats; 0 if it was not computed.
         targets (`torch.Tensor` of shape `(rows, axes)`): The budgets, in ratio units.
+        bounds (`torch.Tensor` of shape `(rows, steps, 2, axes)`, *optional*): The smallest and the largest level that
+            a hard budget allowed, for [`within`]; `None` if actions were drawn without one.
     """
 
     hidden_states: torch.Tensor
@@ -59,16 +62,23 @@ class Rollouts:
     label_logprobs: torch.Tensor
     divergence: torch.Tensor
     targets: torch.Tensor
+    bounds: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that is known, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(Rollouts)}
+        return {name: value for name, value in named.items() if value is not None}
 
     def to(self, device: torch.device | str) -> "Rollouts":
         """The rollouts on another device."""
-        return Rollouts(**{field.name: getattr(self, field.name).to(device) for field in fields(Rollouts)})
+        return Rollouts(**{name: value.to(device) for name, value in self.tensors.items()})
 
     @staticmethod
     def concatenate(parts: "list[Rollouts]") -> "Rollouts":
         """Several batches as one. Inference tensors become ordinary ones."""
-        names = [field.name for field in fields(Rollouts)]
-        return Rollouts(**{name: torch.cat([getattr(part, name) for part in parts]).clone() for name in names})
+        every = [part.tensors for part in parts]
+        return Rollouts(**{name: torch.cat([part[name] for part in every]).clone() for name in every[0]})
 
 
 @dataclass(frozen=True)
@@ -139,17 +149,34 @@ class SampledPolicyController(Controller):
         uniforms (`torch.Tensor` of shape `(rows, steps)`): One number in [0, 1) per action, so that an action does not
             depend on the other rows of the batch.
         temperature (`float`): Divides the logits.
+        limit ([`HardBudgetProcessor`], *optional*): Actions are drawn from those that it allows; the rollouts need it
+            among their processors, too.
     """
 
-    def __init__(self, policy: SOLPolicyModel, uniforms: torch.Tensor, temperature: float):
-        self.uniforms, self.temperature = uniforms, temperature
+    follows_bank = True
+
+    def __init__(
+        self,
+        policy: SOLPolicyModel,
+        uniforms: torch.Tensor,
+        temperature: float,
+        limit: HardBudgetProcessor | None = None,
+    ):
+        self.uniforms, self.temperature, self.limit = uniforms, temperature, limit
         self.score = PolicyController(policy)
         self.logprobs: list[torch.Tensor] = []
+        self.bounds: list[torch.Tensor] = []
 
     def __call__(self, observation: Observation) -> torch.Tensor:
-        logprobs = (self.score(observation) / self.temperature).log_softmax(dim=-1)
+        scores = self.score(observation) / self.temperature
+        if self.limit is not None:
+            bounds = self.limit.bounds(observation)
+            scores = scores.masked_fill(~within(bounds, observation.action_space), float("-inf"))
+            self.bounds.append(torch.stack(bounds, dim=1))
+        logprobs = scores.log_softmax(dim=-1)
         ladder = logprobs.double().exp().cumsum(dim=-1)
-        drawn = torch.searchsorted(ladder, self.uniforms[:, observation.step, None].double() * ladder[:, -1:])
+        place = self.uniforms[:, observation.step, None].double() * ladder[:, -1:]
+        drawn = torch.searchsorted(ladder, place, right=self.limit is not None)  # not one that is ruled out, for 0
         drawn = drawn.clamp(max=logprobs.shape[-1] - 1)
         self.logprobs.append(logprobs.gather(1, drawn).squeeze(1))
         return torch.zeros_like(logprobs).scatter(1, drawn, 1.0)
@@ -165,6 +192,7 @@ class Recorder(Controller):
     def __init__(self, controller: Controller):
         self.controller = controller
         self.needs_budget, self.needs_logits = controller.needs_budget, controller.needs_logits
+        self.follows_bank = controller.follows_bank
         self.seen: list[Observation] = []
         self.scalars: list[torch.Tensor] = []
 
@@ -268,7 +296,8 @@ def _collect(
     """The rollouts of an episode, from what was kept of each of its steps."""
     stacked = torch.stack(logprobs, dim=1)
     controller = recorder.controller
-    sampled = controller.logprobs if isinstance(controller, SampledPolicyController) else []
+    sampler = controller if isinstance(controller, SampledPolicyController) else None
+    sampled, bounds = ([], []) if sampler is None else (sampler.logprobs, sampler.bounds)
     return Rollouts(
         **recorder.observations(),
         actions=torch.stack([action for action, _ in cache.trace], dim=1),
@@ -277,4 +306,5 @@ def _collect(
         label_logprobs=stacked,
         divergence=torch.stack(divergence, dim=1) if divergence else torch.zeros_like(stacked),
         targets=targets,
+        bounds=torch.stack(bounds, dim=1) if bounds else None,
     )

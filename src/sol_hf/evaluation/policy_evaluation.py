@@ -22,6 +22,7 @@ import torch
 
 from ..budget.action_space import ActionSpace
 from ..budget.axes import AXES, PUBLISHED_AXES
+from ..budget.bank import HORIZONS
 from ..budget.budget import Budget
 from ..controllers.fixed import fixed_schedule
 from ..controllers.policy import PolicyController
@@ -164,6 +165,7 @@ def evaluate_budgets(
     progress: bool = False,
     dense: bool = False,
     documents: Sequence[int] | torch.Tensor | None = None,
+    budget_horizon: str | None = None,
 ) -> list[BudgetEvaluation]:
     """Perplexity of a policy at every budget, and of the fixed schedule at the means that the policy spent.
 
@@ -181,12 +183,14 @@ def evaluate_budgets(
         budgets (`Sequence` of `Sequence[float]`): Targets, one number per axis of the action space, in axis units.
         hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, as
             `generate` does by default. Otherwise the policy may miss its budgets. A block is then a text of one
-            episode, under the `budget_horizon` of `model.generation_config`.
+            episode.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
         dense (`bool`, *optional*, defaults to `False`): Also compute the loss of the base itself.
         documents (`Sequence[int]`, *optional*): The document of every block, for standard errors: blocks of one
             document are not independent. See [`TextBlocks`].
+        budget_horizon (`str`, *optional*): Over what a hard budget is kept, `"generation"` or `"episode"`; by default
+            what `model.generation_config` says.
 
     Returns:
         `list[BudgetEvaluation]`: One per budget, in order.
@@ -195,6 +199,8 @@ def evaluate_budgets(
         ValueError: if there are no budgets, less than 2 blocks, blocks of another length, or no controllable step.
         BudgetError: if a budget is malformed or below the smallest level.
     """
+    if budget_horizon not in (None, *HORIZONS):
+        raise ValueError(f"`budget_horizon` must be one of {', '.join(HORIZONS)}, got {budget_horizon!r}.")
     settings = StepSettings.of(model)
     space = settings.space
     targets = check_budgets(budgets, space)
@@ -206,7 +212,8 @@ def evaluate_budgets(
     dense_losses = tuple(runner.dense_losses("Dense").tolist()) if dense else None
     with without_dropout(model.policy):
         controller = PolicyController(model.policy)
-        (result,) = runner.run([Run(targets, lambda *_: controller, left_dense(targets, space), hard)], "Policy")
+        pinned = left_dense(targets, space)
+        (result,) = runner.run([Run(targets, lambda *_: controller, pinned, hard, budget_horizon)], "Policy")
     known: dict[str, Any] = dict(dense_losses=dense_losses, axes=space.axis_names, documents=named)
     return [
         BudgetEvaluation(requested=tuple(budget), **measured, **known)

@@ -5,7 +5,8 @@
 
 The generation config of a loaded model is the base's. From the policy's file it takes
 
-- the budget options, except `budget_mode="soft"`: whether a budget is kept is for those who run the model to say;
+- the budget options, except `budget_mode="soft"` and a longer `budget_horizon` than that of the base's config: whether a
+  budget is kept is for those who run the model to say;
 - options of sampling, and the number of new tokens.
 
 All else belongs to the base or to the caller: above all the ids of special tokens, which are those of one tokenizer.
@@ -61,6 +62,11 @@ def merge_stored_options(path: Path, base: GenerationConfig, budget_options: Ite
             logger.warning(
                 f'{path} asks for `budget_mode="soft"`, which is ignored: a policy cannot loosen a budget. Pass '
                 '`budget_mode="soft"` to `generate`, or set it on `model.generation_config`.'
+            )
+        elif key == "budget_horizon" and value == "generation" and getattr(base, key, None) == "episode":
+            logger.warning(
+                f'{path} asks for `budget_horizon="generation"`, which is ignored: the generation config of the base '
+                "keeps every episode, and a policy cannot loosen a budget. Pass it to `generate` instead."
             )
         elif key in budget_options:
             setattr(merged, key, value)

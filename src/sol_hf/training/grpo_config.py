@@ -9,11 +9,13 @@ import torch
 from trl import GRPOConfig
 
 from ..budget.axes import AXES, PUBLISHED_AXES, Axis
+from ..budget.bank import HORIZONS
 from .option_kinds import check_accelerator, check_options
 from .rewards import ADVANTAGE_SCALES, RETURN_KINDS
 
 
 ADVANTAGE_LEVELS = ("process", "outcome")
+BUDGET_MODES = ("soft", "hard")
 SMALLER_IS_BETTER = ("loss", "perplexity", "error", "net_keep")
 """Ends of the names of metrics; of all others, a greater value is better."""
 PUBLISHED_BUDGETS = {axis.name: f"{axis.name}_budgets" for axis in PUBLISHED_AXES}
@@ -55,6 +57,11 @@ class SOLGRPOConfig(GRPOConfig):
             that is not named has the `budget_range` of its [`Axis`].
         draw_from_list (`bool`, *optional*, defaults to `False`): Draw from the values of these lists instead of their
             range, for lists of any length.
+        budget_mode (`str`, *optional*, defaults to `"soft"`): With `"hard"`, rollouts, loss and evaluation are under
+            the limits that `generate` has in hard mode: actions are drawn from those that the budget allows. A penalty
+            is then not needed: set `penalty_weights` to 0, 0, 0.
+        budget_horizon (`str`, *optional*, defaults to `"generation"`): Over what a hard budget is kept. A rollout is a
+            text of one episode.
         eval_budgets (`list[list[float]]`, *optional*): Budgets to evaluate at, one number per axis; by default nine
             over the published grid, clipped to the levels of the action space.
         eval_blocks (`int`, *optional*, defaults to 64): Number of blocks of an evaluation, taken from the beginning
@@ -100,6 +107,8 @@ class SOLGRPOConfig(GRPOConfig):
         default=None, metadata={"help": "Ranges of the budgets of further axes, as a dictionary."}
     )
     draw_from_list: bool = field(default=False, metadata={"help": "Draw budgets from the lists, not their range."})
+    budget_mode: str = field(default="soft", metadata={"help": "soft, or hard: under the limits of hard budgets."})
+    budget_horizon: str = field(default=HORIZONS[0], metadata={"help": "Of hard budgets: generation or episode."})
     eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Budgets to evaluate at."})
     eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation runs."})
     num_generations_eval: int | None = field(default=1, metadata={"help": "Must be 1: evaluation is greedy."})
@@ -119,6 +128,8 @@ class SOLGRPOConfig(GRPOConfig):
             "return_kind": RETURN_KINDS,
             "advantage_level": ADVANTAGE_LEVELS,
             "advantage_scale": ADVANTAGE_SCALES,
+            "budget_mode": BUDGET_MODES,
+            "budget_horizon": HORIZONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -27,6 +27,8 @@ from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from ..budget.action_space import ActionSpace
+from ..controllers.hard_budget import HardBudgetProcessor, within
+from ..controllers.processors import ActionProcessorList, budget_processors
 from ..episodes.block_runner import without_dropout
 from ..episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
 from ..episodes.step_settings import StepSettings
@@ -257,9 +259,11 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
                     draw = self._generator(1, generation, block)
                     uniforms.append(torch.rand(repeats, self.episode_length, generator=draw))
                 targets = torch.stack(budgets).repeat_interleave(repeats, dim=0).to(device)
-                sampler = SampledPolicyController(policy, torch.cat(uniforms).to(device), self.temperature)
+                limits = budget_processors((), args.budget_mode == "hard", args.budget_horizon)
+                limit = next((x for x in limits if isinstance(x, HardBudgetProcessor)), None)
+                sampler = SampledPolicyController(policy, torch.cat(uniforms).to(device), self.temperature, limit)
                 prefix = prefill(self.sol, chunk, args.context_length, dense=args.kl_reward_weight > 0)
-                parts.append(roll_out(self.sol, prefix, chunk, targets, sampler))
+                parts.append(roll_out(self.sol, prefix, chunk, targets, sampler, ActionProcessorList(limits)))
         return Rollouts.concatenate(parts)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -278,6 +282,8 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
             "num_items_in_batch": self.accelerator.reduce(mask.sum(), reduction="sum"),
             **{name: getattr(rollouts, name) for name in OBSERVATIONS},
         }
+        if rollouts.bounds is not None:
+            output["bounds"] = rollouts.bounds
         if self.args.gradient_accumulation_steps % self._steps_per_batch():  # an update may lie before the last loss
             output["old_per_token_logps"] = rollouts.action_logprobs
         if self.beta:
@@ -309,12 +315,20 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         return whiten(self.accelerator.gather(advantages))[begin : begin + len(advantages)]
 
     def _score_actions(self, model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of the actions and entropies, `(rows, steps)` each, at the training temperature."""
+        """Log-probabilities of the actions and entropies, `(rows, steps)` each, at the training temperature.
+
+        Under a hard budget they are those among the actions that it allowed, of which the rollouts drew.
+        """
         with self.accelerator.autocast():
             logits = model(**{name: inputs[name] for name in OBSERVATIONS}).logits
-        logprobs = (logits.float() / self.temperature).log_softmax(dim=-1)
+        scores, allowed = logits.float() / self.temperature, None
+        if "bounds" in inputs:
+            allowed = within(inputs["bounds"].unbind(dim=2), StepSettings.of(self.sol).space)
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        logprobs = scores.log_softmax(dim=-1)
         chosen = logprobs.gather(-1, inputs["completion_ids"][..., None]).squeeze(-1)
-        return chosen, -(logprobs.exp() * logprobs).sum(dim=-1)
+        known = logprobs if allowed is None else logprobs.masked_fill(~allowed, 0.0)
+        return chosen, -(logprobs.exp() * known).sum(dim=-1)
 
     def _compute_loss(self, model, inputs):
         self._scored_inputs = inputs

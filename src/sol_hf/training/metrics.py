@@ -224,7 +224,14 @@ class BudgetMetrics(Trainer):
         documents = [row[DOCUMENT] for row in rows] if rows and DOCUMENT in rows[0] else None
         at_once = max(1, self.args.rollout_batch_size // len(budgets))
         return evaluate_budgets(
-            self.sol, blocks, self.args.context_length, budgets, batch_size=at_once, documents=documents
+            self.sol,
+            blocks,
+            self.args.context_length,
+            budgets,
+            hard=self.args.budget_mode == "hard",
+            batch_size=at_once,
+            documents=documents,
+            budget_horizon=self.args.budget_horizon,
         )
 
     def evaluation_budgets(self) -> Sequence[Sequence[float]]:

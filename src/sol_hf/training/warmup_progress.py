@@ -126,10 +126,11 @@ class FitState:
 def _episodes_as_tensors(targets: Fitted) -> dict[str, torch.Tensor]:
     episodes = targets.on_policy
     assert episodes is not None, "there are on-policy episodes"
-    rollouts = {f"rollouts.{field.name}": getattr(episodes.rollouts, field.name) for field in fields(Rollouts)}
+    rollouts = {f"rollouts.{name}": value for name, value in episodes.rollouts.tensors.items()}
     return {**rollouts, "blocks": episodes.blocks, "starts": episodes.starts}
 
 
 def _episodes_from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Rollouts, torch.Tensor, torch.Tensor]:
-    rollouts = Rollouts(**{field.name: tensors[f"rollouts.{field.name}"] for field in fields(Rollouts)})
+    named = {field.name: tensors.get(f"rollouts.{field.name}") for field in fields(Rollouts)}
+    rollouts = Rollouts(**{name: value for name, value in named.items() if value is not None})
     return rollouts, tensors["blocks"], tensors["starts"]

@@ -66,7 +66,7 @@ def check_length(second: Conversation, turn: Turn, before: int) -> None:
 def check_continued(conversation: Conversation, second: Conversation, turn: Turn) -> None:
     """Go on with the interrupted cache, and with one whose call ended at the same token."""
     case, whole, held = conversation.case, conversation.last, second.cache.get_seq_length()
-    if case.beams > 1:
+    if case.beams > 1 or case.options.get("exact"):  # what an exact call chooses depends on its length
         return
     done = max(held + 1 - turn.length, 0)
     twin = hold(case, model_of(case), len(case.turns) - 1)
