@@ -151,7 +151,7 @@ def test_the_criterion_decides_what_is_read(model):
     """Of 20 keys the latest 4 are read: changes of earlier keys have no effect."""
     ids, other = prompts(1, 21), prompts(1, 21)
     other[:, :12] = prompts(1, 12, seed=6)
-    options = dict(context_length=19, token_keep=0.2, return_logits=True, backend="reference")
+    options = dict(context_length=19, token_keep=0.2, exact=True, return_logits=True, backend="reference")
     model.base.model.layers = model.base.model.layers[:1]  # deeper layers see the others through the states they read
     model.base.config.num_hidden_layers = 1
     one, two = (model.score(x, **options).logits for x in (ids, other))
@@ -197,7 +197,8 @@ def test_a_sweep_row(model, tmp_path):
 
 def test_an_evaluation(model):
     budget = tuple(BUDGET[axis] for axis in model.action_space.axis_names)
-    (found,) = evaluate_budgets(model, token_blocks(), CONTEXT, [budget], hard=True)
+    options = dict(hard=True, budget_horizon="episode")
+    (found,) = evaluate_budgets(model, token_blocks(), CONTEXT, [budget], **options)
     assert len(found.realised) == 4 and all(a <= b + 1e-6 for a, b in zip(found.realised, budget, strict=True))
 
 

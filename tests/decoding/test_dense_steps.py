@@ -167,19 +167,24 @@ def test_a_space_without_a_dense_action_runs_dense_all_the_same():
 def test_the_next_turn_may_have_a_budget_and_the_one_after_none():
     model, ids = sol_model(), prompts()
     more = torch.randint(3, 99, (2, 6))
-    settings = dict(max_new_tokens=9, do_sample=False, pad_token_id=0)
+    settings = dict(
+        max_new_tokens=9, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_logits=True
+    )
 
     def chat(backend):
-        cache, text = model.new_cache(), ids
+        cache, text, logits = model.new_cache(), ids, []
         for options in ({}, dict(controller=FixedController(), **HALF), {}):
             if not options and backend:
                 options = {"backend": backend}
             mask = torch.ones_like(text)
-            text = model.generate(text, attention_mask=mask, past_key_values=cache, **settings, **options)
-            text = torch.cat([text, more], dim=1)
-        return text
+            output = model.generate(text, attention_mask=mask, past_key_values=cache, **settings, **options)
+            text = torch.cat([output.sequences, more], dim=1)
+            logits += output.logits
+        return text, torch.stack(logits)
 
-    assert torch.equal(chat("fast"), chat(None))
+    (fast, found), (plain, wanted) = chat("fast"), chat(None)
+    assert torch.equal(fast, plain)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)  # the episode under the budget is refreshed in both
 
 
 def test_scores_are_those_of_one_forward_under_any_backend(operations):

@@ -149,7 +149,7 @@ class DecodeOptions:
             processors=ActionProcessorList(),
             rule=config.selection_rule,
             episode_length=config.episode_length,
-            kv_refresh=False,
+            kv_refresh=True,
             backend="fast",
             cuda_graphs=self.cuda_graphs,
             dense_axes=frozenset(config.action_space.axis_names),

@@ -5,7 +5,7 @@
 
 The generation config of a loaded model is the base's. From the policy's file it takes
 
-- the budget options, except `budget_mode="soft"` and a longer `budget_horizon` than that of the base's config: whether a
+- the budget options, except `budget_mode="soft"` and a longer `budget_horizon` than that of the base: whether a
   budget is kept is for those who run the model to say;
 - options of sampling, and the number of new tokens.
 
