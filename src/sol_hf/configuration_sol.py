@@ -46,8 +46,9 @@ _COMMON = frozenset(field.name for field in dataclasses.fields(PreTrainedConfig)
 
 _ARGUMENTS_OF_GENERATE = frozenset(
     "compute compute_unit budget budget_mode budget_horizon exact controller action_processors kv_refresh "
-    "action_temperature do_sample_actions backend bits_backend max_plane_bytes cuda_graphs input_ids inputs_embeds "
-    "attention_mask position_ids past_key_values context_length return_logits".split()
+    "action_temperature do_sample_actions backend bits_backend max_plane_bytes cuda_graphs lossless "
+    "measure_agreement input_ids inputs_embeds attention_mask position_ids past_key_values context_length "
+    "return_logits".split()
 )
 
 _BASE = "_config_of_base"

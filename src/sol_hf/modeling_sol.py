@@ -3,7 +3,6 @@
 
 """`SOLForCausalLM`: a frozen causal LM under the control of a policy, with transformers' own `generate`."""
 
-import contextlib
 import copy
 import os
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StoppingCriteriaList,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
@@ -29,30 +27,26 @@ from .configuration_sol import SOLConfig
 from .controllers.base import Controller
 from .decoding.aligned_rows import align_rows
 from .decoding.base_arguments import accepted_arguments
+from .decoding.budgeted_generation import BudgetedGeneration
 from .decoding.cache_forward import forward_over_cache
-from .decoding.call_session import session_of_call
-from .decoding.controls import DecodeControls
-from .decoding.custom_loop import custom_loop, inherit
-from .decoding.executed import check_executed
-from .decoding.generate_checks import begin_of_text, find_prompt, named_arguments
+from .decoding.custom_loop import inherit
+from .decoding.generate_checks import named_arguments
 from .decoding.option_names import stored_names
-from .decoding.options import DecodeOptions, pop_options, resolve_options
-from .decoding.outputs import SOLScoreOutput, attach_steps
+from .decoding.options import pop_options, resolve_options
+from .decoding.outputs import SOLScoreOutput
 from .decoding.plane_scales import PlaneScales
 from .decoding.policy_fit import check_agreement, unite_configs
-from .decoding.row_ends import RowEnds
 from .decoding.scoring import score_rows, score_rows_densely
 from .decoding.session import DecodingSession
 from .decoding.setup import controls_for, new_cache, own_cache
 from .decoding.warmup import Warmup
-from .decoding.wrapped_generation import WrappedGeneration, overridden_hooks
+from .decoding.wrapped_generation import overridden_hooks
 from .execution.base_device import compute_device
 from .execution.base_embeddings import EmbeddingsOfBase
 from .execution.coverage import Coverage
 from .execution.instrumentation import Instrumentation
-from .execution.own_loop import own_loop
 from .execution.watch import evaluating
-from .hub.base_model import base_sizes, check_fit, without_wrapper
+from .hub.base_model import check_fit, without_wrapper
 from .hub.fingerprint import check_fingerprint_of
 from .hub.policy_loading import PolicyLoading
 from .hub.saving import push_policy, save_whole_policy
@@ -60,7 +54,7 @@ from .hub.stored_options import merge_stored_options
 from .modeling_sol_policy import SOLPolicyModel
 
 
-class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, WrappedGeneration, GenerationMixin):
+class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, BudgetedGeneration, GenerationMixin):
     """A frozen causal LM, and the policy that chooses how much of it every decode step uses.
 
     Make one with [`SOLForCausalLM.from_base`] (fresh policy) or [`SOLForCausalLM.from_pretrained`] (trained policy).
@@ -277,6 +271,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Wrapp
         bits_backend: str | None = None,
         max_plane_bytes: int | None = None,
         cuda_graphs: bool | int | None = None,
+        lossless: bool | int | None = None,
+        measure_agreement: bool | None = None,
         **kwargs,
     ) -> ModelOutput | torch.LongTensor:
         """transformers' `generate`, with a compute budget. Without one, it is exactly the base's.
@@ -307,6 +303,10 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Wrapp
             max_plane_bytes (`int`, *optional*): Most bytes that the copy of the weights for `"nested"` may take.
             cuda_graphs (`bool` or `int`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast
                 paths. A number reserves storage for that many tokens at once; longer texts continue without graphs.
+            lossless (`bool` or `int`, *optional*, defaults to `False`): Draft under the budget and check densely: the
+                text is the base's. A number fixes the tokens of a draft; by default measured times do.
+            measure_agreement (`bool`, *optional*, defaults to `False`): Report how often the most likely token is the
+                dense one, by a dense forward over the whole text at the end.
             kwargs: Arguments of transformers' generate, and targets of added axes by their names.
 
         Returns:
@@ -319,40 +319,6 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Wrapp
         kwargs |= named_arguments(further, kwargs)
         given = inherit(pop_options(locals(), kwargs), kwargs)
         return self._generate(inputs, generation_config, given, kwargs)
-
-    def _generate(
-        self, inputs: torch.Tensor | None, generation_config: GenerationConfig | None, given: dict, kwargs: dict
-    ) -> ModelOutput | torch.LongTensor:
-        """`generate` with its options in `given`, and transformers' arguments in `kwargs`."""
-        options = resolve_options(given, generation_config, self.generation_config, self.config)
-        prompt = find_prompt(inputs, kwargs)
-        if prompt is None and not options.runs_base:
-            device = compute_device(self.base)
-            prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
-        controls = self._controls(options, 1 if prompt is None else len(prompt))
-        configs, vocab_size = (generation_config, self.generation_config), base_sizes(self.base)["base_vocab_size"]
-        session = session_of_call(self.base, self.config, controls, prompt, configs, kwargs, vocab_size)
-        row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
-        if not options.is_bare:
-            kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
-        with contextlib.ExitStack() as stack:
-            if controls is not None:
-                stack.enter_context(Instrumentation.of(self.base))
-            lends = kwargs.get("custom_generate") is not None
-            stack.enter_context(DecodingSession.none_running() if session is None else session.running(lends))
-            loop = stack.enter_context(custom_loop(given, kwargs))
-            generate = own_loop(self.base, self.generation_config) or super().generate
-            output = generate(inputs, generation_config=generation_config, **kwargs)
-        if controls is not None and not loop.calls:  # calls of a custom loop check themselves
-            check_executed(session, output, prompt, len(row_ends.ended))
-        if options.is_bare or loop.calls or not isinstance(output, ModelOutput):
-            return output
-        cache = None if options.is_dense else kwargs["past_key_values"]
-        return attach_steps(output, row_ends, cache, self.action_space, options.compute_unit)
-
-    def _controls(self, options: DecodeOptions, rows: int) -> DecodeControls | None:
-        check_agreement(self.config, self.policy)
-        return controls_for(options, self.base, self.policy, self.config, rows)
 
     @torch.no_grad()
     def score(
@@ -385,7 +351,9 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Wrapp
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {compute_device(self.base)}.")
         rows = align_rows(input_ids, attention_mask, context_length)
         resolved = resolve_options(options, None, self.generation_config, self.config)
-        controls = self._controls(resolved, len(input_ids))
+        resolved.check_for_score()
+        check_agreement(self.config, self.policy)
+        controls = controls_for(resolved, self.base, self.policy, self.config, len(input_ids))
         if resolved.is_dense or controls is None:  # one forward for all tokens, which is faster than any step
             with evaluating(self.base):
                 output = score_rows_densely(self.base, rows, self.action_space, return_logits)

@@ -76,6 +76,10 @@ class PagedLayer(StoredLayer):
             self._set_length(max(0, self.length + tokens_to_remove))
             self.index_again(self.length)
 
+    def give_back(self, number: int) -> None:
+        """Undo a crop of tokens after which nothing was appended, for the first `number` of them."""
+        self._set_length(self.length + number)
+
     def mark(self) -> int | dict[str, Any]:
         """What [`PagedLayer.take_back`] needs to undo appended tokens and a crop: the length, or all if it is empty.
 

@@ -43,7 +43,9 @@ def forward_over_cache(
     with torch.no_grad(), alone, context, session.undone_if_interrupted():
         session.set_up_rows(len(inputs.tokens), inputs.tokens.device)
         session.cache.observe_inputs(inputs.tokens, attention_mask, session.decode_from, session.mask_was_passed)
-        output = decode_forward(session, inputs, all_logits)
+        output = (session.look_ahead or decode_forward)(session, inputs, all_logits)
+    if session.meter is not None:
+        session.meter.note(output.logits[:, -1])
     if isinstance(logits_to_keep, torch.Tensor):
         output.logits = output.logits[:, logits_to_keep]
     elif logits_to_keep > 1:

@@ -25,7 +25,7 @@ def check_executed(session: DecodingSession | None, output: Any, prompt: torch.T
     sequences = output.get("sequences") if isinstance(output, ModelOutput) else output
     if isinstance(sequences, torch.Tensor) and sequences.dim() == 2:
         steps = max(steps, sequences.shape[1] - (0 if prompt.is_floating_point() else prompt.shape[1]))
-    missing = steps - len(session.cache.trace)
+    missing = steps - (len(session.cache.trace) if session.look_ahead is None else session.look_ahead.processed)
     returned = output.get("past_key_values") if isinstance(output, ModelOutput) else None
     if missing > 0:
         raise PlanNotExecutedError(dict.fromkeys(_axes(session), [f"{missing} of {steps} new tokens"]))

@@ -194,6 +194,11 @@ def refuse_mode(cache: Any, mode: GenerationMode) -> None:
     session = DecodingSession.current()
     if session is None or session.cache is not cache or session.controls is None:
         return
+    if session.look_ahead is not None and mode in BEAM_MODES:
+        raise ValueError(
+            "`lossless` cannot be used with beams, which move keys and values to another place at every step: leave "
+            "it out, or pass `num_beams=1`."
+        )
     if session.controls.cuda_graphs and mode in BEAM_MODES:
         raise ValueError(
             "`cuda_graphs` cannot be used with beams, which move keys and values to another place at every step: "

@@ -21,7 +21,7 @@ STORED_DEFAULTS: dict[str, Any] = {
     "max_plane_bytes": None,
 }
 """Options other than the budget that a generation config may hold, and their defaults."""
-UNSTORED = ("budget", "controller", "action_processors", "cuda_graphs")
+UNSTORED = ("budget", "controller", "action_processors", "cuda_graphs", "lossless", "measure_agreement")
 """Options that can only be passed to a call."""
 
 

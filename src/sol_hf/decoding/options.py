@@ -35,6 +35,10 @@ EXACT_UNDER = ("hard", "generation")
 KV_REFRESH = (True, False, "auto")
 
 
+MOST_DRAFTED = 64
+"""Tokens of a draft at most."""
+
+
 @dataclass(frozen=True)
 class DecodeOptions:
     """Resolved options of one call; the arguments of [`SOLForCausalLM.generate`]."""
@@ -53,6 +57,8 @@ class DecodeOptions:
     bits_backend: str
     max_plane_bytes: int | None
     cuda_graphs: bool | int
+    lossless: bool | int = False
+    measure_agreement: bool = False
     asks_fast: bool = False
     """Whether the call itself, not a stored config, asks for fast code: by `backend="fast"` or `cuda_graphs`."""
     dial: Dial | None = None
@@ -83,6 +89,16 @@ class DecodeOptions:
         most = self.max_plane_bytes
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
             raise ValueError(f"`max_plane_bytes` must be a number of bytes, or None for no limit, got {most!r}.")
+        if isinstance(self.lossless, bool) or not isinstance(self.lossless, int):
+            if self.lossless not in (True, False):
+                raise ValueError(f"`lossless` must be True, False, or the tokens of a draft, got {self.lossless!r}.")
+        elif not 0 < self.lossless <= MOST_DRAFTED:
+            raise ValueError(f"A draft has 1 to {MOST_DRAFTED} tokens, got `lossless={self.lossless}`.")
+        if self.lossless and self.measure_agreement:
+            raise ValueError(
+                "With `lossless` all tokens are the dense ones, and `agreement` is that of the drafts: leave out "
+                "`measure_agreement`."
+            )
         if self.action_processors and self.is_empty:
             raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
 
@@ -105,12 +121,18 @@ class DecodeOptions:
     @property
     def runs_base(self) -> bool:
         """Whether `generate` leaves the call to the base itself, bit for bit."""
-        return self.is_dense and not self.asks_fast
+        return self.is_dense and not self.asks_fast and not self.lossless
 
     @property
     def is_bare(self) -> bool:
         """Whether the call asks for nothing that transformers' own generation would not do."""
         return self.is_empty and self.runs_base
+
+    def check_for_score(self) -> None:
+        """Raise a ValueError for options that only `generate` has."""
+        for name in ("lossless", "measure_agreement"):
+            if getattr(self, name):
+                raise ValueError(f"`score` computes given text, so there is nothing for `{name}`: leave it out.")
 
     def spending(self, space: ActionSpace) -> ActionSpace:
         """The actions of a space with what they spend in this call."""
@@ -238,6 +260,8 @@ def resolve_options(
         controller=given.get("controller"),
         action_processors=given.get("action_processors"),
         cuda_graphs=given.get("cuda_graphs", False),
+        lossless=given.get("lossless", False),
+        measure_agreement=bool(given.get("measure_agreement", False)),
         has_dense=config is None or config.action_space.has_dense,
         asks_fast=given.get("backend") == "fast" or bool(given.get("cuda_graphs")),
         **resolved,

@@ -25,6 +25,11 @@ _ACTIONS_AND_REALISED = """
         realised (`torch.Tensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further axes
             of the action space over the row's controllable steps; the largest levels for a row that had none.
         compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it.
+        agreement (`float`, *optional*): With `lossless`, the share of drafted tokens that were taken; with
+            `measure_agreement`, the share of new tokens at which the most likely token is the dense one.
+        checks (`int`, *optional*): With `lossless`, dense forwards over drafts.
+        tokens_per_forward (`float`, *optional*): With `lossless`, tokens of a row for every dense forward after the
+            prompt, checks and dense steps.
 """
 
 
@@ -38,6 +43,9 @@ class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     actions: torch.Tensor | None = None
     realised: torch.Tensor | None = None
     compute_unit: str | None = None
+    agreement: float | None = None
+    checks: int | None = None
+    tokens_per_forward: float | None = None
 
 
 @dataclass
@@ -50,6 +58,9 @@ class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
     actions: torch.Tensor | None = None
     realised: torch.Tensor | None = None
     compute_unit: str | None = None
+    agreement: float | None = None
+    checks: int | None = None
+    tokens_per_forward: float | None = None
 
 
 @dataclass

@@ -11,15 +11,16 @@ them in a context variable:
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..budget.bank import Bank
 from ..cache.rollback import Rollback, undone_if_interrupted
@@ -27,8 +28,10 @@ from ..cache.sol_cache import SOLCache
 from ..execution.cuda_graphs import CapturedForward
 from ..execution.instrumentation import Instrumentation
 from ..execution.plan import Parts
+from .agreement_meter import AgreementMeter
 from .cache_use import using
 from .controls import DecodeControls
+from .forward_inputs import ForwardInputs
 
 
 @dataclass
@@ -42,6 +45,23 @@ class Graphs:
 
     forwards: dict[str, CapturedForward] = field(default_factory=dict)
     room: int = 0
+
+
+class LooksAhead(Protocol):
+    """What processes the forwards of a call instead of one decode step for each token."""
+
+    @property
+    def processed(self) -> int:
+        """Forwards of the call so far, each of which has given the logits of one new token."""
+
+    def __call__(self, session: "DecodingSession", inputs: ForwardInputs, all_logits: bool) -> CausalLMOutputWithPast:
+        """Process the tokens of a forward."""
+
+    def note_text(self, text: torch.Tensor) -> None:
+        """Take note of all tokens `(rows, length)` that the loop has, before a forward."""
+
+    def note_settings(self, processors: Iterable[Any], config: GenerationConfig) -> None:
+        """Take note of the settings of a loop that begins."""
 
 
 @dataclass(eq=False)
@@ -71,6 +91,10 @@ class DecodingSession:
     """Decode steps of the call, or of each of its rows `(rows,)`; only of an `exact` one."""
     replaced: dict[str, Any] = field(default_factory=dict)
     mask_was_passed: bool = True
+    look_ahead: LooksAhead | None = None
+    """Processes the forwards of a call with `lossless`."""
+    meter: AgreementMeter | None = None
+    """Notes the most likely tokens of a call with `measure_agreement`."""
     rollback: Rollback | None = field(default=None, init=False)
     """What the cache was before the running forward, if that can be taken back."""
 
@@ -138,6 +162,12 @@ class DecodingSession:
                 yield self
             finally:
                 _RUNNING.reset(token)
+
+    @classmethod
+    def looking_ahead(cls, cache: Any) -> LooksAhead | None:
+        """What processes the forwards over a cache in the running call, if it is one with `lossless`."""
+        session = cls.current()
+        return None if session is None or session.cache is not cache else session.look_ahead
 
     @staticmethod
     @contextmanager

@@ -10,12 +10,13 @@ example. The loop has to call the base's versions, except for those that [`Wrapp
 from collections.abc import Callable
 from typing import Any
 
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from .generate_checks import refuse_batching, suit_to_session
 from .kept_cache import keep_cache
 from .options import explain_unknown
 from .row_ends import ObservedStoppingCriteriaList
+from .session import DecodingSession
 
 
 class WrappedGeneration(GenerationMixin):
@@ -26,8 +27,20 @@ class WrappedGeneration(GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
+        look_ahead = DecodingSession.looking_ahead(kwargs.get("past_key_values"))
+        if look_ahead is not None:
+            look_ahead.note_text(input_ids)
         prepared = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         return keep_cache(self.base, prepared)
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
+        is_own = type(self.base)._get_logits_processor is not GenerationMixin._get_logits_processor
+        make = self.base._get_logits_processor if is_own else super()._get_logits_processor
+        processors = make(generation_config, *args, **kwargs)
+        look_ahead = DecodingSession.looking_ahead((kwargs.get("model_kwargs") or {}).get("past_key_values"))
+        if look_ahead is not None:
+            look_ahead.note_settings(processors, generation_config)
+        return processors
 
     def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
         return ObservedStoppingCriteriaList(super()._get_stopping_criteria(*args, **kwargs))

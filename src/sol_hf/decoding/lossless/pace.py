@@ -1,0 +1,176 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How long a draft pays: see docs/lossless.md.
+
+With `d` the time of a dense step, `c` of a draft's step, `v(n)` of a check of `n` tokens, and `a` the chance that a
+drafted token is taken, a draft of `g` tokens makes
+
+    E(g) = 1 + a + a^2 + ... + a^g   tokens in   g c + v(g + 1),    a dense step one token in   d
+
+The best rate over all `g` is compared with that of dense steps. Within a draft, another token pays as long as the
+chance that all so far are taken, and the next one too, is larger than what it costs at that rate.
+"""
+
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+
+from .agreement import Agreement
+
+
+LONGEST = 16
+"""Tokens of a draft at most."""
+LEAST_SEEN = 4
+"""Drafts after which their measured rate counts, and not the model's."""
+SAMPLES = 9
+"""Times of each kind that are remembered; their median counts."""
+DENSE_FIRST = 3
+"""Dense steps that are timed before the first draft, the first of which may compile and copy."""
+LEAST_GAIN = 1.02
+"""Drafts begin where they are expected to be faster than dense steps by this factor."""
+MOST_LOSS = 0.015
+"""Share of the time of dense steps that may be spent on finding out whether drafts pay."""
+FIRST_LOSS = 2.0
+"""Dense steps that the first texts of a setting may lose to find it out."""
+STEP, CHECK, MORE = 0.5, 1.3, 0.1
+"""Time of a draft's step, of a check, and of each of its tokens, in dense steps, as long as none was measured."""
+
+
+@dataclass
+class Costs:
+    """Times, in seconds, of one setting: a base, a number of rows, a draft, and about one length of the text.
+
+    They outlive a call, so that the next one need not find them out again. `whole` has the tokens that drafts gave,
+    with the time of a draft and its check.
+    """
+
+    dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    check: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=2 * SAMPLES))
+    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=2 * SAMPLES))
+    skipped: set[str] = field(default_factory=set)
+
+    def note(self, kind: str, seconds: float, tokens: int = 1) -> None:
+        """Note a time; the first of every kind is left out, which may have compiled or copied something."""
+        if kind not in self.skipped:
+            self.skipped.add(kind)
+        else:
+            getattr(self, kind).append((tokens, seconds) if kind in ("check", "whole") else seconds)
+
+    @property
+    def dense_step(self) -> float | None:
+        """Seconds of a dense step; `None` if none was timed."""
+        return statistics.median(self.dense) if self.dense else None
+
+    def relative(self) -> tuple[float, float, float]:
+        """Time of a draft's step, of a check, and of each of its tokens, in dense steps."""
+        dense = self.dense_step
+        step = statistics.median(self.step) / dense if dense and self.step else STEP
+        if not dense or not self.check:
+            return step, CHECK, MORE
+        sizes, times = [tokens for tokens, _ in self.check], [seconds / dense for _, seconds in self.check]
+        more = MORE
+        if len(set(sizes)) > 1:
+            more = min(max(statistics.linear_regression(sizes, times).slope, 0.0), 1.0)
+        whole = statistics.median(time - more * tokens for tokens, time in zip(sizes, times, strict=True))
+        return step, max(whole, 0.0), more
+
+    @property
+    def are_known(self) -> bool:
+        """Whether drafts have been timed often enough."""
+        return bool(self.dense) and len(self.step) >= 3 and len(self.check) >= 2
+
+
+class Pace:
+    """Decides how many tokens are drafted, in one call.
+
+    Args:
+        costs ([`Costs`]): What is known of the times.
+        agreement ([`Agreement`]): What is known of the drafts.
+        length (`int`, *optional*): Tokens of every draft, if nothing is to depend on measured times.
+        longest (`int`, *optional*, defaults to 16): Most tokens of a draft.
+    """
+
+    def __init__(self, costs: Costs, agreement: Agreement, length: int | None = None, longest: int = LONGEST):
+        self.costs, self.agreement, self._length = costs, agreement, length
+        self._longest = longest
+        self._lost = 0.0
+        self._tokens = 0
+        self._wait, self._since = 32, 0
+        self._rate = 1.0
+
+    def begin(self, most: int) -> int:
+        """How many tokens may be drafted now, at most `most`; 0 for a dense step."""
+        most = min(most, self._longest)
+        if self._length is not None or most < 1:
+            return max(0, min(self._length or 0, most))
+        if len(self.costs.dense) + len(self.costs.skipped & {"dense"}) < DENSE_FIRST:
+            return 0
+        self._rate = max(1.0, self.expected_rate())
+        if self.costs.are_known and self._rate >= LEAST_GAIN:
+            return most
+        allowed = MOST_LOSS * self._tokens + (0.0 if self.costs.are_known else FIRST_LOSS)
+        if self._lost > allowed or (self.costs.are_known and self._since < self._wait):
+            return 0
+        self._wait, self._since = 2 * self._wait, 0
+        return min(most, 4)
+
+    def expected_rate(self) -> float:
+        """Tokens that drafts and their checks give in the time of a dense step: as measured, or by the model."""
+        dense, seen = self.costs.dense_step, self.costs.whole
+        if dense is not None and len(seen) >= LEAST_SEEN:
+            return sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
+        step, whole, more = self.costs.relative()
+        return max(rate(length, self.agreement.mean, step, whole, more) for length in range(1, self._longest + 1))
+
+    def goes_on(self, chance: float) -> bool:
+        """Whether another token pays after those of a draft that are all taken with this chance."""
+        if self._length is not None:
+            return True
+        step, _, more = self.costs.relative()
+        return chance * self.agreement.mean > self._rate * (step + more)
+
+    def settle(self, tokens: int, seconds: float) -> None:
+        """Note how many tokens a draft and its check have given, in this time."""
+        self.note_tokens(tokens)
+        self.costs.note("whole", seconds, tokens)
+        dense = self.costs.dense_step
+        if dense:
+            self._lost = max(0.0, self._lost + seconds / dense - tokens)
+
+    def note_tokens(self, tokens: int) -> None:
+        """Note that tokens were made."""
+        self._tokens, self._since = self._tokens + tokens, self._since + tokens
+
+
+@dataclass
+class Known:
+    """What earlier calls have found out about a base.
+
+    Args:
+        costs (`dict`): Times by draft, rows, and the logarithm of the length of the text.
+        agreements (`dict`): Agreement by draft.
+    """
+
+    costs: dict[tuple[str, int, int], Costs] = field(default_factory=dict)
+    agreements: dict[str, Agreement] = field(default_factory=dict)
+
+    def pace(self, name: str, rows: int, context: int, length: int | None, longest: int) -> Pace:
+        """The [`Pace`] of a call with drafts of this name, after a context of so many tokens."""
+        costs = self.costs.setdefault((name, rows, context.bit_length()), Costs())
+        return Pace(costs, self.agreements.setdefault(name, Agreement()), length, longest)
+
+
+def rate(length: int, chance: float, step: float, whole: float, more: float) -> float:
+    """Tokens in the time of a dense step, if every draft has `length` tokens, each of which is taken with a chance.
+
+    Args:
+        length (`int`): Tokens of a draft.
+        chance (`float`): That a token is taken if those before it are.
+        step (`float`): Time of a draft's step, in dense steps.
+        whole (`float`): Time of a check, without what grows with its tokens.
+        more (`float`): What every token of a check adds.
+    """
+    expected = sum(chance**place for place in range(length + 1))
+    return expected / (length * step + whole + more * (length + 1))
