@@ -294,16 +294,17 @@ class TestModesUnderBudget:
             model.generate(prompts(1), **GREEDY, **HALF, **{drafts: value})
 
 
-OPTIONS = {"none": {}, "half": HALF}
+OPTIONS = {"none": {}, "half": HALF, "lossless": {"lossless": 3}}
 options_ = pytest.mark.parametrize("options", OPTIONS)
 
 
 class TestSurroundings:
-    """Streamers, criteria, processors, pipelines: the base's result if dense, and the same use under a budget."""
+    """Streamers, criteria, processors, pipelines: the base's result if dense or lossless, and the same under a budget."""
 
     def reference(self, model, options, *args, **kwargs) -> torch.Tensor:
-        owner = model if options == "half" else model.base
-        return owner.generate(*args, **kwargs, **OPTIONS[options])
+        if options == "half":
+            return model.generate(*args, **kwargs, **HALF)
+        return model.base.generate(*args, **kwargs)
 
     @options_
     def test_streamer(self, model, tokenizer, options):

@@ -21,11 +21,14 @@ class RowEnds(StoppingCriteria):
     def __init__(self, prompt_length: int):
         self.lengths = [prompt_length]
         self.ended: list[torch.Tensor] = []
+        self.so_far: torch.Tensor | None = None
+        """Which rows `(rows,)` have ended at any length so far."""
 
     def record(self, length: int, ended: torch.Tensor) -> None:
         """Record which rows `(rows,)` have ended at a length of `length` tokens."""
         self.lengths.append(length)
         self.ended.append(ended)
+        self.so_far = ended if self.so_far is None else self.so_far | ended
 
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -8,6 +8,7 @@ the draft, in nats: with weights in 8 bits and a fifth of the keys, nine out of 
 """
 
 import bisect
+import math
 
 
 EDGES = (0.1, 0.2, 0.4, 0.7, 1.0, 2.0)
@@ -34,7 +35,9 @@ class Agreement:
         self._weights = list(SHARES)
 
     def probability(self, gap: float) -> float:
-        """The chance that a token with this gap is taken."""
+        """The chance that a token with this gap is taken; 1 for one without another choice."""
+        if gap == math.inf:
+            return 1.0
         place = bisect.bisect_right(EDGES, gap)
         return self._taken[place] / self._drafted[place]
 

@@ -27,7 +27,7 @@ class Ahead:
 
     Args:
         tokens (`torch.LongTensor` of shape `(rows, drafted)`): The tokens.
-        gaps (`list[float]`): The smallest gap of every token over the rows, see [`Proposal`].
+        gaps (`list[list[float]]`): The gap of every token in every row, see [`Proposal`].
         logits (`torch.Tensor` of shape `(rows, 1 + drafted, vocab_size)`): Dense logits after the token before them,
             and after each.
         hidden (`torch.Tensor` of shape `(rows, 1 + drafted, hidden_size)`): The LM head's inputs.
@@ -38,7 +38,7 @@ class Ahead:
     """
 
     tokens: torch.Tensor
-    gaps: list[float]
+    gaps: list[list[float]]
     logits: torch.Tensor
     hidden: torch.Tensor
     along: TokenArguments

@@ -14,6 +14,7 @@ So all logits that leave the model are dense. A drafted token is taken if the lo
 processors, random numbers and criteria. Where drafts do not pay, there are dense steps: see [`Pace`].
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from .ahead import Ahead, ahead_of
 from .counts import DraftCounts
 from .drafts import DraftSteps
 from .pace import Pace
-from .proposals import Proposals
+from .proposals import KNOWN, Proposals
 from .reach import Reach
 
 
@@ -116,12 +117,14 @@ class LookAhead:
         taken = ahead.follows(inputs)
         if taken is None:
             return None
-        is_taken = bool(taken.all())
-        self.counts.drafted += len(taken)
-        self.counts.taken += int(taken.sum())
-        self.pace.agreement.record(ahead.gaps[ahead.used], is_taken)
-        if not is_taken:
-            self.counts.drafted += len(taken) * (ahead.drafted - ahead.used - 1)
+        running = [row for row, gap in enumerate(ahead.gaps[ahead.used]) if gap != KNOWN]
+        self.counts.drafted += len(running)
+        for row in running:
+            is_taken = bool(taken[row])
+            self.counts.taken += is_taken
+            self.pace.agreement.record(ahead.gaps[ahead.used][row], is_taken)
+        if not bool(taken.all()):
+            self.counts.drafted += sum(gap != KNOWN for gaps in ahead.gaps[ahead.used + 1 :] for gap in gaps)
             return None
         self.counts.tokens += 1
         logits, hidden = ahead.give_next(session.cache)
@@ -165,27 +168,25 @@ class LookAhead:
 
     def _draft(
         self, session: DecodingSession, inputs: ForwardInputs, most: int
-    ) -> tuple[list[ForwardInputs], list[float]]:
+    ) -> tuple[list[ForwardInputs], list[list[float]]]:
         """Inputs of the token of `inputs` and of those that are drafted after it, and the gap of each of these."""
-        cache, parts, gaps, chance = session.cache, [inputs], [], 1.0
+        cache, parts, gaps, chance = session.cache, [inputs], list[list[float]](), 1.0
         text = cache.episode
         cache.episode = Episode(text.hidden_state, token_before=text.token_before, logits_digest=text.logits_digest)
         cache.ledger.start_episode()
-        ended = self.row_ends.ended[-1] if self.row_ends.ended else None
-        draw = self.proposals.begin(inputs.tokens, ended)
+        draw = self.proposals.begin(inputs.tokens, self.row_ends.so_far)
         for number in range(1, most + 1):
             proposal = draw(self.steps(session, parts[-1]))
-            gap = float(proposal.gaps.min())
-            gaps.append(gap)
+            gaps.append(proposal.gaps.tolist())
             parts.append(ahead_of(inputs, proposal.tokens[:, None].to(inputs.tokens.device), number))
-            chance *= self.pace.agreement.probability(gap)
+            chance *= math.prod(map(self.pace.agreement.probability, gaps[-1]))
             if bool(draw.ended.all()) or not self.pace.goes_on(chance):
                 break
         cache.drop_tokens(len(gaps))
         cache.episode = text
         return parts, gaps
 
-    def _check(self, session: DecodingSession, whole: ForwardInputs, gaps: list[float]) -> Ahead:
+    def _check(self, session: DecodingSession, whole: ForwardInputs, gaps: list[list[float]]) -> Ahead:
         """A dense forward over tokens, of which the cache keeps the first."""
         controls, number = session.require_controls(), whole.length
         plan = RefreshPlan(session.cache, controls.backend, parts=session.parts)

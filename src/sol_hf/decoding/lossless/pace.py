@@ -33,6 +33,10 @@ MOST_LOSS = 0.015
 """Share of the time of dense steps that may be spent on finding out whether drafts pay."""
 FIRST_LOSS = 2.0
 """Dense steps that the first texts of a setting may lose to find it out."""
+TRIED = 4
+"""Tokens of such a draft."""
+FIRST_WAIT = 32
+"""Tokens after which drafts that did not pay are tried again; twice as many every time."""
 STEP, CHECK, MORE = 0.5, 1.3, 0.1
 """Time of a draft's step, of a check, and of each of its tokens, in dense steps, as long as none was measured."""
 
@@ -48,7 +52,7 @@ class Costs:
     dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     check: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=2 * SAMPLES))
-    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=2 * SAMPLES))
+    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     skipped: set[str] = field(default_factory=set)
 
     def note(self, kind: str, seconds: float, tokens: int = 1) -> None:
@@ -78,8 +82,10 @@ class Costs:
 
     @property
     def are_known(self) -> bool:
-        """Whether drafts have been timed often enough."""
-        return bool(self.dense) and len(self.step) >= 3 and len(self.check) >= 2
+        """Whether drafts have been timed often enough, or are slower than dense steps without any check."""
+        if self.dense_step is None or not self.step or not self.check:
+            return False
+        return (len(self.step) >= 3 and len(self.check) >= 2) or min(self.step) > self.dense_step
 
 
 class Pace:
@@ -88,33 +94,48 @@ class Pace:
     Args:
         costs ([`Costs`]): What is known of the times.
         agreement ([`Agreement`]): What is known of the drafts.
+        rows (`int`): Rows of the call: a draft goes on as long as all of them take it.
         length (`int`, *optional*): Tokens of every draft, if nothing is to depend on measured times.
         longest (`int`, *optional*, defaults to 16): Most tokens of a draft.
     """
 
-    def __init__(self, costs: Costs, agreement: Agreement, length: int | None = None, longest: int = LONGEST):
-        self.costs, self.agreement, self._length = costs, agreement, length
+    def __init__(
+        self, costs: Costs, agreement: Agreement, rows: int = 1, length: int | None = None, longest: int = LONGEST
+    ):
+        self.costs, self.agreement, self._rows, self._length = costs, agreement, rows, length
         self._longest = longest
         self._lost = 0.0
         self._tokens = 0
-        self._wait, self._since = 32, 0
+        self._wait, self._since = FIRST_WAIT, 0
         self._rate = 1.0
 
     def begin(self, most: int) -> int:
         """How many tokens may be drafted now, at most `most`; 0 for a dense step."""
-        most = min(most, self._longest)
         if self._length is not None or most < 1:
             return max(0, min(self._length or 0, most))
+        most = min(most, self._longest)
         if len(self.costs.dense) + len(self.costs.skipped & {"dense"}) < DENSE_FIRST:
             return 0
         self._rate = max(1.0, self.expected_rate())
         if self.costs.are_known and self._rate >= LEAST_GAIN:
             return most
-        allowed = MOST_LOSS * self._tokens + (0.0 if self.costs.are_known else FIRST_LOSS)
-        if self._lost > allowed or (self.costs.are_known and self._since < self._wait):
+        return self._tried(most)
+
+    def _tried(self, most: int) -> int:
+        """How many tokens are drafted to find out whether drafts pay, or do so by now."""
+        allowed = MOST_LOSS * self._tokens - self._lost
+        if not self.costs.are_known:
+            if not self.costs.step:
+                return 1  # the first of all, which may compile, and the next one, which is timed
+            return min(most, TRIED) if allowed + FIRST_LOSS > 0 else 0
+        step, whole, more = self.costs.relative()
+        loss = TRIED * step + whole + more * (TRIED + 1) - expected_tokens(TRIED, self.chance)
+        if self._since < self._wait or allowed < loss:
             return 0
         self._wait, self._since = 2 * self._wait, 0
-        return min(most, 4)
+        self.costs.whole.clear()
+        self._rate = max(1.0, self.expected_rate())
+        return most if self._rate >= LEAST_GAIN else min(most, TRIED)
 
     def expected_rate(self) -> float:
         """Tokens that drafts and their checks give in the time of a dense step: as measured, or by the model."""
@@ -122,19 +143,25 @@ class Pace:
         if dense is not None and len(seen) >= LEAST_SEEN:
             return sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
         step, whole, more = self.costs.relative()
-        return max(rate(length, self.agreement.mean, step, whole, more) for length in range(1, self._longest + 1))
+        return max(rate(length, self.chance, step, whole, more) for length in range(1, self._longest + 1))
+
+    @property
+    def chance(self) -> float:
+        """That a token is taken in every row, before it is drafted."""
+        return self.agreement.mean**self._rows
 
     def goes_on(self, chance: float) -> bool:
         """Whether another token pays after those of a draft that are all taken with this chance."""
         if self._length is not None:
             return True
         step, _, more = self.costs.relative()
-        return chance * self.agreement.mean > self._rate * (step + more)
+        return chance * self.chance > self._rate * (step + more)
 
     def settle(self, tokens: int, seconds: float) -> None:
         """Note how many tokens a draft and its check have given, in this time."""
         self.note_tokens(tokens)
-        self.costs.note("whole", seconds, tokens)
+        if self.costs.are_known:
+            self.costs.note("whole", seconds, tokens)
         dense = self.costs.dense_step
         if dense:
             self._lost = max(0.0, self._lost + seconds / dense - tokens)
@@ -159,7 +186,7 @@ class Known:
     def pace(self, name: str, rows: int, context: int, length: int | None, longest: int) -> Pace:
         """The [`Pace`] of a call with drafts of this name, after a context of so many tokens."""
         costs = self.costs.setdefault((name, rows, context.bit_length()), Costs())
-        return Pace(costs, self.agreements.setdefault(name, Agreement()), length, longest)
+        return Pace(costs, self.agreements.setdefault(name, Agreement()), rows, length, longest)
 
 
 def rate(length: int, chance: float, step: float, whole: float, more: float) -> float:
@@ -172,5 +199,9 @@ def rate(length: int, chance: float, step: float, whole: float, more: float) -> 
         whole (`float`): Time of a check, without what grows with its tokens.
         more (`float`): What every token of a check adds.
     """
-    expected = sum(chance**place for place in range(length + 1))
-    return expected / (length * step + whole + more * (length + 1))
+    return expected_tokens(length, chance) / (length * step + whole + more * (length + 1))
+
+
+def expected_tokens(length: int, chance: float) -> float:
+    """Tokens that a draft and its check give on average: those that are taken, and the one after them."""
+    return sum(chance**place for place in range(length + 1))

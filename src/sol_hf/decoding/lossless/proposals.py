@@ -48,6 +48,9 @@ PURE = tuple(
 )
 """Processors that can be called once more without any effect on later calls. Others are left out of drafts."""
 
+KNOWN = float("inf")
+"""The gap of a token without another choice."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -55,7 +58,8 @@ class Proposal:
 
     Args:
         tokens (`torch.LongTensor` of shape `(rows,)`): The tokens.
-        gaps (`torch.Tensor` of shape `(rows,)`): By how much each was better than the second best, in nats.
+        gaps (`torch.Tensor` of shape `(rows,)`): By how much each was better than the second best, in nats; `KNOWN`
+            where there was no choice.
     """
 
     tokens: torch.Tensor
@@ -128,12 +132,12 @@ class Draw:
         best = scores.topk(min(2, scores.shape[-1]), dim=-1)
         tokens, gaps = best.indices[:, 0], best.values[:, 0] - best.values[:, -1]
         if known is not None:
-            tokens, gaps = torch.where(known < 0, tokens, known), gaps.masked_fill(known >= 0, torch.inf)
+            tokens, gaps = torch.where(known < 0, tokens, known), gaps.masked_fill(known >= 0, KNOWN)
         if self._pad is not None and self._ends is not None:
-            tokens, gaps = torch.where(self.ended, self._pad, tokens), gaps.masked_fill(self.ended, torch.inf)
+            tokens, gaps = torch.where(self.ended, self._pad, tokens), gaps.masked_fill(self.ended, KNOWN)
             self.ended = self.ended | torch.isin(tokens, self._ends)
         self._text = torch.cat([self._text, tokens[:, None]], dim=1)
-        return Proposal(tokens, gaps.nan_to_num(nan=0.0))
+        return Proposal(tokens, gaps.nan_to_num(nan=0.0, posinf=KNOWN))
 
 
 def generator_like_that_of(device: torch.device) -> torch.Generator:

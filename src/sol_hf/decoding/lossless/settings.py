@@ -67,7 +67,7 @@ def lossless_controls(
     controls = controls_for(options, base, policy, config, rows)
     assert controls is not None, "only calls that are all dense have none"
     steps = DraftSteps.of(options, controls.action_space or config.action_space)
-    return dataclasses.replace(controls, kv_refresh=False), steps
+    return dataclasses.replace(controls, kv_refresh=True), steps
 
 
 def default_controls(
@@ -97,6 +97,7 @@ def default_controls(
     controls = dataclasses.replace(
         options.dense_controls(config),
         rule=dataclasses.replace(config.selection_rule, **RULE),
+        kv_refresh=True,
         backend="fast" if options.cuda_graphs else options.backend,
         bits_backend="nested",
         dense_axes=frozenset(),

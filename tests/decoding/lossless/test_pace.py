@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Drafts are as long as they pay, and there are none where they do not; to find it out costs next to nothing."""
+
+import random
+
+import pytest
+
+from sol_hf.decoding.lossless.agreement import Agreement
+from sol_hf.decoding.lossless.pace import Costs, Pace, rate
+
+
+def run(
+    step: float, whole: float, more: float, chance: float, tokens: int = 512, costs: Costs | None = None, rows: int = 1
+) -> tuple[float, list[int], Costs]:
+    """Time of a text in dense steps, and the lengths of its drafts, if dense steps take a second.
+
+    Of the drafted tokens a share `chance` is taken, those with a small gap half of the time.
+    """
+    costs, drawn = costs or Costs(), random.Random(1)
+    pace = Pace(costs, Agreement(), rows)
+    made, seconds, lengths = 0, 0.0, []
+    while made < tokens:
+        most = pace.begin(tokens - made)
+        if not most:
+            costs.note("dense", 1.0)
+            pace.note_tokens(1)
+            made, seconds = made + 1, seconds + 1
+            continue
+        gaps, hold = [], 1.0
+        while len(gaps) < most:
+            gaps.append(0.05 if drawn.random() < 2 * (1 - chance) else 1.5)
+            hold *= pace.agreement.probability(gaps[-1])
+            if not pace.goes_on(hold):
+                break
+        taken = 0
+        for gap in gaps:
+            is_taken = gap > 1 or drawn.random() < 0.5
+            pace.agreement.record(gap, is_taken)
+            if not is_taken:
+                break
+            taken += 1
+        spent = len(gaps) * step + whole + more * (len(gaps) + 1)
+        costs.note("step", step)
+        costs.note("check", whole + more * (len(gaps) + 1), len(gaps) + 1)
+        pace.settle(1 + taken, spent)
+        lengths.append(len(gaps))
+        made, seconds = made + 1 + taken, seconds + spent
+    return seconds / made, lengths, costs
+
+
+@pytest.mark.parametrize(
+    ("step", "whole", "more", "chance", "least"),
+    [
+        (0.35, 1.1, 0.1, 0.95, 1.35),
+        (0.35, 1.1, 0.1, 0.99, 1.6),
+        (0.5, 1.1, 0.05, 0.95, 1.15),
+        (0.3, 2.0, 0.1, 0.95, 1.2),
+    ],
+)
+def test_drafts_that_pay_are_made(step, whole, more, chance, least):
+    assert 1 / run(step, whole, more, chance)[0] > least
+
+
+@pytest.mark.parametrize(
+    ("step", "whole", "more", "chance"),
+    [
+        (0.6, 3.0, 0.3, 0.95),
+        (1.0, 1.1, 0.1, 0.99),
+        (20.0, 1.1, 0.1, 0.99),
+        (0.5, 1.2, 0.1, 0.55),
+        (0.8, 1.5, 0.1, 0.9),
+    ],
+)
+def test_drafts_that_do_not_pay_cost_at_most_three_percent(step, whole, more, chance):
+    first, _, costs = run(step, whole, more, chance)
+    again, _, _ = run(step, whole, more, chance, costs=costs)
+    assert again < 1.03 and first < (1.03 if step < 2 else 1.1)
+
+
+def test_a_short_text_after_others_is_not_slower_either():
+    costs = run(0.6, 3.0, 0.3, 0.95)[2]
+    assert run(0.6, 3.0, 0.3, 0.95, tokens=24, costs=costs)[0] == 1
+
+
+def test_drafts_are_longer_the_better_they_are():
+    means = [sum(lengths) / len(lengths) for lengths in (run(0.35, 1.3, 0.1, c)[1] for c in (0.8, 0.9, 0.97))]
+    assert means == sorted(means) and means[0] < means[-1]
+
+
+def test_a_fixed_length_depends_on_no_time():
+    pace = Pace(Costs(), Agreement(), length=5)
+    assert [pace.begin(most) for most in (100, 5, 3, 0)] == [5, 5, 3, 0]
+    assert pace.goes_on(0.0)
+
+
+def test_the_rate_is_tokens_over_their_time():
+    assert rate(4, 1.0, 0.5, 1.0, 0.0) == 5 / 3
+    assert rate(1, 0.0, 0.5, 1.0, 0.1) == pytest.approx(1 / 1.7)
+
+
+def test_agreement_follows_what_is_recorded():
+    agreement = Agreement()
+    before = agreement.probability(0.05), agreement.mean
+    for _ in range(200):
+        agreement.record(0.05, False)
+    assert agreement.probability(0.05) < 0.05 < before[0] and agreement.mean < before[1]
+    assert agreement.probability(float("inf")) == 1 and agreement.probability(5.0) > 0.99
