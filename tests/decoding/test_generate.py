@@ -299,7 +299,7 @@ options_ = pytest.mark.parametrize("options", OPTIONS)
 
 
 class TestSurroundings:
-    """Streamers, criteria, processors, pipelines: the base's result if dense or lossless, and the same under a budget."""
+    """Streamers, criteria, processors, pipelines: the base's result if dense or lossless; and under a budget."""
 
     def reference(self, model, options, *args, **kwargs) -> torch.Tensor:
         if options == "half":

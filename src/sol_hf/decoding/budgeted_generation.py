@@ -20,7 +20,7 @@ from .call_session import session_of_call
 from .controls import DecodeControls
 from .custom_loop import custom_loop
 from .executed import check_executed
-from .generate_checks import begin_of_text, find_prompt
+from .generate_checks import add_mask_of_assistant, begin_of_text, find_prompt
 from .lossless.look_ahead import LookAhead
 from .lossless.settings import look_ahead_of, lossless_controls
 from .options import DecodeOptions, resolve_options
@@ -49,6 +49,7 @@ class BudgetedGeneration(WrappedGeneration):
         if prompt is None and not options.runs_base:
             device = compute_device(self.base)
             prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
+        add_mask_of_assistant(prompt, kwargs, generation_config)
         meter = AgreementMeter.of_call(options, prompt, kwargs, configs) if options.measure_agreement else None
         row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
         controls, look_ahead = self._settings(options, 1 if prompt is None else len(prompt), row_ends)

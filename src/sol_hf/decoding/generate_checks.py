@@ -45,6 +45,19 @@ def begin_of_text(
     return torch.full((1, 1), int(token), dtype=torch.long, device=device)
 
 
+def add_mask_of_assistant(
+    prompt: torch.Tensor | None, arguments: dict[str, Any], generation_config: GenerationConfig | None
+) -> None:
+    """Add the attention mask that transformers' assisted generation leaves out when it calls its assistant.
+
+    It has one row without padding. If the text has the pad token, as chats often do, a mask that transformers makes
+    would hide it.
+    """
+    is_assistant = getattr(generation_config, "is_assistant", False)
+    if is_assistant and prompt is not None and prompt.dim() == 2 and arguments.get("attention_mask") is None:
+        arguments["attention_mask"] = torch.ones_like(prompt)
+
+
 def check_generate_arguments(
     prompt: torch.Tensor | None, arguments: Mapping[str, Any], device: torch.device, vocabulary: int
 ) -> None:

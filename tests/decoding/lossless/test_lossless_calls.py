@@ -112,10 +112,10 @@ def test_a_custom_loop_may_call_generate_or_the_model():
     def again(model, input_ids, generation_config, attention_mask, **arguments):
         return model.generate(input_ids, generation_config=generation_config, attention_mask=attention_mask)
 
-    def by_hand(model, input_ids, past_key_values=None, **arguments):
+    def by_hand(model, input_ids, **arguments):
         new = input_ids
         for _ in range(CALL["max_new_tokens"]):
-            logits = model(new, past_key_values=past_key_values).logits[:, -1]
+            logits = model(new, past_key_values=arguments["past_key_values"]).logits[:, -1]
             new = logits.argmax(-1, keepdim=True)
             input_ids = torch.cat([input_ids, new], dim=1)
         return input_ids

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sampled texts of `generate(lossless=True)` have the distribution of the base, though the drafts are another model's."""
+"""Sampled texts of `generate(lossless=True)` have the distribution of the base, whatever is drafted."""
 
 import itertools
 
