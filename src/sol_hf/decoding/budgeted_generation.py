@@ -24,7 +24,7 @@ from .generate_checks import add_mask_of_assistant, begin_of_text, find_prompt
 from .lossless.look_ahead import LookAhead
 from .lossless.settings import look_ahead_of, lossless_controls
 from .options import DecodeOptions, resolve_options
-from .outputs import attach_steps
+from .outputs import SOLGenerateDecoderOnlyOutput, attach_steps
 from .policy_fit import check_agreement
 from .row_ends import RowEnds
 from .session import DecodingSession
@@ -75,7 +75,7 @@ class BudgetedGeneration(WrappedGeneration):
         attached = attach_steps(output, row_ends, cache, self.action_space, options.compute_unit)
         if look_ahead is not None:
             look_ahead.counts.report(attached)
-        if meter is not None:
+        if meter is not None and isinstance(attached, SOLGenerateDecoderOnlyOutput):
             attached.agreement = meter.agreement(self.base, output.sequences, row_ends.running())
         return attached
 

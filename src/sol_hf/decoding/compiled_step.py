@@ -16,7 +16,7 @@ from .session import DecodingSession
 
 
 def compiled_step(
-    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan
+    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
 ) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
     """A decode step as one program: what the base returns, and the LM head's input `(rows, hidden_size)`.
 
@@ -34,7 +34,8 @@ def compiled_step(
     if positions is None:
         positions = torch.full((1, 1), cache.get_seq_length())
     places = positions.expand(len(inputs.tokens), 1)[:, 0]
-    is_new = cache.episode.length == 0 or not cache.trace
+    if is_new is None:
+        is_new = cache.episode.length == 0 or not cache.trace
     found = run_step(session.base, plan, inputs.tokens, places, is_new)
     if found is None:
         return None

@@ -24,13 +24,7 @@ _ACTIONS_AND_REALISED = """
             the row had already ended.
         realised (`torch.Tensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further axes
             of the action space over the row's controllable steps; the largest levels for a row that had none.
-        compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it.
-        agreement (`float`, *optional*): With `lossless`, the share of drafted tokens that were taken; with
-            `measure_agreement`, the share of new tokens at which the most likely token is the dense one.
-        checks (`int`, *optional*): With `lossless`, dense forwards over drafts.
-        tokens_per_forward (`float`, *optional*): With `lossless`, tokens of a row for every dense forward after the
-            prompt, checks and dense steps.
-"""
+        compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it."""
 
 
 @dataclass
@@ -38,7 +32,13 @@ class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     __doc__ = f"""Output of greedy search and sampling under a budget.
 
     Args:
-        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}"""
+        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}
+        agreement (`float`, *optional*): With `lossless`, the share of drafted tokens that were taken; with
+            `measure_agreement`, the share of new tokens at which the most likely token is the dense one.
+        checks (`int`, *optional*): With `lossless`, dense forwards over drafts.
+        tokens_per_forward (`float`, *optional*): With `lossless`, tokens of a row for every dense forward after the
+            prompt, checks and dense steps.
+    """
 
     actions: torch.Tensor | None = None
     realised: torch.Tensor | None = None
@@ -53,14 +53,12 @@ class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
     __doc__ = f"""Output of beam search under a budget.
 
     Args:
-        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}"""
+        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}
+    """
 
     actions: torch.Tensor | None = None
     realised: torch.Tensor | None = None
     compute_unit: str | None = None
-    agreement: float | None = None
-    checks: int | None = None
-    tokens_per_forward: float | None = None
 
 
 @dataclass

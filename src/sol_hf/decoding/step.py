@@ -149,10 +149,13 @@ def decode_step(
 
 
 def run_planned(
-    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan
+    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
 ) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
-    """A step by its plan: what the base returns, and the LM head's input `(rows, hidden_size)`."""
-    compiled = compiled_step(session, inputs, plan)
+    """A step by its plan: what the base returns, and the LM head's input `(rows, hidden_size)`.
+
+    `is_new` is whether to look for modules and weights that were replaced; by default at the begin of an episode.
+    """
+    compiled = compiled_step(session, inputs, plan, is_new)
     if compiled is not None:
         return compiled
     with active_forward(plan) as context:

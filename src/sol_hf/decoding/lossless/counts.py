@@ -38,6 +38,7 @@ class DraftCounts:
         return self.tokens / forwards if forwards else None
 
     def report(self, output: SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput) -> None:
-        """Write them into the output of a call."""
+        """Write them into the output of a call, which has no beams."""
+        assert isinstance(output, SOLGenerateDecoderOnlyOutput), "beams are refused"
         output.agreement, output.checks = self.agreement, self.checks
         output.tokens_per_forward = self.tokens_per_forward

@@ -56,14 +56,14 @@ class DraftSteps:
         """What the times of these steps are remembered by."""
         return "controller" if self.levels is None else str(sorted(self.levels.items()))
 
-    def __call__(self, session: DecodingSession, inputs: ForwardInputs) -> torch.Tensor:
-        """Process one token of every row; logits `(rows, vocab_size)`."""
+    def __call__(self, session: DecodingSession, inputs: ForwardInputs, is_first: bool) -> torch.Tensor:
+        """Process one token of every row, the first of a draft or a later one; logits `(rows, vocab_size)`."""
         if self.levels is None:
             return decode_step(session, inputs).logits[:, -1]
         controls, cache = session.require_controls(), session.cache
         levels = planned(self.levels, cache, controls.rule, inputs.tokens)
         plan = StepPlan(cache, controls.rule, levels, controls.backend, controls.bits_backend, session.parts)
-        return run_planned(session, inputs, plan)[0].logits[:, -1]
+        return run_planned(session, inputs, plan, is_new=is_first)[0].logits[:, -1]
 
 
 def planned(

@@ -142,7 +142,8 @@ class LookAhead:
         begin = time.perf_counter()
         controls = session.require_controls()
         plan = StepPlan(session.cache, controls.rule, {}, controls.backend, controls.bits_backend, session.parts)
-        output, hidden = run_planned(session, inputs, plan)
+        is_new = self.counts.steps % controls.episode_length == 0
+        output, hidden = run_planned(session, inputs, plan, is_new)
         session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
         self.counts.steps += 1
         self.pace.note_tokens(1)
@@ -176,7 +177,7 @@ class LookAhead:
         cache.ledger.start_episode()
         draw = self.proposals.begin(inputs.tokens, self.row_ends.so_far)
         for number in range(1, most + 1):
-            proposal = draw(self.steps(session, parts[-1]))
+            proposal = draw(self.steps(session, parts[-1], is_first=number == 1))
             gaps.append(proposal.gaps.tolist())
             parts.append(ahead_of(inputs, proposal.tokens[:, None].to(inputs.tokens.device), number))
             chance *= math.prod(map(self.pace.agreement.probability, gaps[-1]))
