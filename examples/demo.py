@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Continues one prompt by transformers, densely on our cache, and at compute budgets, side by side.
+"""Continues one prompt by transformers, densely on our cache, with drafts, and at compute budgets, side by side.
 
     python examples/demo.py --prompt "Tell me about the Roman Empire." --out demo.html
 
@@ -114,10 +114,14 @@ def budget_columns(model: SOLForCausalLM, options: argparse.Namespace) -> list[C
 
 
 def all_columns(model: SOLForCausalLM, options: argparse.Namespace) -> list[Column]:
-    """transformers, our dense steps, and the budgets. A budget that is stored with a policy enters no dense column."""
+    """transformers, our dense steps, drafts with dense checks, and the budgets.
+
+    A budget that is stored with a policy enters no column with the text of transformers.
+    """
     dense = Budget.of({axis.name: axis.dense for axis in model.action_space.axes})
     ours = Column("ours, dense", None, {"budget": dense, "backend": "fast"})
-    return [Column("transformers", is_base=True), ours, *budget_columns(model, options)]
+    checked = Column("lossless", None, {"lossless": True, "backend": "fast"})
+    return [Column("transformers", is_base=True), ours, checked, *budget_columns(model, options)]
 
 
 def run(model: SOLForCausalLM, columns: list[Column], inputs: BatchEncoding, length: int, console: Console):

@@ -54,22 +54,23 @@ def test_a_base_is_compared_with_itself_on_our_cache_and_with_settings(folders, 
     assert all(len(line) <= 100 for line in lines)
     assert lines[0].startswith("base: float32") and "4 steps, 1 rounds" in lines[0]
     begin = lines.index("context 20, 1 row")
-    names = ["transformers", "dense, ours", "8 bits", "8 bits, keys .2", "6 bits, keys .2"]
+    names = ["transformers", "dense, ours", "lossless", "8 bits", "8 bits, keys .2", "6 bits, keys .2"]
     assert all(line.startswith(name) for line, name in zip(lines[begin + 2 :], names, strict=False))
-    assert lines[begin + 7].startswith("fastest here: ") and "context 20, 2 rows" in lines
+    assert lines[begin + 8].startswith("fastest here: ") and "context 20, 2 rows" in lines
     found = json.loads(out.read_text())
     assert [case["rows"] for case in found["cases"]] == [1, 2] and found["refused"] == {}
     one, two = found["cases"]
     assert one["speeds"][1]["same_tokens"] == 1 and one["speeds"][0]["speed_up"] == 1
     assert one["bytes_share"]["base"] == 1 and one["bytes_share"]["6 bits, keys .2"] < one["bytes_share"]["8 bits"] < 1
-    assert two["bytes_share"] == {} and set(one["over_dense"]) == set(found["qualities"]) | {"base", "dense, ours"}
+    same = {"base", "dense, ours", "lossless"}
+    assert two["bytes_share"] == {} and set(one["over_dense"]) == set(found["qualities"]) | same
     assert 0 < found["qualities"]["8 bits"]["divergence"][0] < found["qualities"]["6 bits, keys .2"]["divergence"][0]
 
 
 def test_a_policy_runs_at_numbers_of_its_calibration(folders, capsys):
     printed = bench(capsys, folders / "policy", *QUICK)
     rows = {line[:16].strip(): line.split() for line in printed.splitlines()}
-    assert {"transformers", "dense, ours", "compute 0.8", "compute 0.6"} <= set(rows)
+    assert {"transformers", "dense, ours", "lossless", "compute 0.8", "compute 0.6"} <= set(rows)
     assert "compute 0.4" not in rows  # its calibration begins above
     assert rows["compute 0.8"][-2] == "+0.44*" and "*: from the calibration of the policy." in printed
     printed = bench(capsys, folders / "policy", *QUICK, "--compute", "0.9")

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from sol_hf import Budget, FixedController, ScheduleController
-from support.bases import FAMILIES
 from support.cases import HALF, constant_schedule, left_padded, prompts, sol_model
 
 
@@ -19,7 +18,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("options", [dict(do_sample=False), dict(do_sample=True, temperature=2.0)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_it_is_the_share_of_equal_most_likely_tokens(family, options):
     model = sol_model(family)
     torch.manual_seed(3)
@@ -28,8 +27,8 @@ def test_it_is_the_share_of_equal_most_likely_tokens(family, options):
     new = torch.ones(2, CALL["max_new_tokens"] - 1, dtype=torch.long)
     mask = torch.cat([batch()["attention_mask"], new], dim=1)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    arguments = {} if family == "gpt_neox_japanese" else {"position_ids": positions}
-    dense = model.base(output.sequences[:, :-1], attention_mask=mask, **arguments).logits[:, -12:].argmax(dim=-1)
+    dense = model.base(output.sequences[:, :-1], attention_mask=mask, position_ids=positions)
+    dense = dense.logits[:, -12:].argmax(dim=-1)
     assert output.agreement == pytest.approx(float((own == dense).double().mean())) and output.checks is None
 
 

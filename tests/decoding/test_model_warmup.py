@@ -176,3 +176,16 @@ def test_a_dense_call_says_nothing_of_a_policy_that_it_does_not_use(caplog):
 def test_an_impossible_budget_is_a_budget_error():
     with pytest.raises(BudgetError):
         sol_model().warmup(bits=2)
+
+
+def test_lossless_has_drafted_and_checked_before_the_first_call(monkeypatch):
+    model, lengths = sol_model(dtype=torch.float32), []
+    own = model.base.forward
+
+    def forward(input_ids=None, *args, **kwargs):
+        lengths.append(input_ids.shape[1])
+        return own(input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(model.base, "forward", forward)
+    model.warmup(lossless=True)
+    assert 4 in lengths and 1 in lengths and model.coverage().copied_bytes > 0

@@ -58,8 +58,8 @@ def test_the_text_of_dense_steps_is_that_of_the_base_and_a_prompt_is_processed_t
     monkeypatch.setattr(base, "forward", forward)
     ids = torch.randint(3, 99, (2, 30))
     found = measure_case(model, ways, ids, steps=5, rounds=2)
-    assert lengths.count(29) == 2 and all(length == 1 for length in lengths if length != 29)
-    assert [len(speed.tokens_per_second) for speed in found.speeds] == [2] * 5
+    assert lengths.count(29) == 2 and all(length < 9 for length in lengths if length != 29)  # checks of drafts, too
+    assert [len(speed.tokens_per_second) for speed in found.speeds] == [2] * 6
     assert found.speeds[1].same_tokens == 1
 
 
@@ -68,7 +68,7 @@ def test_what_a_base_cannot_do_is_left_out_with_the_reason():
     base.model.layers[0].self_attn.q_proj = torch.nn.Sequential(base.model.layers[0].self_attn.q_proj)
     model = model_for_settings(base.to(torch.float16))
     ways, refused = usable_ways(model, ways_of_settings(model))
-    assert [way.name for way in ways][:2] == ["base", "dense, ours"]
+    assert [way.name for way in ways][:3] == ["base", "dense, ours", "lossless"]
     assert set(refused) | {way.name for way in ways} == {way.name for way in ways_of_settings(model)}
 
 

@@ -14,6 +14,7 @@ their levels together.
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -37,6 +38,8 @@ from .setup import controls_for, new_cache, own_cache
 
 CONTEXT = 40
 """Tokens before the steps: with fewer than 32 keys, attention is not compiled code."""
+LONG_CONTEXT, DRAFTED = 280, 12
+"""Tokens of a text of which drafts read a share of the keys, and how many of them are made."""
 
 
 class Warmup(PreTrainedModel):
@@ -91,7 +94,24 @@ class Warmup(PreTrainedModel):
             self._process(self._schedule_controls(resolved, axes, schedule), len(schedule))
         if given is not None and not resolved.is_dense:
             self._process(given, steps=2, rows=rows)
+        if resolved.lossless:
+            self._draft(options, rows)
         return Coverage.of(self.base, own_cache(new_cache(self.base, self.config), self.base, self.config))
+
+    def _draft(self, options: dict[str, Any], rows: int) -> None:
+        """Draft and check in a short text, and in one that is not."""
+        for context in (CONTEXT, LONG_CONTEXT):
+            text = self._text(context).repeat(rows, 1)
+            new = min(DRAFTED, text.shape[1] - 1)
+            ids = text[:, : text.shape[1] - new]
+            settings = dict(max_new_tokens=new, do_sample=False, num_beams=1, pad_token_id=0)
+            self.generate(ids, attention_mask=torch.ones_like(ids), **settings, **{**options, "lossless": 3})
+
+    def _text(self, length: int) -> torch.Tensor:
+        """Ids `(1, length)` of a text, fewer if the base has fewer positions."""
+        length = min(length, self.config.base_max_position_embeddings or length)
+        ids = (torch.arange(length) * 7 + 3)[None] % (self.config.base_vocab_size or length)
+        return ids.to(compute_device(self.base))
 
     def _controlled(self, options: DecodeOptions) -> list[str]:
         """The axes of which steps of a call may take any level."""
@@ -122,10 +142,8 @@ class Warmup(PreTrainedModel):
     def _process(self, controls: DecodeControls | None, steps: int, rows: int = 1) -> None:
         """Process a text by steps; without controls by a forward of the base."""
         context = max(CONTEXT, self.config.short_text_tokens + 1)
-        longest = self.config.base_max_position_embeddings or context + steps + 1
-        length = min(context + steps + 1, longest)
-        ids = (torch.arange(length) * 7 + 3)[None].repeat(rows, 1) % (self.config.base_vocab_size or length)
-        aligned = align_rows(ids.to(compute_device(self.base)), None, max(0, length - steps - 1))
+        ids = self._text(context + steps + 1).repeat(rows, 1)
+        aligned = align_rows(ids, None, max(0, ids.shape[1] - steps - 1))
         if controls is None:
             score_rows_densely(self.base, aligned, self.config.action_space, return_logits=False)
             return

@@ -21,8 +21,8 @@ from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error
 from .compute_costs import ComputeCosts
 from .settings import compare_scores
-from .speed import BASE, Speed, greedy_call, run_in_turn, speed_of
-from .ways import DENSE, Way
+from .speed import Speed, greedy_call, run_in_turn, speed_of
+from .ways import DENSE, LOSSLESS, SAME_TEXT, Way
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def _bytes_shares(
     """Bytes of a step over those of a dense one, by the actions that a run took in whole episodes."""
     length = model.config.episode_length
     for way in ways:
+        if way.name == LOSSLESS:
+            continue  # depends on the text
         if way.is_dense:
             yield way.name, 1.0
             continue
@@ -184,7 +186,7 @@ def fastest(case: Case, qualities: dict[str, Quality], most_divergence: float) -
     """
 
     def allowed(speed: Speed) -> bool:
-        if speed.name in (BASE, DENSE):
+        if speed.name in SAME_TEXT:
             return True
         if speed.name in qualities:
             return qualities[speed.name].divergence[0] <= most_divergence

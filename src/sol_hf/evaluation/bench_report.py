@@ -11,7 +11,7 @@ from typing import Any
 
 from .bench import Case, Quality, fastest
 from .speed import BASE, Speed
-from .ways import DENSE
+from .ways import SAME_TEXT
 
 
 WIDTH = 100
@@ -57,9 +57,9 @@ class BenchReport:
         """One line: the fastest way, and the fastest that gives the same text."""
         best = fastest(case, self.qualities, self.most_divergence)
         line = f"fastest here: {_name(best)}, {best.speed_up:.2f} times as fast as transformers"
-        if best.name in (BASE, DENSE):
-            return f"{line}, the same text" if best.name == DENSE else "fastest here: transformers' own generate"
-        same = max((x for x in case.speeds if x.name in (BASE, DENSE)), key=lambda x: x.speed_up)
+        if best.name in SAME_TEXT:
+            return f"{line}, the same text" if best.name != BASE else "fastest here: transformers' own generate"
+        same = max((x for x in case.speeds if x.name in SAME_TEXT), key=lambda x: x.speed_up)
         return f"{line}; with the same text: {_name(same)}, {same.speed_up:.2f} times"
 
     def to_json(self) -> dict[str, Any]:
@@ -74,12 +74,12 @@ class BenchReport:
         ms = [1000 * case.rows / rate for rate in (speed.median, *reversed(speed.spread))]
         share, quality = case.bytes_share.get(speed.name), self.qualities.get(speed.name)
         kl = loss = same = "–"
-        if speed.name in (BASE, DENSE):
+        if speed.name in SAME_TEXT:
             kl, loss, same = "0", "0", "1"
         elif quality is not None:
             kl, loss = f"{quality.divergence[0]:.3f}", f"{quality.loss[0]:+.3f}"
             same = f"{quality.same_token:.2f}"
-        if speed.expected_loss is not None and speed.name != DENSE:
+        if speed.expected_loss is not None and speed.name not in SAME_TEXT:
             loss = f"{speed.expected_loss:+.2f}*"
         rounds = f"({ms[1]:.1f}–{ms[2]:.1f})"
         return (
@@ -99,7 +99,7 @@ class BenchReport:
                 "KL(dense ‖ way) and loss above dense in nats a token, share of the same most likely token: "
                 f"{self.text}. Advised is no way with a KL above {self.most_divergence:g}."
             )
-        if any(x.expected_loss is not None and x.name != DENSE for case in self.cases for x in case.speeds):
+        if any(x.expected_loss is not None and x.name not in SAME_TEXT for case in self.cases for x in case.speeds):
             notes.append("*: from the calibration of the policy.")
         return notes
 

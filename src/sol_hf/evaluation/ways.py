@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Ways to decode with one base, to be compared: the base alone, dense on our cache, and budgets.
+"""Ways to decode with one base, to be compared: the base alone, dense on our cache, drafts that are checked, budgets.
 
 The budgets of a policy are numbers for `compute=`, from its calibration. Without one they are settings that
 docs/choosing.md recommends, with the fixed schedule: every step at the same levels.
@@ -22,7 +22,9 @@ from ..modeling_sol import SOLForCausalLM
 from .speed import BASE
 
 
-DENSE = "dense, ours"
+DENSE, LOSSLESS = "dense, ours", "lossless"
+SAME_TEXT = (BASE, DENSE, LOSSLESS)
+"""Ways that give the text of the base."""
 COMPUTE = (0.8, 0.6, 0.4)
 """Numbers for `compute=`, where a calibration has them."""
 SHORT_TEXT = 256
@@ -59,13 +61,17 @@ class Way:
     @property
     def is_dense(self) -> bool:
         """Whether it gives the text of the base."""
-        return self.is_base or self.name == DENSE
+        return self.is_base or self.name in SAME_TEXT
 
 
 def dense_ways(model: SOLForCausalLM) -> list[Way]:
-    """The base alone, and dense steps on our cache. A budget that is stored with a policy enters neither."""
+    """The base alone, dense steps on our cache, and drafts that are checked densely.
+
+    A budget that is stored with a policy enters the drafts only.
+    """
     dense = Budget.of({axis.name: axis.dense for axis in model.action_space.axes})
-    return [Way(BASE, is_base=True), Way(DENSE, dict(budget=dense, backend="fast"), calibrated=0.0)]
+    ours = Way(DENSE, dict(budget=dense, backend="fast"), calibrated=0.0)
+    return [Way(BASE, is_base=True), ours, Way(LOSSLESS, dict(lossless=True, backend="fast"), calibrated=0.0)]
 
 
 def ways_of_policy(model: SOLForCausalLM, compute: Sequence[float] | None = None) -> list[Way]:

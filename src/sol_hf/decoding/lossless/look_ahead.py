@@ -15,7 +15,6 @@ processors, random numbers and criteria. Where drafts do not pay, there are dens
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +30,7 @@ from ..forward_inputs import ForwardInputs
 from ..row_ends import RowEnds
 from ..session import DecodingSession
 from ..step import dense_part, run_planned
+from . import pace
 from .ahead import Ahead, ahead_of
 from .counts import DraftCounts
 from .drafts import DraftSteps
@@ -139,7 +139,7 @@ class LookAhead:
         self._ahead = None
 
     def _dense_step(self, session: DecodingSession, inputs: ForwardInputs) -> CausalLMOutputWithPast:
-        begin = time.perf_counter()
+        begin = pace.read_clock()
         controls = session.require_controls()
         plan = StepPlan(session.cache, controls.rule, {}, controls.backend, controls.bits_backend, session.parts)
         is_new = self.counts.steps % controls.episode_length == 0
@@ -147,17 +147,17 @@ class LookAhead:
         session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
         self.counts.steps += 1
         self.pace.note_tokens(1)
-        self.pace.costs.note("dense", time.perf_counter() - begin)
+        self.pace.costs.note("dense", pace.read_clock() - begin)
         return output
 
     def _look_ahead(self, session: DecodingSession, inputs: ForwardInputs, most: int) -> CausalLMOutputWithPast:
         """Draft at most `most` tokens and check them."""
-        begin = time.perf_counter()
+        begin = pace.read_clock()
         parts, gaps = self._draft(session, inputs, most)
-        middle = time.perf_counter()
+        middle = pace.read_clock()
         whole = parts[-1].after(*parts[:-1])
         ahead = self._check(session, whole, gaps)
-        now = time.perf_counter()
+        now = pace.read_clock()
         ahead.seconds = now - begin
         self.pace.costs.note("step", (middle - begin) / len(gaps))
         self.pace.costs.note("check", now - middle, whole.length)

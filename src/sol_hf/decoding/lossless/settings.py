@@ -27,9 +27,10 @@ from ..controls import DecodeControls
 from ..options import DecodeOptions
 from ..row_ends import RowEnds
 from ..setup import controls_for, new_cache
+from .agreement import Agreement
 from .drafts import DraftSteps
 from .look_ahead import LookAhead
-from .pace import LONGEST, Known, Pace
+from .pace import LONGEST, Costs, Known, Pace
 from .reach import Reach
 
 
@@ -136,6 +137,21 @@ def look_ahead_of(
         return known.pace(name, rows, context, length, longest)
 
     return LookAhead(steps, pace, Reach.of(base), row_ends)
+
+
+def known_of(base: PreTrainedModel, rows: int, context: int) -> tuple[float, float, float, float]:
+    """What the last calls have found out about drafts without a budget, after a context of so many tokens.
+
+    Returns:
+        The time of a draft's step, of a check, and of each token of the check, in dense steps, see [`Costs`]; and the
+        chance that a drafted token is taken.
+    """
+    known = _KNOWN.get(base, Known())
+    found = [(name, costs) for (name, *key), costs in known.costs.items() if key == [rows, context.bit_length()]]
+    if not found:
+        return *Costs().relative(), Agreement().mean
+    name, costs = found[-1]
+    return *costs.relative(), known.agreements[name].mean
 
 
 _KNOWN: "weakref.WeakKeyDictionary[PreTrainedModel, Known]" = weakref.WeakKeyDictionary()

@@ -1,0 +1,220 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Times `generate(lossless=True)` beside dense steps of ours and transformers' own `generate`, greedy and sampled.
+
+    python examples/benchmarks/lossless.py --contexts 512 4096 --threads 2 --json lossless.json --plot lossless.png
+    python examples/benchmarks/lossless.py --contexts 512 --rows 4 --dtype bfloat16 --clock cpu --threads 1
+    python examples/benchmarks/lossless.py --equal 200 --contexts 100    # how many greedy texts are the base's
+
+All continue copies of the same cache, in turn, by the base's own text. A run before the measured ones compiles, and
+finds out what drafts cost. `a` is the chance that a drafted token is taken, `c` the time of a draft's step and `v` of a check
+with as many tokens as the checks had on average, both in dense steps. `model` is the best speed-up by these three, see
+docs/lossless.md. Without `--model` it uses SmolLM2-135M-Instruct, downloaded once.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sol_hf import SOLForCausalLM
+from sol_hf.decoding.lossless import pace
+from sol_hf.decoding.lossless.settings import known_of
+from sol_hf.evaluation.bench import PreparedPrompt
+from sol_hf.evaluation.bench_text import prompt_of, read_tokens
+from sol_hf.evaluation.speed import CLOCKS, exactly, run_in_turn
+from sol_hf.evaluation.ways import BASE, DENSE, LOSSLESS, Way, dense_ways
+from sol_hf.integrations.smollm2 import fetch_smollm2
+
+
+SAMPLED = dict(do_sample=True, temperature=0.8, top_k=0)
+HEAD = f"{'context':>7} {'rows':>4} {'over dense':>11} {'(texts)':>13} {'over base':>9} {'sampled':>8} "
+HEAD += f"{'a':>6} {'c':>5} {'v':>5} {'model':>6} {'tokens/check':>12} {'same':>6}"
+
+
+@dataclass
+class Case:
+    """What was measured at one context and number of rows; speeds are medians over texts and rounds."""
+
+    context: int
+    rows: int
+    over_dense: float
+    slowest: float
+    fastest: float
+    over_base: float | None
+    sampled_over_dense: float
+    chance: float
+    step: float
+    check: float
+    model: float
+    tokens_per_forward: float
+    same_texts: int
+    texts: int
+    known: tuple[float, float, float]
+
+    def __str__(self) -> str:
+        base = "–" if self.over_base is None else f"{self.over_base:.2f}"
+        spread = f"({self.slowest:.2f}–{self.fastest:.2f})"
+        return (
+            f"{self.context:>7} {self.rows:>4} {self.over_dense:>11.2f} {spread:>13} "
+            f"{base:>9} {self.sampled_over_dense:>8.2f} {self.chance:>6.3f} {self.step:>5.2f} {self.check:>5.2f} "
+            f"{self.model:>6.2f} {self.tokens_per_forward:>12.1f} {f'{self.same_texts}/{self.texts}':>6}"
+        )
+
+
+def calls_after(model: SOLForCausalLM, ids: torch.Tensor, options: argparse.Namespace) -> dict[str, Callable]:
+    """Generations after a prompt: every way greedy, and those of ours sampled."""
+    prompt = PreparedPrompt(model, ids)
+    fixed = dict(attention_mask=torch.ones_like(ids), return_dict_in_generate=True, pad_token_id=0)
+    fixed |= exactly(model, options.tokens + 1)
+
+    def call(way: Way, choice: dict[str, Any]) -> Callable:
+        def run(streamer: Any = None) -> Any:
+            torch.manual_seed(options.seed)
+            generate = model.base.generate if way.is_base else model.generate
+            given = way.options if options.lossless is None or way.name != LOSSLESS else {"lossless": options.lossless}
+            cache = prompt.copy_for(way)
+            return generate(ids, **fixed, **choice, **given, past_key_values=cache, streamer=streamer)
+
+        return run
+
+    ways = [way for way in dense_ways(model) if options.base or not way.is_base]
+    calls = {way.name: call(way, dict(do_sample=False)) for way in ways}
+    return calls | {f"{way.name}, sampled": call(way, SAMPLED) for way in ways if not way.is_base}
+
+
+def measure(model: SOLForCausalLM, tokens: torch.Tensor, context: int, rows: int, options: argparse.Namespace) -> Case:
+    """Time all ways after several texts."""
+    quotients: dict[str, list[float]] = {"dense": [], "base": [], "sampled": []}
+    same, forwards = 0, []
+    for text in range(options.texts):
+        ids = prompt_of(tokens[text * (len(tokens) // options.texts) :], context, rows)
+        outputs, rounds = run_in_turn(calls_after(model, ids, options), options.rounds, options.clock)
+        for seconds in rounds:
+            quotients["dense"].append(seconds[DENSE] / seconds[LOSSLESS])
+            quotients["sampled"].append(seconds[f"{DENSE}, sampled"] / seconds[f"{LOSSLESS}, sampled"])
+            if options.base:
+                quotients["base"].append(seconds[BASE] / seconds[LOSSLESS])
+        expected = outputs[BASE if options.base else DENSE].sequences
+        same += int((outputs[LOSSLESS].sequences == expected).all(dim=1).sum())
+        forwards.append(outputs[LOSSLESS].tokens_per_forward)
+    step, whole, more, chance = known_of(model.base, rows, context)
+    chance, mean = chance**rows, statistics.mean(forwards)
+    speeds = [pace.rate(length, chance, step, whole, more) for length in range(1, pace.LONGEST + 1)]
+    return Case(
+        context,
+        rows,
+        statistics.median(quotients["dense"]),
+        min(quotients["dense"]),
+        max(quotients["dense"]),
+        statistics.median(quotients["base"]) if options.base else None,
+        statistics.median(quotients["sampled"]),
+        chance,
+        step,
+        whole + more * mean,
+        max(1.0, *speeds),
+        mean,
+        same,
+        options.texts * rows,
+        (step, whole, more),
+    )
+
+
+def count_equal(model: SOLForCausalLM, tokens: torch.Tensor, options: argparse.Namespace) -> tuple[int, int]:
+    """Of how many prompts the greedy text is the base's, and our dense steps' text."""
+    base = ours = 0
+    for number in range(options.equal):
+        begin = number * (len(tokens) - options.contexts[0]) // max(1, options.equal)
+        ids = tokens[begin : begin + options.contexts[0]][None]
+        call = dict(
+            attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, max_new_tokens=options.tokens
+        )
+        text = model.generate(ids, lossless=options.lossless or True, **call)
+        base += torch.equal(text, model.base.generate(ids, **call))
+        ours += torch.equal(text, model.generate(ids, backend="fast", **call))
+        if number % 10 == 9:
+            print(f"{number + 1} prompts: {base} as the base, {ours} as our dense steps", file=sys.stderr, flush=True)
+    return base, ours
+
+
+def plot(cases: list[Case], title: str, path: Path) -> None:
+    """Speed-up by the model against the chance that a token is taken, and the measured points."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    chances = [place / 200 for place in range(100, 201)]
+    for number, case in enumerate(cases):
+        best = [max(1.0, *(pace.rate(n, a, *case.known) for n in range(1, pace.LONGEST + 1))) for a in chances]
+        name = f"context {case.context}, {case.rows} row{'s' * (case.rows > 1)}: c {case.step:.2f}, v {case.check:.2f}"
+        axes.plot(chances, best, color=f"C{number}", label=name)
+        axes.plot([case.chance], [case.over_dense], "o", color=f"C{number}")
+    axes.set_xlabel("chance that a drafted token is taken")
+    axes.set_ylabel("speed over our dense steps")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", help="folder or Hub id of a base; default: SmolLM2-135M-Instruct")
+    add("--contexts", type=int, nargs="+", default=[512], help="tokens of the prompt")
+    add("--rows", type=int, nargs="+", default=[1], help="texts at once")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the base")
+    add("--tokens", type=int, default=64, help="new tokens")
+    add("--texts", type=int, default=4, help="prompts of each length")
+    add("--rounds", type=int, default=2, help="measured runs of every way and text, in turn")
+    add("--lossless", type=int, help="tokens of every draft; by default measured times decide")
+    add("--no-base", dest="base", action="store_false", help="leave out transformers' generate")
+    add("--equal", type=int, help="count equal greedy texts over so many prompts, and time nothing")
+    add("--threads", type=int, help="of torch; default: what torch takes")
+    add("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
+    add("--seed", type=int, default=0, help="of sampled texts")
+    add("--data", help="texts for prompts; default: Python's manual")
+    add("--json", type=Path, help="also write the numbers to a file")
+    add("--plot", type=Path, help="also draw the model and the measured points")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints the table, writes files; returns the exit status."""
+    options = parse_options(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    pace.read_clock = CLOCKS[options.clock]
+    source = options.model or fetch_smollm2()
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, options.dtype)).eval()
+    model = SOLForCausalLM.from_base(base)
+    tokens = read_tokens(options.data, "text", AutoTokenizer.from_pretrained(source))
+    model.warmup(lossless=True, backend="fast")
+    setting = f"{Path(source).name}, {options.dtype}, {torch.get_num_threads()} threads, {options.tokens} tokens"
+    if options.equal:
+        same, ours = count_equal(model, tokens, options)
+        print(f"{setting}: {same} of {options.equal} greedy texts are the base's, {ours} those of our dense steps")
+        return 0
+    print(f"{setting}, {options.texts} texts, {options.rounds} rounds, {options.clock} clock\n{HEAD}", flush=True)
+    cases = []
+    for context, rows in product(options.contexts, options.rows):
+        cases.append(measure(model, tokens, context, rows, options))
+        print(cases[-1], flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"setting": setting, "cases": [asdict(case) for case in cases]}, indent=1))
+    if options.plot is not None:
+        plot(cases, setting, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
