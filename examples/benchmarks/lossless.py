@@ -7,9 +7,9 @@
     python examples/benchmarks/lossless.py --equal 200 --contexts 100    # how many greedy texts are the base's
 
 All continue copies of the same cache, in turn, by the base's own text. A run before the measured ones compiles, and
-finds out what drafts cost. `a` is the chance that a drafted token is taken, `c` the time of a draft's step and `v` of a
-check with as many tokens as the checks had on average, both in dense steps. `model` is the best speed-up by these
-three, see docs/lossless.md. Without `--model` it uses SmolLM2-135M-Instruct, downloaded once.
+finds out what drafts cost. `a` is the chance that a drafted token is taken, `c` the time of a draft's step and `v`
+of a check with as many tokens as the checks had on average, both in dense steps. `model` is the best speed-up by
+these three, see docs/lossless.md. Without `--model` it uses SmolLM2-135M-Instruct, downloaded once.
 """
 
 import argparse

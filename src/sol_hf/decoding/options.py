@@ -99,6 +99,8 @@ class DecodeOptions:
                 "With `lossless` all tokens are the dense ones, and `agreement` is that of the drafts: leave out "
                 "`measure_agreement`."
             )
+        if self.lossless and self.exact:
+            raise ValueError("Nobody knows how many steps the drafts of `lossless` will have: leave out `exact`.")
         if self.action_processors and self.is_empty:
             raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
 

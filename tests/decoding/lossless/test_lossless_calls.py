@@ -38,6 +38,7 @@ def model(monkeypatch) -> SOLForCausalLM:
         (dict(lossless=0), "A draft has 1 to 64 tokens"),
         (dict(lossless=65), "A draft has 1 to 64 tokens"),
         (dict(budget=Budget(token_keep=1.0)), "this one is dense"),
+        (dict(exact=True, bits=8), "leave out `exact`"),
         (dict(measure_agreement=True), "leave out `measure_agreement`"),
         (dict(assistant_model="another"), "cannot run under a budget"),
         (dict(prompt_lookup_num_tokens=3), "cannot run under a budget"),
