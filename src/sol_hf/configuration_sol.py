@@ -20,6 +20,7 @@ from .budget.calibration import LOG_PERPLEXITY, UNITS, check_calibration, check_
 from .budget.calibration_conditions import check_conditions
 from .budget.named_axes import find_axes
 from .selection.criterion import CRITERIA
+from .selection.kv_dtypes import check_kv_dtype
 from .selection.rule import SelectionRule
 from .stored import config_keys
 from .stored.fields import MOST_PARAMETERS, check_fields, is_number, shown
@@ -46,9 +47,9 @@ _COMMON = frozenset(field.name for field in dataclasses.fields(PreTrainedConfig)
 
 _ARGUMENTS_OF_GENERATE = frozenset(
     "compute compute_unit budget budget_mode budget_horizon exact controller action_processors kv_refresh "
-    "action_temperature do_sample_actions backend bits_backend max_plane_bytes cuda_graphs lossless "
-    "measure_agreement input_ids inputs_embeds attention_mask position_ids past_key_values context_length "
-    "return_logits".split()
+    "action_temperature do_sample_actions backend bits_backend max_plane_bytes kv_dtype cuda_graphs "
+    "lossless measure_agreement input_ids inputs_embeds attention_mask position_ids past_key_values "
+    "context_length return_logits".split()
 )
 
 _BASE = "_config_of_base"
@@ -88,6 +89,9 @@ class SOLConfig(PreTrainedConfig):
             (`sketch`).
         short_text_tokens (`int`, *optional*, defaults to 0): Steps that see at most this many tokens read all of them
             and count as that in `realised`; the budget on `token_keep` begins after them.
+        kv_dtype (`str`, *optional*): `"bfloat16"` keeps the keys and values of a base in float32 in half the bytes,
+            in all caches of this model (layers with full attention and with sliding windows); by default they have the
+            base's dtype. A call that runs the base itself has a cache of transformers', to which this does not apply.
         episode_length (`int`, *optional*, defaults to 16): Decode steps in an episode.
         policy_hidden_size (`int`, *optional*, defaults to 512): Width of the policy.
         policy_num_layers (`int`, *optional*, defaults to 1): Transformer blocks of the policy.
@@ -153,6 +157,7 @@ class SOLConfig(PreTrainedConfig):
     anchor_pages: bool = False
     index_bits: int = 4
     short_text_tokens: int = 0
+    kv_dtype: str | None = None
     episode_length: int = 16
     policy_hidden_size: int = 512
     policy_num_layers: int = 1
@@ -210,6 +215,7 @@ class SOLConfig(PreTrainedConfig):
         if self.criterion not in CRITERIA:
             raise CRITERIA.unknown(self.criterion)
         CRITERIA[self.criterion].check(self.selection_rule)
+        check_kv_dtype(self.kv_dtype)
         self.selection_rule.check_levels(space.levels["token_keep"])
         if self.action_head not in ACTION_HEADS:
             raise ValueError(f"`action_head` must be one of {', '.join(ACTION_HEADS)}, got {self.action_head!r}.")
@@ -321,7 +327,7 @@ class SOLConfig(PreTrainedConfig):
         """
         output = super().to_dict()
         output.pop(_BASE, None)
-        for name in ("axes", "base_fingerprint", "calibration_unit", "calibration_conditions"):
+        for name in ("axes", "base_fingerprint", "calibration_unit", "calibration_conditions", "kv_dtype"):
             if output.get(name) is None:
                 output.pop(name, None)
         if output.get("_name_or_path") and not hub_id(output["_name_or_path"]):

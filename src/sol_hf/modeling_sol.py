@@ -236,9 +236,15 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         accepted = accepted_arguments(self.base)
         return self.base(**{k: v for k, v in named.items() if v is not None and k in accepted}, **kwargs)
 
-    def new_cache(self) -> SOLCache:
-        """An empty [`SOLCache`] for this model, to be passed as `past_key_values` over several turns."""
-        return own_cache(new_cache(self.base, self.config), self.base, self.config)
+    def new_cache(self, kv_dtype: str | None = None) -> SOLCache:
+        """An empty [`SOLCache`] for this model, to be passed as `past_key_values` over several turns.
+
+        Args:
+            kv_dtype (`str`, *optional*): In which it keeps keys and values, as of [`SOLForCausalLM.generate`]; by
+                default that of the generation config, or else of the config.
+        """
+        kv_dtype = kv_dtype or getattr(self.generation_config, "kv_dtype", None)
+        return own_cache(new_cache(self.base, self.config, kv_dtype), self.base, self.config)
 
     def coverage(self) -> Coverage:
         """The decoder layers of the base that each axis reaches; printed, they are a table."""
@@ -270,6 +276,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         backend: str | None = None,
         bits_backend: str | None = None,
         max_plane_bytes: int | None = None,
+        kv_dtype: str | None = None,
         cuda_graphs: bool | int | None = None,
         lossless: bool | int | None = None,
         measure_agreement: bool | None = None,
@@ -301,6 +308,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
             bits_backend (`str`, *optional*, defaults to `"fake"`): `"int8"` runs the MLPs of steps of 8 bits and fewer
                 in int8; `"nested"` reads the weights of all linear layers in 8, 6, 5 or 4 bits.
             max_plane_bytes (`int`, *optional*): Most bytes that the copy of the weights for `"nested"` may take.
+            kv_dtype (`str`, *optional*): `"bfloat16"` keeps the keys and values of a base in float32 in half the
+                bytes, in dense calls too; `"float32"` does not. By default `config.kv_dtype`.
             cuda_graphs (`bool` or `int`, *optional*, defaults to `False`): Run steps from CUDA graphs, by the fast
                 paths. A number reserves storage for that many tokens at once; longer texts continue without graphs.
             lossless (`bool` or `int`, *optional*, defaults to `False`): Draft under the budget and check densely: the
@@ -354,12 +363,12 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         resolved.check_for_score()
         check_agreement(self.config, self.policy)
         controls = controls_for(resolved, self.base, self.policy, self.config, len(input_ids))
-        if resolved.is_dense or controls is None:  # one forward for all tokens, which is faster than any step
+        if resolved.runs_dense or controls is None:  # one forward for all tokens, which is faster than any step
             with evaluating(self.base):
                 output = score_rows_densely(self.base, rows, self.action_space, return_logits)
         else:
             with Instrumentation.of(self.base):
-                session = DecodingSession(self.base, self.new_cache(), controls, decode_from=rows.context)
+                session = DecodingSession(self.base, self.new_cache(resolved.kv_dtype), controls, rows.context)
                 output = score_rows(session.begin(), rows, return_logits)
         if resolved.compute_unit is not None:
             output["compute_unit"] = resolved.compute_unit

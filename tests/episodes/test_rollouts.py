@@ -44,7 +44,15 @@ def test_a_shared_prefix_equals_a_repeated_cache_on(family):
     check_against_rows_of_their_own(control(tiny_base(family, torch.float64)), 21)
 
 
-def check_against_rows_of_their_own(model, context: int) -> None:
+@pytest.mark.parametrize("context", [21, 80])
+@pytest.mark.parametrize("criterion", ["quest", "sketch"])
+def test_a_shared_prefix_is_rounded_as_a_repeated_cache_is(criterion, context):
+    """A number between two of bfloat16 may be rounded to either, hence the tolerance."""
+    model = control(tiny_base("llama"), criterion=criterion, kv_dtype="bfloat16")
+    check_against_rows_of_their_own(model, context, atol=1e-3, rtol=1e-3)
+
+
+def check_against_rows_of_their_own(model, context: int, **tolerance: float) -> None:
     blocks, rows = blocks_of(model, context), BLOCKS * REPEATS
     schedule = ScheduleController(random_schedule(model, rows))
     rollouts = roll_out(model, prefill(model, blocks, context), blocks, targets(rows), schedule)
@@ -56,7 +64,7 @@ def check_against_rows_of_their_own(model, context: int) -> None:
         **HALF,
         budget_mode="soft",
     )
-    torch.testing.assert_close(rollouts.label_logprobs, alone.logprobs.to(rollouts.label_logprobs.dtype))
+    torch.testing.assert_close(rollouts.label_logprobs, alone.logprobs.to(rollouts.label_logprobs.dtype), **tolerance)
     assert torch.equal(rollouts.actions, alone.actions)
     assert rollouts.label_logprobs.std() > 0.1
 

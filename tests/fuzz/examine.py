@@ -109,7 +109,7 @@ def _run(report: Report, conversation: Conversation) -> None:
 def _questions(conversation: Conversation) -> list[tuple[str, Callable[[], None]]]:
     """The oracles that apply, by name."""
     if conversation.case.is_dense:
-        asked = [("dense", dense.check)]
+        asked = [("dense", dense.check)] if dense.applies(conversation) else []
     else:
         asked = [("trace", trace.check), ("budget", budget.check)]
         asked += [("replay", replay.check)] if replay.applies(conversation) else []

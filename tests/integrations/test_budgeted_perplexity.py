@@ -89,6 +89,8 @@ def test_the_dense_controller_is_the_base_also_with_a_stored_budget(tokenizer):
         compute(model, tokenizer, controller="dense", token_kep=0.5)
     with pytest.raises(ValueError, match='`action_processors` have nothing to act on with `controller="dense"`'):
         compute(model, tokenizer, controller="dense", action_processors=[print])
+    with pytest.raises(ValueError, match='`kv_dtype` needs a cache of ours; `controller="dense"` runs the base'):
+        compute(model, tokenizer, controller="dense", kv_dtype="bfloat16")
 
 
 def test_the_dense_controller_without_a_dense_action(tokenizer):

@@ -201,6 +201,10 @@ class TestWrongArguments:
         with pytest.raises(ValueError, match="Unknown controller 'polcy'.*Did you mean 'policy'"):
             SOLLM(policy, base=base, controller="polcy", device="cpu", **CHEAP)
 
+    def test_a_dtype_of_keys_for_the_base_itself(self, policy, base):
+        with pytest.raises(ValueError, match="`kv_dtype` needs a cache of ours; `controller=dense` runs the base"):
+            SOLLM(policy, base=base, controller="dense", kv_dtype="bfloat16", device="cpu")
+
     def test_no_budget(self, policy, base):
         with pytest.raises(ValueError, match="There is no budget: give `token_keep`"):
             SOLLM(policy, base=base, device="cpu")

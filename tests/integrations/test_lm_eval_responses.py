@@ -37,6 +37,7 @@ OTHER_VALUES = {
     "backend": "reference",
     "bits_backend": "int8",
     "max_plane_bytes": 10**9,
+    "kv_dtype": "bfloat16",
     "cuda_graphs": True,
 }
 """For every option of `generate` a value that is not the one of `CHEAP`."""

@@ -40,10 +40,11 @@ class PagedLayer(StoredLayer):
 
     Args:
         page_size (`int`): Keys in a page.
+        kv_dtype (`torch.dtype`, *optional*): See [`StoredLayer`].
     """
 
-    def __init__(self, page_size: int):
-        super().__init__()
+    def __init__(self, page_size: int, kv_dtype: torch.dtype | None = None):
+        super().__init__(kv_dtype)
         self.page_size = page_size
         self._upper = self._lower = torch.empty(0)
         self._page_capacity = 0
@@ -52,12 +53,12 @@ class PagedLayer(StoredLayer):
         self.append_at: DevicePlaces | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Append keys and values of shape `(rows, kv_heads, new, head_dim)` and return all of them, as views."""
+        """Append keys and values of shape `(rows, kv_heads, new, head_dim)` and return all of them."""
         if self.append_at is not None:
             self._leave_inference_mode()
             return self._append_on_device(key_states, value_states, self.append_at)
         self.store(key_states, value_states)
-        return self.keys, self.values
+        return self.given_to_base(self.keys, self.values)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keys and values without spare room, and no page index: it is made again when it is needed."""

@@ -58,6 +58,7 @@ class SharedPrefixLayer(PagedLayer):
 
     def __init__(self, source: PagedLayer, lengths: Sequence[int], repeats: int):
         super().__init__(source.page_size)
+        self._rounds_to = source.kv_dtype
         size = source.page_size
         if len({length % size for length in lengths}) != 1:
             raise ValueError(f"Rollouts can only start whole pages of {size} tokens apart, not at {list(lengths)}.")
@@ -66,18 +67,27 @@ class SharedPrefixLayer(PagedLayer):
         first_key = torch.zeros(source.keys.shape[0], dtype=torch.long, device=source.keys.device)
         upper, lower = source.page_index(first_key, (0, 0))
         self.prefix = Prefix(
-            source.keys[:, :, :shared],
-            source.values[:, :, :shared],
-            torch.cat([upper[:, :, :pages], lower[:, :, :pages]], dim=-1),
+            source.keys[:, :, :shared].to(source.dtype),
+            source.values[:, :, :shared].to(source.dtype),
+            torch.cat([upper[:, :, :pages], lower[:, :, :pages]], dim=-1).to(source.dtype),
             _visible_pages(lengths, size, repeats, first_key.device),
         )
         self.repeats = repeats * len(lengths)
         self._coded_prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         rest = [
             torch.stack([x[:, :, length // size * size : length] for length in lengths], dim=1).flatten(0, 1)
-            for x in (source.keys, source.values)
+            for x in (source.keys.to(source.dtype), source.values.to(source.dtype))
         ]
-        super().update(*(x.repeat_interleave(repeats, dim=0) for x in rest))
+        self.update(*(x.repeat_interleave(repeats, dim=0) for x in rest))
+
+    def store(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Append keys and values, as rounded as those of the source: the storage has the dtype of the base."""
+        dtype = key_states.dtype
+        super().store(*(self.rounded(x).to(dtype) for x in (key_states, value_states)))
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor in the dtype in which the source stores keys."""
+        return x if self._rounds_to is None else x.to(self._rounds_to)
 
     def get_seq_length(self) -> int:
         return self.prefix.length + self.length
@@ -108,7 +118,7 @@ class SharedPrefixLayer(PagedLayer):
         [`decode`].
         """
         if bits not in self._coded_prefix:
-            prefix = self.prefix.keys
+            prefix = self.rounded(self.prefix.keys)
             begin = torch.zeros(len(prefix), dtype=torch.long, device=prefix.device)
             mean = channel_means(prefix, begin, tokens_in_mean(begin + prefix.shape[2]))
             self._coded_prefix[bits] = mean, decode(*encode(prefix, mean, bits))

@@ -20,6 +20,7 @@ from ..budget.action_space import ActionSpace
 from ..budget.ledger import BudgetLedger
 from .episode import Episode, RowFunction, StepRecord, owned
 from .owner import WEIGHTS, CacheOwner
+from .padding import padding_of
 from .paged_layer import PagedLayer
 from .rollback import undone_if_interrupted
 from .shared_prefix import SharedPrefixLayer
@@ -37,15 +38,23 @@ class SOLCache(DynamicCache):
         config (`PreTrainedConfig`): Config of the base model.
         action_space ([`ActionSpace`]): Meaning of the action ids.
         page_size (`int`, *optional*, defaults to 8): Keys in a page.
+        kv_dtype (`torch.dtype`, *optional*): In which these layers keep keys and values; that of the base by default.
     """
 
-    def __init__(self, config: PreTrainedConfig, action_space: ActionSpace, page_size: int = 8):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        action_space: ActionSpace,
+        page_size: int = 8,
+        kv_dtype: torch.dtype | None = None,
+    ):
         super().__init__(config=config)
+        self.kv_dtype = kv_dtype
         for index, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:
-                self.layers[index] = PagedLayer(page_size)
+                self.layers[index] = PagedLayer(page_size, kv_dtype)
             elif type(layer) is DynamicSlidingWindowLayer:
-                self.layers[index] = WindowLayer(layer.sliding_window)
+                self.layers[index] = WindowLayer(layer.sliding_window, kv_dtype)
         self.action_space = action_space
         self.episode = Episode()
         self.ledger = BudgetLedger(0, action_space)
@@ -190,23 +199,7 @@ class SOLCache(DynamicCache):
                 "`attention_mask`, or it is all ones: pass the mask of the earlier turns, with ones for new tokens."
             )
         if attention_mask is not None and in_prefill:
-            real = attention_mask.bool()
-            padding = (~real).sum(dim=1)
-            left_padded = torch.arange(real.shape[1], device=real.device) >= padding[:, None]
-            gaps = real != left_padded
-            if not mask_was_passed and bool(gaps.any()):
-                raise ValueError(
-                    f"Row {int(gaps.any(dim=1).nonzero()[0, 0])} has the pad token within its text, and no "
-                    "`attention_mask` was passed, so transformers takes it for padding: pass "
-                    "`attention_mask=torch.ones_like(input_ids)`, with 0 for padding on the left."
-                )
-            if real.shape[1] != begin + length or bool(gaps.any()):
-                raise ValueError(
-                    "`attention_mask` must cover cached and new tokens and mark padding on the left of the first turn "
-                    "only: a gap between two turns, or padding on the right, would change which keys a page holds."
-                )
-            if not bool(real[:, -1].all()) and (decode_from is None or begin + length > decode_from):
-                raise ValueError("`attention_mask` must leave every row at least one token.")
+            padding = padding_of(attention_mask, begin, length, decode_from, mask_was_passed)
             self._check_padding(padding.clamp(max=begin), begin)
             self.set_padding(padding)
 

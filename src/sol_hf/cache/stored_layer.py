@@ -8,12 +8,16 @@ storage that is allocated ahead, so that a decode step writes one token. Compile
 
              ┌── dropped ──┐┌───────── kept ─────────┐┌──── spare ────┐
    slot       0 ..           first ..                  length ..        capacity
+
+The storage may have a smaller dtype than the base. Keys and values are rounded when they are written, those of the
+running forward included, and the base gets copies in its own dtype. Kernels read the storage itself.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers.cache_utils import DynamicLayer
 
 
@@ -22,7 +26,11 @@ class StoredLayer(DynamicLayer):
 
     `keys` and `values` are views of the storage, of shape `(rows, kv_heads, kept, head_dim)`.
 
+    Args:
+        kv_dtype (`torch.dtype`, *optional*): Dtype of the storage; that of the base by default.
+
     Attributes:
+        dtype (`torch.dtype`): That of the base.
         first (`int`): First slot whose key is kept.
         length (`int`): Slot after the last key.
     """
@@ -31,8 +39,10 @@ class StoredLayer(DynamicLayer):
     _keys: Any
     _values: Any
 
-    def __init__(self, **kwargs):
+    def __init__(self, kv_dtype: torch.dtype | None = None, **kwargs):
         super().__init__(**kwargs)
+        self.kv_dtype = kv_dtype
+        self._given: tuple[StorageWeakRef, StorageWeakRef] | None = None
         self.first = self.length = 0
         self._key_store = self._value_store = torch.empty(0)
 
@@ -60,8 +70,10 @@ class StoredLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self._key_store = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[-1])
-        self._value_store = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[-1])
+        self._key_store, self._value_store = (
+            x.new_empty(*x.shape[:2], 0, x.shape[-1], dtype=self.kv_dtype or x.dtype)
+            for x in (key_states, value_states)
+        )
 
     def store(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Append keys and values of shape `(rows, kv_heads, new, head_dim)`.
@@ -88,7 +100,7 @@ class StoredLayer(DynamicLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Keys and values without spare room."""
-        state = dict(vars(self))
+        state = {**vars(self), "_given": None}
         if self.is_initialized:
             kept = self.length - self.first
             state.update(_key_store=self.keys.clone(), _value_store=self.values.clone(), _keys=None, _values=None)
@@ -99,6 +111,31 @@ class StoredLayer(DynamicLayer):
         self.__dict__.update(state)
         if self.is_initialized:
             self._set_slots(self.first, self.length)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Dtype of the storage."""
+        return self._key_store.dtype
+
+    def given_to_base(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the storage in the dtype of the base: themselves, or copies, of which the layer keeps note."""
+        if self.stored_dtype == self.dtype:
+            return keys, values
+        keys, values = keys.to(self.dtype), values.to(self.dtype)
+        self._given = StorageWeakRef(keys.untyped_storage()), StorageWeakRef(values.untyped_storage())
+        return keys, values
+
+    def holds(self, keys: torch.Tensor, values: torch.Tensor | None = None) -> bool:
+        """Whether tensors are what the base was given last, not computed from it."""
+        if not self.is_initialized:
+            return False
+        pairs = [(keys, self.keys, 0)] if values is None else [(keys, self.keys, 0), (values, self.values, 1)]
+        if self._given is None:
+            return all(x.data_ptr() == own.data_ptr() for x, own, _ in pairs)
+        return all(
+            StorageWeakRef(x.untyped_storage()) == self._given[place] and x.storage_offset() == 0
+            for x, _, place in pairs
+        )
 
     def stores(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Storage of keys and values, of shape `(rows, kv_heads, capacity, head_dim)`."""

@@ -18,23 +18,24 @@ class WindowLayer(StoredLayer, DynamicSlidingWindowLayer):
 
     Args:
         sliding_window (`int`): Keys that a token sees, itself included.
+        kv_dtype (`torch.dtype`, *optional*): See [`StoredLayer`].
     """
 
     cumulative_length: int
 
-    def __init__(self, sliding_window: int):
-        super().__init__(sliding_window=sliding_window)
+    def __init__(self, sliding_window: int, kv_dtype: torch.dtype | None = None):
+        super().__init__(kv_dtype, sliding_window=sliding_window)
         self.activate_past_recording()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Append keys and values of shape `(rows, kv_heads, new, head_dim)`.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Those that any of the new tokens sees, as views.
+            `tuple[torch.Tensor, torch.Tensor]`: Those that any of the new tokens sees.
         """
         self.store(key_states, value_states)
         seen = self.sliding_window - 1 + key_states.shape[-2]
-        return self.keys[:, :, -seen:], self.values[:, :, -seen:]
+        return self.given_to_base(self.keys[:, :, -seen:], self.values[:, :, -seen:])
 
     def append_slots(self, number: int) -> None:
         super().append_slots(number)

@@ -15,7 +15,7 @@ from ..execution.base_device import compute_device
 from .controls import DecodeControls
 from .generate_checks import check_continuation, check_generate_arguments, refuse_continuous_batching
 from .session import DecodingSession
-from .setup import new_cache, own_cache
+from .setup import check_kv_dtype_of, new_cache, own_cache
 from .stored_values import replaced_values
 
 
@@ -50,7 +50,9 @@ def session_of_call(
         replaced = replaced_values(arguments, *configs)
         check_generate_arguments(prompt, arguments, compute_device(base), vocab_size)
         if arguments.get("past_key_values") is None:
-            arguments["past_key_values"] = new_cache(base, config)
+            arguments["past_key_values"] = new_cache(base, config, controls.kv_dtype)
+        elif controls.asks_kv_dtype:
+            check_kv_dtype_of(arguments["past_key_values"], base, controls.kv_dtype)
     cache: Any = arguments.get("past_key_values")
     if isinstance(cache, SOLCache) and prompt is not None:
         own_cache(cache, base, config)

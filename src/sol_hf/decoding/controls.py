@@ -45,6 +45,8 @@ class DecodeControls:
         bits_backend (`str`): How `bits` is computed, see [`StepPlan`].
         cuda_graphs (`bool` or `int`): Run the base's part of steps and KV refreshes from CUDA graphs; a number is the
             length of the text above which no graphs are used.
+        kv_dtype (`str`, *optional*): In which a new cache keeps keys and values; by default that of the config.
+        asks_kv_dtype (`bool`): Whether the call itself says so, and not a stored config.
         dense_axes (`frozenset[str]`): Axes that are dense at every step, for any scores of the controller.
         action_space ([`ActionSpace`], *optional*): The actions with what they spend in this call, if that is not what
             they spend by default.
@@ -61,6 +63,8 @@ class DecodeControls:
     backend: str = "auto"
     bits_backend: str = "fake"
     cuda_graphs: bool | int = False
+    kv_dtype: str | None = None
+    asks_kv_dtype: bool = False
     dense_axes: frozenset[str] = frozenset()
     action_space: ActionSpace | None = None
 

@@ -19,6 +19,7 @@ STORED_DEFAULTS: dict[str, Any] = {
     "backend": "auto",
     "bits_backend": "fake",
     "max_plane_bytes": None,
+    "kv_dtype": None,
 }
 """Options other than the budget that a generation config may hold, and their defaults."""
 UNSTORED = ("budget", "controller", "action_processors", "cuda_graphs", "lossless", "measure_agreement")

@@ -22,6 +22,7 @@ from ..controllers.dense import DenseController
 from ..controllers.processors import ActionProcessorList, DenseRowsProcessor, budget_processors
 from ..execution.plan import BACKENDS, BITS_BACKENDS
 from ..execution.spending import space_under
+from ..selection.kv_dtypes import check_kv_dtype
 from .controls import DecodeControls
 from .dial import Dial
 from .option_names import STORED_DEFAULTS, option_names
@@ -56,11 +57,14 @@ class DecodeOptions:
     backend: str
     bits_backend: str
     max_plane_bytes: int | None
+    kv_dtype: str | None
     cuda_graphs: bool | int
     lossless: bool | int = False
     measure_agreement: bool = False
     asks_fast: bool = False
     """Whether the call itself, not a stored config, asks for fast code: by `backend="fast"` or `cuda_graphs`."""
+    asks_kv_dtype: bool = False
+    """Whether the call itself says in which dtype keys and values are kept, which needs a cache of ours."""
     dial: Dial | None = None
     """Where the budget is from, if it comes from `compute`."""
     has_dense: bool = True
@@ -89,6 +93,7 @@ class DecodeOptions:
         most = self.max_plane_bytes
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
             raise ValueError(f"`max_plane_bytes` must be a number of bytes, or None for no limit, got {most!r}.")
+        check_kv_dtype(self.kv_dtype)
         if isinstance(self.lossless, bool) or not isinstance(self.lossless, int):
             if self.lossless not in (True, False):
                 raise ValueError(f"`lossless` must be True, False, or the tokens of a draft, got {self.lossless!r}.")
@@ -121,9 +126,14 @@ class DecodeOptions:
         return self.has_dense and self.budget.is_dense and (self.controller is None or self.budget_mode == "hard")
 
     @property
+    def runs_dense(self) -> bool:
+        """Whether `score` runs the base over whole texts: all steps would be dense, over keys in the base's dtype."""
+        return self.is_dense and not self.asks_kv_dtype
+
+    @property
     def runs_base(self) -> bool:
         """Whether `generate` leaves the call to the base itself, bit for bit."""
-        return self.is_dense and not self.asks_fast and not self.lossless
+        return self.runs_dense and not self.asks_fast and not self.lossless
 
     @property
     def is_bare(self) -> bool:
@@ -174,8 +184,10 @@ class DecodeOptions:
             rule=config.selection_rule,
             episode_length=config.episode_length,
             kv_refresh=True,
-            backend="fast",
+            backend=self.backend if self.asks_kv_dtype and not self.asks_fast else "fast",
             cuda_graphs=self.cuda_graphs,
+            kv_dtype=self.kv_dtype,
+            asks_kv_dtype=self.asks_kv_dtype,
             dense_axes=frozenset(config.action_space.axis_names),
             action_space=config.action_space,
         )
@@ -205,6 +217,8 @@ class DecodeOptions:
             backend="fast" if self.cuda_graphs else self.backend,
             bits_backend=self.bits_backend,
             cuda_graphs=self.cuda_graphs,
+            kv_dtype=self.kv_dtype,
+            asks_kv_dtype=self.asks_kv_dtype,
             dense_axes=self.dense_axes(space),
             action_space=self.spending(space),
         )
@@ -266,6 +280,7 @@ def resolve_options(
         measure_agreement=bool(given.get("measure_agreement", False)),
         has_dense=config is None or config.action_space.has_dense,
         asks_fast=given.get("backend") == "fast" or bool(given.get("cuda_graphs")),
+        asks_kv_dtype=given.get("kv_dtype") is not None,
         **resolved,
     )
 

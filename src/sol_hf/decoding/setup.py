@@ -11,20 +11,51 @@ from transformers import PreTrainedModel
 from ..cache.owner import CacheOwner
 from ..cache.paged_layer import PagedLayer
 from ..cache.sol_cache import SOLCache
+from ..cache.stored_layer import StoredLayer
 from ..configuration_sol import SOLConfig
 from ..controllers.policy import PolicyController
 from ..execution.base_device import compute_device
 from ..execution.forked_process import check_fork
 from ..execution.instrumentation import Instrumentation
 from ..modeling_sol_policy import SOLPolicyModel
+from ..selection.kv_dtypes import stored_dtype
 from .cache_use import refuse_used
 from .controls import DecodeControls
 from .options import DecodeOptions
 
 
-def new_cache(base: PreTrainedModel, config: SOLConfig) -> SOLCache:
-    """An empty [`SOLCache`] for a base and the action space of a policy's config."""
-    return SOLCache(base.config, config.action_space, config.page_size)
+def new_cache(base: PreTrainedModel, config: SOLConfig, kv_dtype: str | None = None) -> SOLCache:
+    """An empty [`SOLCache`] for a base and the action space of a policy's config.
+
+    Args:
+        base (`PreTrainedModel`): The base.
+        config ([`SOLConfig`]): The config.
+        kv_dtype (`str`, *optional*): In which the cache keeps keys and values; by default that of the config.
+
+    Raises:
+        ValueError: if the base's keys and values cannot be kept in that dtype.
+    """
+    kv_dtype = kv_dtype or config.kv_dtype
+    stored = stored_dtype(kv_dtype, base.dtype)
+    cache = SOLCache(base.config, config.action_space, config.page_size, stored)
+    if stored is not None and not any(isinstance(layer, StoredLayer) for layer in cache.layers):
+        raise ValueError(
+            f"`kv_dtype={kv_dtype!r}` has nothing to apply to: {type(base).__name__} has no layers with keys and "
+            "values, full or within a window. Leave it out."
+        )
+    return cache
+
+
+def check_kv_dtype_of(cache: SOLCache, base: PreTrainedModel, kv_dtype: str | None) -> None:
+    """Raise a ValueError if a cache keeps keys and values in another dtype than a call needs."""
+    held, needed = cache.kv_dtype or base.dtype, stored_dtype(kv_dtype, base.dtype) or base.dtype
+    if held != needed:
+        names = [str(dtype).removeprefix("torch.") for dtype in (held, needed)]
+        raise ValueError(
+            f"The cache keeps keys and values in {names[0]}, but the call needs them in {names[1]}: leave out "
+            "`kv_dtype` (and `lossless`, whose text is that of keys in the dtype of the base), or begin with "
+            f"`model.new_cache(kv_dtype={names[1]!r})`."
+        )
 
 
 def own_cache(cache: SOLCache, base: PreTrainedModel, config: SOLConfig) -> SOLCache:
@@ -85,9 +116,10 @@ def controls_for(
     instrumentation = Instrumentation.at_start(base)
     axes = [] if options.is_dense else options.controlled_axes(space)
     instrumentation.require(axes, options.bits_backend, options.max_plane_bytes)
-    instrumentation.require_cache(new_cache(base, config), axes, bool(axes) and options.kv_refresh)
+    cache = new_cache(base, config, options.kv_dtype)
+    instrumentation.require_cache(cache, axes, bool(axes) and options.kv_refresh)
     if options.cuda_graphs:
-        instrumentation.require_graphs(new_cache(base, config), config.selection_rule)
+        instrumentation.require_graphs(cache, config.selection_rule)
     if options.is_dense:
         return options.dense_controls(config)
     device = compute_device(base)

@@ -82,9 +82,10 @@ class Warmup(PreTrainedModel):
         resolved = resolve_options(options, None, self.generation_config, self.config)
         rows = 1 if resolved.budget is None else resolved.budget.rows or 1
         given = None if resolved.is_bare else controls_for(resolved, self.base, self.policy, self.config, rows)
-        load_kernels(compute_device(self.base), self.base.dtype)
+        cache = new_cache(self.base, self.config, resolved.kv_dtype)
+        load_kernels(compute_device(self.base), self.base.dtype, cache.kv_dtype)
         self.policy.prepare_step(rows)
-        if resolved.is_bare or resolved.asks_fast and resolved.is_dense:
+        if resolved.is_bare or resolved.is_dense and not resolved.runs_base:
             self._process(resolved.dense_controls(self.config), steps=2)
         elif given is None:
             self._process(None, steps=2)
@@ -96,7 +97,7 @@ class Warmup(PreTrainedModel):
             self._process(given, steps=2, rows=rows)
         if resolved.lossless:
             self._draft(options, rows)
-        return Coverage.of(self.base, own_cache(new_cache(self.base, self.config), self.base, self.config))
+        return Coverage.of(self.base, own_cache(cache, self.base, self.config))
 
     def _draft(self, options: dict[str, Any], rows: int) -> None:
         """Draft and check in a short text, and in one that is not."""
@@ -148,7 +149,7 @@ class Warmup(PreTrainedModel):
             score_rows_densely(self.base, aligned, self.config.action_space, return_logits=False)
             return
         with Instrumentation.of(self.base):
-            cache = own_cache(new_cache(self.base, self.config), self.base, self.config)
+            cache = own_cache(new_cache(self.base, self.config, controls.kv_dtype), self.base, self.config)
             session = DecodingSession(self.base, cache, controls, decode_from=aligned.context)
             score_rows(session.begin(), aligned, return_logits=False)
 

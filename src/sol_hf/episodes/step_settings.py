@@ -21,7 +21,7 @@ from ..execution.spending import space_under
 from ..modeling_sol import SOLForCausalLM
 
 
-HOW = ("backend", "bits_backend")
+HOW = ("backend", "bits_backend", "kv_dtype")
 """Settings that change what is computed. Files that are compared have them only where they are not the defaults."""
 
 
@@ -33,6 +33,7 @@ class StepSettings:
         space ([`ActionSpace`]): The actions, with what they spend: under `"nested"` bits are rounded up to planes.
         backend (`str`, *optional*, defaults to `"auto"`): See [`StepPlan`].
         bits_backend (`str`, *optional*, defaults to `"fake"`): See [`StepPlan`].
+        kv_dtype (`str`, *optional*): In which caches keep keys and values, where the config does not say it.
         max_plane_bytes (`int`, *optional*): Most bytes that planes of the weights may take.
         kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Which episodes are refreshed, for what is
             counted: there is no refresh within an episode.
@@ -43,6 +44,7 @@ class StepSettings:
     space: ActionSpace
     backend: str = "auto"
     bits_backend: str = "fake"
+    kv_dtype: str | None = None
     max_plane_bytes: int | None = None
     kv_refresh: bool | str = True
     budget_horizon: str = HORIZONS[0]

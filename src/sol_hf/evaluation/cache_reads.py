@@ -35,7 +35,8 @@ class CachedLayer:
         group (`int`): Query heads per key-value head.
         key_dim (`int`): Channels of a key.
         value_dim (`int`): Channels of a value.
-        itemsize (`int`): Bytes of a number.
+        itemsize (`int`): Bytes of a number, as it is stored.
+        own_itemsize (`int`): Bytes of a number in the dtype of the base.
         window (`int`, *optional*): Keys that a token sees, itself included.
         is_sparse (`bool`): Whether `token_keep` applies.
         state_bytes (`int`): Bytes of a state of a fixed size, all of which is read.
@@ -46,6 +47,7 @@ class CachedLayer:
     key_dim: int
     value_dim: int
     itemsize: int
+    own_itemsize: int
     window: int | None
     is_sparse: bool
     state_bytes: int = 0
@@ -63,12 +65,12 @@ def cached_layers(model: SOLForCausalLM) -> list[CachedLayer]:
     for index, layer in enumerate(cache.layers):
         if not isinstance(layer, PagedLayer | WindowLayer) or layer.keys is None:
             state = sum(x.nbytes for x in vars(layer).values() if isinstance(x, torch.Tensor))
-            found.append(CachedLayer(0, 0, 0, 0, 0, None, False, state))
+            found.append(CachedLayer(0, 0, 0, 0, 0, 0, None, False, state))
             continue
         _, kv_heads, _, key_dim = layer.keys.shape
         heads = _heads(config, index)
         window = layer.sliding_window if isinstance(layer, WindowLayer) else None
-        sizes = key_dim, layer.values.shape[-1], layer.keys.element_size()
+        sizes = key_dim, layer.values.shape[-1], layer.stored_dtype.itemsize, layer.dtype.itemsize
         found.append(CachedLayer(kv_heads, max(1, heads // kv_heads), *sizes, window, index in cache.sparse_layers))
     return found
 
@@ -80,7 +82,7 @@ def _heads(config, index: int) -> int:
 
 
 def attention_costs(
-    layers: Sequence[CachedLayer], rule: SelectionRule, token_keep: float, keys: int
+    layers: Sequence[CachedLayer], rule: SelectionRule, token_keep: float, keys: int, of_base: bool = False
 ) -> tuple[float, float]:
     """Bytes that the attention of all layers reads from the cache for one token, and its operations.
 
@@ -89,6 +91,8 @@ def attention_costs(
         rule ([`SelectionRule`]): How keys are selected.
         token_keep (`float`): Fraction of the keys to read.
         keys (`int`): Keys that the step sees.
+        of_base (`bool`, *optional*, defaults to `False`): Count keys and values in the dtype of the base, whatever
+            they are stored in.
     """
     read, computed = 0.0, 0.0
     token_keep = 1.0 if keys <= rule.short_text_tokens else token_keep
@@ -98,10 +102,10 @@ def attention_costs(
             continue
         seen = keys if layer.window is None else min(keys, layer.window)
         cost = CRITERIA[rule.criterion].cost(rule, token_keep if layer.is_sparse else 1.0, seen, layer.group)
-        pair = layer.key_dim + layer.value_dim
-        index = cost.index_bits * layer.key_dim / 8 + cost.index_values * layer.itemsize
+        pair, itemsize = layer.key_dim + layer.value_dim, layer.own_itemsize if of_base else layer.itemsize
+        index = cost.index_bits * layer.key_dim / 8 + cost.index_values * itemsize
         index += cost.index_means * layer.key_dim * FLOAT32
-        read += layer.kv_heads * (cost.moved * pair * layer.itemsize + index)
+        read += layer.kv_heads * (cost.moved * pair * itemsize + index)
         heads = layer.kv_heads * layer.group
         computed += 2 * heads * (cost.attended * pair + cost.scored * layer.key_dim)
     return read, computed

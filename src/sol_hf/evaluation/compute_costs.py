@@ -22,7 +22,7 @@ counts assume that they do: if `n` heads share one, up to `n` times `token_keep`
 experts all experts are counted. Activations and the entropy that a controller computes are not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -97,8 +97,9 @@ class ComputeCosts:
         """
         weights, steps = Weights.of(model), model.config.episode_length
         keys = context_length + (steps + 1) // 2
-        kv = attention_costs(cached_layers(model), model.config.selection_rule, 1.0, keys)
-        dense = dense_counts(model, weights, kv)
+        cached, rule = cached_layers(model), model.config.selection_rule
+        dense = dense_counts(model, weights, attention_costs(cached, rule, 1.0, keys, of_base=True))
+        again = replace(dense, kv_bytes=attention_costs(cached, rule, 1.0, keys)[0])  # over keys as they are stored
         counts = step_counts(model, dense, keys, bits_backend)
         policy = model.policy
         policy_parts = [part for part in policy.modules() if part is not policy.value_head]  # for training only
@@ -114,8 +115,8 @@ class ComputeCosts:
             nominal_bytes=torch.tensor([step.nominal_bytes for step in counts], dtype=torch.float64),
             dense_bytes=dense.bytes,
             dense_flops=dense.flops,
-            refresh_bytes=refresh_bytes(model, dense) / steps,
-            refresh_bytes_in_planes=refresh_bytes(model, dense, in_planes=bits_backend == "nested") / steps,
+            refresh_bytes=refresh_bytes(model, again) / steps,
+            refresh_bytes_in_planes=refresh_bytes(model, again, in_planes=bits_backend == "nested") / steps,
             refresh_flops=dense.flops - 2 * weights.head,
             policy_bytes=read_bytes(policy_parts),
             policy_flops=2 * policy_numbers,

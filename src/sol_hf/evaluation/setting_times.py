@@ -22,6 +22,19 @@ from ..modeling_sol import SOLForCausalLM
 from .speed import Stopwatch, exactly
 
 
+def call_under(setting: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a call in which every step has the levels of a setting.
+
+    A setting without levels, such as a `kv_dtype` alone, has dense steps and needs no controller.
+
+    Args:
+        setting (`Mapping[str, Any]`): Levels of axes, options of a call, and fields of a config.
+        options (`Sequence[str]`): Names of the entries that are options of a call. `kv_dtype` is both.
+    """
+    call = {name: value for name, value in setting.items() if name in AXES or name in (*options, "kv_dtype")}
+    return call | {"controller": FixedController()} if set(AXES) & set(setting) else call
+
+
 def time_shares(
     models: Sequence[SOLForCausalLM],
     settings: Sequence[Mapping[str, Any]],
@@ -41,15 +54,15 @@ def time_shares(
     steps = models[0].config.episode_length + 1
     call: dict[str, Any] = dict(attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0)
     call |= exactly(models[0], steps)
-    call["controller"] = FixedController()
     dense = Budget.of({axis.name: axis.dense for axis in models[0].action_space.axes})
 
     def of_setting(model: SOLForCausalLM, setting: Mapping[str, Any]) -> Callable[[Stopwatch], Any]:
-        chosen = {name: value for name, value in setting.items() if name in AXES or name in options}
+        chosen = call_under(setting, options)
         return lambda watch: model.generate(prompt, **chosen, **call, streamer=watch)
 
     def of_dense(watch: Stopwatch) -> Any:
-        return models[0].generate(prompt, budget=dense, backend="fast", **call, streamer=watch)
+        controller = FixedController()
+        return models[0].generate(prompt, budget=dense, backend="fast", controller=controller, **call, streamer=watch)
 
     variants = [of_dense, *(of_setting(*pair) for pair in zip(models, settings, strict=True))]
     seconds = []

@@ -16,12 +16,11 @@ from transformers import PreTrainedModel
 
 from ..budget.axes import AXES
 from ..configuration_sol import SOLConfig
-from ..controllers.fixed import FixedController
 from ..decoding.outputs import SOLScoreOutput
 from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error
 from .compute_costs import ComputeCosts
-from .setting_times import time_shares
+from .setting_times import call_under, time_shares
 
 
 OPTIONS = ("kv_refresh", "backend", "bits_backend")
@@ -141,10 +140,8 @@ def compare(
             text: Any = blocks[rows, : context + steps + 1].to(models[0].base.device)
             dense = models[0].score(text, context_length=context, return_logits=True)
             for index, (model, setting) in enumerate(zip(models, settings, strict=True)):
-                targets = {name: value for name, value in setting.items() if name in AXES}
-                options = {name: value for name, value in setting.items() if name in OPTIONS}
-                options |= dict(controller=FixedController(), return_logits=True, **targets)
-                output = model.score(text, context_length=context, **options)
+                call = call_under(setting, OPTIONS)
+                output = model.score(text, context_length=context, return_logits=True, **call)
                 columns[index, rows] = compare_scores(dense, output)
     return columns
 

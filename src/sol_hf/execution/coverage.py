@@ -28,6 +28,7 @@ class Coverage:
             fast paths, int8 and nested planes. `model.drop_copies()` frees it.
         compiled_steps (`bool`, *optional*): Whether decode steps on the CPU can run as one compiled program; `None` if
             no step has needed to know so far, see [`SOLForCausalLM.warmup`].
+        kv_dtype (`str`, *optional*): In which caches keep keys and values, if that is not the dtype of the base.
     """
 
     base: str
@@ -36,6 +37,7 @@ class Coverage:
     reasons: dict[str, str]
     copied_bytes: int = 0
     compiled_steps: bool | None = None
+    kv_dtype: str | None = None
 
     @classmethod
     def of(cls, base: PreTrainedModel, cache: SOLCache) -> "Coverage":
@@ -55,8 +57,9 @@ class Coverage:
                 layers[axis] = tuple(executor.layers(cache))
             except UnsupportedAxisError as error:
                 layers[axis], reasons[axis] = (), str(error)
-        count = layer_count(base) or 0
-        return cls(name, count, layers, reasons, instrumentation.copied_bytes, BaseStack.is_recognised(base))
+        count, copied = layer_count(base) or 0, instrumentation.copied_bytes
+        kv_dtype = None if cache.kv_dtype is None else str(cache.kv_dtype).removeprefix("torch.")
+        return cls(name, count, layers, reasons, copied, BaseStack.is_recognised(base), kv_dtype)
 
     def __str__(self) -> str:
         width = max(len(axis) for axis in self.layers)
@@ -72,6 +75,8 @@ class Coverage:
                 else "the modules of the base, whose structure is another"
             )
             lines.append(f"decode steps on the CPU: {way}")
+        if self.kv_dtype is not None:
+            lines.append(f"keys and values are kept in {self.kv_dtype}")
         if self.copied_bytes:
             lines.append(f"copies of weights: {self.copied_bytes:,} bytes, which `model.drop_copies()` frees")
         return "\n".join(lines)

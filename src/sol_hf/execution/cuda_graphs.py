@@ -243,6 +243,10 @@ def check_capture(base: PreTrainedModel, cache: SOLCache, rule: SelectionRule) -
     config = base.config.get_text_config(decoder=True)
     if not triton_support.has_triton():
         raise ValueError("CUDA graphs need Triton: pip install 'sol_hf[cuda]'.")
+    if cache.kv_dtype is not None:
+        raise ValueError(
+            "CUDA graphs read keys and values in the dtype of the base: leave out `kv_dtype`, or `cuda_graphs`."
+        )
     others = sorted({type(layer).__name__ for layer in cache.layers if not isinstance(layer, PagedLayer)})
     if others:
         raise ValueError(f"CUDA graphs need full-attention layers only; this cache has {', '.join(others)}.")

@@ -121,6 +121,8 @@ def _checked_options(
     if is_dense:
         if resolved.action_processors:
             raise ValueError('`action_processors` have nothing to act on with `controller="dense"`: leave them out.')
+        if resolved.asks_kv_dtype:
+            raise ValueError('`kv_dtype` needs a cache of ours; `controller="dense"` runs the base: leave one out.')
         return _dense_options(model), None
     budget = resolved.budget
     if budget is not None:

@@ -129,7 +129,9 @@ class SOLLM(HFLM):
         """The options of every `generate` and `score` call; empty if all steps are dense."""
         given = self.given | {"controller": self._make_controller()}
         resolved = self._resolve(given)
-        if self.controller_name == DENSE or (resolved.budget is not None and resolved.is_dense):
+        if self.controller_name == DENSE and resolved.asks_kv_dtype:
+            raise ValueError("`kv_dtype` needs a cache of ours; `controller=dense` runs the base: leave one out.")
+        if self.controller_name == DENSE or (resolved.budget is not None and resolved.runs_dense):
             return {}
         if resolved.budget is None:
             raise ValueError(

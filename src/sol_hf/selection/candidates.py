@@ -44,6 +44,11 @@ class Candidates:
         return self._keys
 
     @property
+    def stored_keys(self) -> torch.Tensor:
+        """The keys in the dtype in which they are stored, from which codes are made."""
+        return self._keys
+
+    @property
     def slots(self) -> int:
         """Number of slots, those of padding included."""
         return self._keys.shape[2]
@@ -60,8 +65,9 @@ class Candidates:
         Args:
             bits (`int`): Bits of a channel.
         """
-        mean = channel_means(self.keys, self.first_key, tokens_in_mean(self.slots - self.first_key))
-        return self.query.float() @ decode(*encode(self.keys, mean, bits)).transpose(2, 3)
+        keys = self.stored_keys
+        mean = channel_means(keys, self.first_key, tokens_in_mean(self.slots - self.first_key))
+        return self.query.float() @ decode(*encode(keys, mean, bits)).transpose(2, 3)
 
     def page_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Channel-wise maximum and minimum of every page, each `(rows, kv_heads, pages, head_dim)`.

@@ -130,6 +130,7 @@ CHECKS: dict[str, Check] = {
     "anchor_pages": Flag(),
     "index_bits": Whole(2, 8),
     "short_text_tokens": Whole(0, 2**20),
+    "kv_dtype": Text(),
     "sink_tokens": Whole(0, 1024),
     "window_tokens": Whole(0, 1024),
     "episode_length": Whole(1, 16_384),
@@ -156,7 +157,7 @@ CHECKS: dict[str, Check] = {
 }
 """The check of every field of [`SOLConfig`] except for the levels of the axes."""
 OPTIONAL = frozenset(
-    "axes calibration calibration_unit calibration_conditions sol_hf_version base_model_name_or_path "
+    "kv_dtype axes calibration calibration_unit calibration_conditions sol_hf_version base_model_name_or_path "
     "base_model_revision base_fingerprint base_hidden_size base_embedding_size base_vocab_size "
     "base_max_position_embeddings".split()
 )

@@ -15,6 +15,11 @@ from fuzz.conversation import Conversation, Turn, arguments, first_prompt
 from fuzz.rounding import claim_close
 
 
+def applies(conversation: Conversation) -> bool:
+    """Not over a cache that rounds keys and values, which the base then reads, too."""
+    return "kv_dtype" not in conversation.case.settings
+
+
 def dense_output(conversation: Conversation) -> Any:
     """The output of the base's own generate for the first turn."""
     case = conversation.case

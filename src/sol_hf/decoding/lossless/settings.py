@@ -57,7 +57,8 @@ def lossless_controls(
         UnsupportedAxisError: if the base has no axis to draft on, or a cache whose tokens cannot be dropped.
         ValueError: for a budget that is dense, and as [`controls_for`].
     """
-    check_cache(base, config)
+    check_cache(base, config, options.kv_dtype)
+    options = dataclasses.replace(options, asks_kv_dtype=True)  # a cache that is given must have the base's dtype, too
     if options.is_empty:
         return default_controls(options, base, config)
     if options.is_dense:
@@ -94,7 +95,7 @@ def default_controls(
             "`lossless` out: `backend='fast'` is dense, too."
         )
     if options.cuda_graphs:
-        instrumentation.require_graphs(new_cache(base, config), config.selection_rule)
+        instrumentation.require_graphs(new_cache(base, config, options.kv_dtype), config.selection_rule)
     controls = dataclasses.replace(
         options.dense_controls(config),
         rule=dataclasses.replace(config.selection_rule, **RULE),
@@ -113,9 +114,21 @@ def space_of(levels: Mapping[str, float]) -> ActionSpace:
     return ActionSpace(**{name: sorted(values) for name, values in both.items()})
 
 
-def check_cache(base: PreTrainedModel, config: SOLConfig) -> None:
-    """Raise an [`UnsupportedAxisError`] if tokens that were processed cannot be taken back and given again."""
-    kinds = {type(layer) for layer in new_cache(base, config).layers}
+def check_cache(base: PreTrainedModel, config: SOLConfig, kv_dtype: str | None) -> None:
+    """Raise an error if a call's cache does not allow the base's own text.
+
+    Raises:
+        UnsupportedAxisError: if tokens that were processed cannot be taken back and given again.
+        ValueError: if keys and values are kept in fewer bits, with which the dense text would be another one.
+    """
+    cache = new_cache(base, config, kv_dtype)
+    if cache.kv_dtype is not None:
+        name = str(base.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"`lossless` gives the text of the base, which keys and values in {str(cache.kv_dtype)[6:]} would change: "
+            f"pass `kv_dtype={name!r}`, or leave out `lossless`."
+        )
+    kinds = {type(layer) for layer in cache.layers}
     other = sorted(kind.__name__ for kind in kinds - {PagedLayer, WindowLayer})
     if other or not kinds:
         raise UnsupportedAxisError(

@@ -17,15 +17,15 @@ class TokenKeepCost(AxisCost):
     def __init__(self, model: SOLForCausalLM, keys: int, bits_backend: str = "fake"):
         super().__init__(model, keys, bits_backend)
         self.layers = cached_layers(model)
-        self.dense_read, self.dense_computed = self._costs(1.0)
+        self.dense_read, self.dense_computed = self._costs(1.0, of_base=True)
 
     def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
         read, computed = self._costs(level)
         factors = dict(kv_bytes=_share(read, self.dense_read), kv_flops=_share(computed, self.dense_computed))
         return lambda step: step.times(**factors)
 
-    def _costs(self, level: float) -> tuple[float, float]:
-        return attention_costs(self.layers, self.model.config.selection_rule, level, self.keys)
+    def _costs(self, level: float, of_base: bool = False) -> tuple[float, float]:
+        return attention_costs(self.layers, self.model.config.selection_rule, level, self.keys, of_base)
 
 
 def _share(read: float, dense: float) -> float:

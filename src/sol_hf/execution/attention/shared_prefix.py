@@ -39,6 +39,10 @@ class SharedCandidates(Candidates):
         return torch.cat([prefix, self._layer.keys], dim=2)
 
     @property
+    def stored_keys(self) -> torch.Tensor:
+        return self._layer.rounded(self.keys)
+
+    @property
     def slots(self) -> int:
         return self._scores.shape[-1]
 
@@ -51,7 +55,7 @@ class SharedCandidates(Candidates):
             return super().coded_scores(bits)
         mean, coded = layer.coded_prefix(bits)
         of_prefix = layer.by_row(layer.by_block(self.query.float()) @ coded.transpose(2, 3))
-        own = decode(*encode(layer.keys, mean.repeat_interleave(layer.repeats, dim=0), bits))
+        own = decode(*encode(layer.rounded(layer.keys), mean.repeat_interleave(layer.repeats, dim=0), bits))
         return torch.cat([of_prefix, self.query.float() @ own.transpose(2, 3)], dim=-1)
 
 

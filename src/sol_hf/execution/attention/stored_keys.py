@@ -19,10 +19,8 @@ MOST_PAGES = (1 << 16) - 1
 
 
 def is_stored(layer: object, key: torch.Tensor, value: torch.Tensor | None = None) -> bool:
-    """Whether the keys and values that a base attends to are views of a layer's storage, not computed from it."""
-    if not isinstance(layer, PagedLayer) or not layer.is_initialized or key.data_ptr() != layer.keys.data_ptr():
-        return False
-    return value is None or value.data_ptr() == layer.values.data_ptr()
+    """Whether the keys and values that a base attends to are those of a layer's storage, not computed from them."""
+    return isinstance(layer, PagedLayer) and layer.holds(key, value)
 
 
 def cache_layer_of(cache: SOLCache, module: torch.nn.Module, key: torch.Tensor) -> int | None:
@@ -64,7 +62,7 @@ def triton_supports(query: torch.Tensor, layer: object) -> bool:
     return (
         isinstance(layer, PagedLayer)
         and triton_support.supports(query)
-        and query.dtype == layer.dtype
+        and query.dtype == layer.dtype == layer.stored_dtype
         and query.stride(-1) == 1
         and max(query.shape[-1], layer.values.shape[-1]) <= MOST_CHANNELS
         and layer.stores()[0].shape[2] // layer.page_size < MOST_PAGES

@@ -65,6 +65,7 @@ class StackProgram(MLPStages):
             for layer, arguments in zip(group.layers, array, strict=True)
         }
         self.rotation = self.program.take_rows(layers, self._step.ROTATE_HEADER, range(1))
+        self._dtypes = {layer: group.dtype for group in layout for layer in group.layers}
         branch: Branch | None = None
         for index, layer in enumerate(structure.layers):
             branch = self._add_attention(index, layer, branch)
@@ -162,4 +163,4 @@ class StackProgram(MLPStages):
             values[step.HEAD_EPSILON] = bits_of(own.query_norm.epsilon)
         set_arguments(a, values)
         self.program.begin_stage()
-        self.program.add(step.rotate_float32 if self.structure.dtype == torch.float32 else step.rotate_bfloat16, a)
+        self.program.add(step.rotate_float32 if self._dtypes[index] == torch.float32 else step.rotate_bfloat16, a)

@@ -56,7 +56,7 @@ class AttentionOfLayers:
         alike: dict[Hashable, list[int]] = {}
         for index, (layer, scaling) in enumerate(zip(layers, scalings, strict=True)):
             window = layer.sliding_window if isinstance(layer, WindowLayer) else None
-            alike.setdefault((window, layer.first, layer.length, scaling), []).append(index)
+            alike.setdefault((window, layer.first, layer.length, layer.stored_dtype, scaling), []).append(index)
         self.groups = [
             LayersAlike(plan, places, [layers[place] for place in places], query, scalings[places[0]])
             for places in alike.values()
@@ -92,11 +92,13 @@ class Arguments:
         function (`Any`): The compiled function.
         layers (`tuple[int, ...]`): The layers.
         words (`int`): Numbers that the arguments of a layer take.
+        dtype (`torch.dtype`): Of keys and values, as they are stored.
     """
 
     function: Any
     layers: tuple[int, ...]
     words: int
+    dtype: torch.dtype
 
 
 class LayersAlike:
@@ -137,7 +139,7 @@ class LayersAlike:
         """The compiled function, the layers, and the numbers that the arguments of a layer take."""
         kernel = self.kernel.kernel
         function = kernel.attend_float32 if self.kernel.dtype == torch.float32 else kernel.attend_bfloat16
-        return Arguments(function, self.places, len(self.kernel.arguments))
+        return Arguments(function, self.places, len(self.kernel.arguments), self.kernel.dtype)
 
     def fill(self, arguments: np.ndarray, query: Lines, output: Lines) -> None:
         """Write the arguments of all layers, `(layers, words)`."""

@@ -42,7 +42,7 @@ from ..plan import StepPlan
 from ..step_part import StepPart
 from .assembly import StackProgram
 from .attention import TOKENS, Arguments, AttentionOfLayers, attention_kind
-from .recognition import TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
+from .recognition import DTYPES, TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
 from .rotary import Tables
 from .stages import StepKind
 
@@ -310,6 +310,8 @@ def run_step(
     if len(layers) != len(cache.layers) or torch.is_autocast_enabled("cpu"):
         return None
     if any(not layer.is_initialized or layer.dtype != structure.dtype for layer in layers):
+        return None
+    if not {layer.stored_dtype for layer in layers} <= set(DTYPES):
         return None
     kind = kind_of_step(structure, plan, len(tokens), cache.get_seq_length())
     if kind is None:

@@ -17,6 +17,8 @@ import torch
 DTYPES = (torch.float32, torch.bfloat16)
 SUFFIXES = {torch.float32: "_float32", torch.bfloat16: "_bfloat16"}
 """How the names of kernels for one dtype end; the others work on all dtypes."""
+OVER_CACHE = ("attend", "rotate")
+"""How the names of those begin whose dtype is that of keys and values."""
 
 
 @lru_cache
@@ -48,11 +50,12 @@ def _smallest_kernel() -> int:
     return numba_program.run.address
 
 
-def compile_kernels(dtypes: Iterable[torch.dtype]) -> bool:
+def compile_kernels(dtypes: Iterable[torch.dtype], stored: torch.dtype | None = None) -> bool:
     """Load all kernels that work on some dtypes, and compile those that are not in the cache; `False` without numba.
 
     Args:
         dtypes (`Iterable[torch.dtype]`): Of weights and caches.
+        stored (`torch.dtype`, *optional*): Of keys and values alone.
     """
     modules = sorted(file.stem for file in Path(__file__).parent.glob("numba_*.py"))
     if not all([loads(module) for module in modules]):
@@ -60,8 +63,9 @@ def compile_kernels(dtypes: Iterable[torch.dtype]) -> bool:
     from .code_cache import Kernel
 
     left_out = tuple(SUFFIXES[dtype] for dtype in set(DTYPES).difference(dtypes))
+    for_cache = {kind + SUFFIXES[stored] for kind in OVER_CACHE} if stored in SUFFIXES else set()
     for module in modules:
         for name, kernel in vars(sys.modules[f"{__package__}.{module}"]).items():
-            if isinstance(kernel, Kernel) and not name.endswith(left_out):
+            if isinstance(kernel, Kernel) and (name in for_cache or not name.endswith(left_out)):
                 kernel.load()
     return True

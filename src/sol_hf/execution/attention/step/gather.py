@@ -60,7 +60,8 @@ def _gather(call: StepAttention, slot: torch.Tensor, heads: int) -> tuple[torch.
     base = (torch.arange(rows, device=key.device)[:, None] * kv_heads + kv_head) * stride
     index = (slot + base[:, :, None]).flatten()
     shape = (rows, heads, slot.shape[-1], -1)
-    return flat_key.index_select(0, index).view(shape), flat_value.index_select(0, index).view(shape)
+    chosen_key, chosen_value = (flat.index_select(0, index).view(shape) for flat in (flat_key, flat_value))
+    return chosen_key.to(key.dtype), chosen_value.to(value.dtype)
 
 
 STEP_ATTENTION.register("gather", Gather())

@@ -65,8 +65,8 @@ def supports(query: torch.Tensor, layer: object) -> bool:
     return (
         isinstance(layer, PagedLayer)
         and query.device.type == "cpu"
-        and query.dtype in DTYPES
         and query.dtype == layer.dtype
+        and {query.dtype, layer.stored_dtype} <= set(DTYPES)
         and query.stride(-1) == 1
         and not query.requires_grad
         and query.shape[1] // layer.keys.shape[1] <= MOST_HEADS_IN_GROUP
@@ -82,7 +82,7 @@ class CompiledAttention:
         arguments (`np.ndarray`): Its arguments.
         shape (`tuple` of `int`): Shape of the output, `(rows, 1, heads, value_dim)`.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
-        dtype (`torch.dtype`): Of queries, keys and values.
+        dtype (`torch.dtype`): Of keys and values, as they are stored.
     """
 
     kernel: ModuleType
@@ -100,7 +100,8 @@ class CompiledAttention:
             and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
             and layer.values.shape[-1] == value_dim
             and scaling == self.scaling
-            and query.dtype == layer.dtype == self.dtype
+            and query.dtype == layer.dtype
+            and layer.stored_dtype == self.dtype
         )
 
 
@@ -129,7 +130,8 @@ class PagedAttention(CompiledAttention):
         from ....kernels.cpu import numba_attention as kernel
 
         self.kernel, self.first_key, self.wanted = kernel, first_key.contiguous(), wanted.contiguous()
-        compiled = kernel.attend_float32 if query.dtype == torch.float32 else kernel.attend_bfloat16
+        self.dtype = layer.stored_dtype
+        compiled = kernel.attend_float32 if self.dtype == torch.float32 else kernel.attend_bfloat16
         self.address = compiled.address
         rows, heads, _, dim = query.shape
         kv_heads, slots, value_dim = layer.keys.shape[1], layer.length, layer.values.shape[-1]
@@ -145,7 +147,7 @@ class PagedAttention(CompiledAttention):
         self.scratch[0] = dim**-0.5 if scaling is None else scaling
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
-        self.shape, self.scaling, self.dtype = (rows, 1, heads, value_dim), scaling, query.dtype
+        self.shape, self.scaling = (rows, 1, heads, value_dim), scaling
         arguments = np.zeros(kernel.HEADER + 2 * pairs, dtype=np.int64)
         arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first_key.data_ptr(), self.wanted.data_ptr()
         arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
@@ -160,7 +162,7 @@ class PagedAttention(CompiledAttention):
             parts,
             parts_each,
             pages,
-            query.element_size(),
+            layer.stored_dtype.itemsize,
         )
         self.arguments, self.data = arguments, arguments.ctypes.data
         self.selects = bool((wanted < torch.div(slots - first_key + size - 1, size, rounding_mode="floor")).any())

@@ -67,7 +67,7 @@ class TokenAttention(CompiledAttention):
         from ....kernels.cpu import numba_tokens as kernel
 
         plan, query = call.plan, call.query
-        rule, self.scaling, self.dtype = plan.rule, call.scaling, query.dtype
+        rule, self.scaling, self.dtype = plan.rule, call.scaling, layer.stored_dtype
         rows, heads, _, dim = query.shape
         kv_heads, slots, value_dim = layer.keys.shape[1], layer.length, layer.values.shape[-1]
         group, pairs = heads // kv_heads, rows * kv_heads
@@ -98,7 +98,7 @@ class TokenAttention(CompiledAttention):
             words,
             words_each,
         )
-        a[kernel.PARTS], a[kernel.PARTS_EACH], a[kernel.ITEM_SIZE] = parts, parts_each, query.element_size()
+        a[kernel.PARTS], a[kernel.PARTS_EACH], a[kernel.ITEM_SIZE] = parts, parts_each, self.dtype.itemsize
         self.arguments, self.data = a, a.ctypes.data
 
     def index_of(self, layer: PagedLayer) -> SketchIndex:

@@ -29,7 +29,8 @@ class LayerCandidates(Candidates):
 
     def page_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(self._layer, PagedLayer) and is_stored(self._layer, self._keys):
-            return self._layer.page_index(self.first_key, self._padding_range)
+            upper, lower = self._layer.page_index(self.first_key, self._padding_range)
+            return upper.to(self._keys.dtype), lower.to(self._keys.dtype)
         return super().page_bounds()
 
     def coded_scores(self, bits: int) -> torch.Tensor:
