@@ -44,6 +44,11 @@ class AllDense(Controller):
         return scores
 
 
+class Dearest(Controller):
+    def __call__(self, observation):
+        return observation.action_space.ratios.sum(-1).expand(observation.rows, -1)
+
+
 class TestBasesThatDropTheCache:
     @pytest.mark.parametrize("length", [40, 25, 24, 22])
     def test_dense_steps_are_the_bases_own(self, length):
@@ -63,6 +68,13 @@ class TestBasesThatDropTheCache:
         assert cache.get_seq_length() == length + 5
         assert not torch.allclose(stacked(output)[:, -1], stacked(dense)[:, -1], atol=1e-3)
         assert (output.realised <= torch.tensor([0.6, 0.6, 9.5])).all()
+
+    @pytest.mark.parametrize("length", [25, 24, 22, 18])
+    def test_an_exact_budget_is_kept_beyond_the_switch(self, length):
+        """The step at the switch is dense and does not count, so the call has one step less to make up for others."""
+        output = long_rope(24).generate(prompts(length=length), **GREEDY, **HALF, controller=Dearest(), exact=True)
+        target = torch.tensor([HALF["token_keep"], HALF["mlp_keep"], HALF["bits"]])
+        assert (output.realised <= target + 1e-4).all()
 
     def test_rows_are_independent_at_the_switch(self):
         model, ids = long_rope(24), prompts(length=22)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.episodes.text_blocks import load_text, pack_blocks
+from sol_hf.evaluation.horizons import horizons_table, measure_horizons
 from sol_hf.evaluation.policy_evaluation import evaluate_budgets, format_table
 from support.paths import DATA, ROOT
 from support.policy_folders import change_json
@@ -66,6 +67,21 @@ def test_the_table_is_that_of_evaluate_budgets(base, policy, tmp_path, capsys):
     for row, evaluation in zip(written["evaluations"], expected, strict=True):
         assert row["losses"] == list(evaluation.losses) and row["gain"] == evaluation.gain
         assert row["requested"] == list(evaluation.requested)
+
+
+def test_horizons_are_compared_on_texts_of_several_episodes(base, policy, tmp_path, capsys):
+    compare = runpy.run_path(str(ROOT / "examples" / "compare_horizons.py"))["main"]
+    out, options = tmp_path / "found.json", ["--blocks", "2", "--context-length", "20", "--episodes", "3"]
+    budgets = ["--budgets", "0.5,0.8,12", "--ways", "generation", "episode"]
+    found = compare([policy, TEXTS, *options, *budgets, "--json", str(out)])
+    assert capsys.readouterr().out.strip() == horizons_table(found)
+    model, tokenizer = SOLForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(base)
+    rows = pack_blocks(load_text(TEXTS), tokenizer, 33, documents=True)[:2]
+    blocks, ways = torch.tensor(rows["input_ids"]), ["generation", "episode"]
+    assert found == measure_horizons(model, blocks, 20, [(0.5, 0.8, 12)], ways, rows["document"])
+    assert [row["way"] for row in json.loads(out.read_text())] == ways
+    (short,) = compare([policy, TEXTS, *options, "--budgets", "0.5,0.8,12", "--steps", "2", "--ways", "exact"])
+    assert short.spent["token_keep"] <= 0.5 + 1e-4
 
 
 def test_another_base_and_the_default_budgets(base, policy):

@@ -17,7 +17,7 @@ AxisTarget = float | int | Sequence[float] | torch.Tensor | None
 
 
 class Budget:
-    """Targets for the average of every axis over an episode. A budget does not change once it is made.
+    """Targets for the average of every axis over a call, or over an episode. A budget does not change once it is made.
 
     An axis at `None` is not controlled: it stays dense.
 

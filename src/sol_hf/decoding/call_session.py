@@ -46,7 +46,7 @@ def session_of_call(
     refuse_continuous_batching(arguments, configs[0])
     mask, replaced, steps = arguments.get("attention_mask"), {}, None
     if controls is not None:
-        steps = new_tokens(prompt, arguments, configs) if controls.is_exact else None
+        steps = steps_of(base, prompt, new_tokens(prompt, arguments, configs), mask) if controls.is_exact else None
         replaced = replaced_values(arguments, *configs)
         check_generate_arguments(prompt, arguments, compute_device(base), vocab_size)
         if arguments.get("past_key_values") is None:
@@ -80,3 +80,18 @@ def new_tokens(
     if number is None:
         raise ValueError("`exact` has to know how long the text may become: pass `max_new_tokens`.")
     return int(number)
+
+
+def steps_of(base: PreTrainedModel, prompt: torch.Tensor | None, new: int, mask: torch.Tensor | None) -> int:
+    """Steps of a call that count: one less than its new tokens if the base computes its text again on the way.
+
+    Args:
+        base (`PreTrainedModel`): The frozen base.
+        prompt (`torch.Tensor` of shape `(rows, length, ...)`, *optional*): Ids or embeddings.
+        new (`int`): New tokens.
+        mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): Of the whole text.
+    """
+    switch, text = getattr(base.config, "original_max_position_embeddings", None), prompt if mask is None else mask
+    if switch is None or text is None:
+        return new
+    return new - (text.shape[1] <= switch < text.shape[1] + new)

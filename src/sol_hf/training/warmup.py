@@ -7,7 +7,7 @@ The costs of each level at each step are measured once and used for all budgets.
 of a level given the inputs of a policy. [`Allocation`] computes the levels of least cost at a given mean. The policy
 is trained to choose these levels from its observations and the budget. The targets do not compensate for earlier steps
 of an episode that spent more than the budget: the budget is kept on average over many episodes, which allows for a
-larger gain. With `budget_mode="hard"` it is kept in every episode.
+larger gain. With `budget_mode="hard"` it is kept in every text, with `budget_horizon="episode"` in every episode.
 
     folder/settings.json, measured-*     the measurements, which all processes share
            fit/                          the state of an unfinished fit; it continues where it was stopped
