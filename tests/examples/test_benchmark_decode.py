@@ -26,18 +26,17 @@ BUDGETS = "--budgets 1,1,16 .5,.7,8 .2,.5,6"
 
 @pytest.fixture
 def module(monkeypatch):
-    """Imports an example by name, and forgets it again."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    before = set(sys.modules)
+    """Imports a benchmark by name, and forgets it again."""
+    folder = EXAMPLES / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
     yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if name.startswith("benchmark_"):
-            del sys.modules[name]
+    for file in folder.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture
 def benchmark(module, monkeypatch):
-    decode = module("benchmark_decode")
+    decode = module("decode")
     monkeypatch.setattr(decode, "copy_bandwidth", lambda device: 1e9)
     return decode
 
@@ -190,7 +189,7 @@ class TestMemory:
         base = tiny_base(family)
         cache = base(torch.zeros(3, 5, dtype=torch.long), use_cache=True).past_key_values
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        assert module("benchmark_memory").token_bytes(base)[0] * 3 * 5 == held
+        assert module("memory").token_bytes(base)[0] * 3 * 5 == held
 
     def test_copies(self, benchmark):
         base = tiny_base("llama")
@@ -207,7 +206,7 @@ class TestMemory:
             assert benchmark.copied_bytes(base, benchmark.parse_options(other.split()), 1) == 0
 
     def test_what_adds_up(self, benchmark, module, monkeypatch):
-        base, memory = tiny_base("llama"), module("benchmark_memory")
+        base, memory = tiny_base("llama"), module("memory")
         needed = lambda extra, n: memory.needed_bytes(base, benchmark.parse_options(extra.split()), n, 2)  # noqa: E731
         monkeypatch.setattr(memory, "OF_HEAP", 2 * 300 * 2 * 8 * 4)  # keys of 300 tokens, 2 rows
         token, every_head, activations = 2 * 2 * 2 * 8 * 4, 4 * 2 * 8 * 4, (6 * 32 + 3 * 64) * 4
@@ -222,7 +221,7 @@ class TestMemory:
         assert needed("--budgets .5,.5,16", 8) - needed("--budgets .5,1,16", 8) == 2 * 2 * 32 * 64 * 4
 
     def test_what_is_free(self, benchmark, module, monkeypatch):
-        memory = module("benchmark_memory")
+        memory = module("memory")
         before = memory.free_bytes("cpu")
         assert before == float("inf") or 1e8 < before < 1e14
         monkeypatch.setattr(memory.Path, "exists", lambda self: False)
@@ -268,7 +267,7 @@ def test_what_is_done_is_printed_and_written(benchmark, folder, tmp_path, monkey
 
 def test_plain_table_without_rich(module, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    machine = module("benchmark_machine")
+    machine = module("machine")
     machine.show(("way", "us"), [("dense sdpa", "12.50")])
     head, line = capsys.readouterr().out.splitlines()
     assert head.split() == ["way", "us"] and line.split() == ["dense", "sdpa", "12.50"]
@@ -313,7 +312,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_are_those_of_their_names(module, name):
-    base = module("benchmark_machine").load_base(name, "bfloat16", "meta")
+    base = module("machine").load_base(name, "bfloat16", "meta")
     weights, head_dim, tied = PUBLISHED[name]
     assert sum(p.numel() for p in base.parameters()) == weights
     attention = base.model.layers[0].self_attn
@@ -325,7 +324,7 @@ def test_shapes_are_those_of_their_names(module, name):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_random_weights(module, monkeypatch, dtype, tied):
-    machine = module("benchmark_machine")
+    machine = module("machine")
     small = dict(vocab_size=99, hidden_size=32, intermediate_size=80, num_hidden_layers=2, head_dim=8)
     sizes = dict(small, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied)
     monkeypatch.setitem(machine.SHAPES, "small", dict(sizes, model_type="qwen3"))
@@ -347,7 +346,7 @@ def test_random_weights(module, monkeypatch, dtype, tied):
 
 
 def test_attention_alone(module, monkeypatch, tmp_path, capsys):
-    attention, file = module("benchmark_attention"), tmp_path / "numbers.json"
+    attention, file = module("attention"), tmp_path / "numbers.json"
     monkeypatch.setattr(attention, "copy_bandwidth", lambda device: 1e9)
     command = f"--contexts 40 --batch-sizes 2 --token-keep .2 --repeats 1 --megabytes 1 --json {file}"
     assert attention.main(command.split()) == 0
@@ -361,7 +360,7 @@ def test_attention_alone(module, monkeypatch, tmp_path, capsys):
 class TestLinearLayers:
     @pytest.fixture
     def linear(self, module, monkeypatch):
-        linear = module("benchmark_linear")
+        linear = module("linear")
         small = dict(vocab_size=64, hidden_size=8, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1)
         monkeypatch.setattr(linear, "SMOLLM2", {**small, "head_dim": 4})
         monkeypatch.setattr(linear, "BYTES_OF_WEIGHTS", 1 << 11)
@@ -382,7 +381,7 @@ class TestLinearLayers:
         assert "64 x 8" in capsys.readouterr().out
 
     def test_planes(self, linear, module, monkeypatch, tmp_path, capsys):
-        planes, file = module("benchmark_planes"), tmp_path / "numbers.json"
+        planes, file = module("planes"), tmp_path / "numbers.json"
         monkeypatch.setattr(planes, "weights_of", linear.weights_of)
         monkeypatch.setattr(planes, "BYTES_OF_WEIGHTS", 1 << 11)
         before = torch.get_num_threads()

@@ -16,7 +16,7 @@ from sol_hf.selection.channels import keep_top_channels
 from support.paths import EXAMPLES
 
 
-SCRIPT = EXAMPLES / "benchmark_mlp.py"
+SCRIPT = EXAMPLES / "benchmarks" / "mlp.py"
 
 
 @pytest.fixture

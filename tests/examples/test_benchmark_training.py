@@ -16,7 +16,7 @@ from support.bases import tiny_base
 from support.paths import EXAMPLES
 
 
-SCRIPT = EXAMPLES / "benchmark_training.py"
+SCRIPT = EXAMPLES / "benchmarks" / "training.py"
 SIZES = "--blocks 2 --rollouts 3 --steps 4"
 
 

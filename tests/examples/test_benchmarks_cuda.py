@@ -22,7 +22,7 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compi
 
 
 def load(name: str, monkeypatch):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
@@ -31,7 +31,7 @@ def load(name: str, monkeypatch):
 
 @on_cpu
 def test_attention(monkeypatch, tmp_path, capsys):
-    benchmark, file = load("benchmark_attention_cuda", monkeypatch), tmp_path / "numbers.json"
+    benchmark, file = load("attention_cuda", monkeypatch), tmp_path / "numbers.json"
     sizes = "--contexts 64 --rows 1 --heads 2 --kv-heads 1 --head-dim 16 --dtype float32 --repeats 1"
     assert benchmark.main([*f"--interpret {sizes} --token-keep 0.25 1 --json".split(), str(file)]) == 0
     report = json.loads(file.read_text())
@@ -47,7 +47,7 @@ def test_attention(monkeypatch, tmp_path, capsys):
 @pytest.mark.slow
 def test_decode(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(triton_support, "DEVICES", triton_support.DEVICES)
-    benchmark, file = load("benchmark_decode_cuda", monkeypatch), tmp_path / "numbers.json"
+    benchmark, file = load("decode_cuda", monkeypatch), tmp_path / "numbers.json"
     command = "--tiny --contexts 40 --episodes 1 --repeats 1 --budget 0.3 0.6 16 --json"
     assert benchmark.main([*command.split(), str(file)]) == 0
     results = json.loads(file.read_text())["results"]
@@ -60,7 +60,7 @@ def test_decode(monkeypatch, tmp_path, capsys):
 
 
 @on_cpu
-@pytest.mark.parametrize("name", ["benchmark_attention_cuda", "benchmark_decode_cuda"])
+@pytest.mark.parametrize("name", ["attention_cuda", "decode_cuda"])
 def test_without_a_gpu_they_say_so(name, monkeypatch, capsys):
     assert load(name, monkeypatch).main([]) == 2
     assert "no GPU here" in capsys.readouterr().err

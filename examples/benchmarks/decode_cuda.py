@@ -3,8 +3,8 @@
 
 """Decode steps of a random-weight, 8B-shaped model on a GPU: dense, under a budget, and from one CUDA graph.
 
-    python examples/benchmark_decode_cuda.py --json decode.json
-    python examples/benchmark_decode_cuda.py --contexts 16384 --rows 16 --budget 0.1 1 16
+    python examples/benchmarks/decode_cuda.py --json decode.json
+    python examples/benchmarks/decode_cuda.py --contexts 16384 --rows 16 --budget 0.1 1 16
 
 The cache is filled with random keys and values instead of a prompt. A step under a budget is complete: policy, hard
 budget, base, and a KV refresh after every episode. The variants:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from benchmark_prompt import PERIOD, REAL_TOKENS, SPARE_TOKENS
+from prompt import PERIOD, REAL_TOKENS, SPARE_TOKENS
 from sol_hf import SOLConfig
 from sol_hf.execution.mlp.discovery import find_mlps
 from sol_hf.execution.mlp.kept_call import MOST_TOKENS

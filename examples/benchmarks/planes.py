@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times products with weights in nested planes (`bits_backend="nested"`) on the CPU, against the original weights.
 
-    python examples/benchmark_planes.py --rows 1 4 8 --threads 1 --json benchmark_planes.json
+    python examples/benchmarks/planes.py --rows 1 4 8 --threads 1 --json benchmark_planes.json
 
 Every line is one shape of weight, `outputs x channels`, of SmolLM2-135M; the products use several weights in turn,
 which do not fit into the caches. `dense` is the time in microseconds of one product as a step computes it with the
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmark_linear import weights_of
-from benchmark_machine import CLOCKS, NOTE, describe_machine, show
+from linear import weights_of
+from machine import CLOCKS, NOTE, describe_machine, show
 from sol_hf.execution.linear.operation import LINEAR, LinearCall
 from sol_hf.execution.linear.planes.operation import PLANES_PRODUCT, PlanesCall
 from sol_hf.selection.nested_planes import WIDTHS, encode

@@ -3,7 +3,7 @@
 
 """Memory bandwidth that the Triton attention kernels of a decode step reach on a GPU.
 
-    python examples/benchmark_attention_cuda.py --json attention.json
+    python examples/benchmarks/attention_cuda.py --json attention.json
 
 Times, for one layer of an 8B-shaped model, dense scaled dot product attention and three stages over selected pages:
 scoring the page index, choosing, attending. The bound is the number of bytes that must be read (page index, chosen

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times batches of training and dense decoding of the same tokens, in one run on the CPU, and prints one table.
 
-    python examples/benchmark_training.py --contexts 256 1024 --blocks 2 --rollouts 16 --steps 16 --repeats 5 \
+    python examples/benchmarks/training.py --contexts 256 1024 --blocks 2 --rollouts 16 --steps 16 --repeats 5 \
         --dtype float32 --json benchmark_training.json
 
 Without `--model` it uses SmolLM2-135M-Instruct, downloaded once. Tokens and policy are random, which does not change

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from benchmark_machine import CLOCKS
+from machine import CLOCKS
 from sol_hf import Controller
 
 

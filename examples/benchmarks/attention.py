@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times the attention of one layer in a decode step, for all of its implementations.
 
-    python examples/benchmark_attention.py --model smollm2-135m --contexts 512 4096 --token-keep .2 .5 --dtype float32
+    python examples/benchmarks/attention.py --model smollm2-135m --contexts 512 4096 --token-keep .2 .5 --dtype float32
 
 The implementations: `dense sdpa` over all keys (grouped, as transformers calls it), and over the selected pages
 `gather` (the reference), `masked` and `numba`. `bound` is the share of the time that the measured copy bandwidth needs
@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 
-from benchmark_machine import (
+from machine import (
     CLOCKS,
     NOTE,
     SHAPES,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times the start of a process, from its first import to its first tokens, part by part.
 
-    python examples/benchmark_start.py --model smollm2-135m --set "bits: 8, bits_backend: nested"
+    python examples/benchmarks/start.py --model smollm2-135m --set "bits: 8, bits_backend: nested"
 
 Every part runs in a process that does nothing else before it, so that imports count where they belong. A first run,
 which is not timed, compiles what is not in the cache folder yet; with `--repeats 3` the median of three processes is
@@ -42,7 +42,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     from sol_hf.evaluation.settings import model_with
 
     note("import sol_hf")
-    from benchmark_machine import load_base
+    from machine import load_base
 
     base = load_base(options.model, "float32", "cpu")
     note("load the base")
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m", help="as in benchmark_decode.py")
+    parser.add_argument("--model", default="smollm2-135m", help="as in decode.py")
     parser.add_argument(
         "--set", default="", metavar="YAML", help="a setting, as in compare_settings.py; default: dense"
     )

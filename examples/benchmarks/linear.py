@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times the linear layers of a model in float32 on the CPU, by every implementation that a decode step may use.
 
-    python examples/benchmark_linear.py --model smollm2-135m --rows 1 8 16 32 128 --json benchmark_linear.json
+    python examples/benchmarks/linear.py --model smollm2-135m --rows 1 8 16 32 128 --json benchmark_linear.json
 
 Every line is one shape of weight, `outputs x channels`; the products use several weights in turn, which do not fit
 into the caches. `blas` is the median in milliseconds of one product by torch's BLAS; `onednn` and `compiled` are the
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmark_machine import NOTE, SHAPES, copy_bandwidth, describe_machine, show
+from machine import NOTE, SHAPES, copy_bandwidth, describe_machine, show
 from sol_hf.execution.linear.onednn import has_onednn
 from sol_hf.execution.linear.operation import LINEAR, LinearCall
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times decode steps of a base alone and under budgets, all in one run, and prints one table.
 
-    python examples/benchmark_decode.py --model smollm2-135m --contexts 512 4096 --batch-sizes 1 8 \
+    python examples/benchmarks/decode.py --model smollm2-135m --contexts 512 4096 --batch-sizes 1 8 \
         --budgets 1,1,16 .5,.5,16 .2,.4,16 --dtype float32 --json benchmark_decode.json
 
 `--model` is `smollm2-135m` (downloaded once), a shape with random weights (`llama-3.2-1b`, `qwen3-4b`, `qwen3-8b`),
@@ -18,7 +18,7 @@ deviation of those 64. That takes seconds instead of minutes. The time of a step
 chosen pages. With random keys the heads of a group choose different pages more often than on text. Contexts may then
 be longer than a base with rotary positions supports.
 
-A case that needs more memory than is available, as estimated by benchmark_memory.py, is skipped; `--memory` sets the
+A case that needs more memory than is available, as estimated by memory.py, is skipped; `--memory` sets the
 available memory. After every case its lines are printed and the JSON is written.
 
 A streamer records when new tokens arrive. The time from the first to the last is divided by the steps between them.
@@ -46,16 +46,16 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from benchmark_machine import CLOCKS, NOTE, SHAPES, SMOLLM2, copy_bandwidth, describe_machine, load_base
-from benchmark_memory import copied_bytes, free_bytes, give_back, needed_bytes
-from benchmark_prompt import Prompt, RandomPrompt, UnfitBaseError
-from benchmark_stopwatch import Stopwatch, TimedController
+from machine import CLOCKS, NOTE, SHAPES, SMOLLM2, copy_bandwidth, describe_machine, load_base
+from memory import copied_bytes, free_bytes, give_back, needed_bytes
+from prompt import Prompt, RandomPrompt, UnfitBaseError
 from sol_hf import Controller, FixedController, PolicyController, ScheduleController, SOLForCausalLM
 from sol_hf.decoding import step as decoding
 from sol_hf.execution.decoder_layers import decoder_layers
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.mlp.discovery import find_mlps
 from sol_hf.integrations.smollm2 import ModelUnavailableError
+from stopwatch import Stopwatch, TimedController
 
 
 COLUMNS = ("context", "rows", "variant", "ms", "speed-up", "own cache", "policy", "refresh", "MB", "bound", "cache MB")

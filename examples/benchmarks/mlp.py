@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times the MLP of a decode step alone, dense and under budgets, in one run on the CPU, and prints one table.
 
-    python examples/benchmark_mlp.py --repeats 12 --json benchmark_mlp.json
+    python examples/benchmarks/mlp.py --repeats 12 --json benchmark_mlp.json
 
 The MLPs are Llama's, with random weights, in the shapes of SmolLM2-135M (576 to 1,536) and of a 1B model (2,048 to
 8,192). As with the layers of a model, several of them run in turn, which together do not fit into the caches. The
