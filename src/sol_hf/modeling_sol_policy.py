@@ -241,7 +241,6 @@ class SOLPolicyModel(PreTrainedModel):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         return_dict: bool = True,
-        compiled: bool = False,
     ) -> SOLPolicyOutput:
         """Score every action at every step.
 
@@ -257,8 +256,6 @@ class SOLPolicyModel(PreTrainedModel):
             past_key_values (`Cache`, *optional*): Keys and values of earlier steps of the episode.
             use_cache (`bool`, *optional*, defaults to `False`): Create a cache if none is given.
             return_dict (`bool`, *optional*, defaults to `True`): Return a [`SOLPolicyOutput`] instead of a tuple.
-            compiled (`bool`, *optional*, defaults to `False`): Whether a single step with a cache may run by compiled
-                code, which rounds differently.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -272,23 +269,42 @@ class SOLPolicyModel(PreTrainedModel):
         if self.page_embedding is not None:
             filled = (scalars[..., page_fill] * self.config.page_size).round().long()
             added = added + self.page_embedding(filled - 1)
-        program = None
-        if compiled and steps == 1 and past_key_values is not None:
-            program = program_of(self, len(action))
-        if program is not None:
-            state, token, columns = hidden_states[:, 0], token_embeddings[:, 0], scalars[:, 0]
-            added = added.expand(len(action), 1, -1)[:, 0]
-            heads = program(state, token, columns, action[:, 0], added, past_key_values)[:, None]
-        else:
-            scalar_features = self.scalar_features(scalars[..., :page_fill].to(dtype))
-            features = [hidden_states.to(dtype), token_embeddings.to(dtype), scalar_features, action]
-            x = self.input_projection(torch.cat(features, dim=-1)) + added
-            for layer in self.layers:
-                x = layer(x, past_key_values)
-            targets = scalars[..., self.scalar_columns.targets].to(dtype)
-            heads = self.action_head(self.final_norm(x)) + self.budget_head(targets)
+        scalar_features = self.scalar_features(scalars[..., :page_fill].to(dtype))
+        features = [hidden_states.to(dtype), token_embeddings.to(dtype), scalar_features, action]
+        x = self.input_projection(torch.cat(features, dim=-1)) + added
+        for layer in self.layers:
+            x = layer(x, past_key_values)
+        targets = scalars[..., self.scalar_columns.targets].to(dtype)
+        heads = self.action_head(self.final_norm(x)) + self.budget_head(targets)
         output = SOLPolicyOutput(logits=self._with_prior(heads, scalars), past_key_values=past_key_values)
         return output if return_dict else output.to_tuple()
+
+    def step(
+        self,
+        hidden_states: torch.Tensor,
+        token_embeddings: torch.Tensor,
+        scalars: torch.Tensor,
+        previous_actions: torch.Tensor,
+        past_key_values: Cache,
+    ) -> torch.Tensor | None:
+        """The logits of one step by compiled code, which rounds differently.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(rows, base_hidden_size)`): See `forward`.
+            token_embeddings (`torch.Tensor` of shape `(rows, base_embedding_size)`): See `forward`.
+            scalars (`torch.Tensor` of shape `(rows, columns)`): See `forward`.
+            previous_actions (`torch.LongTensor` of shape `(rows,)`): See `forward`.
+            past_key_values (`Cache`): Keys and values of earlier steps of the episode; those of this step are added.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, n_actions)`: Logits in float32; `None` if `forward` has to run, for example
+            with hooks or adapters, in another dtype, or for gradients.
+        """
+        is_own = type(self).forward is SOLPolicyModel.forward and scalars.dtype == torch.float32
+        program = program_of(self, len(scalars)) if is_own else None
+        if program is None or past_key_values.get_seq_length() >= self.config.episode_length:
+            return None  # `forward` says what is wrong with the latter
+        return program(hidden_states, token_embeddings, scalars, previous_actions, past_key_values)
 
     def prepare_step(self, rows: int) -> None:
         """Compile what a step of a number of rows needs, if it can run by compiled code, so that no step has to."""

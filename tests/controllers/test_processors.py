@@ -3,8 +3,12 @@
 
 """Action scores after the processors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper
 
 from sol_hf import (
@@ -17,6 +21,8 @@ from sol_hf import (
     PinnedAxesProcessor,
 )
 from sol_hf.budget.ledger import BudgetLedger
+from sol_hf.controllers import hard_budget
+from sol_hf.controllers.action_processor import restrict
 from support.extra_axis import four_axes
 
 
@@ -228,3 +234,41 @@ class TestList:
         assert issubclass(ActionProcessor, LogitsProcessor)
         with pytest.raises(NotImplementedError):
             ActionProcessor()(NONE_YET, torch.zeros(1, 1), observe(None, remaining=1))
+
+
+KEEP, SUMS = st.floats(0.0625, 1.0, width=32), st.floats(0.0, 16.0, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    targets=st.lists(KEEP, min_size=6, max_size=6),
+    sums=st.lists(SUMS, min_size=6, max_size=6),
+    counts=st.lists(st.integers(0, 16), min_size=2, max_size=2),
+    left=st.lists(st.integers(1, 16), min_size=2, max_size=2),
+    held=st.lists(st.booleans(), min_size=6, max_size=6),
+    holds=st.booleans(),
+    ruled_out=st.sets(st.integers(0, len(SPACE) - 1)),
+    seed=st.integers(0, 99),
+)
+def test_numpy_allows_and_observes_what_torch_does(targets, sums, counts, left, held, holds, ruled_out, seed):
+    ledger = BudgetLedger(2, SPACE)
+    ledger.episode_sums, ledger.episode_counts = torch.tensor(sums).view(2, 3), torch.tensor(counts).float()
+    ledger.held_counts = torch.tensor(held).view(2, 3) * ledger.episode_counts[:, None] if holds else None
+    observation = replace(
+        observe([1, 1, 1], remaining=1.0),
+        targets=torch.tensor(targets).view(2, 3),
+        ledger=ledger,
+        remaining=torch.tensor(left).float(),
+        held=torch.tensor(held).view(2, 3) if holds else None,
+        previous_action=torch.zeros(2, dtype=torch.long),
+    )
+    torch.manual_seed(seed)
+    scores = torch.randn(2, len(SPACE))
+    scores[0, list(ruled_out)] = float("-inf")
+    bounds = HardBudgetProcessor().bounds(observation)
+    allowed = hard_budget.within(bounds, SPACE)
+    assert torch.equal(allowed, hard_budget._within_on_device(*bounds, SPACE))
+    found, expected = (restrict(x, allowed) for x in (scores, scores.double()))
+    assert torch.equal(found.double(), expected) and found.data_ptr() != scores.data_ptr()
+    inputs = 0.25, torch.tensor([True, False]), observation.targets
+    assert torch.equal(ledger._scalars_by_numpy(*inputs), ledger._scalars_by_torch(*inputs))

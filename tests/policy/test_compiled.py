@@ -28,13 +28,19 @@ def policy_of(**options) -> SOLPolicyModel:
     return policy
 
 
+def scores_of(policy, inputs, cache, compiled: bool) -> torch.Tensor:
+    """Logits `(rows, 1, n_actions)` of a step, by its modules, or by compiled code where that can run."""
+    logits = policy.step(*(x[:, 0] for x in inputs), cache) if compiled else None
+    return policy(*inputs, past_key_values=cache).logits if logits is None else logits[:, None]
+
+
 def step(policy, rows: int, cache, compiled: bool, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
     state, embedding, scalars = (torch.randn(rows, 1, size) for size in (32, 32, 9))
     scalars[..., -1] = 0.25 * (1 + seed % 4)
     previous = torch.randint(0, len(policy.config.action_space) + 1, (rows, 1))
     with torch.no_grad():
-        return policy(state, embedding, scalars, previous, past_key_values=cache, compiled=compiled).logits
+        return scores_of(policy, (state, embedding, scalars, previous), cache, compiled)
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ def test_rows_are_independent():
     state, embedding, scalars = (torch.randn(3, 1, size) for size in (32, 32, 9))
     previous = torch.randint(0, len(policy.config.action_space) + 1, (3, 1))
     with torch.no_grad():
-        alone = policy(state[1:2], embedding[1:2], scalars[1:2], previous[1:2], caches[1], compiled=True).logits
+        alone = scores_of(policy, [x[1:2] for x in (state, embedding, scalars, previous)], caches[1], True)
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=1e-6)
 
 
@@ -107,10 +113,29 @@ class TestModulesRun:
         step(policy_of().bfloat16(), 2, DynamicCache(), True, 1)
         assert not ran
 
+    def test_of_a_class_with_another_forward(self, ran):
+        class Doubled(SOLPolicyModel):
+            def forward(self, *inputs, **options):
+                output = super().forward(*inputs, **options)
+                output.logits = 2 * output.logits
+                return output
+
+        policy = policy_of()
+        expected = 2 * step(policy, 2, DynamicCache(), False, 1)
+        policy.__class__ = Doubled
+        assert torch.equal(step(policy, 2, DynamicCache(), True, 1), expected) and not ran
+
+    def test_beyond_the_episode(self, ran):
+        policy, cache = policy_of(), DynamicCache()
+        for number in range(6):
+            step(policy, 2, cache, True, number)
+        with pytest.raises(ValueError, match="7 steps do not fit an episode of 6"):
+            step(policy, 2, cache, True, 6)
+
     def test_with_gradients(self, ran):
         policy = policy_of()
         state, scalars, previous = torch.randn(2, 1, 32), torch.randn(2, 1, 9), torch.zeros(2, 1, dtype=torch.long)
-        policy(state, state, scalars, previous, DynamicCache(), compiled=True).logits.sum().backward()
+        scores_of(policy, (state, state, scalars, previous), DynamicCache(), True).sum().backward()
         assert not ran and policy.input_projection.weight.grad is not None
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import product
 
+import numpy as np
 import torch
 
 from .axes import PUBLISHED_AXES, Axis, axes_named
@@ -106,6 +107,12 @@ class ActionSpace:
     def level_counts(self) -> tuple[int, ...]:
         """Number of levels of every axis."""
         return tuple(len(levels) for levels in self.levels.values())
+
+    @cached_property
+    def level_ratios(self) -> tuple[np.ndarray, ...]:
+        """Per axis what its levels spend in ratio units, `(levels,)`, as in `ratios`."""
+        columns = zip(self.spent.values(), self.scales.unbind(), strict=True)
+        return tuple((torch.tensor(spent, dtype=torch.float32) / scale).numpy() for spent, scale in columns)
 
     @property
     def mean_divisors(self) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ def refuse_nan(scores: torch.Tensor, controller: Controller) -> None:
 
     Only on the CPU: on an accelerator, to look at a value would stall the device.
     """
-    if scores.device.type == "cpu" and bool(scores.isnan().any()):
+    if scores.device.type == "cpu" and scores.numel() and bool(scores.amax().isnan()):  # NaN counts as the largest
         raise ValueError(
             f"{type(controller).__name__} returned scores that are not a number (NaN), so there is no best action: "
             "look for a division by zero, or for weights that are NaN."

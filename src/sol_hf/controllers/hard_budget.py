@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ..budget.action_space import ActionSpace
@@ -24,9 +25,25 @@ def within(bounds: Sequence[torch.Tensor], space: ActionSpace) -> torch.Tensor:
         `torch.BoolTensor` of shape `(..., n_actions)`.
     """
     least, most = bounds
+    if most.device.type == "cpu":
+        return torch.from_numpy(_within(least.numpy(), most.numpy(), space))
+    return _within_on_device(least, most, space)
+
+
+def _within_on_device(least: torch.Tensor, most: torch.Tensor, space: ActionSpace) -> torch.Tensor:
     ratios = space.ratios_on(most.device)
     allowed = (ratios <= most[..., None, :] + TOLERANCE) & (ratios >= least[..., None, :] - TOLERANCE)
     return allowed.all(dim=-1)
+
+
+def _within(least: np.ndarray, most: np.ndarray, space: ActionSpace) -> np.ndarray:
+    """The same by numpy, level by level: the actions are all combinations of levels."""
+    least, most = least - np.float32(TOLERANCE), most + np.float32(TOLERANCE)
+    allowed = np.ones((*most.shape[:-1], 1), dtype=bool)
+    for axis, levels in enumerate(space.level_ratios):
+        fits = (levels <= most[..., axis, None]) & (levels >= least[..., axis, None])
+        allowed = (allowed[..., :, None] & fits[..., None, :]).reshape(*most.shape[:-1], -1)
+    return allowed
 
 
 class HardBudgetProcessor(ActionProcessor):

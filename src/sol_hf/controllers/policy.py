@@ -26,15 +26,19 @@ class PolicyController(Controller):
     def __call__(self, observation: Observation) -> torch.Tensor:
         if "cache" not in observation.state:
             observation.state["cache"] = DynamicCache()
-        output = self.policy(
-            hidden_states=observation.hidden_state[:, None],
-            token_embeddings=observation.token_embedding[:, None],
-            scalars=observation.scalars[:, None],
-            previous_actions=observation.previous_action[:, None],
-            past_key_values=observation.state["cache"],
-            compiled=observation.backend != "reference",
+        cache = observation.state["cache"]
+        inputs = (
+            observation.hidden_state,
+            observation.token_embedding,
+            observation.scalars,
+            observation.previous_action,
         )
-        return output.logits[:, -1].float()
+        if observation.backend != "reference" and isinstance(self.policy, SOLPolicyModel):
+            logits = self.policy.step(*inputs, cache)
+            if logits is not None:
+                return logits
+        hidden, embedding, scalars, previous = (tensor[:, None] for tensor in inputs)
+        return self.policy(hidden, embedding, scalars, previous, past_key_values=cache).logits[:, -1].float()
 
 
 register_controller("policy", lambda model, number: PolicyController(model.policy))

@@ -102,9 +102,11 @@ def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
             f"{(observation.rows, len(space))}."
         )
     refuse_nan(scores, controls.controller)
-    action_ids = cache.episode.actions(observation.rows, scores.device)
-    scores = controls.edits(action_ids, scores, observation=shown)
-    scores = controls.limits(action_ids, scores, observation=observation)
+    before = observation.previous_action[:, None]  # the limits do not look at it
+    if controls.edits:
+        before = cache.episode.actions(observation.rows, scores.device)
+        scores = controls.edits(before, scores, observation=shown)
+    scores = controls.limits(before, scores, observation=observation)
     if observation.held is not None:
         scores = hold_axes(scores, observation.held, space)
     actions = drawn_actions(scores, controls.temperature) if controls.do_sample else best_actions(scores)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -41,6 +42,9 @@ class BudgetPrior(nn.Module):
         self.levels = tuple(tuple(value / axis.scale for value in space.levels[axis.name]) for axis in space.axes)
         self.columns = ScalarColumns(len(space.axes))
         self._mean_divisors = space.mean_divisors
+        self._divisors = np.array(space.mean_divisors, dtype=np.float32)
+        self._flat_levels = np.array([level for levels in self.levels for level in levels], dtype=np.float32)
+        self._axis_of_level = np.array([axis for axis, levels in enumerate(self.levels) for _ in levels])
         self.log_width = nn.Parameter(torch.empty(len(space.axes)))
         self.repayment_spread = nn.Parameter(torch.empty(len(space.axes)))
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -76,6 +80,25 @@ class BudgetPrior(nn.Module):
         steps_left = (self.episode_length - step).clamp(min=1)
         share = 1 / (1 + self.repayment_spread.float().clamp(min=0) * steps_left)
         return targets - overspent * share - TIE_MARGIN
+
+    def of_step(self, scalars: np.ndarray) -> np.ndarray:
+        """The logits of one step as `forward` computes them, by numpy, which takes a tenth of the time.
+
+        Args:
+            scalars (`np.ndarray` of shape `(rows, columns)`): In float32.
+
+        Returns:
+            `np.ndarray` of shape `(rows, sum(level_counts))`.
+        """
+        targets, drift = scalars[:, self.columns.targets], scalars[:, self.columns.drift]
+        step = np.rint(scalars[:, self.columns.progress] * self.episode_length) - 1
+        overspent = ((drift + targets) * self._divisors - targets) * step
+        steps_left = np.maximum(self.episode_length - step, 1)
+        spread, width = self.repayment_spread.detach().numpy(), self.log_width.detach().exp().numpy()
+        share = 1 / (1 + np.maximum(spread, 0) * steps_left)
+        centre = targets - overspent * share - TIE_MARGIN
+        distance = (self._flat_levels - centre[:, self._axis_of_level]) / width[self._axis_of_level]
+        return -(distance * distance)
 
     def _levels_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels in ratio units and the axis of each, both `(sum(level_counts),)`; created once per device.

@@ -18,6 +18,7 @@ from ..kernels.cpu.lines import Lines, add_product
 from ..kernels.cpu.program import Program, bits_of
 from ..kernels.cpu.watched import WatchedModules
 from .budget_prior import BudgetPrior
+from .step_tables import PolicyTables, numbers_of
 
 
 KERNELS = ("numba_program", "numba_step", "numba_linear")
@@ -33,7 +34,7 @@ _PROGRAMS = threading.local()
 
 
 class PolicyProgram:
-    """All of a policy but its prior, for one step.
+    """A step of a policy.
 
     Args:
         policy (`nn.Module`): A [`SOLPolicyModel`] whose modules are plain, in float32 on the CPU.
@@ -64,6 +65,9 @@ class PolicyProgram:
         self._program.begin_stage()
         self._dense(budget, policy.budget_head[2], self.logits, ADDED)
         self._program.finish()
+        self._tables = PolicyTables(policy)
+        memories = (self.features, self.scalars, self.stream, self.logits)
+        self._features, self._scalars, self._stream, self._outputs = (lines.memory.numpy() for lines in memories)
 
     def _places_of(self, policy: Any) -> list[slice]:
         """Where in the features the state, the embedding, the scalars and the action are."""
@@ -146,39 +150,45 @@ class PolicyProgram:
         state: torch.Tensor,
         embedding: torch.Tensor,
         scalars: torch.Tensor,
-        action: torch.Tensor,
-        added: torch.Tensor,
+        previous_action: torch.Tensor,
         past: Any,
     ) -> torch.Tensor:
-        """The outputs of the heads in a step.
+        """The logits of a step.
 
         Args:
             state (`torch.Tensor` of shape `(rows, base_hidden_size)`): The LM's state.
             embedding (`torch.Tensor` of shape `(rows, base_embedding_size)`): The token.
-            scalars (`torch.Tensor` of shape `(rows, columns)`): The scalars.
-            action (`torch.Tensor` of shape `(rows, action_embedding_size)`): Embedding of the action before.
-            added (`torch.Tensor` of shape `(rows, policy_hidden_size)`): What is added to the projected features.
+            scalars (`torch.Tensor` of shape `(rows, columns)`): The scalars, in float32.
+            previous_action (`torch.LongTensor` of shape `(rows,)`): The action before.
             past (`Cache`): Keys and values of the earlier steps of the episode; those of this step are added.
 
         Returns:
-            `torch.Tensor` of shape `(rows, outputs)`: Logits of actions, or of levels, without the prior.
+            `torch.Tensor` of shape `(rows, n_actions)`: Logits, in float32.
         """
+        columns = numbers_of(scalars)
+        parts = numbers_of(state), numbers_of(embedding), self._tables.action(previous_action)
+        for place, part in zip((0, 1, 3), parts, strict=True):
+            self._features[:, self._places[place]] = part
+        self._scalars[:, : columns.shape[1]] = columns
+        self._stream[:] = self._tables.added(past.get_seq_length(), columns)
+        kept = self._recall(past)
+        self._program.run()
+        del kept
+        heads = self._rows, int(self._recalls[0][self._step.FEW_HEADS]), 1, -1
+        for number, (key, value) in enumerate(self._new):  # the cache copies them
+            past.update(key.memory.view(heads), value.memory.view(heads), number)
+        return torch.from_numpy(self._tables.logits(self._outputs, columns))
+
+    def _recall(self, past: Any) -> list[torch.Tensor]:
+        """Let the layers read earlier steps; returns what must live until they have."""
         step, kept = self._step, []
-        for place, part in zip((0, 1, 3), (state, embedding, action), strict=True):
-            self.features.memory[:, self._places[place]] = part
-        self.scalars.memory[:, : scalars.shape[1]] = scalars
-        self.stream.memory.copy_(added)
         for number, a in enumerate(self._recalls):
             a[step.PAST] = count = past.get_seq_length(number)
             if count:
                 keys, values = (x.contiguous() for x in (past.layers[number].keys, past.layers[number].values))
                 a[step.PAST_KEYS], a[step.PAST_VALUES] = keys.data_ptr(), values.data_ptr()
                 kept += [keys, values]
-        self._program.run()
-        for number, (key, value) in enumerate(self._new):
-            heads = (self._rows, int(self._recalls[number][step.FEW_HEADS]), 1, -1)
-            past.update(key.memory.clone().view(heads), value.memory.clone().view(heads), number)
-        return self.logits.memory.clone()
+        return kept
 
 
 class PolicyPrograms:
