@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from sol_hf import Controller, FixedController, SOLConfig, SOLForCausalLM
 from sol_hf.controllers.registry import CONTROLLERS, register_controller
 from sol_hf.decoding import scoring
+from sol_hf.decoding.lossless.look_ahead import LookAhead
 from sol_hf.integrations import lm_eval_adapter
 from sol_hf.integrations.lm_eval_adapter import SOLLM, main
 from sol_hf.integrations.lm_eval_arguments import find_base
@@ -58,6 +59,15 @@ class TestDense:
         assert own["results"] == hf["results"]
         assert answers(own) == answers(hf)
         assert own["config"]["sol"]["controller"] == "dense"
+
+    @pytest.mark.parametrize("arguments", [{}, CHEAP | {"controller": "fixed"}], ids=["default", "budget"])
+    def test_lossless_results_are_those_of_hf_and_texts_are_drafted(self, base, policy, arguments, monkeypatch):
+        checks, own = [], LookAhead._check
+        monkeypatch.setattr(LookAhead, "_check", lambda *given: checks.append(1) or own(*given))
+        hf = evaluate("hf", model_args={"pretrained": base, **DEVICE}, batch_size=4)
+        found = {"pretrained": policy, "base": base, "lossless": 3, **arguments, **DEVICE}
+        lossless = evaluate("sol", model_args=found, batch_size=4)
+        assert lossless["results"] == hf["results"] and answers(lossless) == answers(hf) and checks
 
     def test_steps_at_the_dense_levels_give_the_values_of_hf(self, base, sol):
         """Soft mode with an explicit controller runs step by step, also if all steps are dense."""

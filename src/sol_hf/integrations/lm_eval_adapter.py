@@ -71,7 +71,8 @@ class SOLLM(HFLM):
         seed (`int`, *optional*, defaults to 0): Seed of a controller whose number is a seed, such as `random`.
         policy_revision (`str`, *optional*, defaults to `"main"`): Revision of the policy's repository.
         kwargs: The budget options of [`SOLForCausalLM.generate`] (`token_keep`, `mlp_keep`, `bits`, `compute`,
-            `budget_mode`, `kv_refresh`, ...), and `HFLM`'s arguments, which apply to the base.
+            `budget_mode`, `kv_refresh`, ...), and `HFLM`'s arguments, which apply to the base. With `lossless=True`
+            texts are drafted and checked, and all answers are those of the base.
 
     Raises:
         ValueError: for an unknown controller, a missing budget, one that cannot be met, or a misspelt argument.
@@ -86,7 +87,7 @@ class SOLLM(HFLM):
         policy_revision: str = "main",
         **kwargs,
     ):
-        self._generating = False
+        self._generating, self.drafts = False, dict[str, Any]()
         name, number = parse_controller(str(controller))
         takes_seed = name != DENSE and CONTROLLERS[name].number == "seed"
         self.seed = number if takes_seed and ":" in str(controller) else int(seed)
@@ -126,9 +127,12 @@ class SOLLM(HFLM):
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def _check_options(self) -> dict[str, Any]:
-        """The options of every `generate` and `score` call; empty if all steps are dense."""
+        """The options of every `generate` and `score` call; empty if all answers are those of the base."""
         given = self.given | {"controller": self._make_controller()}
         resolved = self._resolve(given)
+        if resolved.lossless:
+            self.drafts = given
+            return {}
         if self.controller_name == DENSE and resolved.asks_kv_dtype:
             raise ValueError("`kv_dtype` needs a cache of ours; `controller=dense` runs the base: leave one out.")
         if self.controller_name == DENSE or (resolved.budget is not None and resolved.runs_dense):
@@ -351,14 +355,16 @@ class SOLLM(HFLM):
         return largest()
 
     def _model_generate(self, context, max_length: int, stop: list[str], **generation_kwargs) -> torch.Tensor:
-        if self.is_dense:
+        if self.is_dense and not self.drafts:
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
         self._generating = True
         try:
-            options = {**self.options, "return_dict_in_generate": True}
+            options = self.drafts or {**self.options, "return_dict_in_generate": True}
             output: Any = super()._model_generate(context, max_length, stop, **generation_kwargs, **options)
         finally:
             self._generating = False
+        if self.drafts:
+            return output
         mask = generation_kwargs.get("attention_mask", torch.ones_like(context))
         before = mask.sum(dim=1).cpu() - 1
         repeats = len(output.actions) // len(before)

@@ -27,7 +27,7 @@ All other options are lm-eval's own:
 
 def model_options() -> tuple[str, ...]:
     """Names of the options of `generate` that the model takes as arguments; the controller is given by its name."""
-    return tuple(name for name in option_names() if name != "controller")
+    return tuple(name for name in option_names() if name not in ("controller", "measure_agreement"))
 
 
 def print_help() -> None:

@@ -18,6 +18,7 @@ from ...cache.sol_cache import SOLCache
 from ...controllers.fixed import FixedController
 from ...execution.plan import StepPlan, reads_all_keys
 from ...selection.rule import SelectionRule
+from ..captured import current_capture, is_captured, positions_of
 from ..forward_inputs import ForwardInputs
 from ..options import DecodeOptions
 from ..session import DecodingSession
@@ -62,6 +63,12 @@ class DraftSteps:
             return decode_step(session, inputs).logits[:, -1]
         controls, cache = session.require_controls(), session.cache
         levels = planned(self.levels, cache, controls.rule, inputs.tokens)
+        if is_captured(session, inputs):
+            values = [
+                levels.get(axis.name, torch.full_like(inputs.tokens[:, 0], axis.dense, dtype=torch.float32))
+                for axis in cache.action_space.axes
+            ]
+            return current_capture(session)(inputs.tokens, torch.stack(values, dim=1), positions_of(inputs))[0][:, -1]
         plan = StepPlan(cache, controls.rule, levels, controls.backend, controls.bits_backend, session.parts)
         return run_planned(session, inputs, plan, is_new=is_first)[0].logits[:, -1]
 

@@ -147,7 +147,7 @@ class LookAhead:
         session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
         self.counts.steps += 1
         self.pace.note_tokens(1)
-        self.pace.costs.note("dense", pace.read_clock() - begin)
+        self.pace.costs.note("dense", now(inputs) - begin)
         return output
 
     def _look_ahead(self, session: DecodingSession, inputs: ForwardInputs, most: int) -> CausalLMOutputWithPast:
@@ -157,10 +157,10 @@ class LookAhead:
         middle = pace.read_clock()
         whole = parts[-1].after(*parts[:-1])
         ahead = self._check(session, whole, gaps)
-        now = pace.read_clock()
-        ahead.seconds = now - begin
+        end = now(inputs)
+        ahead.seconds = end - begin
         self.pace.costs.note("step", (middle - begin) / len(gaps))
-        self.pace.costs.note("check", now - middle, whole.length)
+        self.pace.costs.note("check", end - middle, whole.length)
         self.counts.checks += 1
         self._ahead = ahead
         output = CausalLMOutputWithPast(logits=ahead.logits[:, :1], past_key_values=session.cache)
@@ -197,3 +197,10 @@ class LookAhead:
         ahead = Ahead(whole.tokens[:, 1:], gaps, output.logits, hidden, whole.along)
         ahead.take_from(session.cache)
         return ahead
+
+
+def now(inputs: ForwardInputs) -> float:
+    """The time in seconds at which everything is computed that was asked of the device of these inputs."""
+    if inputs.tokens.device.type != "cpu":
+        torch.get_device_module(inputs.tokens.device).synchronize(inputs.tokens.device)
+    return pace.read_clock()

@@ -94,11 +94,12 @@ def default_controls(
             f"`lossless` has nothing to draft with: {' '.join(str(reason) for reason in reasons.values())} Leave "
             "`lossless` out: `backend='fast'` is dense, too."
         )
+    rule = dataclasses.replace(config.selection_rule, **RULE)
     if options.cuda_graphs:
-        instrumentation.require_graphs(new_cache(base, config, options.kv_dtype), config.selection_rule)
+        instrumentation.require_graphs(new_cache(base, config, options.kv_dtype), rule)
     controls = dataclasses.replace(
         options.dense_controls(config),
-        rule=dataclasses.replace(config.selection_rule, **RULE),
+        rule=rule,
         kv_refresh=True,
         backend="fast" if options.cuda_graphs else options.backend,
         bits_backend="nested",
