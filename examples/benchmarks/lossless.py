@@ -58,7 +58,7 @@ class Case:
     tokens_per_forward: float
     same_texts: int
     texts: int
-    known: tuple[float, float, float]
+    checks: list[float]
 
     def __str__(self) -> str:
         base = "–" if self.over_base is None else f"{self.over_base:.2f}"
@@ -106,9 +106,9 @@ def measure(model: SOLForCausalLM, tokens: torch.Tensor, context: int, rows: int
         expected = outputs[BASE if options.base else DENSE].sequences
         same += int((outputs[LOSSLESS].sequences == expected).all(dim=1).sum())
         forwards.append(outputs[LOSSLESS].tokens_per_forward)
-    step, whole, more, chance = known_of(model.base, rows, context)
-    chance, mean = chance**rows, statistics.mean(forwards)
-    speeds = [pace.rate(length, chance, step, whole, more) for length in range(1, pace.LONGEST + 1)]
+    costs, agreement = known_of(model.base, rows, context)
+    chance, mean = agreement.mean**rows, statistics.mean(forwards)
+    checks = [costs.relative_check(length + 1) for length in range(1, pace.LONGEST + 1)]
     return Case(
         context,
         rows,
@@ -118,14 +118,20 @@ def measure(model: SOLForCausalLM, tokens: torch.Tensor, context: int, rows: int
         statistics.median(quotients["base"]) if options.base else None,
         statistics.median(quotients["sampled"]),
         chance,
-        step,
-        whole + more * mean,
-        max(1.0, *speeds),
+        costs.relative_step,
+        costs.relative_check(round(mean)),
+        best_speed(chance, costs.relative_step, checks),
         mean,
         same,
         options.texts * rows,
-        (step, whole, more),
+        checks,
     )
+
+
+def best_speed(chance: float, step: float, checks: list[float]) -> float:
+    """Tokens in the time of a dense step, by the best length of drafts; 1 if none pays."""
+    lengths = enumerate(checks, start=1)
+    return max(1.0, *(pace.expected_tokens(n, chance) / (n * step + check) for n, check in lengths))
 
 
 def count_equal(model: SOLForCausalLM, tokens: torch.Tensor, options: argparse.Namespace) -> tuple[int, int]:
@@ -153,7 +159,7 @@ def plot(cases: list[Case], title: str, path: Path) -> None:
     axes = figure.subplots()
     chances = [place / 200 for place in range(100, 201)]
     for number, case in enumerate(cases):
-        best = [max(1.0, *(pace.rate(n, a, *case.known) for n in range(1, pace.LONGEST + 1))) for a in chances]
+        best = [best_speed(chance, case.step, case.checks) for chance in chances]
         name = f"context {case.context}, {case.rows} row{'s' * (case.rows > 1)}: c {case.step:.2f}, v {case.check:.2f}"
         axes.plot(chances, best, color=f"C{number}", label=name)
         axes.plot([case.chance], [case.over_dense], "o", color=f"C{number}")

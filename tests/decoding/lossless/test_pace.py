@@ -8,11 +8,18 @@ import random
 import pytest
 
 from sol_hf.decoding.lossless.agreement import Agreement
-from sol_hf.decoding.lossless.pace import Costs, Pace, rate
+from sol_hf.decoding.lossless.pace import Costs, Pace, expected_tokens
 
 
 def run(
-    step: float, whole: float, more: float, chance: float, tokens: int = 512, costs: Costs | None = None, rows: int = 1
+    step: float,
+    whole: float,
+    more: float,
+    chance: float,
+    tokens: int = 512,
+    costs: Costs | None = None,
+    rows: int = 1,
+    jump: int = 99,
 ) -> tuple[float, list[int], Costs]:
     """Time of a text in dense steps, and the lengths of its drafts, if dense steps take a second.
 
@@ -24,7 +31,7 @@ def run(
     while made < tokens:
         most = pace.begin(tokens - made)
         if not most:
-            costs.note("dense", 1.0)
+            costs.note_dense(1.0)
             pace.note_tokens(1)
             made, seconds = made + 1, seconds + 1
             continue
@@ -32,7 +39,7 @@ def run(
         while len(gaps) < most:
             gaps.append(0.05 if drawn.random() < 2 * (1 - chance) else 1.5)
             hold *= pace.agreement.probability(gaps[-1])
-            if not pace.goes_on(hold):
+            if not pace.goes_on(len(gaps), hold):
                 break
         taken = 0
         for gap in gaps:
@@ -41,9 +48,8 @@ def run(
             if not is_taken:
                 break
             taken += 1
-        spent = len(gaps) * step + whole + more * (len(gaps) + 1)
-        costs.note("step", step)
-        costs.note("check", whole + more * (len(gaps) + 1), len(gaps) + 1)
+        spent = len(gaps) * step + (whole + more * (len(gaps) + 1)) * (1 + (len(gaps) + 1 > jump))
+        costs.note_draft(step * len(gaps), len(gaps), spent - step * len(gaps))
         pace.settle(1 + taken, spent)
         lengths.append(len(gaps))
         made, seconds = made + 1 + taken, seconds + spent
@@ -92,12 +98,17 @@ def test_drafts_are_longer_the_better_they_are():
 def test_a_fixed_length_depends_on_no_time():
     pace = Pace(Costs(), Agreement(), length=5)
     assert [pace.begin(most) for most in (100, 5, 3, 0)] == [5, 5, 3, 0]
-    assert pace.goes_on(0.0)
+    assert pace.goes_on(3, 0.0)
 
 
-def test_the_rate_is_tokens_over_their_time():
-    assert rate(4, 1.0, 0.5, 1.0, 0.0) == 5 / 3
-    assert rate(1, 0.0, 0.5, 1.0, 0.1) == pytest.approx(1 / 1.7)
+def test_what_a_draft_gives_on_average():
+    assert expected_tokens(4, 1.0) == 5 and expected_tokens(3, 0.0) == 1 and expected_tokens(2, 0.5) == 1.75
+
+
+def test_times_of_checks_may_jump():
+    """Where a check of six tokens takes twice the time of one of five, drafts have four tokens."""
+    lengths = run(0.4, 1.2, 0.0, 0.99, jump=5)[1]
+    assert lengths[-10:].count(4) > 7
 
 
 def test_agreement_follows_what_is_recorded():

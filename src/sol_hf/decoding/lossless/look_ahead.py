@@ -34,6 +34,7 @@ from . import pace
 from .ahead import Ahead, ahead_of
 from .counts import DraftCounts
 from .drafts import DraftSteps
+from .known_rows import KnownRows
 from .pace import Pace
 from .proposals import KNOWN, Proposals
 from .reach import Reach
@@ -58,6 +59,7 @@ class LookAhead:
     proposals: Proposals = field(default_factory=Proposals)
     counts: DraftCounts = field(default_factory=DraftCounts, init=False)
     _ahead: Ahead | None = field(default=None, init=False, repr=False)
+    _known: KnownRows | None = field(default=None, init=False, repr=False)
     _pace: Pace | None = field(default=None, init=False, repr=False)
     _forwards: int = field(default=0, init=False, repr=False)
     _is_begun: bool = field(default=False, init=False, repr=False)
@@ -70,7 +72,7 @@ class LookAhead:
             inputs ([`ForwardInputs`]): Its tokens and arguments.
             all_logits (`bool`): Whether logits of all tokens are wanted, or of the last only.
         """
-        self._forwards += 1
+        self._forwards, self._known = self._forwards + 1, None
         is_text = inputs.length == 1 and self._is_begun and not session.is_recomputing
         if is_text and self._ahead is not None:
             found = self._taken_as_drafted(session, inputs)
@@ -125,6 +127,7 @@ class LookAhead:
             self.pace.agreement.record(ahead.gaps[ahead.used][row], is_taken)
         if not bool(taken.all()):
             self.counts.drafted += sum(gap != KNOWN for gaps in ahead.gaps[ahead.used + 1 :] for gap in gaps)
+            self._known = KnownRows.of(ahead, taken)
             return None
         self.counts.tokens += 1
         logits, hidden = ahead.give_next(session.cache)
@@ -147,7 +150,7 @@ class LookAhead:
         session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
         self.counts.steps += 1
         self.pace.note_tokens(1)
-        self.pace.costs.note("dense", now(inputs) - begin)
+        self.pace.costs.note_dense(now(inputs) - begin)
         return output
 
     def _look_ahead(self, session: DecodingSession, inputs: ForwardInputs, most: int) -> CausalLMOutputWithPast:
@@ -159,8 +162,7 @@ class LookAhead:
         ahead = self._check(session, whole, gaps)
         end = now(inputs)
         ahead.seconds = end - begin
-        self.pace.costs.note("step", (middle - begin) / len(gaps))
-        self.pace.costs.note("check", end - middle, whole.length)
+        self.pace.costs.note_draft(middle - begin, len(gaps), end - middle)
         self.counts.checks += 1
         self._ahead = ahead
         output = CausalLMOutputWithPast(logits=ahead.logits[:, :1], past_key_values=session.cache)
@@ -175,13 +177,18 @@ class LookAhead:
         text = cache.episode
         cache.episode = Episode(text.hidden_state, token_before=text.token_before, logits_digest=text.logits_digest)
         cache.ledger.start_episode()
-        draw = self.proposals.begin(inputs.tokens, self.row_ends.so_far)
+        draw, (known, self._known) = self.proposals.begin(inputs.tokens, self.row_ends.so_far), (self._known, None)
         for number in range(1, most + 1):
-            proposal = draw(self.steps(session, parts[-1], is_first=number == 1))
+            logits = self.steps(session, parts[-1], is_first=number == 1)
+            if known is None:
+                proposal = draw(logits)
+            else:
+                proposal = draw(known.in_place_of(logits), known.rows)
+                known = known.after(proposal.tokens.to(logits.device))
             gaps.append(proposal.gaps.tolist())
             parts.append(ahead_of(inputs, proposal.tokens[:, None].to(inputs.tokens.device), number))
             chance *= math.prod(map(self.pace.agreement.probability, gaps[-1]))
-            if bool(draw.ended.all()) or not self.pace.goes_on(chance):
+            if bool(draw.ended.all()) or not self.pace.goes_on(number, chance):
                 break
         cache.drop_tokens(len(gaps))
         cache.episode = text

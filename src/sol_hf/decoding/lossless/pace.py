@@ -49,47 +49,58 @@ read_clock = time.perf_counter
 class Costs:
     """Times, in seconds, of one setting: a base, a number of rows, a draft, and about one length of the text.
 
-    They outlive a call, so that the next one need not find them out again. `whole` has the tokens that drafts gave,
-    with the time of a draft and its check.
+    They outlive a call, so that the next one need not find them out again. `checks` are by the number of tokens.
+    `whole` has the tokens that drafts gave, with the time of a draft and its check.
     """
 
     dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
-    check: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=2 * SAMPLES))
+    checks: dict[int, deque[float]] = field(default_factory=dict)
     whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     skipped: set[str] = field(default_factory=set)
 
-    def note(self, kind: str, seconds: float, tokens: int = 1) -> None:
-        """Note a time; the first of every kind is left out, which may have compiled or copied something."""
-        if kind not in self.skipped:
-            self.skipped.add(kind)
-        else:
-            getattr(self, kind).append((tokens, seconds) if kind in ("check", "whole") else seconds)
+    def note_dense(self, seconds: float) -> None:
+        """Note the time of a dense step."""
+        if not self._is_first("dense"):
+            self.dense.append(seconds)
+
+    def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
+        """Note what it took to draft tokens, and to check them together with the one before them."""
+        if not self._is_first("draft"):
+            self.step.append(drafting / drafted)
+            self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES)).append(checking)
+
+    def _is_first(self, kind: str) -> bool:
+        """Whether this is the first time of a kind, in which something may have been compiled or copied."""
+        is_first = kind not in self.skipped
+        self.skipped.add(kind)
+        return is_first
 
     @property
     def dense_step(self) -> float | None:
         """Seconds of a dense step; `None` if none was timed."""
         return statistics.median(self.dense) if self.dense else None
 
-    def relative(self) -> tuple[float, float, float]:
-        """Time of a draft's step, of a check, and of each of its tokens, in dense steps."""
+    @property
+    def relative_step(self) -> float:
+        """Time of a draft's step, in dense steps."""
         dense = self.dense_step
-        step = statistics.median(self.step) / dense if dense and self.step else STEP
-        if not dense or not self.check:
-            return step, CHECK, MORE
-        sizes, times = [tokens for tokens, _ in self.check], [seconds / dense for _, seconds in self.check]
-        more = MORE
-        if len(set(sizes)) > 1:
-            more = min(max(statistics.linear_regression(sizes, times).slope, 0.0), 1.0)
-        whole = statistics.median(time - more * tokens for tokens, time in zip(sizes, times, strict=True))
-        return step, max(whole, 0.0), more
+        return statistics.median(self.step) / dense if dense and self.step else STEP
+
+    def relative_check(self, tokens: int) -> float:
+        """Time of a check of so many tokens, in dense steps: as measured, or from the nearest number that was."""
+        dense = self.dense_step
+        if not dense or not self.checks:
+            return CHECK + MORE * tokens
+        nearest = min(self.checks, key=lambda known: (abs(known - tokens), known))
+        return max(0.0, statistics.median(self.checks[nearest]) / dense + MORE * (tokens - nearest))
 
     @property
     def are_known(self) -> bool:
         """Whether drafts have been timed often enough, or are slower than dense steps without any check."""
-        if self.dense_step is None or not self.step or not self.check:
+        if self.dense_step is None or not self.step:
             return False
-        return (len(self.step) >= 3 and len(self.check) >= 2) or min(self.step) > self.dense_step
+        return len(self.step) >= 3 or min(self.step) > self.dense_step
 
 
 class Pace:
@@ -132,8 +143,7 @@ class Pace:
             if not self.costs.step:
                 return 1  # the first of all, which may compile, and the next one, which is timed
             return min(most, TRIED) if allowed + FIRST_LOSS > 0 else 0
-        step, whole, more = self.costs.relative()
-        loss = TRIED * step + whole + more * (TRIED + 1) - expected_tokens(TRIED, self.chance)
+        loss = self._cost(TRIED) - expected_tokens(TRIED, self.chance)
         if self._since < self._wait or allowed < loss:
             return 0
         self._wait, self._since = 2 * self._wait, 0
@@ -146,26 +156,29 @@ class Pace:
         dense, seen = self.costs.dense_step, self.costs.whole
         if dense is not None and len(seen) >= LEAST_SEEN:
             return sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
-        step, whole, more = self.costs.relative()
-        return max(rate(length, self.chance, step, whole, more) for length in range(1, self._longest + 1))
+        return max(expected_tokens(length, self.chance) / self._cost(length) for length in range(1, self._longest + 1))
+
+    def _cost(self, length: int) -> float:
+        """Time of a draft of so many tokens and of its check, in dense steps."""
+        return length * self.costs.relative_step + self.costs.relative_check(length + 1)
 
     @property
     def chance(self) -> float:
         """That a token is taken in every row, before it is drafted."""
         return self.agreement.mean**self._rows
 
-    def goes_on(self, chance: float) -> bool:
-        """Whether another token pays after those of a draft that are all taken with this chance."""
+    def goes_on(self, drafted: int, chance: float) -> bool:
+        """Whether another token pays, after `drafted` that are all taken with this chance."""
         if self._length is not None:
             return True
-        step, _, more = self.costs.relative()
-        return chance * self.chance > self._rate * (step + more)
+        more = self.costs.relative_check(drafted + 2) - self.costs.relative_check(drafted + 1)
+        return chance * self.chance > self._rate * (self.costs.relative_step + max(0.0, more))
 
     def settle(self, tokens: int, seconds: float) -> None:
         """Note how many tokens a draft and its check have given, in this time."""
         self.note_tokens(tokens)
         if self.costs.are_known:
-            self.costs.note("whole", seconds, tokens)
+            self.costs.whole.append((tokens, seconds))
         dense = self.costs.dense_step
         if dense:
             self._lost = max(0.0, self._lost + seconds / dense - tokens)
@@ -191,19 +204,6 @@ class Known:
         """The [`Pace`] of a call with drafts of this name, after a context of so many tokens."""
         costs = self.costs.setdefault((name, rows, context.bit_length()), Costs())
         return Pace(costs, self.agreements.setdefault(name, Agreement()), rows, length, longest)
-
-
-def rate(length: int, chance: float, step: float, whole: float, more: float) -> float:
-    """Tokens in the time of a dense step, if every draft has `length` tokens, each of which is taken with a chance.
-
-    Args:
-        length (`int`): Tokens of a draft.
-        chance (`float`): That a token is taken if those before it are.
-        step (`float`): Time of a draft's step, in dense steps.
-        whole (`float`): Time of a check, without what grows with its tokens.
-        more (`float`): What every token of a check adds.
-    """
-    return expected_tokens(length, chance) / (length * step + whole + more * (length + 1))
 
 
 def expected_tokens(length: int, chance: float) -> float:

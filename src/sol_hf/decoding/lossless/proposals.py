@@ -121,8 +121,8 @@ class Draw:
         """The token that follows, by logits `(rows, vocab_size)`.
 
         Args:
-            logits (`torch.Tensor` of shape `(rows, vocab_size)`): Of the draft.
-            known (`torch.LongTensor` of shape `(rows,)`, *optional*): Tokens that are known already, -1 where not.
+            logits (`torch.Tensor` of shape `(rows, vocab_size)`): Of the draft, or dense ones.
+            known (`torch.BoolTensor` of shape `(rows,)`, *optional*): Rows whose logits are the dense ones.
         """
         scores = self._processors(self._text, logits.to(self._text.device, torch.float32, copy=True))
         if self._generator is not None:
@@ -132,7 +132,7 @@ class Draw:
         best = scores.topk(min(2, scores.shape[-1]), dim=-1)
         tokens, gaps = best.indices[:, 0], best.values[:, 0] - best.values[:, -1]
         if known is not None:
-            tokens, gaps = torch.where(known < 0, tokens, known), gaps.masked_fill(known >= 0, KNOWN)
+            gaps = gaps.masked_fill(known.to(gaps.device), KNOWN)
         if self._pad is not None and self._ends is not None:
             tokens, gaps = torch.where(self.ended, self._pad, tokens), gaps.masked_fill(self.ended, KNOWN)
             self.ended = self.ended | torch.isin(tokens, self._ends)

@@ -36,7 +36,7 @@ from .reach import Reach
 
 LEVELS = {"token_keep": 0.2, "bits": 8}
 """Of drafts without a budget, on the axes that the base has."""
-SHORT_TEXT = 256
+SHORT_TEXT = 1024
 """Tokens up to which such drafts read all keys."""
 RULE: dict[str, Any] = dict(criterion="sketch", selection="layer", index_bits=4, short_text_tokens=SHORT_TEXT)
 
@@ -153,19 +153,11 @@ def look_ahead_of(
     return LookAhead(steps, pace, Reach.of(base), row_ends)
 
 
-def known_of(base: PreTrainedModel, rows: int, context: int) -> tuple[float, float, float, float]:
-    """What the last calls have found out about drafts without a budget, after a context of so many tokens.
-
-    Returns:
-        The time of a draft's step, of a check, and of each token of the check, in dense steps, see [`Costs`]; and the
-        chance that a drafted token is taken.
-    """
+def known_of(base: PreTrainedModel, rows: int, context: int) -> tuple[Costs, Agreement]:
+    """What the last calls have found out about drafts after a context of about so many tokens."""
     known = _KNOWN.get(base, Known())
     found = [(name, costs) for (name, *key), costs in known.costs.items() if key == [rows, context.bit_length()]]
-    if not found:
-        return *Costs().relative(), Agreement().mean
-    name, costs = found[-1]
-    return *costs.relative(), known.agreements[name].mean
+    return (found[-1][1], known.agreements[found[-1][0]]) if found else (Costs(), Agreement())
 
 
 _KNOWN: "weakref.WeakKeyDictionary[PreTrainedModel, Known]" = weakref.WeakKeyDictionary()
