@@ -10,8 +10,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..cache.sol_cache import SOLCache
 from ..errors import UnsupportedAxisError
 from ..execution.plan import RefreshPlan, active_forward
-from .base_arguments import accepted_arguments, counts_cached_tokens
+from .base_arguments import accepted_arguments
+from .compiled_step import compiled_refresh
 from .forward_inputs import ForwardInputs
+from .positions import default_positions
 from .session import DecodingSession
 
 
@@ -46,24 +48,18 @@ def base_forward(
     return output
 
 
-def default_positions(base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache) -> torch.Tensor | None:
-    """Positions `(rows, length)` of tokens without any, `None` if they are those that the base itself takes."""
-    begin, device, offset = cache.get_seq_length(), inputs.tokens.device, cache.position_offset
-    if offset is None and begin and not counts_cached_tokens(base):
-        offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=device)
-    if offset is None:
-        return None
-    slots = torch.arange(begin, begin + inputs.length, device=device)
-    return (slots - offset[:, None]).clamp(min=0)
-
-
 def dense_forward(
     session: DecodingSession, inputs: ForwardInputs, logits_to_keep: int = 1, refresh: RefreshPlan | None = None
 ) -> CausalLMOutputWithPast:
     """Process tokens densely, as a KV refresh if `refresh` is given, and begin a new episode after them."""
-    with active_forward(refresh=refresh) as context:
-        output = base_forward(session.base, inputs, session.cache, logits_to_keep)
-    session.cache.end_episode(context.last_hidden_state(), inputs.tokens[:, -1:], logits_digest(session, output))
+    compiled = None if refresh is None else compiled_refresh(session, inputs, refresh, logits_to_keep)
+    if compiled is not None:
+        output, hidden = compiled
+    else:
+        with active_forward(refresh=refresh) as context:
+            output = base_forward(session.base, inputs, session.cache, logits_to_keep)
+        hidden = context.last_hidden_state()
+    session.cache.end_episode(hidden, inputs.tokens[:, -1:], logits_digest(session, output))
     return output
 
 

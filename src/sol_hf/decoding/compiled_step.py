@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decides whether a decode step runs as one program of compiled operations, see `execution/stack`."""
+"""Decides whether a forward of a few tokens runs as one program of compiled operations, see `execution/stack`."""
 
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache.sol_cache import SOLCache
-from ..execution.plan import StepPlan
-from ..execution.stack.stack import run_step
-from .base_forward import default_positions
+from ..execution.plan import RefreshPlan, StepPlan
+from ..execution.stack.stack import run_refresh, run_step
 from .forward_inputs import ForwardInputs
+from .positions import default_positions
 from .session import DecodingSession
 
 
@@ -25,17 +25,11 @@ def compiled_step(
     seen at its next episode.
     """
     cache = session.cache
-    if inputs.tokens.device.type != "cpu" or not isinstance(session.base, PreTrainedModel):
+    if not _is_plain(session, inputs):
         return None
-    if inputs.asks_for_more or inputs.with_prompt or not _hides_only_padding(inputs, cache):
-        return None
-    given = inputs.along.get("position_ids")
-    positions = default_positions(session.base, inputs, cache) if given is None else given.value
-    if positions is None:
-        positions = torch.full((1, 1), cache.get_seq_length())
-    places = positions.expand(len(inputs.tokens), 1)[:, 0]
     if is_new is None:
         is_new = cache.episode.length == 0 or not cache.trace
+    places = _positions_of(session, inputs)[:, 0]
     found = run_step(session.base, plan, inputs.tokens, places, is_new)
     if found is None:
         return None
@@ -43,10 +37,47 @@ def compiled_step(
     return CausalLMOutputWithPast(logits=found[0], past_key_values=cache), found[1]
 
 
+def compiled_refresh(
+    session: DecodingSession, inputs: ForwardInputs, plan: RefreshPlan, logits_to_keep: int
+) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
+    """A dense forward of several tokens as one program: what the base returns, and the last token's input of the LM
+    head, `(rows, hidden_size)`. `None` if its modules have to run, as in [`compiled_step`]."""
+    cache = session.cache
+    if not _is_plain(session, inputs):
+        return None
+    found = run_refresh(session.base, plan, inputs.tokens, _positions_of(session, inputs))
+    if found is None:
+        return None
+    logits, hidden = found
+    cache.processed = cache.get_seq_length()
+    if logits is None:
+        logits = hidden.new_empty(len(hidden), 0, len(session.base.get_output_embeddings().weight))
+    elif logits_to_keep:
+        logits = logits[:, -logits_to_keep:]
+    return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden[:, -1]
+
+
+def _is_plain(session: DecodingSession, inputs: ForwardInputs) -> bool:
+    """Whether a forward on the CPU has to return logits only, and hides nothing but padding."""
+    if inputs.tokens.device.type != "cpu" or not isinstance(session.base, PreTrainedModel):
+        return False
+    return not inputs.asks_for_more and not inputs.with_prompt and _hides_only_padding(inputs, session.cache)
+
+
+def _positions_of(session: DecodingSession, inputs: ForwardInputs) -> torch.Tensor:
+    """Positions of the tokens, `(rows, tokens)`."""
+    given = inputs.along.get("position_ids")
+    positions = default_positions(session.base, inputs, session.cache) if given is None else given.value
+    if positions is None:
+        begin = session.cache.get_seq_length()
+        positions = torch.arange(begin, begin + inputs.length)[None]
+    return positions.expand(len(inputs.tokens), inputs.length)
+
+
 def _hides_only_padding(inputs: ForwardInputs, cache: SOLCache) -> bool:
     """Whether the attention mask hides the padding of the cache and nothing else."""
     if inputs.attention_mask is None:
         return cache.padding is None
-    mask = inputs.attention_mask[:, : cache.get_seq_length() + 1]
+    mask = inputs.attention_mask[:, : cache.get_seq_length() + inputs.length]
     hidden = 0 if cache.padding is None else int(cache.padding.sum())
     return mask.numel() - int(mask.count_nonzero()) == hidden

@@ -83,9 +83,10 @@ def test_in_bfloat16(family, ran):
     rule=st.sampled_from([{}, {"anchor_pages": True}, {"criterion": "sketch", "selection": "group"}]),
 )
 def test_drawn_rows(lengths, keep, bits, rule):
-    model = model_of(tiny_base("qwen3"), **rule)
+    model = model_of(tiny_base("qwen3", **WIDE), **rule)
     rows = [prompts(1, length, seed=length)[0] for length in lengths]
-    assert_same(model, token_keep=keep, bits=bits, **left_padded(rows))
+    # With `"fake"`, a number on the border of two levels may be rounded either way.
+    assert_same(model, token_keep=keep, bits=bits, bits_backend="nested", **left_padded(rows))
 
 
 def test_rows_do_not_affect_each_other(ran):

@@ -44,7 +44,7 @@ class StackProgram(MLPStages):
     Args:
         structure ([`StackStructure`]): The base.
         kind ([`StepKind`]): The kind of step.
-        rows (`int`): Tokens.
+        rows (`int`): Tokens of all rows of the batch.
         layout (`Sequence` of [`Arguments`]): The attention of groups of layers; the caller sets its arguments before
             every step.
 
@@ -60,7 +60,7 @@ class StackProgram(MLPStages):
         self.attended = Lines.of(rows, first.heads * first.head_dim)
         self.attention = [self.program.take_rows(len(group.layers), group.words, range(0)) for group in layout]
         self._attend = {
-            layer: (group.function, arguments)
+            layer: [(function, arguments[begin:]) for function, begin in group.stages]
             for group, array in zip(layout, self.attention, strict=True)
             for layer, arguments in zip(group.layers, array, strict=True)
         }
@@ -71,7 +71,7 @@ class StackProgram(MLPStages):
             branch = self._add_attention(index, layer, branch)
             branch = self._add_mlp(index, layer, branch)
         self._join(branch, structure.norm, self.hidden)
-        self.logits = self._product("logits", structure.head, self.hidden)
+        self.logits = self._product("logits", structure.head, self.hidden) if kind.has_logits else None
         self.program.finish()
 
     def set_step(
@@ -100,12 +100,12 @@ class StackProgram(MLPStages):
         self.rotation[:, step.SINES] = [sines.data_ptr() for _, sines in tables]
 
     def set_caches(self, layers: Sequence[StoredLayer]) -> None:
-        """Set where the new keys and values go to: the last slots."""
+        """Set where the new keys and values go to: the last slots of the layers."""
         step, stores = self._step, [layer.stores() for layer in layers]
         self.rotation[:, step.KEYS] = [keys.data_ptr() for keys, _ in stores]
         self.rotation[:, step.VALUES] = [values.data_ptr() for _, values in stores]
         self.rotation[:, step.CAPACITY] = [keys.shape[2] for keys, _ in stores]
-        self.rotation[:, step.SLOT] = [layer.length - 1 for layer in layers]
+        self.rotation[:, step.SLOT] = [layer.length - self.kind.tokens for layer in layers]
 
     def _add_attention(self, index: int, layer: LayerStructure, branch: Branch | None) -> Branch:
         own, products = layer.attention, self.structure.products[index]
@@ -120,8 +120,9 @@ class StackProgram(MLPStages):
         if own.query_norm is not None and own.key_norm is not None and not own.norm_is_of_heads:
             self._norm_all(query, own.query_norm, key, own.key_norm)
         self._rotate(index, layer, query, key, value)
-        self.program.begin_stage()
-        self.program.add(*self._attend[index])
+        for function, arguments in self._attend[index]:
+            self.program.begin_stage()
+            self.program.add(function, arguments)
         self.query = query
         return self._product("attended", products.attention_output, self.attended), layer.after[0], layer.factor
 
@@ -155,6 +156,7 @@ class StackProgram(MLPStages):
             step.VALUE_DIM: own.head_dim,
             step.ROTATED: self.structure.rotary.rotated(index) if own.rotates else 0,
             step.PLACES: self.places.data_ptr(),
+            step.TOKENS: self.kind.tokens,
         }
         if own.query_norm is not None and own.key_norm is not None and own.norm_is_of_heads:
             values[step.QUERY_NORM] = own.query_norm.weight.data_ptr()

@@ -64,7 +64,7 @@ class AttentionOfLayers:
 
     @property
     def layout(self) -> tuple["Arguments", ...]:
-        """For every group of layers: its compiled function, the layers, and the numbers that their arguments take."""
+        """For every group of layers: its compiled functions, the layers, and the numbers that their arguments take."""
         return tuple(group.layout for group in self.groups)
 
     def fill(self, arguments: Sequence[np.ndarray], query: Lines, output: Lines) -> None:
@@ -89,13 +89,14 @@ class Arguments:
     """The arguments of a group of layers.
 
     Args:
-        function (`Any`): The compiled function.
+        stages (`tuple` of `tuple[Any, int]`): Compiled functions that run one after another, and where the arguments
+            of each begin.
         layers (`tuple[int, ...]`): The layers.
         words (`int`): Numbers that the arguments of a layer take.
         dtype (`torch.dtype`): Of keys and values, as they are stored.
     """
 
-    function: Any
+    stages: tuple[tuple[Any, int], ...]
     layers: tuple[int, ...]
     words: int
     dtype: torch.dtype
@@ -139,7 +140,7 @@ class LayersAlike:
         """The compiled function, the layers, and the numbers that the arguments of a layer take."""
         kernel = self.kernel.kernel
         function = kernel.attend_float32 if self.kernel.dtype == torch.float32 else kernel.attend_bfloat16
-        return Arguments(function, self.places, len(self.kernel.arguments), self.kernel.dtype)
+        return Arguments(((function, 0),), self.places, len(self.kernel.arguments), self.kernel.dtype)
 
     def fill(self, arguments: np.ndarray, query: Lines, output: Lines) -> None:
         """Write the arguments of all layers, `(layers, words)`."""

@@ -8,9 +8,9 @@ read all weights. A [`StackProgram`] does the same in one call. It reads the sam
 it does not know, such as one of a base with hooks, runs as before.
 """
 
+import functools
 import threading
 import weakref
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from ...cache.stored_layer import StoredLayer
 from ...cache.window_layer import WindowLayer
 from ...kernels.cpu.compilation import loads
 from ...kernels.cpu.watched import WatchedModules
+from ...selection.nested_planes import WIDTHS
 from ...selection.rule import SelectionRule
+from ..attention.refresh.operation import REFRESH_ATTENTION
 from ..attention.step.operation import STEP_ATTENTION
 from ..decoder_layers import decoder_layers
 from ..dispatch import Operation
@@ -38,10 +40,10 @@ from ..mlp.kept_neurons.neuron_major import NeuronMajor
 from ..mlp.kept_neurons.operation import KEPT_NEURONS
 from ..mlp.step_down import StepDown
 from ..mlp.step_mlp import StepMLP
-from ..plan import StepPlan
+from ..plan import RefreshPlan, StepPlan
 from ..step_part import StepPart
-from .assembly import StackProgram
-from .attention import TOKENS, Arguments, AttentionOfLayers, attention_kind
+from .attention import ALL, attention_kind
+from .cache_steps import CacheSteps
 from .recognition import DTYPES, TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
 from .rotary import Tables
 from .stages import StepKind
@@ -56,16 +58,26 @@ KERNELS = (
     "numba_mlp",
     "numba_planes",
 )
+REFRESH_KERNELS = ("numba_chunk_attention", "numba_chunk_lines")
 KNOWN_AXES = frozenset(("token_keep", "mlp_keep", "neuron_keep", "bits"))
 MOST_ROWS = {torch.float32: 32, torch.bfloat16: 8}
 """Most tokens in a step; with more, arithmetic takes most of the time."""
+MOST_LINES = 32
+"""Most tokens of all rows in a refresh; with more, libraries for large products are faster."""
 LEAST_WEIGHTS_OF_LAYER = 1 << 18
 """Weights of a decoder layer below which `backend="auto"` leaves the modules to run."""
 TABLE_GROWTH = 1024
 """Positions by which the tables of the rotary embeddings grow."""
 
 PACKAGE = __name__.split(".")[0] + "."
-OPERATIONS: tuple[Operation[Any], ...] = (STEP_ATTENTION, LINEAR, PLANES_PRODUCT, KEPT_CHANNELS, KEPT_NEURONS)
+OPERATIONS: tuple[Operation[Any], ...] = (
+    STEP_ATTENTION,
+    REFRESH_ATTENTION,
+    LINEAR,
+    PLANES_PRODUCT,
+    KEPT_CHANNELS,
+    KEPT_NEURONS,
+)
 """What the operations of a program replace. If another implementation is registered, modules have to run."""
 
 _STACKS: "weakref.WeakKeyDictionary[nn.Module, BaseStack]" = weakref.WeakKeyDictionary()
@@ -129,6 +141,10 @@ class BaseStack:
         difference = (hidden - seen.hidden.float()).norm() / seen.hidden.float().norm()
         return stack if bool(difference <= TOLERANCE[stack.dtype]) else None
 
+    def steps_of(self, structure: StackStructure) -> CacheSteps:
+        """Programs over a cache that has none so far."""
+        return CacheSteps(structure, functools.partial(self.tables, structure))
+
     def tables(self, structure: StackStructure, length: int) -> list[Tables]:
         """Tables of the rotary embeddings of every layer, for at least `length` positions."""
         rotary, found = structure.rotary, []
@@ -138,98 +154,6 @@ class BaseStack:
                 self._tables[kind] = rotary.tables(kind, -(-length // TABLE_GROWTH) * TABLE_GROWTH)
             found.append(self._tables[kind])
         return found
-
-
-class CacheSteps:
-    """The programs over one cache.
-
-    Args:
-        known ([`BaseStack`]): The base.
-        structure ([`StackStructure`]): Its structure.
-    """
-
-    def __init__(self, known: BaseStack, structure: StackStructure):
-        self.known, self.structure = known, structure
-        self._programs: dict[tuple[StepKind, int, tuple[Arguments, ...]], StackProgram] = {}
-        self._addresses: list[int] = []
-        self._weights: list[torch.Tensor] = []
-        """The weights at these addresses: their memory is not freed while programs refer to it."""
-        self._checked: set[StackProgram] = set()
-        """Programs that read the weights which the base had when the running episode began."""
-        self.check_weights()
-        mlps = frozenset(StepMLP.of(layer.mlp) for layer in structure.layers)
-        linears = (product.part for products in structure.products for product in products.all)
-        self._carried_out: dict[str, frozenset[Hashable]] = {
-            "token_keep": frozenset(layer.attention.layer_idx for layer in structure.layers),
-            "mlp_keep": mlps,
-            "neuron_keep": frozenset(StepDown.of(layer.contraction) for layer in structure.layers),
-            "bits": mlps.union(linears, (structure.head.part,)),
-        }
-
-    def check_weights(self) -> None:
-        """Let later steps see weights that were moved, and copies of weights that were made again or dropped."""
-        addresses = list(map(torch.Tensor.data_ptr, self.structure.weights))
-        if addresses != self._addresses:
-            self._programs, self._addresses = {}, addresses
-            self._weights = list(map(torch.Tensor.detach, self.structure.weights))
-        self._checked = set()
-
-    def run(
-        self, plan: StepPlan, kind: StepKind, layers: list[StoredLayer], embeddings: torch.Tensor, places: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A step.
-
-        Args:
-            plan ([`StepPlan`]): The step.
-            kind ([`StepKind`]): Its kind.
-            layers (`list` of [`StoredLayer`]): The layers of its cache.
-            embeddings (`torch.Tensor` of shape `(rows, hidden_size)`): The token of every row.
-            places (`torch.Tensor` of shape `(rows,)`): Their positions.
-
-        Returns:
-            Logits `(rows, 1, vocab_size)`, and the LM head's input `(rows, hidden_size)`.
-        """
-        structure = self.structure
-        if kind.attention == TOKENS:  # before there is room for the new key, which the program encodes
-            first_key = _first_key(plan, len(embeddings))
-            for layer in (layer for layer in layers if isinstance(layer, PagedLayer)):
-                layer.sketch(plan.rule.index_bits, first_key, plan.cache.padding_range)
-        for layer in layers:
-            layer.append_slots(1)
-        first = structure.layers[0].attention
-        query = torch.empty(len(embeddings), first.heads, 1, first.head_dim, dtype=structure.dtype)
-        attention = AttentionOfLayers(plan, layers, query, [layer.attention.scaling for layer in structure.layers])
-        program = self._program(kind, len(embeddings), attention)
-        tables = self.known.tables(structure, int(places.max()) + 1)
-        program.set_step(embeddings.float() * structure.embedding_factor, places, plan.levels, tables)
-        program.set_caches(layers)
-        if kind.is_mixed:
-            program.set_widths(plan.widths)
-        attention.fill(program.attention, program.query, program.attended)
-        program.program.run()
-        attention.note_done()
-        self._mark_done(plan)
-        logits = program.logits.memory[:, : program.logits.width] * structure.logits_factor
-        return logits.to(structure.dtype)[:, None], program.hidden.memory.to(structure.dtype, copy=True)
-
-    def _program(self, kind: StepKind, rows: int, attention: AttentionOfLayers) -> StackProgram:
-        key = kind, rows, attention.layout
-        program = self._programs.get(key)
-        if program is None or not (program in self._checked or program.is_current()):
-            program = self._programs[key] = StackProgram(self.structure, kind, rows, attention.layout)
-        self._checked.add(program)
-        return program
-
-    def _mark_done(self, plan: StepPlan) -> None:
-        """Tick off everything that a program carries out."""
-        for axis in plan.levels:
-            plan.done.setdefault(axis, set()).update(self._carried_out[axis])
-        plan.check_done()
-
-
-def _first_key(plan: StepPlan, rows: int) -> torch.Tensor:
-    padding = plan.cache.padding
-    return torch.zeros(rows, dtype=torch.long) if padding is None else padding
 
 
 def kind_of_step(structure: StackStructure, plan: StepPlan, rows: int, length: int) -> StepKind | None:
@@ -278,6 +202,27 @@ def _how(
     return "zeroed" if None in downs else "kept"
 
 
+def kind_of_refresh(structure: StackStructure, plan: RefreshPlan, lines: int, tokens: int) -> StepKind | None:
+    """The kind of a dense forward of several tokens of every row; `None` if no program can carry it out.
+
+    Args:
+        structure ([`StackStructure`]): The base.
+        plan ([`RefreshPlan`]): The forward.
+        lines (`int`): Tokens of all rows.
+        tokens (`int`): Tokens of a row.
+    """
+    if lines > MOST_LINES or not set(plan.levels) <= {"bits"}:
+        return None
+    if not all(map(loads, REFRESH_KERNELS)):
+        return None
+    bits = None
+    if plan.reads_planes:
+        if None in plan.widths or not structure.fills_groups:  # rows that read other weights
+            return None
+        bits = max(WIDTHS)
+    return StepKind(ALL, bits, tokens=tokens, has_logits=not plan.skips_head)
+
+
 def run_step(
     base: PreTrainedModel, plan: StepPlan, tokens: torch.Tensor, positions: torch.Tensor, is_new: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -295,8 +240,47 @@ def run_step(
         Logits `(rows, 1, vocab_size)` and the LM head's input `(rows, hidden_size)`; `None` if the base, the cache or
         the step is of another kind, so that the base's modules have to run.
     """
+    found = _steps_over(base, plan, is_new)
+    if found is None:
+        return None
+    steps, layers = found
+    kind = kind_of_step(steps.structure, plan, len(tokens), plan.cache.get_seq_length())
+    if kind is None:
+        return None
+    return steps.run(plan, kind, layers, _embedded(base, tokens)[:, 0], positions)
+
+
+def run_refresh(
+    base: PreTrainedModel, plan: RefreshPlan, tokens: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+    """A dense forward of several tokens of every row as one program.
+
+    Args:
+        base (`PreTrainedModel`): The instrumented base.
+        plan ([`RefreshPlan`]): The forward.
+        tokens (`torch.Tensor`): Ids `(rows, tokens)`, or embeddings `(rows, tokens, hidden_size)`.
+        positions (`torch.Tensor` of shape `(rows, tokens)`): Positions of the tokens.
+
+    Returns:
+        Logits `(rows, tokens, vocab_size)`, `None` if the plan skips the head, and the LM head's input
+        `(rows, tokens, hidden_size)`; `None` if the base's modules have to run.
+    """
+    found = _steps_over(base, plan, is_new=True)
+    if found is None:
+        return None
+    steps, layers = found
+    kind = kind_of_refresh(steps.structure, plan, tokens.shape[:2].numel(), tokens.shape[1])
+    if kind is None:
+        return None
+    return steps.run_chunk(plan, kind, layers, _embedded(base, tokens), positions)
+
+
+def _steps_over(
+    base: PreTrainedModel, plan: StepPlan | RefreshPlan, is_new: bool
+) -> tuple[CacheSteps, list[StoredLayer]] | None:
+    """The programs over the cache of a plan, and its layers; `None` if there can be none."""
     cache = plan.cache
-    if plan.backend == "reference" or plan.rows_on_device is not None or tokens.device.type != "cpu":
+    if plan.backend == "reference" or plan.rows_on_device is not None or torch.is_autocast_enabled("cpu"):
         return None
     if not all(_is_ours(operation) for operation in OPERATIONS):
         return None
@@ -306,23 +290,23 @@ def run_step(
     structure = known.structure_of(base)
     if structure is None:
         return None
-    layers = [layer for layer in cache.layers if type(layer) in (PagedLayer, WindowLayer)]
-    if len(layers) != len(cache.layers) or torch.is_autocast_enabled("cpu"):
+    layers: list[StoredLayer] = [layer for layer in cache.layers if type(layer) in (PagedLayer, WindowLayer)]
+    if len(layers) != len(cache.layers):
         return None
     if any(not layer.is_initialized or layer.dtype != structure.dtype for layer in layers):
         return None
     if not {layer.stored_dtype for layer in layers} <= set(DTYPES):
         return None
-    kind = kind_of_step(structure, plan, len(tokens), cache.get_seq_length())
-    if kind is None:
-        return None
     steps = known.steps.get(cache)
     if steps is None:
-        steps = known.steps[cache] = CacheSteps(known, structure)
+        steps = known.steps[cache] = known.steps_of(structure)
     elif is_new:
         steps.check_weights()
-    embeddings = tokens if tokens.is_floating_point() else base.get_input_embeddings()(tokens)
-    return steps.run(plan, kind, layers, embeddings[:, 0], positions)
+    return steps, layers
+
+
+def _embedded(base: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    return tokens if tokens.is_floating_point() else base.get_input_embeddings()(tokens)
 
 
 def _is_large(base: PreTrainedModel) -> bool:
@@ -346,5 +330,7 @@ def forget_programs(base: PreTrainedModel) -> None:
 def _hidden_of_probe(stack: StackStructure, known: BaseStack, seen: Probe) -> torch.Tensor:
     """The LM head's input in the last forward of a probe, computed by a program."""
     layers = [layer for layer in seen.cache.layers if isinstance(layer, StoredLayer)]
-    steps, places = CacheSteps(known, stack), torch.tensor([seen.cache.get_seq_length()])
-    return steps.run(StepPlan(seen.cache, SelectionRule()), StepKind("all"), layers, seen.embedding, places)[1]
+    places = torch.tensor([seen.cache.get_seq_length()])
+    return known.steps_of(stack).run(
+        StepPlan(seen.cache, SelectionRule()), StepKind("all"), layers, seen.embedding, places
+    )[1]

@@ -33,6 +33,8 @@ class StepKind:
         channels (`str`): `"all"` channels of MLPs are read; `"zeroed"`: those that are not kept are set to zero;
             `"kept"`: only the weights of those that are kept are read.
         neurons (`str`): The same of neurons.
+        tokens (`int`): Tokens of a row of the batch, one after another.
+        has_logits (`bool`): Whether the LM head runs.
     """
 
     attention: str
@@ -41,6 +43,8 @@ class StepKind:
     rounds: bool = False
     channels: str = "all"
     neurons: str = "all"
+    tokens: int = 1
+    has_logits: bool = True
 
 
 class Stages:

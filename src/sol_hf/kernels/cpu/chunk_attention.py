@@ -74,7 +74,7 @@ def attend_chunk(
     padded *= dim**-0.5 if scaling is None else scaling
     columns = padded.view(-1, kernel.COLUMNS, dim).transpose(1, 2).contiguous()
     output = columns.new_empty(len(columns), splits, value_dim, kernel.COLUMNS)
-    scratch_each = kernel.SCRATCH_FLOATS + (kernel.BLOCK * (dim + value_dim) if is_half else 0)
+    scratch_each = kernel.SCRATCH_FLOATS * kernel.COLUMNS + (kernel.BLOCK * (dim + value_dim) if is_half else 0)
     scratch = columns.new_empty(len(columns), splits, scratch_each)
     arguments = (ctypes.c_int64 * (kernel.NEXT + 1))(
         *(x.data_ptr() for x in (columns, key, value, mask, output, scratch)),
@@ -83,11 +83,11 @@ def attend_chunk(
         *value.stride()[:3],
         mask.stride(0) if len(mask) > 1 else 0,
         mask.stride(2),
-        *(splits, is_half, scratch_each, 0),
+        *(splits, is_half, scratch_each, kernel.COLUMNS, 0),
     )
     run_in_torch_threads(kernel.attend.address, ctypes.addressof(arguments))
     if splits > 1:
-        peaks, masses = scratch[..., kernel.STATE : kernel.STATE + 2 * kernel.COLUMNS].chunk(2, dim=-1)
+        peaks, masses = scratch[..., kernel.STATE * kernel.COLUMNS :][..., : 2 * kernel.COLUMNS].chunk(2, dim=-1)
         shares = torch.exp(peaks - peaks.amax(dim=1, keepdim=True))
         merged = (output * shares[:, :, None]).sum(dim=1) / (masses * shares).sum(dim=1)[:, None]
     else:

@@ -7,13 +7,14 @@ The queries of a key-value head, for all query heads of its group and all new to
 Scores and outputs have the layout `(keys or channels, columns)`, and a vector register holds several columns of one
 key. Products and softmax then need no sum over the elements of a register.
 
-    task    (row, key-value head, COLUMNS of its queries, part of the keys), for block after block of BLOCK keys:
+    task    (row, key-value head, some columns of its queries, part of the keys), for block after block of BLOCK keys:
 
     scores  (keys, columns)      = keys @ queries        tiles of 8 keys x 3 vectors, summed over channels
     output  (channels, columns) += values.T @ weights    tiles of 8 channels x 3 vectors, summed over keys
 
-Keys and values in bfloat16 are widened first, a block at a time. If there are too few tasks for the threads, the keys
-are split into parts, whose results are merged afterwards.
+A task has `COLUMNS` columns, three vectors, or with few queries `FEW_COLUMNS`, one vector. Keys and values in bfloat16
+are widened first, a block at a time. If there are too few tasks for the threads, the keys are split into parts, whose
+results are merged afterwards.
 """
 
 import numpy as np
@@ -30,34 +31,36 @@ from .numba_vectors import FLOAT, LANES, LONG, VECTOR, add_product, spread
 (QUERIES, KEYS, VALUES, MASK, OUTPUT, SCRATCH) = range(6)
 (ROWS, KV_HEADS, PARTS, TOKENS, SLOTS, DIM, VALUE_DIM) = range(6, 13)
 (KEY_ROW, KEY_HEAD, KEY_SLOT, VALUE_ROW, VALUE_HEAD, VALUE_SLOT, MASK_ROW, MASK_TOKEN) = range(13, 21)
-(SPLITS, IS_HALF, SCRATCH_EACH, NEXT) = range(21, 25)
-TILE_VECTORS = 3
-COLUMNS = TILE_VECTORS * LANES
+(SPLITS, IS_HALF, SCRATCH_EACH, WIDTH, NEXT) = range(21, 26)
+"""`WIDTH` are the columns of a task."""
+COLUMNS, FEW_COLUMNS = 3 * LANES, LANES
 BLOCK = 64
 """Keys per update of the running softmax."""
 TILES_AHEAD = 2
 LINE = 64
 """Bytes in a cache line."""
-STATE = BLOCK * COLUMNS
-"""Offset of the maxima of the columns in the scratch memory of a task; the sums follow."""
-SCRATCH_FLOATS = (BLOCK + 4) * COLUMNS
-"""Scratch memory of a task. Keys and values to be widened need additional memory for one block of each."""
+STATE = BLOCK
+"""Numbers of every column in the scratch memory of a task before the maxima of the columns; the sums follow."""
+SCRATCH_FLOATS = BLOCK + 4
+"""Scratch memory of a task for every column. Keys and values to be widened need memory for one block of each."""
 ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 
 
-def _multiply_tile(lines: int, adds: bool):
+def _multiply_tile(lines: int, adds: bool, columns: int):
+    vectors_each = columns // LANES
+
     @intrinsic
     def multiply_tile(typing, left, line_stride, place_stride, right, count, answer):
         """`answer[i] = sum(left[i, n] * right[n] for n in range(count))`; with `adds` it is added to `answer[i]`.
 
-        `right` and `answer` have COLUMNS numbers per line. `left` may have any strides, which count numbers.
+        `right` and `answer` have `columns` numbers per line. `left` may have any strides, which count numbers.
         """
 
         def generate(context, builder, signature, arguments):
             left, line_stride, place_stride, right, count, answer = arguments
             left, right, answer = (builder.inttoptr(a, FLOAT.as_pointer()) for a in (left, right, answer))
             line = [builder.gep(left, [builder.mul(line_stride, LONG(i))]) for i in range(lines)]
-            targets = [_vector_at(builder, answer, LONG(n * LANES)) for n in range(lines * TILE_VECTORS)]
+            targets = [_vector_at(builder, answer, LONG(n * LANES)) for n in range(lines * vectors_each)]
             begin = [builder.load(t, align=4) if adds else VECTOR([0.0] * LANES) for t in targets]
             before, loop = builder.block, builder.append_basic_block("loop")
             after = builder.append_basic_block("after")
@@ -66,10 +69,10 @@ def _multiply_tile(lines: int, adds: bool):
             place = builder.phi(LONG)
             place.add_incoming(LONG(0), before)
             sums = [builder.phi(VECTOR) for _ in targets]
-            source = builder.mul(place, LONG(COLUMNS))
+            source = builder.mul(place, LONG(columns))
             vectors = [
                 builder.load(_vector_at(builder, right, builder.add(source, LONG(n * LANES))), align=4)
-                for n in range(TILE_VECTORS)
+                for n in range(vectors_each)
             ]
             offset = builder.mul(place, place_stride)
             totals: list[ir.Value] = []
@@ -97,8 +100,10 @@ def _vector_at(builder: ir.IRBuilder, memory: ir.Value, place: ir.Value) -> ir.V
     return builder.bitcast(builder.gep(memory, [place]), VECTOR.as_pointer())
 
 
-_score_many, _score_one = _multiply_tile(TILE_LINES, adds=False), _multiply_tile(1, adds=False)
-_add_many, _add_one = _multiply_tile(TILE_LINES, adds=True), _multiply_tile(1, adds=True)
+_score_many, _score_one = (_multiply_tile(lines, False, COLUMNS) for lines in (TILE_LINES, 1))
+_score_many_few, _score_one_few = (_multiply_tile(lines, False, FEW_COLUMNS) for lines in (TILE_LINES, 1))
+_add_many, _add_one = (_multiply_tile(lines, True, COLUMNS) for lines in (TILE_LINES, 1))
+_add_many_few, _add_one_few = (_multiply_tile(lines, True, FEW_COLUMNS) for lines in (TILE_LINES, 1))
 
 
 @njit()
@@ -121,35 +126,47 @@ def _widen_lines(source, stride, count, dim, target):
 @njit(error_model="numpy")
 def _score(args, keys, stride, values, count, queries, scores):
     """Products of `count` keys with all columns. Prefetches their values, which are needed next, and later keys."""
-    dim = args[DIM]
+    dim, width = args[DIM], args[WIDTH]
     key = 0
     while key + TILE_LINES <= count:
         if not args[IS_HALF]:
             _prefetch_tile(keys + 4 * (key + TILES_AHEAD * TILE_LINES) * stride, stride, dim)
             _prefetch_tile(values + 4 * key * args[VALUE_SLOT], args[VALUE_SLOT], args[VALUE_DIM])
-        _score_many(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
+        if width == FEW_COLUMNS:
+            _score_many_few(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * FEW_COLUMNS)
+        else:
+            _score_many(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
         key += TILE_LINES
     while key < count:
-        _score_one(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
+        if width == FEW_COLUMNS:
+            _score_one_few(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * FEW_COLUMNS)
+        else:
+            _score_one(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
         key += 1
 
 
 @njit(error_model="numpy")
-def _add_values(values, stride, count, weights, value_dim, output):
+def _add_values(width, values, stride, count, weights, value_dim, output):
     """Add `count` values, weighted for every column."""
     channel = 0
     while channel + TILE_LINES <= value_dim:
-        _add_many(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
+        if width == FEW_COLUMNS:
+            _add_many_few(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * FEW_COLUMNS)
+        else:
+            _add_many(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
         channel += TILE_LINES
     while channel < value_dim:
-        _add_one(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
+        if width == FEW_COLUMNS:
+            _add_one_few(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * FEW_COLUMNS)
+        else:
+            _add_one(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
         channel += 1
 
 
 @njit(error_model="numpy")
 def _hide(args, row, part, begin, count, scores):
     """Set the scores of keys that a column's token does not see to -inf."""
-    tokens, memory = args[TOKENS], args[MASK] + row * args[MASK_ROW] + begin
+    tokens, width, memory = args[TOKENS], args[WIDTH], args[MASK] + row * args[MASK_ROW] + begin
     seen = 0
     for token in range(tokens):
         mask = uint8_at(memory + token * args[MASK_TOKEN])
@@ -157,37 +174,37 @@ def _hide(args, row, part, begin, count, scores):
             seen += mask[j]
     if seen == tokens * count:
         return
-    for column in range(COLUMNS):
-        mask = uint8_at(memory + (part * COLUMNS + column) % tokens * args[MASK_TOKEN])
+    for column in range(width):
+        mask = uint8_at(memory + (part * width + column) % tokens * args[MASK_TOKEN])
         for j in range(count):
             if mask[j] == 0:
-                scores[j * COLUMNS + column] = NOTHING
+                scores[j * width + column] = NOTHING
 
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
-def _update_softmax(scores, count, state, value_dim, output):
+def _update_softmax(width, scores, count, state, value_dim, output):
     """Turn scores into weights, and rescale the previous sums to the new maximum.
 
-    `state` holds the maxima and sums so far, and scratch memory for an update, COLUMNS numbers each.
+    `state` holds the maxima and sums so far, and scratch memory for an update, `width` numbers each.
     """
-    sums, highest, shrink = COLUMNS, 2 * COLUMNS, 3 * COLUMNS
-    for c in range(COLUMNS):
+    sums, highest, shrink = width, 2 * width, 3 * width
+    for c in range(width):
         state[highest + c] = state[c]
     for j in range(count):
-        for c in range(COLUMNS):
-            state[highest + c] = max(state[highest + c], scores[j * COLUMNS + c])
-    for c in range(COLUMNS):
+        for c in range(width):
+            state[highest + c] = max(state[highest + c], scores[j * width + c])
+    for c in range(width):
         base = state[highest + c] if state[highest + c] > NOTHING else ZERO
         state[shrink + c] = exp_of_negative(min(state[c] - base, ZERO))
         state[c], state[highest + c] = state[highest + c], base
         state[sums + c] *= state[shrink + c]
     for i in range(value_dim):
-        for c in range(COLUMNS):
-            output[i * COLUMNS + c] *= state[shrink + c]
+        for c in range(width):
+            output[i * width + c] *= state[shrink + c]
     for j in range(count):
-        for c in range(COLUMNS):
-            weight = exp_of_negative(scores[j * COLUMNS + c] - state[highest + c])
-            scores[j * COLUMNS + c] = weight
+        for c in range(width):
+            weight = exp_of_negative(scores[j * width + c] - state[highest + c])
+            scores[j * width + c] = weight
             state[sums + c] += weight
 
 
@@ -197,23 +214,23 @@ def _attend(args, task):
 
     With several parts the result is not normalized yet.
     """
-    split, columns = task % args[SPLITS], task // args[SPLITS]
+    split, columns, width = task % args[SPLITS], task // args[SPLITS], args[WIDTH]
     part, pair = columns % args[PARTS], columns // args[PARTS]
     row, head = pair // args[KV_HEADS], pair % args[KV_HEADS]
     size = 2 if args[IS_HALF] else 4
-    queries = args[QUERIES] + 4 * columns * args[DIM] * COLUMNS
+    queries = args[QUERIES] + 4 * columns * args[DIM] * width
     all_keys = args[KEYS] + size * (row * args[KEY_ROW] + head * args[KEY_HEAD])
     all_values = args[VALUES] + size * (row * args[VALUE_ROW] + head * args[VALUE_HEAD])
     scores = args[SCRATCH] + 4 * task * args[SCRATCH_EACH]
-    answer = args[OUTPUT] + 4 * task * args[VALUE_DIM] * COLUMNS
-    state, output = float32_at(scores + 4 * STATE), float32_at(answer)
-    wide_keys = scores + 4 * SCRATCH_FLOATS
+    answer = args[OUTPUT] + 4 * task * args[VALUE_DIM] * width
+    state, output = float32_at(scores + 4 * STATE * width), float32_at(answer)
+    wide_keys = scores + 4 * SCRATCH_FLOATS * width
     wide_values = wide_keys + 4 * BLOCK * args[DIM]
     blocks = -(-args[SLOTS] // BLOCK)
     each = -(-blocks // args[SPLITS]) * BLOCK
-    for c in range(COLUMNS):
-        state[c], state[COLUMNS + c] = NOTHING, ZERO
-    for i in range(args[VALUE_DIM] * COLUMNS):
+    for c in range(width):
+        state[c], state[width + c] = NOTHING, ZERO
+    for i in range(args[VALUE_DIM] * width):
         output[i] = ZERO
     for begin in range(split * each, min((split + 1) * each, args[SLOTS]), BLOCK):
         count = min(BLOCK, args[SLOTS] - begin)
@@ -225,12 +242,12 @@ def _attend(args, task):
             keys, key_stride, values, value_stride = wide_keys, args[DIM], wide_values, args[VALUE_DIM]
         _score(args, keys, key_stride, values, count, queries, scores)
         _hide(args, row, part, begin, count, float32_at(scores))
-        _update_softmax(float32_at(scores), count, state, args[VALUE_DIM], output)
-        _add_values(values, value_stride, count, scores, args[VALUE_DIM], answer)
+        _update_softmax(width, float32_at(scores), count, state, args[VALUE_DIM], output)
+        _add_values(width, values, value_stride, count, scores, args[VALUE_DIM], answer)
     if args[SPLITS] == 1:
         for i in range(args[VALUE_DIM]):
-            for c in range(COLUMNS):
-                output[i * COLUMNS + c] /= state[COLUMNS + c]
+            for c in range(width):
+                output[i * width + c] /= state[width + c]
 
 
 @cfunc(types.void(types.CPointer(types.int64)), error_model="numpy")

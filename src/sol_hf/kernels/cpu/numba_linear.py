@@ -9,7 +9,7 @@ Without the prefetch a core waits for memory more than half of the time.
 
     weight   outputs   |  task 0: 48 outputs  |  task 1  | ...        threads take tasks by a counter
     (outputs,           \\ blocks of DEPTH channels, one after another: their part of the lines stays in the L1 cache
-     channels)             \\ tile: 3 outputs x 8, 2 or 1 lines
+     channels)             \\ tile: 3 outputs x 8, 4, 2 or 1 lines
 
 The order of the sums depends neither on the other lines nor on the number of threads. Lines and outputs are float32.
 Weights are float32 or bfloat16, which is widened in the registers.
@@ -96,6 +96,7 @@ def _multiply_tile(lines: int, outputs: int):
 
 
 _many_lines, _two_lines = _multiply_tile(TILE_LINES, TILE_OUTPUTS), _multiply_tile(2, TILE_OUTPUTS)
+_half_lines = _multiply_tile(TILE_LINES // 2, TILE_OUTPUTS)
 _one_line, _one_product = _multiply_tile(1, TILE_OUTPUTS), _multiply_tile(1, 1)
 
 
@@ -117,6 +118,10 @@ def _multiply_lines(args, x, weights, first, depth, answer):
         _many_lines(x, channels, weights, first, channels, depth, ahead, answer, outputs)
         x, answer = x + 4 * TILE_LINES * channels, answer + 4 * TILE_LINES * outputs
         line, ahead = line + TILE_LINES, 0
+    if args[LINES] - line >= TILE_LINES // 2:
+        _half_lines(x, channels, weights, first, channels, depth, ahead, answer, outputs)
+        x, answer = x + 2 * TILE_LINES * channels, answer + 2 * TILE_LINES * outputs
+        line, ahead = line + TILE_LINES // 2, 0
     while args[LINES] - line >= 2:
         _two_lines(x, channels, weights, first, channels, depth, ahead, answer, outputs)
         x, answer = x + 8 * channels, answer + 8 * outputs

@@ -40,9 +40,10 @@ sum; whether that subtracts means; where it goes to."""
 
 (QUERY, QUERY_STRIDE, KEY, KEY_STRIDE, VALUE, VALUE_STRIDE) = range(4, 10)
 (HEADS, KV_HEADS, DIM, VALUE_DIM, ROTATED, COSINES, SINES, PLACES) = range(10, 18)
-(QUERY_NORM, KEY_NORM, HEAD_OFFSET, HEAD_EPSILON, KEYS, VALUES, CAPACITY, SLOT, ROTATE_HEADER) = range(18, 27)
+(QUERY_NORM, KEY_NORM, HEAD_OFFSET, HEAD_EPSILON, KEYS, VALUES, CAPACITY, SLOT, TOKENS, ROTATE_HEADER) = range(18, 28)
 """Of [`rotate`]: products of the layer and their strides; shapes; numbers of a head that are rotated, tables, and the
-places of the lines in them; norms of heads; where keys and values go to, and the slot of the new token."""
+places of the lines in them; norms of heads; where keys and values go to, the slot of a row's first line, and the lines
+of a row."""
 
 (SUM, SUM_STRIDE, BIAS, BIAS_HEADER) = range(4, 8)
 """Of [`add_bias`]: the lines, their stride, and the bias."""
@@ -171,7 +172,8 @@ def _rotate(args, query_norm, key_norm, keys, values, places):
         key = float32_at(args[KEY] + 4 * (line * args[KEY_STRIDE] + head * dim))
         _turn(args, key, key_norm, cosines, sines)
         value = float32_at(args[VALUE] + 4 * (line * args[VALUE_STRIDE] + head * value_dim))
-        slot = task * args[CAPACITY] + args[SLOT]
+        row, token = line // args[TOKENS], line % args[TOKENS]
+        slot = (row * kv_heads + head) * args[CAPACITY] + args[SLOT] + token
         for i in range(dim):
             store(keys, slot * dim + i, key[i])
         for i in range(value_dim):

@@ -1,0 +1,165 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The programs over one cache: those of decode steps, and those of several tokens at once."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import torch
+
+from ...cache.paged_layer import PagedLayer
+from ...cache.stored_layer import StoredLayer
+from ..axis_plan import AxisPlan
+from ..mlp.step_down import StepDown
+from ..mlp.step_mlp import StepMLP
+from ..plan import RefreshPlan, StepPlan
+from .assembly import StackProgram
+from .attention import TOKENS, Arguments, AttentionOfLayers
+from .chunk import ChunkOfLayers
+from .recognition import StackStructure
+from .rotary import Tables
+from .stages import StepKind
+
+
+class CacheSteps:
+    """The programs over one cache.
+
+    Args:
+        structure ([`StackStructure`]): The base.
+        tables (`Callable`): Returns the tables of its rotary embeddings, of every layer, for a number of positions.
+    """
+
+    def __init__(self, structure: StackStructure, tables: Callable[[int], list[Tables]]):
+        self.structure, self._tables = structure, tables
+        self._programs: dict[tuple[StepKind, int, tuple[Arguments, ...]], StackProgram] = {}
+        self._addresses: list[int] = []
+        self._weights: list[torch.Tensor] = []
+        """The weights at these addresses: their memory is not freed while programs refer to it."""
+        self._checked: set[StackProgram] = set()
+        """Programs that read the weights which the base had when the running episode began."""
+        self.check_weights()
+        mlps = frozenset(StepMLP.of(layer.mlp) for layer in structure.layers)
+        linears = (product.part for products in structure.products for product in products.all)
+        self._carried_out: dict[str, frozenset[Hashable]] = {
+            "token_keep": frozenset(layer.attention.layer_idx for layer in structure.layers),
+            "mlp_keep": mlps,
+            "neuron_keep": frozenset(StepDown.of(layer.contraction) for layer in structure.layers),
+            "bits": mlps.union(linears, (structure.head.part,)),
+        }
+
+    def check_weights(self) -> None:
+        """Let later steps see weights that were moved, and copies of weights that were made again or dropped."""
+        addresses = list(map(torch.Tensor.data_ptr, self.structure.weights))
+        if addresses != self._addresses:
+            self._programs, self._addresses = {}, addresses
+            self._weights = list(map(torch.Tensor.detach, self.structure.weights))
+        self._checked = set()
+
+    def run(
+        self, plan: StepPlan, kind: StepKind, layers: list[StoredLayer], embeddings: torch.Tensor, places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step.
+
+        Args:
+            plan ([`StepPlan`]): The step.
+            kind ([`StepKind`]): Its kind.
+            layers (`list` of [`StoredLayer`]): The layers of its cache.
+            embeddings (`torch.Tensor` of shape `(rows, hidden_size)`): The token of every row.
+            places (`torch.Tensor` of shape `(rows,)`): Their positions.
+
+        Returns:
+            Logits `(rows, 1, vocab_size)`, and the LM head's input `(rows, hidden_size)`.
+        """
+        structure = self.structure
+        if kind.attention == TOKENS:  # before there is room for the new key, which the program encodes
+            first_key = _padding_of(plan, len(embeddings))
+            for layer in (layer for layer in layers if isinstance(layer, PagedLayer)):
+                layer.sketch(plan.rule.index_bits, first_key, plan.cache.padding_range)
+        for layer in layers:
+            layer.append_slots(1)
+        first = structure.layers[0].attention
+        query = torch.empty(len(embeddings), first.heads, 1, first.head_dim, dtype=structure.dtype)
+        attention = AttentionOfLayers(plan, layers, query, [layer.attention.scaling for layer in structure.layers])
+        widths = plan.widths if kind.is_mixed else None
+        program = self._run(kind, layers, attention, embeddings, places, plan.levels, widths)
+        attention.note_done()
+        self._mark_done(plan)
+        return self._logits_of(program)[:, None], program.hidden.memory.to(structure.dtype, copy=True)
+
+    def run_chunk(
+        self,
+        plan: RefreshPlan,
+        kind: StepKind,
+        layers: list[StoredLayer],
+        embeddings: torch.Tensor,
+        places: torch.Tensor,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Several tokens of every row, densely.
+
+        Args:
+            plan ([`RefreshPlan`]): The forward.
+            kind ([`StepKind`]): Its kind.
+            layers (`list` of [`StoredLayer`]): The layers of its cache.
+            embeddings (`torch.Tensor` of shape `(rows, tokens, hidden_size)`): The tokens of every row.
+            places (`torch.Tensor` of shape `(rows, tokens)`): Their positions.
+
+        Returns:
+            Logits `(rows, tokens, vocab_size)`, if the LM head runs, and its input `(rows, tokens, hidden_size)`.
+        """
+        structure, (rows, tokens) = self.structure, embeddings.shape[:2]
+        for layer in layers:
+            layer.append_slots(tokens)
+        attentions = [layer.attention for layer in structure.layers]
+        attention = ChunkOfLayers(layers, attentions, _padding_of(plan, rows), tokens)
+        program = self._run(kind, layers, attention, embeddings.flatten(0, 1), places.flatten(), {}, None)
+        self._mark_done(plan)
+        logits = self._logits_of(program).unflatten(0, (rows, tokens)) if kind.has_logits else None
+        hidden = program.hidden.memory.to(structure.dtype, copy=True)
+        return logits, hidden.unflatten(0, (rows, tokens))
+
+    def _run(
+        self,
+        kind: StepKind,
+        layers: Sequence[StoredLayer],
+        attention: AttentionOfLayers | ChunkOfLayers,
+        embeddings: torch.Tensor,
+        places: torch.Tensor,
+        levels: Mapping[str, torch.Tensor],
+        widths: Sequence[int | None] | None,
+    ) -> StackProgram:
+        """Run the program of a kind, for lines `(lines, hidden_size)` at their positions `(lines,)`."""
+        program = self._program(kind, len(embeddings), attention.layout)
+        tables = self._tables(int(places.max()) + 1)
+        program.set_step(embeddings.float() * self.structure.embedding_factor, places, levels, tables)
+        program.set_caches(layers)
+        if widths is not None:
+            program.set_widths(widths)
+        attention.fill(program.attention, program.query, program.attended)
+        program.program.run()
+        return program
+
+    def _logits_of(self, program: StackProgram) -> torch.Tensor:
+        """The logits of all lines, `(lines, vocab_size)`, in memory of their own."""
+        assert program.logits is not None, "asked for kinds with logits only"
+        logits = program.logits.memory[:, : program.logits.width] * self.structure.logits_factor
+        return logits.to(self.structure.dtype)
+
+    def _program(self, kind: StepKind, lines: int, layout: tuple[Arguments, ...]) -> StackProgram:
+        key = kind, lines, layout
+        program = self._programs.get(key)
+        if program is None or not (program in self._checked or program.is_current()):
+            program = self._programs[key] = StackProgram(self.structure, kind, lines, layout)
+        self._checked.add(program)
+        return program
+
+    def _mark_done(self, plan: AxisPlan) -> None:
+        """Tick off everything that a program carries out."""
+        for axis in plan.levels:
+            plan.done.setdefault(axis, set()).update(self._carried_out[axis])
+        plan.check_done()
+
+
+def _padding_of(plan: StepPlan | RefreshPlan, rows: int) -> torch.Tensor:
+    """Padded tokens at the beginning of every row, `(rows,)`."""
+    padding = plan.cache.padding
+    return torch.zeros(rows, dtype=torch.long) if padding is None else padding
