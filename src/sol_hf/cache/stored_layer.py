@@ -129,12 +129,13 @@ class StoredLayer(DynamicLayer):
         """Whether tensors are what the base was given last, not computed from it."""
         if not self.is_initialized:
             return False
-        pairs = [(keys, self.keys, 0)] if values is None else [(keys, self.keys, 0), (values, self.values, 1)]
-        if self._given is None:
-            return all(x.data_ptr() == own.data_ptr() for x, own, _ in pairs)
+        pairs = list(zip((keys, values), self.stores(), self._given or (None, None), strict=True))
         return all(
-            StorageWeakRef(x.untyped_storage()) == self._given[place] and x.storage_offset() == 0
-            for x, _, place in pairs
+            x.data_ptr() == store.data_ptr() + self.first * store.stride(2) * store.itemsize
+            if given is None
+            else StorageWeakRef(x.untyped_storage()) == given and x.storage_offset() == 0
+            for x, store, given in pairs
+            if x is not None
         )
 
     def stores(self) -> tuple[torch.Tensor, torch.Tensor]:

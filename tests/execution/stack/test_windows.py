@@ -156,7 +156,26 @@ def test_few_keys_of_a_base_with_windows_alone_run_by_its_modules(ran):
     assert not ran
 
 
-def test_soft_caps_run_by_modules(ran):
-    base = tiny_base("gemma2", sliding_window=WINDOW, layer_types=[SLIDING, FULL])
-    assert_same(model_of(base), input_ids=prompts(1, 40), mlp_keep=0.4)
-    assert not ran
+class TestSoftCaps:
+    """Gemma 2 bends the scores of its attention, and its logits."""
+
+    CAPS = dict(attn_logit_softcapping=3.0, final_logit_softcapping=2.0)
+
+    @pytest.mark.parametrize("caps", [{}, CAPS], ids=["as published", "small"])
+    @pytest.mark.parametrize("budget", [{}, DENSE_KEYS], ids=["dense", "joint"])
+    def test_they_are_part_of_the_program(self, caps, budget, ran):
+        base = tiny_base("gemma2", **MIXED, **caps)
+        assert_same(model_of(base), input_ids=prompts(2, 40), **budget)
+        assert len(ran) >= STEPS - 1
+
+    def test_without_them_the_text_would_be_another(self):
+        bent, plain = (tiny_base("gemma2", **MIXED, **caps) for caps in (self.CAPS, dict.fromkeys(self.CAPS)))
+        logits = [logits_of(model_of(base), "fast", input_ids=prompts(1, 40)) for base in (bent, plain)]
+        assert float((logits[0] - logits[1]).abs().amax()) > 0.1
+        assert_same(model_of(plain), input_ids=prompts(1, 40))
+
+    def test_a_cap_that_the_config_has_and_the_base_does_not_apply(self, ran):
+        base = tiny_base("llama")
+        base.config.final_logit_softcapping = 1.0
+        assert_same(model_of(base), input_ids=prompts(1, 40), mlp_keep=0.4)
+        assert not ran

@@ -64,7 +64,7 @@ def triton_supports(query: torch.Tensor, layer: object) -> bool:
         and triton_support.supports(query)
         and query.dtype == layer.dtype == layer.stored_dtype
         and query.stride(-1) == 1
-        and max(query.shape[-1], layer.values.shape[-1]) <= MOST_CHANNELS
+        and max(query.shape[-1], layer.stores()[1].shape[-1]) <= MOST_CHANNELS
         and layer.stores()[0].shape[2] // layer.page_size < MOST_PAGES
     )
 

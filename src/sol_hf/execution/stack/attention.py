@@ -24,6 +24,7 @@ from ..attention.step.numba_pages import PagedAttention
 from ..attention.step.numba_tokens import TokenAttention
 from ..attention.step.operation import StepAttention
 from ..plan import StepPlan
+from .structure import AttentionStructure
 
 
 ALL, PAGES, TOKENS = "all", "pages", "tokens"
@@ -49,16 +50,23 @@ class AttentionOfLayers:
         plan ([`StepPlan`]): The step.
         layers (`list` of [`StoredLayer`]): Cache layers, with room for the new token, which counts in their length.
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A tensor like the queries.
-        scalings (`list[float]`): Scale of the scores in every layer.
+        structures (`Sequence` of [`AttentionStructure`]): The attention of every layer.
     """
 
-    def __init__(self, plan: StepPlan, layers: Sequence[StoredLayer], query: torch.Tensor, scalings: Sequence[float]):
+    def __init__(
+        self,
+        plan: StepPlan,
+        layers: Sequence[StoredLayer],
+        query: torch.Tensor,
+        structures: Sequence[AttentionStructure],
+    ):
         alike: dict[Hashable, list[int]] = {}
-        for index, (layer, scaling) in enumerate(zip(layers, scalings, strict=True)):
+        for index, (layer, own) in enumerate(zip(layers, structures, strict=True)):
             window = layer.sliding_window if isinstance(layer, WindowLayer) else None
-            alike.setdefault((window, layer.first, layer.length, layer.stored_dtype, scaling), []).append(index)
+            keys = window, layer.first, layer.length, layer.stored_dtype
+            alike.setdefault((*keys, own.scaling, own.soft_cap), []).append(index)
         self.groups = [
-            LayersAlike(plan, places, [layers[place] for place in places], query, scalings[places[0]])
+            LayersAlike(plan, places, [layers[place] for place in places], query, structures[places[0]])
             for places in alike.values()
         ]
 
@@ -110,20 +118,25 @@ class LayersAlike:
         places (`list[int]`): Which layers these are.
         layers (`list` of [`StoredLayer`]): The cache layers.
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A tensor like the queries.
-        scaling (`float`): Scale of the scores.
+        structure ([`AttentionStructure`]): Their attention.
     """
 
     def __init__(
-        self, plan: StepPlan, places: list[int], layers: list[StoredLayer], query: torch.Tensor, scaling: float
+        self,
+        plan: StepPlan,
+        places: list[int],
+        layers: list[StoredLayer],
+        query: torch.Tensor,
+        structure: AttentionStructure,
     ):
         self.places, self.layers = tuple(places), layers
         self.paged = [layer for layer in layers if isinstance(layer, PagedLayer)]
-        self.kernel = self._of(plan, layers[0], query, scaling)
+        self.kernel = self._of(plan, layers[0], query, structure)
         self.reads_tokens = isinstance(self.kernel, TokenAttention)
 
     @staticmethod
     def _of(
-        plan: StepPlan, layer: StoredLayer, query: torch.Tensor, scaling: float
+        plan: StepPlan, layer: StoredLayer, query: torch.Tensor, structure: AttentionStructure
     ) -> PagedAttention | TokenAttention:
         token_keep, padding = plan.token_keep, plan.cache.padding
         first_key = torch.zeros(len(query), dtype=torch.long) if padding is None else padding
@@ -131,9 +144,11 @@ class LayersAlike:
             token_keep = None
             first_key = (first_key + layer.slot_of(0)).clamp(min=max(layer.first, layer.length - layer.sliding_window))
         elif isinstance(layer, PagedLayer) and attention_kind(plan, layer.length - 1) == TOKENS:
-            return TokenAttention(StepAttention(plan, 0, query, layer.keys, layer.values, scaling), layer)
+            assert structure.soft_cap is None, "a base with soft caps reads all keys"
+            return TokenAttention(StepAttention(plan, 0, query, layer.keys, layer.values, structure.scaling), layer)
         wanted = pages_to_read(token_keep, layer.length - first_key, plan.rule)
-        return PagedAttention(query, layer, first_key, wanted, plan.rule, scaling)
+        scores = structure.scaling, structure.soft_cap
+        return PagedAttention(query, layer, first_key, wanted, plan.rule, *scores)
 
     @property
     def layout(self) -> Arguments:

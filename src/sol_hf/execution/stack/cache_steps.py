@@ -16,7 +16,7 @@ from ..plan import RefreshPlan, StepPlan
 from .assembly import StackProgram
 from .attention import TOKENS, Arguments, AttentionOfLayers
 from .chunk import ChunkOfLayers
-from .recognition import StackStructure
+from .recognition import StackStructure, capped
 from .rotary import Tables
 from .stages import StepKind
 
@@ -79,7 +79,7 @@ class CacheSteps:
             layer.append_slots(1)
         first = structure.layers[0].attention
         query = torch.empty(len(embeddings), first.heads, 1, first.head_dim, dtype=structure.dtype)
-        attention = AttentionOfLayers(plan, layers, query, [layer.attention.scaling for layer in structure.layers])
+        attention = AttentionOfLayers(plan, layers, query, [layer.attention for layer in structure.layers])
         widths = plan.widths if kind.is_mixed else None
         program = self._run(kind, layers, attention, embeddings, places, plan.levels, widths)
         attention.note_done()
@@ -142,7 +142,7 @@ class CacheSteps:
         """The logits of all lines, `(lines, vocab_size)`, in memory of their own."""
         assert program.logits is not None, "asked for kinds with logits only"
         logits = program.logits.memory[:, : program.logits.width] * self.structure.logits_factor
-        return logits.to(self.structure.dtype)
+        return capped(logits, self.structure.logits_cap).to(self.structure.dtype)
 
     def _program(self, kind: StepKind, lines: int, layout: tuple[Arguments, ...]) -> StackProgram:
         key = kind, lines, layout

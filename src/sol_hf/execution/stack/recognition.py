@@ -73,6 +73,7 @@ class StackStructure:
         dtype (`torch.dtype`): Of all weights.
         embedding_factor (`float`): By which embeddings are multiplied before the first layer.
         logits_factor (`float`): By which the product of the LM head is multiplied.
+        logits_cap (`float`, *optional*): Logits `x` become `logits_cap * tanh(x / logits_cap)`.
     """
 
     layers: tuple[LayerStructure, ...]
@@ -83,6 +84,7 @@ class StackStructure:
     dtype: torch.dtype
     embedding_factor: float = 1.0
     logits_factor: float = 1.0
+    logits_cap: float | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -208,15 +210,22 @@ def probe(base: PreTrainedModel, stack: StackStructure) -> Probe:
     return Probe(embedding[:, 0], seen["first"][:, -1], seen["hidden"][:, -1], logits[:, -1], before)
 
 
-def with_factors(stack: StackStructure, seen: Probe) -> StackStructure | None:
-    """The stack with the factors of embeddings and logits, if each is one number."""
+def with_factors(base: PreTrainedModel, stack: StackStructure, seen: Probe) -> StackStructure | None:
+    """The stack with the factors of embeddings and logits, if each is one number, and the soft cap of the logits."""
     with torch.no_grad():
         product = nn.functional.linear(seen.hidden, stack.head.module.weight, stack.head.module.bias)
+    cap = getattr(text_config(base), "final_logit_softcapping", None)
     embedding = _factor(seen.embedding, seen.first, stack.dtype)
-    logits = _factor(product, seen.logits, stack.dtype)
-    if embedding is None or logits is None:
+    logits = _factor(capped(product, cap), seen.logits, stack.dtype)
+    if embedding is None or logits is None or (cap is not None and abs(logits - 1) > TOLERANCE[stack.dtype]):
         return None
-    return replace(stack, embedding_factor=embedding, logits_factor=logits)
+    factor = logits if cap is None else 1.0
+    return replace(stack, embedding_factor=embedding, logits_factor=factor, logits_cap=cap)
+
+
+def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Logits under a soft cap, if there is one."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _factor(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> float | None:

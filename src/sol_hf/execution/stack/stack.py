@@ -134,7 +134,7 @@ class BaseStack:
         if stack is None:
             return None
         seen = probe(base, stack)
-        stack = with_factors(stack, seen)
+        stack = with_factors(base, stack, seen)
         if stack is None:
             return None
         hidden = _hidden_of_probe(stack, self, seen)
@@ -212,6 +212,8 @@ def kind_of_refresh(structure: StackStructure, plan: RefreshPlan, lines: int, to
         tokens (`int`): Tokens of a row.
     """
     if lines > MOST_LINES or not set(plan.levels) <= {"bits"}:
+        return None
+    if any(layer.attention.soft_cap is not None for layer in structure.layers):
         return None
     if not all(map(loads, REFRESH_KERNELS)):
         return None

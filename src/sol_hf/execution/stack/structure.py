@@ -32,7 +32,7 @@ ATTENTION_NAMES = frozenset(
     key_states value_states cos sin apply_rotary_pos_emb update layer_idx attention_interface ALL_ATTENTION_FUNCTIONS
     get_interface config _attn_implementation eager_attention_forward training attention_dropout scaling
     sliding_window is_sliding use_rope attn_output attn_weights getattr qkv query_pos num_attention_heads
-    num_key_value_heads num_key_value_groups residual_dropout nn functional dropout""".split()
+    attn_logit_softcapping num_key_value_heads num_key_value_groups residual_dropout nn functional dropout""".split()
 )
 """Names in the forward of an attention that is recognised."""
 
@@ -52,6 +52,7 @@ class AttentionStructure:
         query_norm (`Norm`, *optional*): Norm of the queries, of a head or of all of them.
         key_norm (`Norm`, *optional*): Norm of the keys.
         rotates (`bool`): Whether it has rotary embeddings.
+        soft_cap (`float`, *optional*): Scores `x` become `soft_cap * tanh(x / soft_cap)`.
     """
 
     layer_idx: int
@@ -64,6 +65,7 @@ class AttentionStructure:
     query_norm: Norm | None
     key_norm: Norm | None
     rotates: bool
+    soft_cap: float | None
 
     @property
     def norm_is_of_heads(self) -> bool:
@@ -165,9 +167,17 @@ def _find_attention(module: nn.Module) -> AttentionStructure | None:
     if not _norms_fit(query_norm, key_norm, heads, kv_heads, head_dim):
         return None
     rotates = bool(getattr(module, "use_rope", True))
+    soft_cap = _soft_cap(module)
     return AttentionStructure(
-        layer_idx, known, output, heads, kv_heads, head_dim, scaling, query_norm, key_norm, rotates
+        layer_idx, known, output, heads, kv_heads, head_dim, scaling, query_norm, key_norm, rotates, soft_cap
     )
+
+
+def _soft_cap(module: nn.Module) -> float | None:
+    """The soft cap that an attention passes on; some have the attribute and do not use it."""
+    name = "attn_logit_softcapping"
+    cap = getattr(module, name, None) if name in _names_in(type(module).forward) else None
+    return None if cap is None else float(cap)
 
 
 def is_linear(module: object) -> TypeGuard[nn.Linear]:
@@ -186,8 +196,13 @@ def _norms_fit(query: Norm | None, key: Norm | None, heads: int, kv_heads: int, 
 
 
 def _uses_only(forward: Callable, known: frozenset[str]) -> bool:
+    return bool(names := _names_in(forward)) and names <= known
+
+
+def _names_in(forward: Callable) -> set[str]:
+    """The names that a function uses; empty for one without Python code."""
     code = getattr(inspect.unwrap(forward), "__code__", None)
-    return code is not None and set(code.co_names) | set(code.co_varnames) <= known
+    return set() if code is None else set(code.co_names) | set(code.co_varnames)
 
 
 def _rotates_halves(forward: Callable) -> bool:

@@ -26,6 +26,7 @@ from .numba_memory import (
     exp_of_negative,
     fetch_add,
     float32_at,
+    float32_of,
     int32_at,
     int64_at,
     prefetch,
@@ -41,7 +42,9 @@ from .numba_memory import (
 (PER_GROUP, SPLITS, FLOATS, FLOATS_EACH, WORDS, WORDS_EACH, PARTS, PARTS_EACH, MOST_PAGES, ITEM_SIZE) = range(20, 30)
 ANCHORED = 30
 """Number of last tokens whose pages are always read, with the first page; 0 if none is."""
-NEXT, HEADER = 31, 32
+SOFT_CAP = 31
+"""The bits of a float32: scores are bent so that none is larger, see [`_bend`]; 0 if they are not."""
+NEXT, HEADER = 32, 33
 """After the header there are counters: per row and key-value head whether its choice is made, then the splits done."""
 
 BLOCK = 64
@@ -50,6 +53,7 @@ BINS = 256
 LINE = 64
 """Bytes in a cache line."""
 ZERO, NOTHING, EVERYTHING = np.float32(0.0), np.float32(-np.inf), np.float32(np.inf)
+ONE, TWO = np.float32(1.0), np.float32(2.0)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
@@ -80,6 +84,15 @@ def _dots(query, tile, count, dim, answer):
             a += query[i] * tile[j * dim + i]
         answer[j] = a
         j += 1
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy")
+def _bend(scores, count, cap):
+    """`cap * tanh(scores / cap)`, in place."""
+    for j in range(count):
+        e = exp_of_negative(-abs(scores[j]) * (TWO / cap))
+        bent = cap * (ONE - e) / (ONE + e)
+        scores[j] = bent if scores[j] > ZERO else -bent
 
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
@@ -308,6 +321,8 @@ def _attend(args, task, split, keys, values):
                 read = 0
                 if marks[n] >> np.uint32(g) & np.uint32(1):
                     _dots(float32_at(queries + 4 * g * dim), tile, count, dim, answer)
+                    if args[SOFT_CAP]:
+                        _bend(answer, count, float32_of(args[SOFT_CAP]))
                     read = count
                 for j in range(read, size):
                     answer[j] = NOTHING

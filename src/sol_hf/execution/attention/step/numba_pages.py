@@ -16,6 +16,7 @@ import torch
 from ....cache.paged_layer import PagedLayer
 from ....cache.stored_layer import StoredLayer
 from ....kernels.cpu.compilation import DTYPES, loads
+from ....kernels.cpu.program import bits_of
 from ....kernels.cpu.torch_threads import run_in_torch_threads
 from ....selection.pages import pages_to_read
 from ....selection.rule import SelectionRule
@@ -116,6 +117,7 @@ class PagedAttention(CompiledAttention):
             pages, none is scored.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+        soft_cap (`float`, *optional*): Scores `x` become `soft_cap * tanh(x / soft_cap)`.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class PagedAttention(CompiledAttention):
         wanted: torch.Tensor,
         rule: SelectionRule,
         scaling: float | None,
+        soft_cap: float | None = None,
     ):
         from ....kernels.cpu import numba_attention as kernel
 
@@ -152,6 +155,7 @@ class PagedAttention(CompiledAttention):
         arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first_key.data_ptr(), self.wanted.data_ptr()
         arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
         arguments[kernel.PAGE_SIZE], arguments[kernel.PER_GROUP] = size, rule.selection == "group"
+        arguments[kernel.SOFT_CAP] = bits_of(soft_cap or 0.0)
         arguments[kernel.ANCHORED] = rule.recent_tokens if rule.anchor_pages else 0
         arguments[kernel.SPLITS : kernel.ANCHORED] = (
             splits,
