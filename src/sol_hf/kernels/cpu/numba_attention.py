@@ -22,6 +22,7 @@ from numba import types
 from .code_cache import cfunc, njit
 from .numba_memory import (
     FAST_MATH,
+    bend,
     bits_of,
     exp_of_negative,
     fetch_add,
@@ -43,7 +44,7 @@ from .numba_memory import (
 ANCHORED = 30
 """Number of last tokens whose pages are always read, with the first page; 0 if none is."""
 SOFT_CAP = 31
-"""The bits of a float32: scores are bent so that none is larger, see [`_bend`]; 0 if they are not."""
+"""The bits of a float32: scores are bent so that none is larger, see [`bend`]; 0 if they are not."""
 NEXT, HEADER = 32, 33
 """After the header there are counters: per row and key-value head whether its choice is made, then the splits done."""
 
@@ -53,7 +54,6 @@ BINS = 256
 LINE = 64
 """Bytes in a cache line."""
 ZERO, NOTHING, EVERYTHING = np.float32(0.0), np.float32(-np.inf), np.float32(np.inf)
-ONE, TWO = np.float32(1.0), np.float32(2.0)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
@@ -84,15 +84,6 @@ def _dots(query, tile, count, dim, answer):
             a += query[i] * tile[j * dim + i]
         answer[j] = a
         j += 1
-
-
-@njit(fastmath=FAST_MATH, error_model="numpy")
-def _bend(scores, count, cap):
-    """`cap * tanh(scores / cap)`, in place."""
-    for j in range(count):
-        e = exp_of_negative(-abs(scores[j]) * (TWO / cap))
-        bent = cap * (ONE - e) / (ONE + e)
-        scores[j] = bent if scores[j] > ZERO else -bent
 
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
@@ -322,7 +313,7 @@ def _attend(args, task, split, keys, values):
                 if marks[n] >> np.uint32(g) & np.uint32(1):
                     _dots(float32_at(queries + 4 * g * dim), tile, count, dim, answer)
                     if args[SOFT_CAP]:
-                        _bend(answer, count, float32_of(args[SOFT_CAP]))
+                        bend(answer, count, float32_of(args[SOFT_CAP]))
                     read = count
                 for j in range(read, size):
                     answer[j] = NOTHING

@@ -152,3 +152,12 @@ def exp_of_negative(x):
     p = p * rest + EXP_TERMS[4]
     p = p * rest + EXP_TERMS[5]
     return (p * rest * rest + rest + ONE) * power_of_two(whole)
+
+
+@njit(fastmath=FAST_MATH, error_model="numpy")
+def bend(scores, count, cap):
+    """`cap * tanh(scores / cap)` of float32, in place."""
+    for j in range(count):
+        e = exp_of_negative(-abs(scores[j]) / (HALF * cap))
+        bent = cap * (ONE - e) / (ONE + e)
+        scores[j] = bent if scores[j] > np.float32(0.0) else -bent
