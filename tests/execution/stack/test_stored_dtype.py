@@ -60,7 +60,7 @@ def test_planes(ran):
     assert ran
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     family=st.sampled_from(["qwen3", "gemma3_text"]),
     lengths=st.lists(st.integers(2, 60), min_size=1, max_size=3),

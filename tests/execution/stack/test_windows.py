@@ -76,7 +76,7 @@ def test_best_tokens_of_layers_with_full_attention(ran):
     assert len(ran) >= STEPS - 1
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     family=st.sampled_from(["gemma3_text", "qwen3", "mistral"]),
     lengths=st.lists(st.integers(2, 60), min_size=1, max_size=4),
