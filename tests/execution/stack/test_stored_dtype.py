@@ -21,6 +21,9 @@ WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_atte
 OVERRIDES = {"gemma3_text": WINDOWS, "mistral": {"sliding_window": 16}}
 
 
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in ("qwen3", "mistral")]
+
+
 def base_of(family, **overrides):
     return tiny_base(family, **{**OVERRIDES.get(family, {}), **overrides})
 
@@ -40,7 +43,7 @@ def assert_rounds_alike(model, **options) -> None:
 
 
 @pytest.mark.parametrize("rule", [{}, SKETCH], ids=["quest", "sketch"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", *SLOW])
 @pytest.mark.parametrize("is_joint", [False, True], ids=["dense", "joint"])
 def test_on(family, rule, is_joint, ran):
     budget = {} if not is_joint else JOINT if family != "mistral" else {"mlp_keep": 0.4}

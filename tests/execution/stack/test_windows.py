@@ -76,7 +76,8 @@ def test_best_tokens_of_layers_with_full_attention(ran):
     assert len(ran) >= STEPS - 1
 
 
-@settings(max_examples=5, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None)
 @given(
     family=st.sampled_from(["gemma3_text", "qwen3", "mistral"]),
     lengths=st.lists(st.integers(2, 60), min_size=1, max_size=4),
@@ -134,6 +135,7 @@ def test_beams_move_the_windows(ran):
     assert torch.equal(*texts) and ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3_text", "mistral"])
 def test_in_bfloat16(family, ran):
     model = model_of(windowed(family, torch.bfloat16))
