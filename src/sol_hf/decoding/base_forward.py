@@ -52,15 +52,24 @@ def dense_forward(
     session: DecodingSession, inputs: ForwardInputs, logits_to_keep: int = 1, refresh: RefreshPlan | None = None
 ) -> CausalLMOutputWithPast:
     """Process tokens densely, as a KV refresh if `refresh` is given, and begin a new episode after them."""
+    output, hidden = processed_densely(session, inputs, logits_to_keep, refresh)
+    session.cache.end_episode(hidden[:, -1], inputs.tokens[:, -1:], logits_digest(session, output))
+    return output
+
+
+def processed_densely(
+    session: DecodingSession, inputs: ForwardInputs, logits_to_keep: int, refresh: RefreshPlan | None
+) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
+    """What the base returns for tokens, and the LM head's inputs `(rows, tokens, hidden_size)`.
+
+    A KV refresh runs as one compiled program where that is possible.
+    """
     compiled = None if refresh is None else compiled_refresh(session, inputs, refresh, logits_to_keep)
     if compiled is not None:
-        output, hidden = compiled
-    else:
-        with active_forward(refresh=refresh) as context:
-            output = base_forward(session.base, inputs, session.cache, logits_to_keep)
-        hidden = context.last_hidden_state()
-    session.cache.end_episode(hidden, inputs.tokens[:, -1:], logits_digest(session, output))
-    return output
+        return compiled
+    with active_forward(refresh=refresh) as context:
+        output = base_forward(session.base, inputs, session.cache, logits_to_keep)
+    return output, context.head_inputs()
 
 
 def logits_digest(session: DecodingSession, output: CausalLMOutputWithPast) -> torch.Tensor | None:

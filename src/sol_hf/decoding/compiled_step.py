@@ -40,8 +40,10 @@ def compiled_step(
 def compiled_refresh(
     session: DecodingSession, inputs: ForwardInputs, plan: RefreshPlan, logits_to_keep: int
 ) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
-    """A dense forward of several tokens as one program: what the base returns, and the last token's input of the LM
-    head, `(rows, hidden_size)`. `None` if its modules have to run, as in [`compiled_step`]."""
+    """A dense forward of several tokens as one program: what the base returns, and the LM head's inputs.
+
+    These are `(rows, tokens, hidden_size)`. `None` if its modules have to run, as in [`compiled_step`].
+    """
     cache = session.cache
     if not _is_plain(session, inputs):
         return None
@@ -54,7 +56,7 @@ def compiled_refresh(
         logits = hidden.new_empty(len(hidden), 0, len(session.base.get_output_embeddings().weight))
     elif logits_to_keep:
         logits = logits[:, -logits_to_keep:]
-    return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden[:, -1]
+    return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden
 
 
 def _is_plain(session: DecodingSession, inputs: ForwardInputs) -> bool:

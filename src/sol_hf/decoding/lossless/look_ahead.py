@@ -24,8 +24,8 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...cache.episode import Episode
-from ...execution.plan import RefreshPlan, StepPlan, active_forward
-from ..base_forward import base_forward, logits_digest
+from ...execution.plan import RefreshPlan, StepPlan
+from ..base_forward import logits_digest, processed_densely
 from ..forward_inputs import ForwardInputs
 from ..row_ends import RowEnds
 from ..session import DecodingSession
@@ -198,10 +198,8 @@ class LookAhead:
         """A dense forward over tokens, of which the cache keeps the first."""
         controls, number = session.require_controls(), whole.length
         plan = RefreshPlan(session.cache, controls.backend, parts=session.parts)
-        with active_forward(refresh=plan) as context:
-            output = base_forward(session.base, whole, session.cache, number)
-        hidden = context.head_inputs()[:, -number:]
-        ahead = Ahead(whole.tokens[:, 1:], gaps, output.logits, hidden, whole.along)
+        output, hidden = processed_densely(session, whole, number, plan)
+        ahead = Ahead(whole.tokens[:, 1:], gaps, output.logits, hidden[:, -number:], whole.along)
         ahead.take_from(session.cache)
         return ahead
 
