@@ -451,11 +451,10 @@ class TestTurns:
     @CACHED
     @pytest.mark.parametrize("first", [2, 6, 8])
     def test_stopping_and_going_on_equals_never_stopping(self, family, first):
-        """Where every episode is kept. What is saved for later ones, ends with its call."""
-        model, horizon = sol_model(family), {"budget_horizon": "episode"}
-        whole = continued(model, prompts(), None, **horizon)
-        part = continued(model, prompts(), None, max_new_tokens=first, **horizon)
-        rest = continued(model, part.sequences, part.past_key_values, max_new_tokens=STEPS - first, **horizon)
+        model = sol_model(family)
+        whole = continued(model, prompts(), None)
+        part = continued(model, prompts(), None, max_new_tokens=first)
+        rest = continued(model, part.sequences, part.past_key_values, max_new_tokens=STEPS - first)
         assert torch.equal(rest.sequences, whole.sequences)
         assert torch.equal(torch.cat([part.actions, rest.actions], dim=1), whole.actions)
 

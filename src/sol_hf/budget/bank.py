@@ -10,8 +10,7 @@ Per row and axis, in ratio units, for a target `t` and the largest level `max`:
     at the end of an episode   balance = min(balance, MOST_SAVED)     savings do not pile up without end
 
 The balance never falls below 0. So after `N` steps of a call the sum is at most `t * N + (max - t)`. A call that goes
-on with the text of the one before, without new tokens, begins with what that has left of the allowance: the bound then
-holds of their steps together, too. What was saved beyond the allowance ends with its call.
+on with the text of the one before, without new tokens, has its bank, too: this then holds of their steps together.
 """
 
 from collections.abc import Callable
@@ -48,8 +47,7 @@ class Bank:
         balance (`torch.Tensor` of shape `(rows, axes)`): Balance now.
         asked (`torch.Tensor` of shape `(rows, axes)`): What a controller with `follows_bank` is asked to spend in this
             episode: the target, and 1/32 of what the balance at the start of the episode had above the allowance.
-        steps (`int`, *optional*, defaults to 0): Steps of the call so far.
-        previous ([`Bank`], *optional*): That of the call before at its end, if this one goes on with its episode.
+        steps (`int`, *optional*, defaults to 0): Steps that the balance is of.
     """
 
     targets: torch.Tensor
@@ -60,7 +58,6 @@ class Bank:
     balance: torch.Tensor
     asked: torch.Tensor
     steps: int = 0
-    previous: "Bank | None" = None
 
     @classmethod
     def opened(cls, targets: torch.Tensor, space: ActionSpace) -> "Bank":
@@ -77,11 +74,14 @@ class Bank:
         return cls(targets, goals, least, allowance, allowance, allowance, targets)
 
     def going_on(self, before: "Bank") -> "Bank":
-        """The bank at the start of a call that goes on with the text of another one, at whose end it was `before`."""
-        spent = (before.allowance - before.balance).clamp(min=0)
-        balance = (self.allowance - spent).clamp(min=0)
-        asked = torch.where(before.targets == self.targets, before.asked, self.targets)
-        return replace(self, begin=balance, balance=balance, asked=asked, previous=before)
+        """The bank at the start of a call that goes on with the text of another one, at whose end it was `before`.
+
+        What was saved under another target is lost, what was overspent is not.
+        """
+        is_same, left = before.targets == self.targets, before.balance - before.allowance
+        balance = (self.allowance + torch.where(is_same, left, left.clamp(max=0))).clamp(min=0)
+        asked = torch.where(is_same, before.asked, self.targets)
+        return replace(self, begin=balance, balance=balance, asked=asked, steps=before.steps)
 
     def after(self, ratios: torch.Tensor, counted: torch.Tensor, held: torch.Tensor | None = None) -> "Bank":
         """The bank after a step.
@@ -96,17 +96,17 @@ class Bank:
         return replace(self, balance=self.balance + saved, steps=self.steps + 1)
 
     def before(self, ratios: torch.Tensor, counted: torch.Tensor, held: torch.Tensor | None = None) -> "Bank":
-        """The bank before a step; arguments as for [`Bank.after`]. It may be a step of a call before."""
-        if self.steps:
-            return replace(self.after(ratios, -counted, held), steps=self.steps - 1)
-        return self if self.previous is None else self.previous.before(ratios, counted, held)
+        """The bank before a step; arguments as for [`Bank.after`]. A step that was not counted changes nothing."""
+        if not self.steps:
+            return self
+        return replace(self.after(ratios, -counted, held), steps=self.steps - 1)
 
     def after_episode(self) -> "Bank":
         """The bank at the start of the next episode."""
         balance = self.balance.clamp(max=MOST_SAVED)
         shift = ((balance - self.allowance) / SPENT_WITHIN).clamp(-FARTHEST, FARTHEST)
         within = torch.maximum(torch.minimum(shift, self.allowance), self.least - self.goals)
-        return replace(self, balance=balance, asked=self.targets + within, previous=None)
+        return replace(self, balance=balance, asked=self.targets + within)
 
     def most(self) -> torch.Tensor:
         """The largest level that every axis can pay for, `(rows, axes)`."""
@@ -123,6 +123,6 @@ class Bank:
 
     def map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Bank":
         """The bank after a row-wise function (select, repeat, reorder)."""
-        named = ((field.name, getattr(self, field.name)) for field in fields(self))
-        rows: dict[str, Any] = {name: function(x) for name, x in named if isinstance(x, torch.Tensor)}
-        return replace(self, **rows, previous=None if self.previous is None else self.previous.map_rows(function))
+        names = (field.name for field in fields(self) if field.name != "steps")
+        rows: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        return replace(self, **rows)

@@ -228,7 +228,7 @@ class DecodingSession:
     def set_targets(self, targets: torch.Tensor) -> None:
         """Set the targets `(rows, axes)` of this call, in ratio units, and open the bank that it keeps them by.
 
-        A call that goes on with the text of the one before takes over what that has overspent, see [`Bank.going_on`].
+        A call that goes on with the text of the one before goes on with its bank, one with new tokens has its own.
         """
         cache = self.cache
         cache.targets = targets

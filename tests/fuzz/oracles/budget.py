@@ -98,14 +98,13 @@ def check_kept(conversation: Conversation, turn: Turn) -> None:
                 claim((mean <= goal + SLACK).all(), f"{where}: the whole episode has", mean.tolist())
         if case.options.get("exact") and bool(ran[row].all()):
             check_exact(turn, ratios[row], counts[row], goal, f"row {row}")
-        if turn.earlier and case.keeps_episodes:
+        if turn.earlier:
             continue
-        own = slice(len(turn.earlier), None)
-        check_means(ratios[row, own], counts[row, own], goal, largest, f"row {row}, the call")
+        check_means(ratios[row], counts[row], goal, largest, f"row {row}, the call")
         if not torch.equal(counts[row].any(-1), counts[row].all(-1)):
             continue  # `realised` is a mean over steps of a short text, too
-        if bool(counted[row, own].any()):
-            number = int((counted[row, own] & (turn.output.actions[row] >= 0)).sum()) if case.beams == 1 else 0
+        if bool(counted[row].any()):
+            number = int((counted[row] & (turn.output.actions[row] >= 0)).sum()) if case.beams == 1 else 0
             if number:
                 mean = turn.output.realised[row].double() / space.scales.double()
                 bound = goal + (largest - goal).clamp(min=0) / number + SLACK
