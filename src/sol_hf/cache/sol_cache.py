@@ -24,6 +24,7 @@ from .padding import padding_of
 from .paged_layer import PagedLayer
 from .rollback import undone_if_interrupted
 from .shared_prefix import SharedPrefixLayer
+from .stored_layer import StoredLayer
 from .token_arguments import TokenArguments
 from .window_layer import WindowLayer
 
@@ -161,7 +162,8 @@ class SOLCache(DynamicCache):
         Raises:
             ValueError: if the cache holds another number of rows.
         """
-        held = {len(layer.keys) for layer in self.layers if isinstance(layer, DynamicLayer) and layer.is_initialized}
+        filled = [layer for layer in self.layers if isinstance(layer, DynamicLayer) and layer.is_initialized]
+        held = {layer.rows if isinstance(layer, StoredLayer) else len(layer.keys) for layer in filled}
         if held - {rows} or self.rows not in (0, rows):
             raise ValueError(f"The cache holds {max(held or {self.rows})} rows, but the input has {rows}.")
         if self.rows == 0:

@@ -113,6 +113,11 @@ class StoredLayer(DynamicLayer):
             self._set_slots(self.first, self.length)
 
     @property
+    def rows(self) -> int:
+        """Rows of the storage."""
+        return len(self._key_store)
+
+    @property
     def stored_dtype(self) -> torch.dtype:
         """Dtype of the storage."""
         return self._key_store.dtype

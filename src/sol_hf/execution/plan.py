@@ -125,7 +125,8 @@ class StepPlan(AxisPlan):
         """
         levels = planned_levels(cache, values, dense_axes)
         if values.device.type == "cpu":
-            levels = {axis: level for axis, level in levels.items() if bool((level < AXES[axis].dense).any())}
+            lowest = dict(zip(cache.action_space.axis_names, values.amin(dim=0).tolist(), strict=True))
+            levels = {axis: level for axis, level in levels.items() if lowest[axis] < AXES[axis].dense}
             if "token_keep" in levels and reads_all_keys(cache, rule, levels["token_keep"]):
                 del levels["token_keep"]
         return cls(cache, rule, levels, backend, bits_backend, parts or {})

@@ -19,9 +19,9 @@ Where a step keeps channels or neurons, or rounds outputs, there are stages for 
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
-from ...cache.stored_layer import StoredLayer
 from ...kernels.cpu.lines import Lines
 from ...kernels.cpu.program import bits_of
 from .attention import Arguments
@@ -99,13 +99,16 @@ class StackProgram(MLPStages):
         self.rotation[:, step.COSINES] = [cosines.data_ptr() for cosines, _ in tables]
         self.rotation[:, step.SINES] = [sines.data_ptr() for _, sines in tables]
 
-    def set_caches(self, layers: Sequence[StoredLayer]) -> None:
-        """Set where the new keys and values go to: the last slots of the layers."""
-        step, stores = self._step, [layer.stores() for layer in layers]
-        self.rotation[:, step.KEYS] = [keys.data_ptr() for keys, _ in stores]
-        self.rotation[:, step.VALUES] = [values.data_ptr() for _, values in stores]
-        self.rotation[:, step.CAPACITY] = [keys.shape[2] for keys, _ in stores]
-        self.rotation[:, step.SLOT] = [layer.length - self.kind.tokens for layer in layers]
+    def set_caches(self, stores: np.ndarray, slots: Sequence[int]) -> None:
+        """Set where the new keys and values go to.
+
+        Args:
+            stores (`np.ndarray` of shape `(layers, 3)`): Addresses of keys and values, and the capacity in slots.
+            slots (`Sequence[int]`): The slot of the first new token in every layer.
+        """
+        step = self._step
+        self.rotation[:, step.KEYS : step.SLOT] = stores
+        self.rotation[:, step.SLOT] = slots
 
     def _add_attention(self, index: int, layer: LayerStructure, branch: Branch | None) -> Branch:
         own, products = layer.attention, self.structure.products[index]

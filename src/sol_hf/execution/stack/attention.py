@@ -75,16 +75,17 @@ class AttentionOfLayers:
         """For every group of layers: its compiled functions, the layers, and the numbers that their arguments take."""
         return tuple(group.layout for group in self.groups)
 
-    def fill(self, arguments: Sequence[np.ndarray], query: Lines, output: Lines) -> None:
+    def fill(self, arguments: Sequence[np.ndarray], query: Lines, output: Lines, stores: np.ndarray) -> None:
         """Write the arguments of all layers.
 
         Args:
             arguments (`Sequence[np.ndarray]`): Of every group, `(layers, words)`.
             query ([`Lines`]): The queries.
             output ([`Lines`]): What is attended to.
+            stores (`np.ndarray` of shape `(layers, 3)`): See [`StackProgram.set_caches`].
         """
         for group, array in zip(self.groups, arguments, strict=True):
-            group.fill(array, query, output)
+            group.fill(array, query, output, stores)
 
     def note_done(self) -> None:
         """Note that the step has brought the index of all layers up to date."""
@@ -157,17 +158,14 @@ class LayersAlike:
         function = kernel.attend_float32 if self.kernel.dtype == torch.float32 else kernel.attend_bfloat16
         return Arguments(((function, 0),), self.places, len(self.kernel.arguments), self.kernel.dtype)
 
-    def fill(self, arguments: np.ndarray, query: Lines, output: Lines) -> None:
+    def fill(self, arguments: np.ndarray, query: Lines, output: Lines, stores: np.ndarray) -> None:
         """Write the arguments of all layers, `(layers, words)`."""
         kernel = self.kernel.kernel
         arguments[:] = self.kernel.arguments
         dim = int(self.kernel.arguments[kernel.DIM])
         arguments[:, kernel.QUERY], arguments[:, kernel.OUTPUT] = query.address, output.address
         arguments[:, kernel.QUERY_ROW], arguments[:, kernel.QUERY_HEAD] = query.stride, dim
-        stores = [layer.stores() for layer in self.layers]
-        arguments[:, kernel.KEYS] = [keys.data_ptr() for keys, _ in stores]
-        arguments[:, kernel.VALUES] = [values.data_ptr() for _, values in stores]
-        arguments[:, kernel.CAPACITY] = [keys.shape[2] for keys, _ in stores]
+        arguments[:, [kernel.KEYS, kernel.VALUES, kernel.CAPACITY]] = stores[list(self.places)]
         if isinstance(self.kernel, TokenAttention):
             self._fill_index(arguments, self.kernel)
         elif self.kernel.selects:

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from ...cache.paged_layer import PagedLayer
@@ -35,6 +36,8 @@ class CacheSteps:
         self._addresses: list[int] = []
         self._weights: list[torch.Tensor] = []
         """The weights at these addresses: their memory is not freed while programs refer to it."""
+        self._stores: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._store_numbers = np.zeros((0, 3), dtype=np.int64)
         self._checked: set[StackProgram] = set()
         """Programs that read the weights which the base had when the running episode began."""
         self.check_weights()
@@ -131,12 +134,21 @@ class CacheSteps:
         program = self._program(kind, len(embeddings), attention.layout)
         tables = self._tables(int(places.max()) + 1)
         program.set_step(embeddings.float() * self.structure.embedding_factor, places, levels, tables)
-        program.set_caches(layers)
+        stores = self._stores_of(layers)
+        program.set_caches(stores, [layer.length - kind.tokens for layer in layers])
         if widths is not None:
             program.set_widths(widths)
-        attention.fill(program.attention, program.query, program.attended)
+        attention.fill(program.attention, program.query, program.attended, stores)
         program.program.run()
         return program
+
+    def _stores_of(self, layers: Sequence[StoredLayer]) -> np.ndarray:
+        """Addresses of keys and values of every layer, and their capacity in slots, `(layers, 3)`."""
+        stores = [layer.stores() for layer in layers]
+        if not self._stores or any(now[0] is not then[0] for now, then in zip(stores, self._stores, strict=True)):
+            numbers = [(keys.data_ptr(), values.data_ptr(), keys.shape[2]) for keys, values in stores]
+            self._stores, self._store_numbers = stores, np.array(numbers, dtype=np.int64)
+        return self._store_numbers
 
     def _logits_of(self, program: StackProgram) -> torch.Tensor:
         """The logits of all lines, `(lines, vocab_size)`, in memory of their own."""

@@ -48,16 +48,17 @@ class ChunkOfLayers:
         """For every group of layers: its compiled functions, the layers, and the numbers that their arguments take."""
         return tuple(group.layout for group in self.groups)
 
-    def fill(self, arguments: Sequence[np.ndarray], query: Lines, output: Lines) -> None:
+    def fill(self, arguments: Sequence[np.ndarray], query: Lines, output: Lines, stores: np.ndarray) -> None:
         """Write the arguments of all layers.
 
         Args:
             arguments (`Sequence[np.ndarray]`): Of every group, `(layers, words)`.
             query ([`Lines`]): The queries.
             output ([`Lines`]): What is attended to.
+            stores (`np.ndarray` of shape `(layers, 3)`): See [`StackProgram.set_caches`].
         """
         for group, array in zip(self.groups, arguments, strict=True):
-            group.fill(array, query, output)
+            group.fill(array, query, output, stores)
 
     def note_done(self) -> None:
         """Nothing: an index of keys is brought up to date by the step that needs it."""
@@ -111,21 +112,20 @@ class ChunkOfAlike:
         stages = ((lines.fill, 0), (attention.attend, lines.HEADER), (lines.merge, 0))
         return Arguments(stages, self.places, len(self._arguments), self.layers[0].stored_dtype)
 
-    def fill(self, arguments: np.ndarray, query: Lines, output: Lines) -> None:
+    def fill(self, arguments: np.ndarray, query: Lines, output: Lines, stores: np.ndarray) -> None:
         """Write the arguments of all layers, `(layers, words)`."""
         lines, attention = self._lines, self._attention
         arguments[:] = self._arguments
         arguments[:, lines.QUERY], arguments[:, lines.QUERY_STRIDE] = query.address, query.stride
         arguments[:, lines.OUTPUT], arguments[:, lines.OUTPUT_STRIDE] = output.address, output.stride
-        a, stores, first = (
-            arguments[:, lines.HEADER :],
-            [layer.stores() for layer in self.layers],
-            self.layers[0].first,
-        )
-        for place, number in ((attention.KEYS, 0), (attention.VALUES, 1)):
-            a[:, place] = [store[number][:, :, first:].data_ptr() for store in stores]
-        a[:, attention.KEY_ROW : attention.VALUE_ROW] = [keys.stride()[:3] for keys, _ in stores]
-        a[:, attention.VALUE_ROW : attention.MASK_ROW] = [values.stride()[:3] for _, values in stores]
+        a, own = arguments[:, lines.HEADER :], stores[list(self.places)]
+        size, dim = self.layers[0].stored_dtype.itemsize, self.own.head_dim
+        a[:, [attention.KEYS, attention.VALUES]] = own[:, :2] + size * dim * self.layers[0].first
+        for row, head, slot in (
+            (attention.KEY_ROW, attention.KEY_HEAD, attention.KEY_SLOT),
+            (attention.VALUE_ROW, attention.VALUE_HEAD, attention.VALUE_SLOT),
+        ):
+            a[:, slot], a[:, head], a[:, row] = dim, own[:, 2] * dim, own[:, 2] * dim * self.own.kv_heads
 
 
 def _mask_of(layer: StoredLayer, padding: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -147,7 +147,7 @@ class PagedAttention(CompiledAttention):
         parts_each = group * (2 + value_dim) + size * max(dim, value_dim) + group * block
         sizes = (1 + pairs * floats_each, pairs * words_each, pairs * splits * parts_each)
         self.scratch = torch.empty(sum(sizes), dtype=torch.float32)
-        self.scratch[0] = dim**-0.5 if scaling is None else scaling
+        self.scratch.numpy()[0] = dim**-0.5 if scaling is None else scaling
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
         self.shape, self.scaling = (rows, 1, heads, value_dim), scaling
@@ -169,7 +169,8 @@ class PagedAttention(CompiledAttention):
             layer.stored_dtype.itemsize,
         )
         self.arguments, self.data = arguments, arguments.ctypes.data
-        self.selects = bool((wanted < torch.div(slots - first_key + size - 1, size, rounding_mode="floor")).any())
+        pages_seen = -((first_key.numpy() - slots) // size)
+        self.selects = bool((wanted.numpy() < pages_seen).any())
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the page index."""

@@ -83,7 +83,7 @@ class TokenAttention(CompiledAttention):
         parts_each = group * (2 + value_dim) + kernel.BLOCK * (max(dim, value_dim) + group)
         sizes = (1 + pairs * (floats_each + slots), pairs * words_each, pairs * splits * parts_each)
         self.scratch = torch.empty(sum(sizes), dtype=torch.float32)
-        self.scratch[0] = dim**-0.5 if self.scaling is None else self.scaling
+        self.scratch.numpy()[0] = dim**-0.5 if self.scaling is None else self.scaling
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
         self.shape = (rows, 1, heads, value_dim)
