@@ -56,7 +56,8 @@ def small_model(sizes: dict = FEW_HEADS, **settings) -> SOLForCausalLM:
 
 
 class Launches(TorchDispatchMode):
-    """Records every operation with the shapes of its tensors; raises for those that copy a value to the host."""
+    """Records every operation but views, with the shapes of its tensors; raises for those that copy a value to the
+    host."""
 
     WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "equal", "unique")
 
@@ -74,7 +75,8 @@ class Launches(TorchDispatchMode):
                 answer = function(*args, **(kwargs or {}))
         else:
             answer = function(*args, **(kwargs or {}))
-        self.seen.append((name, tree_map(lambda x: tuple(x.shape) if isinstance(x, torch.Tensor) else x, args)))
+        if not function.is_view:  # a view launches nothing
+            self.seen.append((name, tree_map(lambda x: tuple(x.shape) if isinstance(x, torch.Tensor) else x, args)))
         return answer
 
 
