@@ -49,7 +49,7 @@ def run(
                 break
             taken += 1
         spent = len(gaps) * step + (whole + more * (len(gaps) + 1)) * (1 + (len(gaps) + 1 > jump))
-        costs.note_draft(step * len(gaps), len(gaps), spent - step * len(gaps))
+        pace.note_draft(step * len(gaps), len(gaps), spent - step * len(gaps))
         pace.settle(1 + taken, spent)
         lengths.append(len(gaps))
         made, seconds = made + 1 + taken, seconds + spent
@@ -118,3 +118,13 @@ def test_agreement_follows_what_is_recorded():
         agreement.record(0.05, False)
     assert agreement.probability(0.05) < 0.05 < before[0] and agreement.mean < before[1]
     assert agreement.probability(float("inf")) == 1 and agreement.probability(5.0) > 0.99
+
+
+def test_the_first_draft_of_a_call_is_not_timed():
+    """It assembles the programs of the call."""
+    costs = Costs()
+    for _ in range(2):
+        pace = Pace(costs, Agreement())
+        pace.note_draft(9.0, 1, 9.0)
+        pace.note_draft(0.4, 1, 1.2)
+    assert list(costs.step) == [0.4, 0.4] and list(costs.checks[2]) == [1.2, 1.2]

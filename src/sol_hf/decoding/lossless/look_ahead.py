@@ -162,7 +162,7 @@ class LookAhead:
         ahead = self._check(session, whole, gaps)
         end = now(inputs)
         ahead.seconds = end - begin
-        self.pace.costs.note_draft(middle - begin, len(gaps), end - middle)
+        self.pace.note_draft(middle - begin, len(gaps), end - middle)
         self.counts.checks += 1
         self._ahead = ahead
         output = CausalLMOutputWithPast(logits=ahead.logits[:, :1], past_key_values=session.cache)

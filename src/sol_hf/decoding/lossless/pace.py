@@ -66,9 +66,8 @@ class Costs:
 
     def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
         """Note what it took to draft tokens, and to check them together with the one before them."""
-        if not self._is_first("draft"):
-            self.step.append(drafting / drafted)
-            self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES)).append(checking)
+        self.step.append(drafting / drafted)
+        self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES)).append(checking)
 
     def _is_first(self, kind: str) -> bool:
         """Whether this is the first time of a kind, in which something may have been compiled or copied."""
@@ -119,7 +118,7 @@ class Pace:
     ):
         self.costs, self.agreement, self._rows, self._length = costs, agreement, rows, length
         self._longest = longest
-        self._lost = 0.0
+        self._lost, self._has_drafted = 0.0, False
         self._tokens = 0
         self._wait, self._since = FIRST_WAIT, 0
         self._rate = 1.0
@@ -173,6 +172,12 @@ class Pace:
             return True
         more = self.costs.relative_check(drafted + 2) - self.costs.relative_check(drafted + 1)
         return chance * self.chance > self._rate * (self.costs.relative_step + max(0.0, more))
+
+    def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
+        """Note the time of a draft and its check; not of the first ones of a call, which assemble its programs."""
+        if self._has_drafted:
+            self.costs.note_draft(drafting, drafted, checking)
+        self._has_drafted = True
 
     def settle(self, tokens: int, seconds: float) -> None:
         """Note how many tokens a draft and its check have given, in this time."""
