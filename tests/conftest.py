@@ -38,6 +38,7 @@ def seeded():
 def by_modules(monkeypatch):
     """Steps run by the modules of the base, never as one program."""
     monkeypatch.setattr("sol_hf.decoding.step.compiled_step", lambda *_: None)
+    monkeypatch.setattr("sol_hf.decoding.base_forward.compiled_refresh", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def test_autocast_is_left_to_torch():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generation_equals_the_reference(family, products):
+def test_generation_equals_the_reference(family, products, by_modules):
     model = control(tiny_base(family))
     arguments = {"max_new_tokens": 9, "output_logits": True, "return_dict_in_generate": True, **HALF, "bits": None}
     expected = model.generate(prompts(2), backend="reference", **arguments)
@@ -175,7 +175,7 @@ def test_a_refresh_is_not(products):
     assert steps in {shape[1] for shape in products}
 
 
-def test_a_refresh_under_fast_is_not(products):
+def test_a_refresh_under_fast_is_not(products, by_modules):
     model = control(tiny_base("llama"))
     steps = model.config.episode_length
     arguments = {"backend": "fast", "max_new_tokens": steps + 2, "min_new_tokens": steps + 2}

@@ -133,7 +133,7 @@ def test_realised_says_what_was_read(level, read):
 @pytest.mark.parametrize("controller", [None, FixedController()])
 def test_a_hard_budget_holds_for_what_is_read(controller):
     model = control(tiny_base("llama"), bits=[4, 7, 9, 16])
-    settings = {**NESTED, "max_new_tokens": 18}
+    settings = {**NESTED, "max_new_tokens": 18, "budget_horizon": "episode"}
     for target in (4, 5.5, 7, 8, 10, 15.9):
         output = model.generate(prompts(2), **settings, bits=target, controller=controller)
         assert (output.realised[:, 2] <= target + 1e-4).all(), target  # three whole episodes of six steps
@@ -154,7 +154,8 @@ def test_a_cache_goes_on_under_another_backend_and_is_rolled_back_with_what_was_
     cache.crop(-2)
     assert cache.ledger.episode_sums[0, 2] == 3 * 8 / 16
     text = first.sequences[:, :-2]
-    model.generate(text, **{**NESTED, "bits_backend": "fake", "max_new_tokens": 1}, bits=7, past_key_values=cache)
+    fake = {**NESTED, "bits_backend": "fake", "max_new_tokens": 1, "budget_horizon": "episode"}
+    model.generate(text, **fake, bits=7, past_key_values=cache)
     assert cache.ledger.total_means()[0, 2] == 7 / 16
 
 

@@ -6,8 +6,8 @@
 import pytest
 
 from sol_hf.cli import main as cli
-from sol_hf.decoding.option_names import option_names
 from sol_hf.integrations import lm_eval_adapter
+from sol_hf.integrations.lm_eval_help import model_options
 from sol_hf.integrations.lm_eval_spending import format_report
 from support.lm_eval_runs import CHEAP, TASK_FOLDER, evaluate
 
@@ -28,7 +28,7 @@ def test_the_help_is_that_of_the_real_adapter(flag, capsys):
     printed = capsys.readouterr().out
     assert stopped.value.code == 0
     assert "--model sol" in printed and "--model_args" in printed and "--use_cache" in printed
-    for name in option_names():
+    for name in (*model_options(), "controller"):
         assert f"{name}=" in printed
 
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sol_hf import Budget, SOLConfig, SOLForCausalLM
 from sol_hf.budget.axes import AXES
-from sol_hf.decoding.option_names import option_names
 from sol_hf.decoding.options import DecodeOptions
 from sol_hf.integrations.lm_eval_adapter import SOLLM
+from sol_hf.integrations.lm_eval_help import model_options
 from sol_hf.integrations.lm_eval_settings import cache_fingerprint
 from support.lm_eval_runs import CHEAP, answers, evaluate
 
@@ -39,9 +39,12 @@ OTHER_VALUES = {
     "max_plane_bytes": 10**9,
     "kv_dtype": "bfloat16",
     "cuda_graphs": True,
+    "lossless": True,
 }
 """For every option of `generate` a value that is not the one of `CHEAP`."""
-NAMES = [name for name in option_names() if name in OTHER_VALUES or name == "compute" or name not in AXES]
+NAMES = [
+    name for name in (*model_options(), "controller") if name in OTHER_VALUES or name == "compute" or name not in AXES
+]
 """The options; of the axes those that the model has."""
 
 
@@ -220,7 +223,13 @@ def test_every_option_of_generate_is_an_argument(sol, name):
             evaluate(sol(**options), ["tiny_choices"], limit=1)
         return
     lm = sol(**{key: value for key, value in options.items() if value is not None})
-    assert evaluate(lm, ["tiny_choices"], limit=1)["config"]["sol"]["realised"]
+    found = evaluate(lm, ["tiny_choices"], limit=1)["config"]["sol"]
+    assert lm.is_dense if name == "lossless" else found["realised"]  # its answers are those of the base
+
+
+def test_the_agreement_of_texts_is_refused(sol):
+    with pytest.raises(ValueError, match="leave out `measure_agreement`"):
+        sol(measure_agreement=True, **CHEAP)
 
 
 def test_offloaded_weights_are_not_compared(sol, tmp_path):

@@ -94,6 +94,8 @@ class SOLLM(HFLM):
         self.controller_name = name if takes_seed else str(controller).strip()
         self.controller_spec = f"{name}:{self.seed}" if takes_seed else self.controller_name
         self.given = {name: kwargs.pop(name) for name in model_options() if name in kwargs}
+        if "measure_agreement" in kwargs:
+            raise ValueError("lm-eval has no place for the agreement of a text: leave out `measure_agreement`.")
         refuse_misspelt(kwargs, SOLLM)
         if isinstance(pretrained, SOLForCausalLM):
             self.harness_arguments = dict(kwargs)
