@@ -155,6 +155,11 @@ def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDG
     return list(dict.fromkeys(clipped))
 
 
+def _check_horizon(budget_horizon: str | None) -> None:
+    if budget_horizon not in (None, *HORIZONS):
+        raise ValueError(f"`budget_horizon` must be one of {', '.join(HORIZONS)}, got {budget_horizon!r}.")
+
+
 def evaluate_budgets(
     model: SOLForCausalLM,
     blocks: torch.Tensor,
@@ -172,8 +177,7 @@ def evaluate_budgets(
     A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh. An
     axis whose number in a budget is the dense level stays dense, as one without a target does in `generate`.
     The blocks are divided among the processes of an `accelerate launch`; the results do not depend on their number.
-    With another `batch_size` results may be rounded differently, and selection and quantization amplify this: losses
-    of single blocks change, but their mean changes very little.
+    Another `batch_size` may round differently, which changes losses of single blocks, but their mean very little.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
@@ -182,8 +186,7 @@ def evaluate_budgets(
         context_length (`int`): Tokens before the first step of a block.
         budgets (`Sequence` of `Sequence[float]`): Targets, one number per axis of the action space, in axis units.
         hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, as
-            `generate` does by default. Otherwise the policy may miss its budgets. A block is then a text of one
-            episode.
+            `generate` does by default; a block is then a text of one episode. Otherwise budgets may be missed.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
         dense (`bool`, *optional*, defaults to `False`): Also compute the loss of the base itself.
@@ -199,9 +202,8 @@ def evaluate_budgets(
         ValueError: if there are no budgets, less than 2 blocks, blocks of another length, or no controllable step.
         BudgetError: if a budget is malformed or below the smallest level.
     """
-    if budget_horizon not in (None, *HORIZONS):
-        raise ValueError(f"`budget_horizon` must be one of {', '.join(HORIZONS)}, got {budget_horizon!r}.")
-    settings = StepSettings.of(model)
+    _check_horizon(budget_horizon)
+    settings, controller = StepSettings.of(model), PolicyController(model.policy)
     space = settings.space
     targets = check_budgets(budgets, space)
     settings.prepare(model, controlled_axes(targets, space))
@@ -211,9 +213,8 @@ def evaluate_budgets(
     runner = BlockRunner(model, blocks, context_length, batch_size, progress)
     dense_losses = tuple(runner.dense_losses("Dense").tolist()) if dense else None
     with without_dropout(model.policy):
-        controller = PolicyController(model.policy)
-        pinned = left_dense(targets, space)
-        (result,) = runner.run([Run(targets, lambda *_: controller, pinned, hard, budget_horizon)], "Policy")
+        run = Run(targets, lambda *_: controller, left_dense(targets, space), hard, budget_horizon)
+        (result,) = runner.run([run], "Policy")
     known: dict[str, Any] = dict(dense_losses=dense_losses, axes=space.axis_names, documents=named)
     return [
         BudgetEvaluation(requested=tuple(budget), **measured, **known)

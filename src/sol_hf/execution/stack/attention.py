@@ -43,32 +43,20 @@ def attention_kind(plan: StepPlan, length: int) -> str | None:
     return PAGES if criterion.has_kernels else None
 
 
-class AttentionOfLayers:
-    """The attention of one step, over the keys of all layers.
+class GroupsOfLayers:
+    """The attention of all layers, in groups whose keys begin and end at the same slots."""
 
-    Args:
-        plan ([`StepPlan`]): The step.
-        layers (`list` of [`StoredLayer`]): Cache layers, with room for the new token, which counts in their length.
-        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A tensor like the queries.
-        structures (`Sequence` of [`AttentionStructure`]): The attention of every layer.
-    """
+    groups: Sequence[Any]
 
-    def __init__(
-        self,
-        plan: StepPlan,
-        layers: Sequence[StoredLayer],
-        query: torch.Tensor,
-        structures: Sequence[AttentionStructure],
-    ):
-        alike: dict[Hashable, list[int]] = {}
+    @staticmethod
+    def alike(layers: Sequence[StoredLayer], structures: Sequence[AttentionStructure]) -> list[list[int]]:
+        """Which layers form a group."""
+        found: dict[Hashable, list[int]] = {}
         for index, (layer, own) in enumerate(zip(layers, structures, strict=True)):
             window = layer.sliding_window if isinstance(layer, WindowLayer) else None
             keys = window, layer.first, layer.length, layer.stored_dtype
-            alike.setdefault((*keys, own.scaling, own.soft_cap), []).append(index)
-        self.groups = [
-            LayersAlike(plan, places, [layers[place] for place in places], query, structures[places[0]])
-            for places in alike.values()
-        ]
+            found.setdefault((*keys, own.scaling, own.soft_cap), []).append(index)
+        return list(found.values())
 
     @property
     def layout(self) -> tuple["Arguments", ...]:
@@ -86,6 +74,29 @@ class AttentionOfLayers:
         """
         for group, array in zip(self.groups, arguments, strict=True):
             group.fill(array, query, output, stores)
+
+
+class AttentionOfLayers(GroupsOfLayers):
+    """The attention of one step, over the keys of all layers.
+
+    Args:
+        plan ([`StepPlan`]): The step.
+        layers (`list` of [`StoredLayer`]): Cache layers, with room for the new token, which counts in their length.
+        query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): A tensor like the queries.
+        structures (`Sequence` of [`AttentionStructure`]): The attention of every layer.
+    """
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        layers: Sequence[StoredLayer],
+        query: torch.Tensor,
+        structures: Sequence[AttentionStructure],
+    ):
+        self.groups = [
+            LayersAlike(plan, places, [layers[place] for place in places], query, structures[places[0]])
+            for places in self.alike(layers, structures)
+        ]
 
     def note_done(self) -> None:
         """Note that the step has brought the index of all layers up to date."""

@@ -3,7 +3,7 @@
 
 """The dense attention of several new tokens of every row in a program, for KV refreshes and checks of drafts."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from ...cache.window_layer import WindowLayer
 from ...kernels.cpu.chunk_attention import number_of_splits
 from ...kernels.cpu.lines import Lines
 from ...kernels.cpu.program import bits_of
-from .attention import Arguments
+from .attention import Arguments, GroupsOfLayers
 from .structure import AttentionStructure
 
 
-class ChunkOfLayers:
+class ChunkOfLayers(GroupsOfLayers):
     """The attention of the last tokens over the keys of all layers.
 
     Args:
@@ -34,34 +34,10 @@ class ChunkOfLayers:
         padding: torch.Tensor,
         tokens: int,
     ):
-        alike: dict[Hashable, list[int]] = {}
-        for index, (layer, own) in enumerate(zip(layers, attentions, strict=True)):
-            window = layer.sliding_window if isinstance(layer, WindowLayer) else None
-            alike.setdefault((window, layer.first, layer.length, layer.stored_dtype, own.scaling), []).append(index)
         self.groups = [
             ChunkOfAlike(places, [layers[place] for place in places], attentions[places[0]], padding, tokens)
-            for places in alike.values()
+            for places in self.alike(layers, attentions)
         ]
-
-    @property
-    def layout(self) -> tuple[Arguments, ...]:
-        """For every group of layers: its compiled functions, the layers, and the numbers that their arguments take."""
-        return tuple(group.layout for group in self.groups)
-
-    def fill(self, arguments: Sequence[np.ndarray], query: Lines, output: Lines, stores: np.ndarray) -> None:
-        """Write the arguments of all layers.
-
-        Args:
-            arguments (`Sequence[np.ndarray]`): Of every group, `(layers, words)`.
-            query ([`Lines`]): The queries.
-            output ([`Lines`]): What is attended to.
-            stores (`np.ndarray` of shape `(layers, 3)`): See [`StackProgram.set_caches`].
-        """
-        for group, array in zip(self.groups, arguments, strict=True):
-            group.fill(array, query, output, stores)
-
-    def note_done(self) -> None:
-        """Nothing: an index of keys is brought up to date by the step that needs it."""
 
 
 class ChunkOfAlike:
