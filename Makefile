@@ -18,10 +18,11 @@ OLDEST_TESTS := test_upstream or test_golden or test_generate or test_kv_refresh
 	test_configuration_sol or test_policy or test_public_api or test_hub or test_peft or test_grpo_trainer or \
 	test_budgeted_perplexity or test_lm_eval_adapter or test_sweep_figures or test_smollm2 or test_linear or test_demo
 
-.PHONY: help venv venv-oldest demo test test-oldest test-slow fuzz quality style doctest clean
+.PHONY: help venv venv-oldest demo docs test test-oldest test-slow fuzz quality style doctest clean
 
 help:
 	@echo "make demo       one prompt by transformers, densely by us, and at two budgets (DEMO_ARGS=... for options)"
+	@echo "make docs       the documentation as a site, in build/docs/site"
 	@echo "make test       the quick tests (PYTEST_ARGS=... for options)"
 	@echo "make test-slow  the tests that take long or need the network"
 	@echo "make fuzz       drawn cases against everything that is promised (SEED=0 CASES=5000 JOBS=1)"
@@ -39,7 +40,7 @@ venv-oldest: $(INSTALLED_OLDEST)
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@ $(DEMO_INSTALLED)
 
 # What the demo needs and no more, where nothing is installed yet.
@@ -57,6 +58,9 @@ $(INSTALLED_OLDEST): setup.cfg pyproject.toml constraints-oldest.txt
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+docs: venv
+	$(BIN)/python docs/build_site.py
 
 # Two processes with one torch thread each: faster on small models than one process with two threads.
 test: venv
