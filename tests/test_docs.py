@@ -29,7 +29,7 @@ from support.bases import FAMILIES
 from support.paths import ROOT
 
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "skills").glob("*/SKILL.md")])
 LINKING = [*PAGES, ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SUBSTITUTES = ("fetch_smollm2()", '"HuggingFaceTB/SmolLM2-135M-Instruct"')
 POLICY = '"model_cards/sol-smollm2-135m"'
