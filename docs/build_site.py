@@ -6,9 +6,9 @@
     pip install '.[docs]'
     python docs/build_site.py
 
-The pages of the repository are written to be read where they lie. Here they are copied, with these changes: a link to a
-page leads to its copy, a link to another file to a page with its text, and `reference/` has all public names with their
-docstrings, in the order of `docs/api.md`. A link that leads nowhere is an error.
+The pages of the repository are written to be read where they lie. Here they are copied, with these changes: a link to
+a page leads to its copy, a link to another file to a page with its text, and `reference/` has all public names with
+their docstrings, in the order of `docs/api.md`. A link that leads nowhere is an error.
 """
 
 import json

@@ -3,10 +3,11 @@
 """A model of lighteval: texts are generated and scored under the budget of a policy, token by token.
 
     pip install lighteval 'sol_hf[fast]'
-    SOL_BUDGET='{"token_keep": 0.5, "bits": 8}' lighteval custom my-policy examples/lighteval_model.py "lighteval|gsm8k|0"
+    SOL_BUDGET='{"token_keep": 0.5, "bits": 8}' \
+        lighteval custom my-policy examples/lighteval_model.py "lighteval|gsm8k|0"
 
-Without `SOL_BUDGET` it is the budget that the policy has stored in its `generation_config.json`. `SOL_BASE` names another
-base than the one in the policy's config, and `SOL_CHAT=1` puts prompts into the tokenizer's chat template.
+Without `SOL_BUDGET` it is the budget that the policy has stored in its `generation_config.json`. `SOL_BASE` names
+another base than the one in the policy's config, `SOL_CHAT=1` puts prompts into the tokenizer's chat template.
 """
 
 import json

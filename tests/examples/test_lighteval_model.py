@@ -84,9 +84,7 @@ def evaluated(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     parameters = SimpleNamespace(to_transformers_dict=lambda: dict(temperature=0, top_k=None))
-    config = SimpleNamespace(
-        model_name=str(tmp_path / "policy"), system_prompt=None, generation_parameters=parameters
-    )
+    config = SimpleNamespace(model_name=str(tmp_path / "policy"), system_prompt=None, generation_parameters=parameters)
     return module.SOLLightevalModel(config), policy
 
 
