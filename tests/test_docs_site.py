@@ -77,6 +77,11 @@ def test_a_link_that_leads_nowhere_is_an_error(repository, tmp_path):
         SITE["Site"](repository, tmp_path / "pages").write()
 
 
+def test_the_picture_of_a_step_is_what_its_script_draws():
+    drawn = runpy.run_path(str(ROOT / "docs" / "draw_how_it_works.py"))
+    assert drawn["PICTURE"].read_text(encoding="utf-8") == drawn["picture"]()
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_warnings_and_its_links_exist():
     built = subprocess.run([sys.executable, "docs/build_site.py"], cwd=ROOT, capture_output=True, text=True)
