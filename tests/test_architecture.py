@@ -42,6 +42,7 @@ ALLOWED = {
     "integrations": "budget selection stored configuration_sol controllers hub decoding modeling_sol",
     "training": "budget stored modeling_sol_policy controllers execution hub modeling_sol episodes evaluation",
     "figures": "budget controllers modeling_sol episodes evaluation",
+    "serving": "budget cache configuration_sol decoding modeling_sol evaluation",
     "cli": "stored modeling_sol episodes evaluation integrations",
 }
 """For every wing, those that it may import from; all of them are above it in this list."""

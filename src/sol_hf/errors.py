@@ -10,6 +10,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("trl", "peft", "datasets", "pyarrow"),
     "eval": ("evaluate", "lm_eval", "matplotlib", "datasets", "pyarrow"),
     "demo": ("gguf", "rich"),
+    "serve": ("fastapi", "openai", "uvicorn", "starlette"),
     "fast": ("numba",),
     "cuda": ("triton",),
 }
