@@ -3,10 +3,10 @@
 
 """The application of a server: transformers' own, with our endpoints.
 
-    app.py, whole_requests.py    transformers' FastAPI app; sizes of requests, clients that leave
-    handlers.py, fields.py       transformers' handlers; the fields of a request, checked before any compute
-    batcher.py, turns.py         a bounded queue; batches that take turns, step by step
-    batch.py, row.py             one call of `generate` for the rows of a batch; each has its own text and end
+app.py, whole_requests.py    transformers' FastAPI app; sizes of requests, clients that leave
+handlers.py, fields.py       transformers' handlers; the fields of a request, checked before any compute
+batcher.py, turns.py         a bounded queue; batches that take turns, step by step
+batch.py, row.py             one call of `generate` for the rows of a batch; each has its own text and end
 """
 
 import inspect
