@@ -16,11 +16,13 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .budget.limits import Limits
 from .budget.scalars import ScalarColumns
 from .configuration_sol import SOLConfig
 from .policy.budget_prior import BudgetPrior
-from .policy.compiled import program_of
+from .policy.episode_cache import EpisodeCache
 from .policy.factored_head import joint_logits
+from .policy.programs import program_of
 from .stored.json_files import read_json_object
 from .stored.source import PolicySource, find_policy
 from .stored.weights import check_finite, check_headers, find_weights
@@ -300,11 +302,43 @@ class SOLPolicyModel(PreTrainedModel):
             `torch.Tensor` of shape `(rows, n_actions)`: Logits in float32; `None` if `forward` has to run, for example
             with hooks or adapters, in another dtype, or for gradients.
         """
-        is_own = type(self).forward is SOLPolicyModel.forward and scalars.dtype == torch.float32
-        program = program_of(self, len(scalars)) if is_own else None
-        if program is None or past_key_values.get_seq_length() >= self.config.episode_length:
-            return None  # `forward` says what is wrong with the latter
+        program = self._program(len(scalars), past_key_values) if scalars.dtype == torch.float32 else None
+        if program is None:
+            return None
         return program(hidden_states, token_embeddings, scalars, previous_actions, past_key_values)
+
+    def choose(
+        self, observation: Any, past_key_values: Cache, limits: Limits
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """The best actions of one step within the limits of a call, by compiled code.
+
+        Args:
+            observation ([`Observation`]): The step.
+            past_key_values (`Cache`): See `step`.
+            limits ([`Limits`]): What the processors of the call do.
+
+        Returns:
+            Actions `(rows,)`, and `None`; logits in the place of `None` where these cannot be used for it. `None` if
+            `forward` has to run, as in `step`.
+        """
+        if observation.episode_length != self.config.episode_length or observation.page_fill.dtype != torch.float32:
+            return None
+        is_new = observation.step == 0 or observation.total_step == 0
+        program = self._program(observation.rows, past_key_values, is_new)
+        return None if program is None else program.choose(observation, past_key_values, limits)
+
+    def _program(self, rows: int, past_key_values: Cache, is_new: bool = True) -> Any:
+        """The program of a step; `None` if there is none, or the episode is over, of which `forward` then speaks."""
+        if type(self).forward is not SOLPolicyModel.forward:
+            return None
+        if past_key_values.get_seq_length() >= self.config.episode_length:
+            return None
+        return program_of(self, rows, is_new)
+
+    @staticmethod
+    def new_cache() -> Cache:
+        """A cache for the steps of an episode."""
+        return EpisodeCache()
 
     def prepare_step(self, rows: int) -> None:
         """Compile what a step of a number of rows needs, if it can run by compiled code, so that no step has to."""

@@ -32,7 +32,8 @@ class BudgetLedger:
     def __init__(self, rows: int, space: ActionSpace, device: torch.device | str = "cpu"):
         self._mean_divisors = space.mean_divisors
         has_divisors = any(divisor != 1 for divisor in self._mean_divisors)
-        self._divisors = np.array(self._mean_divisors, dtype=np.float32) if has_divisors else None
+        self.divisors = np.array(self._mean_divisors, dtype=np.float32) if has_divisors else None
+        """By which the means that the policy sees are divided, `(axes,)`; `None` if by 1."""
         axes = len(space.axes)
         self.episode_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.episode_counts = torch.zeros(rows, dtype=torch.float32, device=device)
@@ -144,7 +145,7 @@ class BudgetLedger:
         scalars = np.empty((rows, 2 + 2 * axes), dtype=goal.dtype)
         scalars[:, 0], scalars[:, 1], scalars[:, 2 : 2 + axes] = progress, controllable.numpy(), goal
         means = self.episode_sums.numpy() / np.maximum(counts, 1)
-        means = means if self._divisors is None else means / self._divisors
+        means = means if self.divisors is None else means / self.divisors
         drift = means - goal
         scalars[:, 2 + axes :] = drift if counts.all() else np.where(counts > 0, drift, 0)
         return torch.from_numpy(scalars)

@@ -4,8 +4,9 @@
 """The learned policy as a controller."""
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache
 
+from ..budget.limits import Limits
 from ..modeling_sol_policy import SOLPolicyModel
 from .base import Controller, Observation
 from .registry import register_controller
@@ -24,9 +25,7 @@ class PolicyController(Controller):
         self.policy = policy
 
     def __call__(self, observation: Observation) -> torch.Tensor:
-        if "cache" not in observation.state:
-            observation.state["cache"] = DynamicCache()
-        cache = observation.state["cache"]
+        cache = self._cache_of(observation)
         inputs = (
             observation.hidden_state,
             observation.token_embedding,
@@ -39,6 +38,37 @@ class PolicyController(Controller):
                 return logits
         hidden, embedding, scalars, previous = (tensor[:, None] for tensor in inputs)
         return self.policy(hidden, embedding, scalars, previous, past_key_values=cache).logits[:, -1].float()
+
+    def choose(self, observation: Observation, limits: Limits) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The actions of a step within limits, by compiled code.
+
+        Args:
+            observation ([`Observation`]): The step.
+            limits ([`Limits`]): What the processors of the call do.
+
+        Returns:
+            Actions `(rows,)` and `None`, or `None` and the scores `(rows, n_actions)` from which others choose; `None`
+            twice if there is no compiled code for it, and nothing was done.
+        """
+        is_own = type(self) is PolicyController and isinstance(self.policy, SOLPolicyModel)
+        if not is_own or observation.backend == "reference" or observation.controllable.device.type != "cpu":
+            return None, None
+        needs_bank, needs_end = limits.horizon == "generation", limits.exact
+        if (needs_bank and observation.ledger.bank is None) or (needs_end and observation.remaining_in_call is None):
+            return None, None  # the processors say what is missing
+        if observation.require_targets().dtype != torch.float32:
+            return None, None
+        found = self.policy.choose(observation, self._cache_of(observation), limits)
+        if found is None:
+            return None, None
+        actions, scores = found
+        return (actions, None) if scores is None else (None, scores)
+
+    @staticmethod
+    def _cache_of(observation: Observation) -> Cache:
+        if "cache" not in observation.state:
+            observation.state["cache"] = SOLPolicyModel.new_cache()
+        return observation.state["cache"]
 
 
 register_controller("policy", lambda model, number: PolicyController(model.policy))

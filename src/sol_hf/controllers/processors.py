@@ -6,11 +6,15 @@
 What they have in common is in [`action_processor`], those that keep a budget are in [`hard_budget`].
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from ..budget.action_space import ActionSpace
 from ..budget.axes import axes_named
 from ..budget.bank import HORIZONS, TOLERANCE
+from ..budget.limits import Limits
 from .action_processor import ActionProcessor, ActionProcessorList, hold_axes, restrict
 from .base import Observation
 from .hard_budget import GenerationBudgetProcessor, HardBudgetProcessor
@@ -27,6 +31,7 @@ __all__ = [
     "PinnedAxesProcessor",
     "budget_processors",
     "hold_axes",
+    "limits_of",
     "restrict",
 ]
 
@@ -86,6 +91,23 @@ def budget_processors(
     if hard:
         processors.append(HardBudgetProcessor() if horizon == "episode" else GenerationBudgetProcessor(exact))
     return processors
+
+
+def limits_of(processors: Sequence[object]) -> Limits | None:
+    """What processors do, for compiled code; `None` if they do more than it knows."""
+    known: dict[type, Any] = {}
+    for processor in processors:
+        known[HardBudgetProcessor if type(processor) is GenerationBudgetProcessor else type(processor)] = processor
+    kinds = {PinnedAxesProcessor, DenseRowsProcessor, HardBudgetProcessor}
+    if len(known) < len(processors) or not known.keys() <= kinds:
+        return None
+    pinned, hard = known.get(PinnedAxesProcessor), known.get(HardBudgetProcessor)
+    horizon, exact = None, False
+    if isinstance(hard, GenerationBudgetProcessor):
+        horizon, exact = HORIZONS[0], hard.exact
+    elif hard is not None:
+        horizon = HORIZONS[1]
+    return Limits(None if pinned is None else pinned.pinned, horizon, exact, DenseRowsProcessor in known)
 
 
 class AxisBiasProcessor(ActionProcessor):

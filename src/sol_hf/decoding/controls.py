@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList
 
 from ..budget.action_space import ActionSpace
 from ..budget.budget import Budget
+from ..budget.limits import Limits
 from ..controllers.base import Controller
 from ..controllers.processors import (
     ActionProcessorList,
@@ -17,6 +18,7 @@ from ..controllers.processors import (
     GenerationBudgetProcessor,
     HardBudgetProcessor,
     PinnedAxesProcessor,
+    limits_of,
 )
 from ..selection.rule import SelectionRule
 
@@ -77,6 +79,11 @@ class DecodeControls:
     def limits(self) -> LogitsProcessorList:
         """The processors that hold the call to its budget. They come last, and see the state itself."""
         return ActionProcessorList(x for x in self.processors if type(x) in LIMITS)
+
+    @cached_property
+    def simple_limits(self) -> Limits | None:
+        """The limits in numbers, where an action is the best one within them; `None` where more is done to scores."""
+        return None if self.do_sample or self.edits or self.needs_copies else limits_of(self.limits)
 
     @cached_property
     def keeps_bank(self) -> bool:

@@ -95,6 +95,7 @@ class DecodingSession:
     """Processes the forwards of a call with `lossless`."""
     meter: AgreementMeter | None = None
     """Notes the most likely tokens of a call with `measure_agreement`."""
+    _filled: dict[tuple[object, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
     rollback: Rollback | None = field(default=None, init=False)
     """What the cache was before the running forward, if that can be taken back."""
 
@@ -202,6 +203,18 @@ class DecodingSession:
         """The controls, for decode steps; a dense continuation has neither steps nor controls."""
         assert self.controls is not None, "a dense continuation has no decode steps"
         return self.controls
+
+    @property
+    def device(self) -> torch.device:
+        """That of the state of every row."""
+        return self.cache.ledger.total_counts.device
+
+    def in_all_rows(self, value: float, dtype: torch.dtype) -> torch.Tensor:
+        """A number for every row, `(rows,)`; made once a call, so it must not be edited."""
+        key = value, dtype, self.cache.rows
+        if key not in self._filled:
+            self._filled[key] = torch.full((self.cache.rows,), value, dtype=dtype, device=self.device)
+        return self._filled[key]
 
     @property
     def needs_logits(self) -> bool:

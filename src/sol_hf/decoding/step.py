@@ -15,13 +15,12 @@ from dataclasses import replace
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..budget.action_space import ActionSpace
 from ..cache.sol_cache import SOLCache
 from ..controllers.base import Observation
 from ..controllers.choice import best_actions, drawn_actions, refuse_nan
+from ..controllers.policy import PolicyController
 from ..controllers.processors import hold_axes
 from ..execution.plan import StepPlan, active_forward
-from ..selection.rule import SelectionRule
 from .base_forward import base_forward, dense_forward, embed, logits_digest
 from .captured import current_capture, is_captured, positions_of
 from .compiled_step import compiled_step
@@ -29,6 +28,7 @@ from .forward_inputs import ForwardInputs
 from .joined_outputs import join_outputs, last_tokens
 from .kv_refresh import refresh, take_back
 from .refresh_rule import needs_refresh, spares_rows
+from .seen_keys import seen_keys
 from .session import DecodingSession
 
 
@@ -36,28 +36,19 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
     """The input of the controller before `token` `(rows, 1)` is processed."""
     base, cache, controls = session.base, session.cache, session.require_controls()
     episode = cache.episode
-    rows, device = cache.rows, token.device
-    seen = cache.get_seq_length() + 1
-    count = torch.full((rows,), seen, device=device) if cache.padding is None else seen - cache.padding
-    if episode.hidden_state is None and seen > 1:
+    if episode.hidden_state is None and cache.get_seq_length():
         raise ValueError("The hidden state before this token is unknown after `crop`: pass two tokens or more.")
     embedding, before = embed(base, token)[:, -1], None
     if episode.length == 0 and episode.token_before is not None:
         before = embed(base, episode.token_before)[:, -1]
     if episode.hidden_state is None:
         size = base.get_output_embeddings().weight.shape[-1]
-        episode.hidden_state = torch.zeros(rows, size, device=device, dtype=embedding.dtype)
-    last = controls.episode_length - episode.length
-    uncontrollable_ahead = (controls.rule.sink_tokens + controls.rule.window_tokens + 2 - count).clamp(min=0)
-    ends = None if session.steps is None else session.steps - len(cache.trace)
-    space = cache.action_space
-    start = torch.full((rows,), len(space), dtype=torch.long, device=device)
+        episode.hidden_state = torch.zeros(cache.rows, size, device=token.device, dtype=embedding.dtype)
+    space, last = cache.action_space, episode.steps[-1] if episode.steps else None
     return Observation(
         hidden_state=episode.hidden_state,
         token_embedding=embedding,
-        previous_action=episode.steps[-1].action if episode.steps else start,
-        controllable=controls.rule.is_controllable(count),
-        remaining=(last - uncontrollable_ahead).clamp(min=0).float(),
+        previous_action=session.in_all_rows(len(space), torch.long) if last is None else last.action,
         step=episode.length,
         total_step=len(cache.trace),
         episode_length=controls.episode_length,
@@ -65,37 +56,25 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
         ledger=cache.ledger,
         action_space=space,
         state=episode.controller_state,
-        page_fill=controls.rule.page_fill(count),
-        previous_hidden_state=episode.steps[-1].previous_hidden if episode.steps else None,
+        previous_hidden_state=None if last is None else last.previous_hidden,
         previous_embedding=before,
         logits_digest=episode.logits_digest,
-        held=held_axes(controls.rule, count, space),
         backend=controls.backend,
-        remaining_in_call=None if ends is None else (ends - uncontrollable_ahead).clamp(min=0).float(),
+        **seen_keys(session),
     )
-
-
-def held_axes(rule: SelectionRule, count: torch.Tensor, space: ActionSpace) -> torch.Tensor | None:
-    """The axes `(rows, axes)` that a step holds at their largest level: `token_keep`, where it reads a short text.
-
-    Args:
-        rule ([`SelectionRule`]): Which texts are short.
-        count (`torch.Tensor` of shape `(rows,)`): Keys that the step sees, its own included.
-        space ([`ActionSpace`]): The axes.
-    """
-    if not rule.short_text_tokens:
-        return None
-    held = torch.zeros(len(count), len(space.axes), dtype=torch.bool, device=count.device)
-    held[:, space.axis_names.index("token_keep")] = rule.reads_all(count)
-    return held
 
 
 def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
     """Action ids `(rows,)`: the best by the processed scores, or a sample; dense for rows not under control."""
     cache, controls, space = session.cache, session.require_controls(), observation.action_space
+    scores = None
+    if controls.simple_limits is not None and isinstance(controls.controller, PolicyController):
+        chosen, scores = controls.controller.choose(observation, controls.simple_limits)
+        if chosen is not None:
+            return chosen
     shown = observation.as_asked(controls.controller)
     shown = shown.copy() if controls.needs_copies else shown
-    scores = controls.controller(shown)
+    scores = controls.controller(shown) if scores is None else scores
     if scores.shape != (observation.rows, len(space)):
         raise ValueError(
             f"{type(controls.controller).__name__} returned scores of shape {tuple(scores.shape)}, expected "

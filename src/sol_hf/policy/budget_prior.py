@@ -100,6 +100,10 @@ class BudgetPrior(nn.Module):
         distance = (self._flat_levels - centre[:, self._axis_of_level]) / width[self._axis_of_level]
         return -(distance * distance)
 
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """For compiled code: the levels of all axes, and the divisors of the means of every axis, in float32."""
+        return self._flat_levels, self._divisors
+
     def _levels_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels in ratio units and the axis of each, both `(sum(level_counts),)`; created once per device.
 

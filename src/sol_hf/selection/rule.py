@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -42,8 +43,8 @@ class SelectionRule:
         """The last tokens, a step's own included, that are always read by criteria which keep a window."""
         return self.window_tokens + 2
 
-    def is_controllable(self, count: torch.Tensor) -> torch.Tensor:
-        """Whether a step that sees `count` keys (its own included) is controllable, of the shape of `count`."""
+    def is_controllable(self, count: Any) -> Any:
+        """Whether a step that sees `count` keys (its own included), a number or a tensor, is controllable."""
         return count > self.sink_tokens + self.window_tokens + 1
 
     def reads_all(self, count: torch.Tensor) -> torch.Tensor:
@@ -67,8 +68,8 @@ class SelectionRule:
                 f"{self.short_text_tokens} tokens or more, or measure with `SOLConfig(short_text_tokens=0)`."
             )
 
-    def page_fill(self, count: torch.Tensor) -> torch.Tensor:
-        """Filled share of the page that a step's own token is in, that token included, of the shape of `count`.
+    def page_fill(self, count: Any) -> Any:
+        """Filled share of the page that a step's own token is in, that token included; `count` is a number or a tensor.
 
         The fewer keys a page has, the lower is its bound. A page with few keys is therefore less likely to be read.
         """

@@ -15,7 +15,6 @@ from numba import types
 from .code_cache import cfunc, njit
 from .numba_memory import (
     FAST_MATH,
-    exp_of_negative,
     fetch_add,
     float32_at,
     float32_of,
@@ -54,14 +53,6 @@ their number."""
 
 (FROM, FROM_STRIDE, TO, TO_STRIDE, ORDER, IS_BACK, MOVE_HEADER) = range(4, 11)
 """Of [`move`]: lines and their strides, the number of the line that goes to every place, and whether they go back."""
-
-(NEW_QUERY, NEW_KEY, NEW_VALUE, PAST_KEYS, PAST_VALUES, PAST, FEW_HEADS, SCALE, RECALLED, RECALL_HEADER) = range(4, 14)
-"""Of [`recall`]: products of a layer, keys and values of earlier steps, their number, heads, the scale of the scores,
-and the output."""
-
-(FEW, FEW_STRIDE, FEW_NUMBER, FEW_WEIGHT, FEW_BIAS, DENSE_KIND, DENSE_SUM, DENSE_STRIDE, DENSE_HEADER) = range(4, 13)
-"""Of [`dense`]: input, its stride and numbers; weight and bias; the activation, or -1 to add the product to the
-output; output and its stride. `CHANNELS` are the outputs."""
 
 (QUANTIZED, QUANTIZED_STRIDE, LEVELS, QUANTIZE_HEADER) = range(4, 8)
 """Of [`quantize`]: the lines, their stride, and the bits of each."""
@@ -287,59 +278,3 @@ def move(args):
         y = float32_at(args[TO] + 4 * target * args[TO_STRIDE])
         for i in range(args[CHANNELS]):
             y[i] = x[i]
-
-
-@njit(fastmath=FAST_MATH, error_model="numpy")
-def _product_of(a, b, count):
-    total = ZERO
-    for i in range(count):
-        total += a[i] * b[i]
-    return total
-
-
-@cfunc(_SIGNATURE, error_model="numpy")
-def recall(args):
-    """Attention of one token to itself and the few before it; a running softmax, head by head."""
-    heads, past, size = args[FEW_HEADS], args[PAST], args[CHANNELS]
-    dim, scale = size // heads, float32_of(args[SCALE])
-    while True:
-        task = fetch_add(args, NEXT, 1)
-        if task >= args[LINES] * heads:
-            return
-        begin = 4 * (task // heads * size + task % heads * dim)
-        query, key = float32_at(args[NEW_QUERY] + begin), float32_at(args[NEW_KEY] + begin)
-        value, output = float32_at(args[NEW_VALUE] + begin), float32_at(args[RECALLED] + begin)
-        highest, weight = _product_of(query, key, dim) * scale, ONE
-        for i in range(dim):
-            output[i] = value[i]
-        for step in range(past):
-            place = 4 * (task * past + step) * dim
-            score = _product_of(query, float32_at(args[PAST_KEYS] + place), dim) * scale
-            top = max(highest, score)
-            shrink, share = exp_of_negative(highest - top), exp_of_negative(score - top)
-            weight, highest = weight * shrink + share, top
-            earlier = float32_at(args[PAST_VALUES] + place)
-            for i in range(dim):
-                output[i] = output[i] * shrink + share * earlier[i]
-        for i in range(dim):
-            output[i] /= weight
-
-
-@cfunc(_SIGNATURE, fastmath=FAST_MATH, error_model="numpy")
-def dense(args):
-    """A linear layer with few numbers, in float32, and its activation."""
-    number, outputs = args[FEW_NUMBER], args[CHANNELS]
-    weight, bias = float32_at(args[FEW_WEIGHT]), float32_at(args[FEW_BIAS])
-    while True:
-        line = fetch_add(args, NEXT, 1)
-        if line >= args[LINES]:
-            return
-        x = float32_at(args[FEW] + 4 * line * args[FEW_STRIDE])
-        y = float32_at(args[DENSE_SUM] + 4 * line * args[DENSE_STRIDE])
-        for j in range(outputs):
-            total = bias[j]
-            for i in range(number):
-                total += x[i] * weight[j * number + i]
-            y[j] = total if args[DENSE_KIND] >= 0 else y[j] + total
-        if args[DENSE_KIND] >= 0:
-            _activate(args[DENSE_KIND], y, 0, outputs)
