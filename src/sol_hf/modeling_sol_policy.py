@@ -20,7 +20,6 @@ from .budget.limits import Limits
 from .budget.scalars import ScalarColumns
 from .configuration_sol import SOLConfig
 from .policy.budget_prior import BudgetPrior
-from .policy.episode_cache import EpisodeCache
 from .policy.factored_head import joint_logits
 from .policy.programs import program_of
 from .stored.json_files import read_json_object
@@ -318,8 +317,7 @@ class SOLPolicyModel(PreTrainedModel):
             limits ([`Limits`]): What the processors of the call do.
 
         Returns:
-            Actions `(rows,)`, and `None`; logits in the place of `None` where these cannot be used for it. `None` if
-            `forward` has to run, as in `step`.
+            Actions `(rows,)` and `None`; or logits in its place, where these do not serve. `None` as in `step`.
         """
         if observation.episode_length != self.config.episode_length or observation.page_fill.dtype != torch.float32:
             return None
@@ -334,11 +332,6 @@ class SOLPolicyModel(PreTrainedModel):
         if past_key_values.get_seq_length() >= self.config.episode_length:
             return None
         return program_of(self, rows, is_new)
-
-    @staticmethod
-    def new_cache() -> Cache:
-        """A cache for the steps of an episode."""
-        return EpisodeCache()
 
     def prepare_step(self, rows: int) -> None:
         """Compile what a step of a number of rows needs, if it can run by compiled code, so that no step has to."""

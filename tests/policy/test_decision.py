@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sol_hf import ActionSpace, Budget, Controller, PolicyController, SOLConfig, SOLPolicyModel
 from sol_hf.decoding import step
 from sol_hf.policy.compiled import PolicyProgram
+from sol_hf.policy.episode_cache import EpisodeCache
 from support.bases import tiny_base
 from support.cases import HALF, control, left_padded, prompts
 from support.hostile import HIDDEN, ROWS, budgets, simulate, spaces
@@ -41,7 +42,7 @@ def both_ways():
     own, run, seen = step.choose, PolicyProgram.choose, []
 
     def choose(observation, session):
-        cache = copy.deepcopy(observation.state.get("cache")) or SOLPolicyModel.new_cache()
+        cache = copy.deepcopy(observation.state.get("cache")) or EpisodeCache()
         twin = replace(observation, state={"cache": cache})
         actions, controls = own(observation, session), session.controls
         session.controls = replace(controls, controller=ByModules(controls.controller.policy))
@@ -84,7 +85,7 @@ CALLS = st.sampled_from(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), space=spaces(), network=NETWORKS, call=CALLS, seed=st.integers(0, 999))
 def test_the_same_actions(data, space, network, call, seed):
     episode_length, steps = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 12))
@@ -180,7 +181,7 @@ class TestTheCacheOfAnEpisode:
     def test_a_copy_goes_its_own_way(self, copied):
         policy, caches = policy_of(ActionSpace([0.5, 1.0], [1.0], [8, 16]), 9, 0), []
         for _ in range(2):
-            caches.append(SOLPolicyModel.new_cache())
+            caches.append(EpisodeCache())
             self.steps(policy, caches[-1], 0, 3)
         twin = copied(caches[0])
         twin.layers = [copied(layer) for layer in twin.layers]
@@ -191,7 +192,7 @@ class TestTheCacheOfAnEpisode:
     def test_steps_after_a_crop(self):
         policy, caches = policy_of(ActionSpace([0.5, 1.0], [1.0], [8, 16]), 9, 0), []
         for dropped in (0, 2):
-            caches.append(SOLPolicyModel.new_cache())
+            caches.append(EpisodeCache())
             self.steps(policy, caches[-1], 0, 3)
             if dropped:
                 self.steps(policy, caches[-1], 6, 6 + dropped)

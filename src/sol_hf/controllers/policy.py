@@ -8,6 +8,7 @@ from transformers import Cache
 
 from ..budget.limits import Limits
 from ..modeling_sol_policy import SOLPolicyModel
+from ..policy.episode_cache import EpisodeCache
 from .base import Controller, Observation
 from .registry import register_controller
 
@@ -67,7 +68,7 @@ class PolicyController(Controller):
     @staticmethod
     def _cache_of(observation: Observation) -> Cache:
         if "cache" not in observation.state:
-            observation.state["cache"] = SOLPolicyModel.new_cache()
+            observation.state["cache"] = EpisodeCache()
         return observation.state["cache"]
 
 

@@ -24,13 +24,14 @@ def seen_keys(session: DecodingSession) -> dict[str, Any]:
     least = rule.sink_tokens + rule.window_tokens + 2
     if padding is None and not rule.short_text_tokens and not isinstance(ends, torch.Tensor):
         ahead = max(least - seen, 0)
+        to_end = (
+            None if ends is None else torch.full((cache.rows,), float(max(ends - ahead, 0)), device=session.device)
+        )
         return dict(
             controllable=session.in_all_rows(rule.is_controllable(seen), torch.bool),
             remaining=session.in_all_rows(float(max(left - ahead, 0)), torch.float32),
             page_fill=session.in_all_rows(rule.page_fill(seen), torch.float32),
-            remaining_in_call=None
-            if ends is None
-            else session.in_all_rows(float(max(ends - ahead, 0)), torch.float32),
+            remaining_in_call=to_end,
         )
     count = torch.full((cache.rows,), seen, device=session.device) if padding is None else seen - padding
     uncontrollable_ahead = (least - count).clamp(min=0)

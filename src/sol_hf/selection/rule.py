@@ -69,7 +69,7 @@ class SelectionRule:
             )
 
     def page_fill(self, count: Any) -> Any:
-        """Filled share of the page that a step's own token is in, that token included; `count` is a number or a tensor.
+        """Filled share of the page that a step's own token is in, that token included; `count` may be a tensor.
 
         The fewer keys a page has, the lower is its bound. A page with few keys is therefore less likely to be read.
         """
