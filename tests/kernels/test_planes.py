@@ -52,16 +52,21 @@ def test_products_equal_those_of_the_decoded_weight(
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_processor_without_dot_products_of_bytes_multiplies_in_float32(bits, monkeypatch):
-    """The same on every processor: also where the other kernel runs."""
-    from sol_hf.kernels.cpu import numba_planes
+    """The same on every processor: also where the other kernels run."""
+    from sol_hf.kernels.cpu import numba_plane_rows, numba_planes
 
     monkeypatch.setitem(numba_planes.KERNELS, bits, numba_planes.kernel_of(bits, has_dot_products=False))
+    for name, made in zip(("prepare_rows", "multiply_rows"), numba_plane_rows.kernels_of(False), strict=True):
+        monkeypatch.setattr(numba_plane_rows, name, made)
     for lines, outputs, channels in ((1, 40, 70), (9, 17, 96), (6, 64, 200)):
         planes, x = encode(torch.randn(outputs, channels)), torch.randn(lines, channels)
         found, expected = kernel.multiply(x, planes, bits, None), product(x.double(), planes, bits)
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
         alone = torch.cat([kernel.multiply(line[None], planes, bits, None) for line in x])
         assert torch.equal(found, alone)
+        mixed = kernel.multiply(x, planes, [(bits, 5)[line % 2] for line in range(lines)], None)
+        assert torch.equal(mixed[::2], found[::2])
+        torch.testing.assert_close(mixed[1::2].double(), product(x[1::2].double(), planes, 5), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e-3, 1e30])
@@ -101,12 +106,39 @@ def test_a_line_is_multiplied_alone_as_among_others(lines, channels, outputs, bi
     assert torch.equal(together, alone)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    widths=st.lists(st.sampled_from(WIDTHS), min_size=1, max_size=150),
+    tokens=st.integers(1, 2),
+    channels=st.one_of(st.integers(1, 200), st.sampled_from([1056, 1100])),
+    outputs=st.integers(1, 60),
+    bias=st.booleans(),
+    threads=st.integers(1, 2),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_rows_that_read_different_numbers_of_bits_get_what_each_gets_alone(
+    widths, tokens, channels, outputs, bias, threads, dtype
+):
+    planes, offset = encode(torch.randn(outputs, channels)), torch.randn(outputs).to(dtype) if bias else None
+    x = torch.randn(len(widths), tokens, channels).to(dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = kernel.multiply(x, planes, widths, offset)
+    finally:
+        torch.set_num_threads(before)
+    alone = [kernel.multiply(row[None], planes, width, offset) for row, width in zip(x, widths, strict=True)]
+    assert torch.equal(found, torch.cat(alone))
+
+
 @pytest.mark.parametrize("bits, read", [(4, 1), (5, 2), (6, 3), (8, 4)])
 def test_planes_that_are_not_needed_are_not_read(bits, read):
     planes, x = encode(torch.randn(40, 70)), torch.randn(3, 70)
     others = [torch.full_like(plane, -1) if n >= read else plane for n, plane in enumerate(planes.planes)]
     changed = NestedPlanes(tuple(others), planes.scales, 40, 70)
     assert torch.equal(kernel.multiply(x, planes, bits, None), kernel.multiply(x, changed, bits, None))
+    mixed = (bits, 4, bits)
+    assert torch.equal(kernel.multiply(x, planes, mixed, None), kernel.multiply(x, changed, mixed, None))
     others[read - 1] = torch.full_like(others[read - 1], -1)
     changed = NestedPlanes(tuple(others), planes.scales, 40, 70)
     assert not torch.equal(kernel.multiply(x, planes, bits, None), kernel.multiply(x, changed, bits, None))

@@ -214,7 +214,11 @@ def product(
         that is the dtype of `x`.
     """
     if not isinstance(bits, int):
-        return torch.cat([product(row[None], planes, width, bias) for row, width in zip(x, bits, strict=True)])
+        widths, output = torch.tensor(bits), x.new_empty(*x.shape[:-1], planes.outputs)
+        for width in sorted(set(bits)):
+            rows = (widths == width).nonzero()[:, 0].to(x.device)
+            output.index_copy_(0, rows, product(x.index_select(0, rows), planes, width, bias))
+        return output
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight = decode(planes, bits).to(dtype)
     return functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype)).to(x.dtype)

@@ -51,25 +51,9 @@ class Product:
             return add_product(program, x, self.module.weight, self.module.bias, answer)
         return self._add_planes(program, x, answer, planes, max(bits, self.part.least_bits or 0))
 
-    def widths(self) -> dict[int | None, tuple[int | None, ...]]:
-        """For rows that read different numbers of bits: those that are read, and the levels that are read so."""
-        read: dict[int | None, tuple[int | None, ...]] = {None: (None,)}
-        for width in WIDTHS:
-            bits = max(width, self.part.least_bits or 0)
-            read[bits] = (*read.get(bits, ()), width)
-        return read
-
-    def add_mixed(self, program: Program, x: Lines, answer: Lines) -> tuple[list["Share"], list[object]]:
-        """Add one product for every number of bits, each of which computes a share of the lines.
-
-        Returns:
-            The shares, which are set before every step, and what the program must keep alive.
-        """
-        shares, alive = [], []
-        for bits, levels in self.widths().items():
-            alive += self.add_to(program, x, answer, bits)
-            shares.append(Share(program.last, bits is not None, levels, x, answer))
-        return shares, alive
+    def widths(self) -> tuple[int, ...]:
+        """For every level of a row that reads planes: the bits that it reads of this weight."""
+        return tuple(max(width, self.part.least_bits or 0) for width in WIDTHS)
 
     def _add_planes(self, program: Program, x: Lines, answer: Lines, planes: NestedPlanes, bits: int) -> list[object]:
         from ...kernels.cpu import numba_planes as kernel
@@ -84,35 +68,74 @@ class Product:
         return [planes, scratch]
 
 
-class Share:
-    """A product with some of the lines: those of rows that read a number of bits.
+Ranges = Mapping[int | None, tuple[int, int]]
+"""For every level of the bits, `None` for the original weights, the first of its lines, and their number."""
+
+
+class PlanesShare:
+    """A product with planes of those lines that read any, each in a number of bits of its own.
+
+    The running stage of the program makes of the lines what the product, in a later stage, needs.
+
+    Args:
+        program ([`Program`]): The program.
+        product ([`Product`]): The linear layer.
+        x ([`Lines`]): Input, in the order of the bits that the lines read.
+        answer ([`Lines`]): Output, likewise.
+        records (`torch.Tensor`, *optional*): What another product of the same stage has made of the same lines.
+    """
+
+    def __init__(
+        self, program: Program, product: Product, x: Lines, answer: Lines, records: torch.Tensor | None = None
+    ):
+        from ...kernels.cpu import numba_plane_rows as kernel
+
+        self._kernel, self.widths = kernel, product.widths()
+        self._planes, is_made = product.part.planes(), records is not None
+        self.records = torch.empty(x.memory.numel() // GROUP * kernel.SCRATCH_EACH) if records is None else records
+        tiles, blocks = self._planes.planes[0].shape[:2]
+        a = program.take(kernel.HEADER, range(kernel.PREPARED, kernel.HEADER))
+        a[kernel.X], a[kernel.SCRATCH] = x.address, self.records.data_ptr()
+        a[kernel.SCALES] = self._planes.scales.data_ptr()
+        a[kernel.FIRST_PLANE : kernel.ANSWER] = [plane.data_ptr() for plane in self._planes.planes]
+        a[kernel.ANSWER : kernel.FIRST_COUNT] = answer.address, blocks, tiles
+        self.arguments = a
+        if not is_made:
+            program.add(kernel.prepare_rows, a)
+
+    def add_product(self, program: Program) -> None:
+        """Add the product to the running stage."""
+        program.add(self._kernel.multiply_rows, self.arguments)
+
+    def set(self, ranges: Ranges) -> None:
+        """Set how many lines read each number of bits."""
+        counts = dict.fromkeys(WIDTHS, 0)
+        for level, width in zip(WIDTHS, self.widths, strict=True):
+            counts[width] += ranges[level][1]
+        self.arguments[self._kernel.FIRST_COUNT : self._kernel.PREPARED] = list(counts.values())
+
+
+class DenseShare:
+    """A product with the original weight of those lines that read it.
 
     Args:
         arguments (`np.ndarray`): Arguments of the product.
-        reads_planes (`bool`): Whether it is one with planes.
-        levels (`tuple`): Levels of the rows that it computes.
         x ([`Lines`]): Input.
         answer ([`Lines`]): Output.
     """
 
-    def __init__(
-        self, arguments: np.ndarray, reads_planes: bool, levels: tuple[int | None, ...], x: Lines, answer: Lines
-    ):
-        from ...kernels.cpu import numba_linear, numba_planes
+    def __init__(self, arguments: np.ndarray, x: Lines, answer: Lines):
+        from ...kernels.cpu import numba_linear as kernel
 
-        kernel = numba_planes if reads_planes else numba_linear
-        self.places = kernel.X, kernel.ANSWER, kernel.LINES, kernel.TILES if reads_planes else numba_linear.OUTPUTS
-        self.arguments, self.levels, self.x, self.answer = arguments, levels, x, answer
-        self.tasks = int(arguments[self.places[3]])
+        self._kernel, self.arguments, self.x, self.answer = kernel, arguments, x, answer
+        self.outputs = int(arguments[kernel.OUTPUTS])
 
-    def set(self, ranges: Mapping[int | None, tuple[int, int]]) -> None:
-        """Set the lines; `ranges` has the first one of every level, and their number. Levels follow each other."""
-        found = [ranges[level] for level in self.levels if ranges[level][1]]
-        first, number = (found[0][0], sum(count for _, count in found)) if found else (0, 0)
-        x, answer, lines, tasks = self.places
-        self.arguments[x] = self.x.address + 4 * first * self.x.stride
-        self.arguments[answer] = self.answer.address + 4 * first * self.answer.stride
-        self.arguments[lines], self.arguments[tasks] = number, self.tasks if number else 0
+    def set(self, ranges: Ranges) -> None:
+        """Set the lines."""
+        (first, number), kernel, a = ranges[None], self._kernel, self.arguments
+        a[kernel.X] = self.x.address + 4 * first * self.x.stride
+        a[kernel.ANSWER] = self.answer.address + 4 * first * self.answer.stride
+        a[kernel.LINES], a[kernel.OUTPUTS] = number, self.outputs if number else 0
 
 
 def address_of(tensor: torch.Tensor | None) -> int:

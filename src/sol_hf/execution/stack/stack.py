@@ -57,6 +57,7 @@ KERNELS = (
     "numba_tokens",
     "numba_mlp",
     "numba_planes",
+    "numba_plane_rows",
 )
 REFRESH_KERNELS = ("numba_chunk_attention", "numba_chunk_lines")
 KNOWN_AXES = frozenset(("token_keep", "mlp_keep", "neuron_keep", "bits"))

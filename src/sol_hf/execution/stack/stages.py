@@ -13,7 +13,7 @@ from ...kernels.cpu.lines import Lines
 from ...kernels.cpu.program import Program, bits_of
 from ...selection.nested_planes import WIDTHS
 from .norms import Norm
-from .products import Product, Share, address_of
+from .products import DenseShare, PlanesShare, Product, address_of
 from .recognition import StackStructure
 
 
@@ -69,7 +69,7 @@ class Stages:
         self.stream, self.hidden = Lines.of(rows, size), Lines.of(rows, size)
         self.levels = {axis: torch.zeros(rows) for axis in ("mlp_keep", "neuron_keep", "bits")}
         self.places, self.order = (torch.zeros(rows, dtype=torch.long) for _ in range(2))
-        self.shares: list[Share] = []
+        self.shares: list[PlanesShare | DenseShare] = []
 
     def is_current(self) -> bool:
         """Whether the copies of weights that the program reads are those of the base."""
@@ -125,23 +125,26 @@ class Stages:
         return answers
 
     def _mixed_products(self, role: str, products: tuple[Product, ...], x: Lines) -> list[Lines]:
-        """Stages: the lines in the order of their bits; products, each with those that read so many; and back."""
-        ordered, answers, back = self._lines("ordered", x.width), [], []
-        self.program.begin_stage()
+        """Stages: the lines in the order of their bits; what planes need of them; products; and back."""
+        ordered, program = self._lines("ordered", x.width), self.program
+        parts = [self._lines(f"{role} {number} in order", p.module.out_features) for number, p in enumerate(products)]
+        answers = [self._lines(f"{role} {number}", p.module.out_features) for number, p in enumerate(products)]
+        program.begin_stage()
         self._move(x, ordered, is_back=False)
-        self.program.begin_stage()
-        for number, product in enumerate(products):
-            width = product.module.out_features
-            parts = self._lines(f"{role} {number} in order", width)
-            shares, alive = product.add_mixed(self.program, ordered, parts)
-            self.shares += shares
-            self.alive += alive
+        shares: list[PlanesShare] = []
+        program.begin_stage()
+        for product, part in zip(products, parts, strict=True):
+            alike = (share.records for share in shares if share.widths == product.widths())
+            shares.append(PlanesShare(program, product, ordered, part, next(alike, None)))
+        program.begin_stage()
+        for product, part, share in zip(products, parts, shares, strict=True):
+            share.add_product(program)
+            self.alive += product.add_to(program, ordered, part, None)
+            self.shares += [share, DenseShare(program.last, ordered, part)]
             self._copies.append((product.part.made_planes, product.part.made_planes()))
-            answers.append(self._lines(f"{role} {number}", width))
-            back.append((parts, answers[-1]))
-        self.program.begin_stage()
-        for parts, answer in back:
-            self._move(parts, answer, is_back=True)
+        program.begin_stage()
+        for part, answer in zip(parts, answers, strict=True):
+            self._move(part, answer, is_back=True)
         return answers
 
     def _move(self, source: Lines, target: Lines, is_back: bool) -> None:

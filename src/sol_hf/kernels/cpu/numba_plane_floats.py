@@ -123,6 +123,25 @@ def multiply_tile(lines: int, width: int):
     return multiply
 
 
+def lines_in(width: int):
+    """The function that multiplies all lines with a tile read in `width` bits."""
+    (many_lines, _), (many, one) = LINES, (multiply_tile(lines, width) for lines in LINES)
+
+    @njit(error_model="numpy")
+    def multiply_lines(x, sums, lines, blocks, scales, w0, w1, w2, w3, answer, stride):
+        line, each = 0, (blocks * CHANNELS + GROUP - 1) // GROUP * GROUP
+        while line < lines:
+            own, own_sums = x + 4 * line * each, sums + 4 * line * blocks
+            if lines - line >= many_lines:
+                many(own, own_sums, blocks, scales, w0, w1, w2, w3, answer + 4 * line * stride, stride)
+                line += many_lines
+            else:
+                one(own, own_sums, blocks, scales, w0, w1, w2, w3, answer + 4 * line * stride, stride)
+                line += 1
+
+    return multiply_lines
+
+
 @njit(error_model="numpy", fastmath=FAST_MATH)
 def prepare_lines(x, scratch, lines, blocks):
     """The sums of the inputs of every block."""

@@ -18,6 +18,8 @@ they become float32, times the step and the scales of the group.
 """
 
 import functools
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numba
 from llvmlite import binding, ir
@@ -133,15 +135,21 @@ def _record(typing, x, record):
 
 
 @njit(error_model="numpy")
+def prepare_together(x, scratch, line, together, groups):
+    """Write the records of lines that are multiplied together, one group after another."""
+    for group in range(groups):
+        for i in range(together):
+            source = x + 4 * ((line + i) * groups + group) * GROUP
+            _record(source, scratch + 4 * RECORD * ((line * groups) + group * together + i))
+
+
+@njit(error_model="numpy")
 def prepare_lines(x, scratch, lines, blocks):
-    """Write the records of all lines: of as many as are multiplied together, one group after another."""
+    """Write the records of all lines."""
     groups, line = (blocks * CHANNELS + GROUP - 1) // GROUP, 0
     while line < lines:
         together = lines_together(lines - line)
-        for group in range(groups):
-            for i in range(together):
-                source = x + 4 * ((line + i) * groups + group) * GROUP
-                _record(source, scratch + 4 * RECORD * ((line * groups) + group * together + i))
+        prepare_together(x, scratch, line, together, groups)
         line += together
 
 
@@ -184,7 +192,7 @@ class _Sums:
                     digits = spread(self.builder, self.load(line, place))
                     self.values[k] = _called(self.builder, DOT_PRODUCT, self.values[k], word, digits)
 
-    def number(self, line: int, half: float, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def number(self, line: int, half: ir.Value, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
         """What a group adds to the answer of a line, as a number and what it has to be multiplied by."""
         builder, each = self.builder, self.chains
         first = [(DIGITS * line + digit) * each for digit in range(DIGITS)]
@@ -192,10 +200,10 @@ class _Sums:
         high = builder.sitofp(builder.add(builder.shl(a, every(8)), b), NUMBERS)
         number = add_product(builder, builder.sitofp(c, NUMBERS), high, every_number(256.0))
         total = spread(builder, self.load(line, LONG(TOTAL), FLOAT))
-        number = add_product(builder, number, total, every_number(half))
+        number = add_product(builder, number, total, half)
         return number, builder.fmul(scale, spread(builder, self.load(line, LONG(STEP), FLOAT)))
 
-    def add_blocks(self, memory: list[ir.Value], first: ir.Value, number: ir.Value, after: ir.Block) -> ir.Block:
+    def add_blocks(self, source: "Source", first: ir.Value, number: ir.Value, after: ir.Block) -> ir.Block:
         """Add `number` blocks from the block `first` on, in a loop that goes on to `after`."""
         builder, before = self.builder, self.builder.block
         loop = builder.append_basic_block("block")
@@ -205,10 +213,8 @@ class _Sums:
         block.add_incoming(LONG(0), before)
         starts, entered = self.values, [builder.phi(WORDS) for _ in self.values]
         self.values = list(entered)
-        words = load_block(builder, memory, builder.add(first, block))
-        for part in range(CHANNELS // 8):
-            quad = builder.add(builder.mul(block, LONG(CHANNELS // 4)), LONG(2 * part))
-            self.add(code_bytes(builder, words, part), quad)
+        for part, codes in enumerate(source.codes(builder.add(first, block))):
+            self.add(codes, builder.add(builder.mul(block, LONG(CHANNELS // 4)), LONG(2 * part)))
         following = builder.add(block, LONG(1))
         block.add_incoming(following, loop)
         for value, start, later in zip(entered, starts, self.values, strict=True):
@@ -219,10 +225,65 @@ class _Sums:
         return after
 
 
-def multiply_tile(lines: int, width: int):
-    """The function that multiplies `lines` lines with a tile read in `width` bits."""
-    count, per_group = planes_read(width), GROUP // CHANNELS
-    half = 2.0 ** (CODE_BITS - width) / 2
+class Source(Protocol):
+    """Where the codes of a tile come from, while LLVM code for a product is written."""
+
+    half: ir.Value
+    """Half a cell in units of a code: what is added to a code that is read as a whole number."""
+
+    def codes(self, block: ir.Value) -> Iterable[tuple[ir.Value, ir.Value]]:
+        """The codes of a block of channels, 8 channels at a time: those with even numbers, and the others."""
+
+    def begin(self, memory: ir.Value) -> ir.Value:
+        """The sum to which the products are added, for a line whose answer is at an address."""
+
+
+class _FromPlanes:
+    """Codes that are put together in registers from planes of a width that is known when code is written."""
+
+    def __init__(self, width: int, builder: ir.IRBuilder, addresses: list[ir.Value]):
+        count = planes_read(width)
+        self.builder, self.half = builder, every_number(2.0 ** (CODE_BITS - width) / 2)
+        self._memory = [builder.inttoptr(plane, WORDS.as_pointer()) for plane in addresses[:count]]
+
+    def codes(self, block: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+        words = load_block(self.builder, self._memory, block)
+        return (code_bytes(self.builder, words, part) for part in range(CHANNELS // 8))
+
+    def begin(self, memory: ir.Value) -> ir.Value:
+        return every_number(0.0)
+
+
+class _FromCodes:
+    """Codes that are in memory, of which the bits that are read are known when the product runs.
+
+    They are at an address, followed by a mask of the bits that are read, and half a cell as the bits of a float32.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, addresses: list[ir.Value]):
+        self.builder, (codes, mask, half, _) = builder, addresses
+        self._memory = builder.inttoptr(codes, WORDS.as_pointer())
+        self._mask = spread(builder, builder.trunc(mask, WORD))
+        self.half = spread(builder, builder.bitcast(builder.trunc(half, WORD), FLOAT))
+
+    def codes(self, block: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+        for part in range(CHANNELS // 8):
+            place = self.builder.add(self.builder.mul(block, LONG(CHANNELS // 4)), LONG(2 * part))
+            even, odd = (self.builder.gep(self._memory, [self.builder.add(place, LONG(n))]) for n in (0, 1))
+            words = (self.builder.load(memory, align=4) for memory in (even, odd))
+            yield tuple(self.builder.and_(word, self._mask) for word in words)
+
+    def begin(self, memory: ir.Value) -> ir.Value:
+        return self.builder.load(self.builder.bitcast(memory, NUMBERS.as_pointer()), align=4)
+
+
+def multiply_tile(lines: int, width: int | None):
+    """The function that multiplies `lines` lines with a tile read in `width` bits.
+
+    Without a width, `plane0` is the address of codes in memory, `plane1` a mask of the bits that are read of each, and
+    `plane2` half a cell; and products are added to what the answer is.
+    """
+    per_group = GROUP // CHANNELS
 
     @intrinsic
     def multiply(typing, records, blocks, scales, plane0, plane1, plane2, plane3, answer, stride):
@@ -231,8 +292,11 @@ def multiply_tile(lines: int, width: int):
         def generate(context, builder, signature, arguments):
             records, blocks, scales, *planes, answer, stride = arguments
             records = builder.inttoptr(records, WORD.as_pointer())
-            memory = [builder.inttoptr(plane, WORDS.as_pointer()) for plane in planes[:count]]
+            source = _FromCodes(builder, planes) if width is None else _FromPlanes(width, builder, planes)
             scale_memory = builder.inttoptr(scales, HALVES.as_pointer())
+            target = builder.inttoptr(answer, FLOAT.as_pointer())
+            answers = [builder.gep(target, [builder.mul(stride, LONG(i))]) for i in range(lines)]
+            starts = [source.begin(memory) for memory in answers]
             before, loop = builder.block, builder.append_basic_block("group")
             builder.branch(loop)
             builder.position_at_end(loop)
@@ -243,21 +307,19 @@ def multiply_tile(lines: int, width: int):
             sums = _Sums(builder, builder.gep(records, [builder.mul(group, LONG(RECORD * lines))]), lines)
             rest = builder.sub(blocks, first)
             number = builder.select(builder.icmp_signed("<", rest, LONG(per_group)), rest, LONG(per_group))
-            flush = sums.add_blocks(memory, first, number, builder.append_basic_block("flush"))
+            flush = sums.add_blocks(source, first, number, builder.append_basic_block("flush"))
             scale, later = load_scale(builder, scale_memory, group), []
             for i, total in enumerate(totals):
-                later.append(add_product(builder, total, *sums.number(i, half, scale)))
-                total.add_incoming(every_number(0.0), before)
+                later.append(add_product(builder, total, *sums.number(i, source.half, scale)))
+                total.add_incoming(starts[i], before)
                 total.add_incoming(later[i], flush)
             following = builder.add(first, LONG(per_group))
             first.add_incoming(following, flush)
             after = builder.append_basic_block("after")
             builder.cbranch(builder.icmp_signed("<", following, blocks), loop, after)
             builder.position_at_end(after)
-            target = builder.inttoptr(answer, FLOAT.as_pointer())
-            for i in range(lines):
-                place = builder.gep(target, [builder.mul(stride, LONG(i))])
-                builder.store(later[i], builder.bitcast(place, NUMBERS.as_pointer()), align=4)
+            for memory, total in zip(answers, later, strict=True):
+                builder.store(total, builder.bitcast(memory, NUMBERS.as_pointer()), align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), generate

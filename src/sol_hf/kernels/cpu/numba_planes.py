@@ -59,20 +59,12 @@ def _by_integers(width: int):
 
 def _by_floats(width: int):
     """The function that multiplies all lines with a tile in float32."""
-    (many_lines, _), (many, one) = floats.LINES, (floats.multiply_tile(lines, width) for lines in floats.LINES)
+    lines_in_width = floats.lines_in(width)
 
     @njit(error_model="numpy")
     def multiply_lines(args, scales, w0, w1, w2, w3, answer):
         blocks, stride = args[BLOCKS], args[TILES] * OUTPUTS
-        groups, line = (blocks + _PER_GROUP - 1) // _PER_GROUP, 0
-        while line < args[LINES]:
-            x, sums = args[X] + 4 * line * groups * GROUP, args[SCRATCH] + 4 * line * blocks
-            if args[LINES] - line >= many_lines:
-                many(x, sums, blocks, scales, w0, w1, w2, w3, answer + 4 * line * stride, stride)
-                line += many_lines
-            else:
-                one(x, sums, blocks, scales, w0, w1, w2, w3, answer + 4 * line * stride, stride)
-                line += 1
+        lines_in_width(args[X], args[SCRATCH], args[LINES], blocks, scales, w0, w1, w2, w3, answer, stride)
 
     return multiply_lines
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The product by a kernel that numba compiles, which decodes weights in registers."""
+"""The product by kernels that numba compiles, for rows that read the same number of bits or different ones."""
 
 import functools
 from typing import ClassVar
@@ -12,16 +12,18 @@ from .operation import PLANES_PRODUCT, PlanesCall
 
 
 MOST_TOKENS = 64
-"""Number of tokens above which it is faster to decode the weight once."""
+"""Number of tokens above which it is faster to decode the weight once, on processors without dot products of bytes."""
 
 
 class Compiled(Implementation[PlanesCall]):
-    """A kernel for a few tokens, see `kernels/cpu/numba_planes.py`."""
+    """Kernels in `kernels/cpu`: `numba_planes.py` for a few tokens, `numba_plane_rows.py` for more."""
 
     order: ClassVar[int] = 10
 
     def prepare(self, call: PlanesCall) -> Prepared | None:
-        if call.x.shape[:-1].numel() > MOST_TOKENS or not kernel.supports(call.x, call.planes):
+        if not kernel.supports(call.x, call.planes):
+            return None
+        if call.x.shape[:-1].numel() > MOST_TOKENS and not kernel.has_dot_products():
             return None
         return functools.partial(kernel.multiply, *call)
 

@@ -3,8 +3,8 @@
 
 """The product of some rows with the planes of a weight, and all of its implementations.
 
-There are two operations: one for rows that read the same number of bits, which the host knows, and one for rows of
-which only the device knows how many bits each reads.
+There are two operations: one for rows of which the host knows how many bits they read, and one for rows of which only
+the device knows how many each reads.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ class PlanesCall(NamedTuple):
     Args:
         x (`torch.Tensor` of shape `(rows, ..., channels)`): Input.
         planes ([`NestedPlanes`]): The weight.
-        bits (`int`): Number of bits to read, the same for all rows.
+        bits (`int` or `tuple[int, ...]`): Number of bits to read, the same for all rows or one per row.
         bias (`torch.Tensor` of shape `(outputs,)`, *optional*): Added to the product.
     """
 
     x: torch.Tensor
     planes: NestedPlanes
-    bits: int
+    bits: int | tuple[int, ...]
     bias: torch.Tensor | None
 
 

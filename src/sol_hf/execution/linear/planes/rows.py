@@ -3,6 +3,7 @@
 
 """A linear layer of a step in which every row reads its weights in a number of bits of its own."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -45,32 +46,38 @@ def multiply_rows(
         output = PLANES_ROWS.run(RowsCall(x, bits, planes, least_bits, bias, weight, own), plan.backend)
         assert output is not None, "the reference can compute every call"
         return output
-    widths = [None if width is None else max(width, least_bits) for width in plan.widths]
-    distinct = sorted(set(widths), key=lambda width: width or 0)
+    widths = tuple(None if width is None else max(width, least_bits) for width in plan.widths)
+    distinct = set(widths)
     if len(distinct) > 1 and len(x) != len(widths):
         raise ValueError(
             f"A linear layer gets {len(x)} rows in a step of {len(widths)} with different numbers of bits: give all "
             "rows the same `bits`, or pass `bits_backend='fake'`."
         )
+    if distinct == {None}:
+        return own(x)
+    read = tuple(width for width in widths if width is not None)
     if len(distinct) == 1:
-        return _multiply(plan, x, planes, distinct[0], bias, own)
+        return _multiply(plan, x, planes, read[0], bias)
+    if None not in distinct:
+        return _multiply(plan, x, planes, read, bias)
+    ours, others = _split(widths)
     output = x.new_empty(*x.shape[:-1], planes.outputs)
-    for width in distinct:
-        rows = torch.tensor([row for row, read in enumerate(widths) if read == width])
-        output[rows] = _multiply(plan, x[rows], planes, width, bias, own)
-    return output
+    output.index_copy_(0, ours, _multiply(plan, x.index_select(0, ours), planes, read, bias))
+    return output.index_copy_(0, others, own(x.index_select(0, others)))
+
+
+@functools.lru_cache(maxsize=16)  # all layers of a step have the same
+def _split(widths: tuple[int | None, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows that read planes, and the others."""
+    with torch.inference_mode(False):  # later steps may have gradients
+        reads_planes = torch.tensor([width is not None for width in widths])
+        return reads_planes.nonzero()[:, 0], reads_planes.logical_not().nonzero()[:, 0]
 
 
 def _multiply(
-    plan: AxisPlan,
-    x: torch.Tensor,
-    planes: NestedPlanes,
-    width: int | None,
-    bias: torch.Tensor | None,
-    own: Callable[[torch.Tensor], torch.Tensor],
+    plan: AxisPlan, x: torch.Tensor, planes: NestedPlanes, bits: int | tuple[int, ...], bias: torch.Tensor | None
 ) -> torch.Tensor:
-    if width is None:
-        return own(x)
-    output = PLANES_PRODUCT.run(PlanesCall(x, planes, width, bias), plan.backend)
+    """The product with rows that read planes, all of them the same number of bits or each its own."""
+    output = PLANES_PRODUCT.run(PlanesCall(x, planes, bits, bias), plan.backend)
     assert output is not None, "the reference can compute every call"
     return output
