@@ -40,7 +40,7 @@ venv-oldest: $(INSTALLED_OLDEST)
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs,space,browser]'
 	@touch $@ $(DEMO_INSTALLED)
 
 # What the demo needs and no more, where nothing is installed yet.
