@@ -30,8 +30,8 @@ from train_arguments import PolicyArguments, ScriptArguments
 ARGUMENTS = (ScriptArguments, PolicyArguments, SOLGRPOConfig, CounterfactualWarmupConfig)
 
 
-def warm_up(model, config: CounterfactualWarmupConfig, args: SOLGRPOConfig, texts, tokenizer) -> None:
-    """Fits the policy to measured costs, on the device of the trainer."""
+def warm_up(model, config: CounterfactualWarmupConfig, args: SOLGRPOConfig, texts, tokenizer) -> dict | None:
+    """Fits the policy to measured costs, on the device of the trainer; returns the prices of compute."""
     PartialState(cpu=args.use_cpu)
     starter = CounterfactualWarmup(model, config)
     longest = model.config.base_max_position_embeddings
@@ -44,6 +44,7 @@ def warm_up(model, config: CounterfactualWarmupConfig, args: SOLGRPOConfig, text
             "command again, with the same `warmup_dir`."
         )
     starter.run(blocks)
+    return starter.prices
 
 
 def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> SOLGRPOTrainer:
@@ -54,8 +55,9 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
     base, tokenizer = script.load_base(policy.base_model_revision)
     model = policy.load_model(base)
     train_dataset, eval_dataset = script.load_texts()
+    prices = None
     if warmup.warmup_dir is not None:
-        warm_up(model, warmup, args, train_dataset, tokenizer)
+        prices = warm_up(model, warmup, args, train_dataset, tokenizer)
     resume = script.resume and has_checkpoint(Path(args.output_dir))
 
     steps, args.max_steps = args.max_steps, args.max_steps or 1  # a trainer for a stream wants a number of steps
@@ -67,6 +69,7 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
         processing_class=tokenizer,
         peft_config=policy.peft_config(),
         callbacks=list(callbacks),
+        prices=prices if args.constraint == "multiplier" else None,
     )
     args.max_steps = steps
     if steps != 0:

@@ -3,8 +3,11 @@
 
 """Small trainers, and checks of the parameters that they changed."""
 
+from pathlib import Path
+
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 
 from sol_hf.training.grpo_config import SOLGRPOConfig
 from sol_hf.training.grpo_trainer import SOLGRPOTrainer
@@ -36,6 +39,7 @@ def trainer_of(
     train_dataset=None,
     eval_dataset=None,
     processing_class=None,
+    prices=None,
     **arguments,
 ) -> SOLGRPOTrainer:
     settings = dict(
@@ -59,6 +63,7 @@ def trainer_of(
         processing_class=processing_class,
         reward_terms=reward_terms,
         peft_config=peft_config,
+        prices=prices,
     )
 
 
@@ -72,3 +77,18 @@ def changed(before: dict, module) -> set[str]:
 
 def losses(trainer: SOLGRPOTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def last_weights(folder: Path, step: int = 8) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of the policy in a checkpoint, by file."""
+    checkpoint = folder / f"checkpoint-{step}"
+    return {file.name: load_file(file) for file in sorted(checkpoint.glob("*model.safetensors"))}
+
+
+def same_files(one: dict, other: dict) -> bool:
+    """Whether [`last_weights`] of two checkpoints are equal, bit by bit."""
+    return one.keys() == other.keys() and all(
+        one[file].keys() == other[file].keys()
+        and all(torch.equal(one[file][name], other[file][name]) for name in one[file])
+        for file in one
+    )

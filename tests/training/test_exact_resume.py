@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from support.trainers import blocks, losses, model_on, trainer_of
+from support.trainers import blocks, last_weights, losses, model_on, same_files, trainer_of
 
 
 BLOCKS = 22
@@ -29,28 +28,15 @@ def train(folder: Path, kind: str, checkpoint: Path | None = None, **arguments: 
     return trainer
 
 
-def last_weights(folder: Path, step: int = 8) -> dict[str, torch.Tensor]:
-    checkpoint = folder / f"checkpoint-{step}"
-    return {file.name: load_file(file) for file in sorted(checkpoint.glob("*model.safetensors"))}
-
-
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(
-        one[file].keys() == other[file].keys()
-        and all(torch.equal(one[file][name], other[file][name]) for name in one[file])
-        for file in one
-    )
-
-
 def assert_resumed_exactly(folder: Path, kind: str, stops: list[int], **arguments: Any) -> None:
     """Resume a run from its checkpoints after `stops` updates, and compare what comes out, bit by bit."""
     whole = train(folder / "whole", kind, **arguments)
     assert whole.state.global_step == 8
     wanted = last_weights(folder / "whole")
-    assert wanted and not same(wanted, last_weights(folder / "whole", 7))
+    assert wanted and not same_files(wanted, last_weights(folder / "whole", 7))
     for stop in stops:
         resumed = train(folder / f"from-{stop}", kind, folder / "whole" / f"checkpoint-{stop}", **arguments)
-        assert same(last_weights(folder / f"from-{stop}"), wanted), stop
+        assert same_files(last_weights(folder / f"from-{stop}"), wanted), stop
         assert losses(resumed) == losses(whole), stop
 
 
@@ -94,4 +80,4 @@ def test_a_finished_run_is_not_trained_further(tmp_path, kind):
     again = train(tmp_path, kind, tmp_path / "checkpoint-3", max_steps=3)
     assert again.state.global_step == 3
     again.save_model(tmp_path / "again")
-    assert same({"model.safetensors": load_file(tmp_path / "again" / "model.safetensors")}, before)
+    assert same_files({"model.safetensors": load_file(tmp_path / "again" / "model.safetensors")}, before)

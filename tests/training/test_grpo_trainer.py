@@ -212,9 +212,16 @@ def test_a_hard_budget_holds_in_rollouts_and_is_what_the_loss_scores(tmp_path, h
     ratios, targets = space.ratios[rollouts.actions].double(), rollouts.targets.double()
     number = rollouts.controllable.cumsum(1)[..., None]
     sums = (ratios * rollouts.controllable[..., None]).cumsum(1)
-    assert (sums <= targets[:, None] * number + (1 - targets)[:, None] + 1e-4).all()
+    assert (ratios <= rollouts.bounds[:, :, 1] + 1e-4).all()
     is_kept = (sums[:, -1] <= targets * number[:, -1] + 1e-4).all()
     assert is_kept == (horizon == "episode")
+    if horizon == "episode":
+        assert rollouts.asked is None
+        assert (sums <= targets[:, None] * number + (1 - targets)[:, None] + 1e-4).all()
+    else:  # the rollouts of a block begin with one bank, those of other blocks with others
+        asked = rollouts.asked.unflatten(0, (-1, GROUP))
+        assert (asked == asked[:, :1]).all() and (rollouts.asked - rollouts.targets).abs().max() > 0.01
+        torch.testing.assert_close(rollouts.scalars[:, 0, 2:5], rollouts.asked)
 
     batch = [{"input_ids": row} for row in blocks(4)["input_ids"] for _ in range(GROUP)]
     inputs = trainer._generate_and_score_completions(batch)

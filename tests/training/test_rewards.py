@@ -121,9 +121,9 @@ def test_uncontrollable_steps_do_not_count():
 
 
 def test_outcome():
-    returns = outcome_returns(torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.0]]), torch.tensor([0.5, 2.0]))
-    check_close(returns, [[5.5] * 3, [-3.0] * 3])
-    check_close(group_advantages(returns, 2), [[4.25] * 3, [-4.25] * 3])
+    returns = outcome_returns(torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.0]]))
+    check_close(returns, [[6.0] * 3, [-1.0] * 3])
+    check_close(group_advantages(returns, 2), [[3.5] * 3, [-3.5] * 3])
 
 
 def test_advantages_by_hand():

@@ -322,6 +322,10 @@ def test_bad_settings_are_refused(config):
         CounterfactualWarmupConfig(warmup_updates=0)
     with pytest.raises(ValueError, match="repayment_spread"):
         CounterfactualWarmupConfig(warmup_repayment_spread=-1)
+    with pytest.raises(ValueError, match="`warmup_budget_mode` must be one of hard, soft, got 'firm'"):
+        CounterfactualWarmupConfig(warmup_budget_mode="firm")
+    with pytest.raises(ValueError, match="`warmup_budget_horizon` must be one of generation, episode"):
+        CounterfactualWarmupConfig(warmup_budget_horizon="forever")
     with pytest.raises(ValueError, match="warmup_dir"):
         CounterfactualWarmup(sol_model("llama", torch.float32), CounterfactualWarmupConfig())
     with pytest.raises(ValueError, match="make 2 blocks only"):

@@ -8,6 +8,7 @@ import torch
 
 from sol_hf.controllers.policy import PolicyController
 from sol_hf.episodes.rollouts import prefill, roll_out
+from sol_hf.training.budget_states import BudgetStates
 from sol_hf.training.warmup_targets import BudgetCorrection, run_on_policy
 from support.cases import sol_model
 
@@ -53,7 +54,8 @@ def test_on_policy_episodes_are_what_the_policy_does_on_these_blocks(rows):
     torch.manual_seed(3)
     lowest, highest = space.ratios.min(dim=0).values, space.ratios.max(dim=0).values
     targets = lowest + (highest - lowest) * torch.rand(rows, 3)
-    episodes = run_on_policy(model, blocks, 12, targets, batch_size=4)
+    soft = BudgetStates(space, steps, False, "generation")
+    episodes = run_on_policy(model, blocks, 12, targets, soft, batch_size=4)
     assert torch.equal(episodes.rollouts.targets, targets) and episodes.rollouts.actions.shape == (rows, steps)
     assert torch.allclose(episodes.spent(space), space.ratios[episodes.rollouts.actions].mean(dim=1))
     row = rows - 1

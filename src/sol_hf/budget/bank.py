@@ -24,6 +24,8 @@ from .action_space import ActionSpace
 
 TOLERANCE = 1e-5
 """Up to which sums keep a budget, in ratio units. A target as near to the largest level holds an axis there."""
+BUDGET_MODES = ("hard", "soft")
+"""Whether steps are held to a budget, or a controller is trusted with it: `budget_mode`."""
 HORIZONS = ("generation", "episode")
 """Over what a hard budget is kept: `budget_horizon`."""
 MOST_SAVED = 4.0
@@ -32,6 +34,8 @@ SPENT_WITHIN = 32
 """Steps over which a controller is asked to spend what the balance has above the allowance, or to win it back."""
 FARTHEST = 0.1
 """Farthest that what a controller is asked may lie from the target."""
+AT_ALLOWANCE = 0.25
+"""Share of drawn balances that are the allowance."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,28 @@ class Bank:
         if not self.steps:
             return self
         return replace(self.after(ratios, -counted, held), steps=self.steps - 1)
+
+    def begun_with(self, balance: torch.Tensor) -> "Bank":
+        """The bank at the start of a later episode of a call, to which the earlier ones have left a balance.
+
+        Args:
+            balance (`torch.Tensor` of shape `(rows, axes)`): In ratio units; negative numbers count as 0.
+        """
+        return replace(self, balance=balance.clamp(min=0)).after_episode()
+
+    def drawn_balance(self, shares: torch.Tensor) -> torch.Tensor:
+        """Balances with which the episodes of a long text begin, of shape `(rows, axes)`.
+
+        A quarter of them is the allowance, as at the start of every call; half of the others is below, and the other
+        half above it, as far as what a controller is asked depends on it.
+
+        Args:
+            shares (`torch.Tensor` of shape `(rows, axes)`): Uniform random numbers in [0, 1).
+        """
+        place = (shares - AT_ALLOWANCE) / (1 - AT_ALLOWANCE) * 2
+        above = (self.allowance + (place - 1) * (SPENT_WITHIN * FARTHEST)).clamp(max=MOST_SAVED)
+        drawn = torch.where(place < 1, self.allowance * place, above)
+        return torch.where(shares < AT_ALLOWANCE, self.allowance, drawn)
 
     def after_episode(self) -> "Bank":
         """The bank at the start of the next episode."""

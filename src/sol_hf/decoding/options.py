@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from ..budget.action_space import ActionSpace
 from ..budget.axes import AXES
-from ..budget.bank import HORIZONS
+from ..budget.bank import BUDGET_MODES, HORIZONS
 from ..budget.budget import AxisTarget, Budget
 from ..budget.calibration import check_unit
 from ..configuration_sol import SOLConfig
@@ -28,14 +28,9 @@ from .dial import Dial
 from .option_names import STORED_DEFAULTS, option_names
 
 
-BUDGET_MODES = ("hard", "soft")
 EXACT_UNDER = ("hard", "generation")
 """The mode and the horizon that `exact` belongs to."""
-
-
 KV_REFRESH = (True, False, "auto")
-
-
 MOST_DRAFTED = 64
 """Tokens of a draft at most."""
 

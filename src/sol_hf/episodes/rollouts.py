@@ -5,8 +5,10 @@
 
     block    | context: dense, once | x x x x ... x | y        x: a decode step per rollout, scored on the next token
 
-A rollout ends with its episode, so there is no KV refresh. The policy's observations, its actions and the
-log-probability of every label are recorded for training. No tensor over the vocabulary is kept after its step.
+A rollout ends with its episode, so there is no KV refresh. Under a budget over the generation it may begin with the
+[`Bank`] of a later episode, so that short rollouts meet all states of the bank that long texts do. The policy's
+observations, its actions and the log-probability of every label are recorded for training. No tensor over the
+vocabulary is kept after its step.
 """
 
 from dataclasses import dataclass, fields
@@ -49,7 +51,9 @@ class Rollouts:
         divergence (`torch.Tensor` of shape `(rows, steps)`): KL(dense ‖ sparse) in nats; 0 if it was not computed.
         targets (`torch.Tensor` of shape `(rows, axes)`): The budgets, in ratio units.
         bounds (`torch.Tensor` of shape `(rows, steps, 2, axes)`, *optional*): The smallest and the largest level that
-            a hard budget allowed, for [`within`]; `None` if actions were drawn without one.
+            a hard budget allowed, for [`within`]; `None` if there was none.
+        asked (`torch.Tensor` of shape `(rows, axes)`, *optional*): What a controller that follows the [`Bank`] was
+            asked to spend, in ratio units; `None` if that is the budget.
     """
 
     hidden_states: torch.Tensor
@@ -63,6 +67,12 @@ class Rollouts:
     divergence: torch.Tensor
     targets: torch.Tensor
     bounds: torch.Tensor | None = None
+    asked: torch.Tensor | None = None
+
+    @property
+    def wanted(self) -> torch.Tensor:
+        """What the episodes were asked to spend, of shape `(rows, axes)` in ratio units."""
+        return self.targets if self.asked is None else self.asked
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -165,14 +175,12 @@ class SampledPolicyController(Controller):
         self.uniforms, self.temperature, self.limit = uniforms, temperature, limit
         self.score = PolicyController(policy)
         self.logprobs: list[torch.Tensor] = []
-        self.bounds: list[torch.Tensor] = []
 
     def __call__(self, observation: Observation) -> torch.Tensor:
         scores = self.score(observation) / self.temperature
         if self.limit is not None:
-            bounds = self.limit.bounds(observation)
-            scores = scores.masked_fill(~within(bounds, observation.action_space), float("-inf"))
-            self.bounds.append(torch.stack(bounds, dim=1))
+            allowed = within(self.limit.bounds(observation), observation.action_space)
+            scores = scores.masked_fill(~allowed, float("-inf"))
         logprobs = scores.log_softmax(dim=-1)
         ladder = logprobs.double().exp().cumsum(dim=-1)
         place = self.uniforms[:, observation.step, None].double() * ladder[:, -1:]
@@ -187,18 +195,23 @@ class Recorder(Controller):
 
     Args:
         controller ([`Controller`]): Chooses the actions.
+        processors ([`ActionProcessorList`]): The bounds of one that keeps a hard budget are recorded, too.
     """
 
-    def __init__(self, controller: Controller):
+    def __init__(self, controller: Controller, processors: ActionProcessorList):
         self.controller = controller
+        self.limit = next((x for x in processors if isinstance(x, HardBudgetProcessor)), None)
         self.needs_budget, self.needs_logits = controller.needs_budget, controller.needs_logits
         self.follows_bank = controller.follows_bank
         self.seen: list[Observation] = []
         self.scalars: list[torch.Tensor] = []
+        self.bounds: list[torch.Tensor] = []
 
     def __call__(self, observation: Observation) -> torch.Tensor:
         self.seen.append(observation)
         self.scalars.append(observation.scalars)
+        if self.limit is not None:
+            self.bounds.append(torch.stack(self.limit.bounds(observation), dim=1))
         return self.controller(observation)
 
     def observations(self) -> dict[str, torch.Tensor]:
@@ -239,6 +252,7 @@ def roll_out(
     targets: torch.Tensor,
     controller: Controller,
     processors: ActionProcessorList | None = None,
+    balance: torch.Tensor | None = None,
 ) -> Rollouts:
     """Run the continuation of every block under a controller, once per row of `targets`.
 
@@ -250,10 +264,12 @@ def roll_out(
             blocks.
         controller ([`Controller`]): Chooses the actions.
         processors ([`ActionProcessorList`], *optional*): Applied to the controller's scores.
+        balance (`torch.Tensor` of shape `(rows, axes)`, *optional*): What the [`Bank`] of every row has, as at the
+            start of a later episode of a long text; by default that of the first one.
 
     Raises:
-        ValueError: if the number of targets is not a multiple of that of the blocks, or the controller needs logits
-            that were not kept.
+        ValueError: if the number of targets is not a multiple of that of the blocks, the controller needs logits
+            that were not kept, or there is a balance, but no processor that keeps a bank.
     """
     if len(targets) % len(blocks):
         raise ValueError(f"{len(targets)} budgets cannot be divided among {len(blocks)} blocks.")
@@ -261,14 +277,19 @@ def roll_out(
         raise ValueError(f"{type(controller).__name__} needs logits: make the prefix with `keep_logits=True`.")
     repeats, context_length = len(targets) // len(blocks), prefix.context_length
     steps = blocks.shape[1] - context_length - 1
-    recorder = Recorder(controller)
+    recorder = Recorder(controller, processors if processors is not None else ActionProcessorList())
     controls = one_episode(model, recorder, steps, processors)
+    if balance is not None and not controls.keeps_bank:
+        raise ValueError("A `balance` needs a `GenerationBudgetProcessor` among the processors, which keeps a bank.")
     rows = blocks.repeat_interleave(repeats, dim=0)
     logprobs, divergence = [], []
     with Instrumentation.of(model.base), torch.inference_mode():
         cache = prefix.cache.fan_out(repeats, prefix.hidden_states[:, 0], context_length)
         session = DecodingSession(model.base, cache, controls, decode_from=context_length).begin()
         session.set_targets(targets)
+        if balance is not None and cache.ledger.bank is not None:
+            cache.ledger.bank = cache.ledger.bank.begun_with(balance)
+        asked = cache.ledger.bank.asked if cache.ledger.bank is not None and controller.follows_bank else None
         cache.episode.token_before = rows[:, context_length - 1, None]
         if controller.needs_logits and prefix.logits is not None:
             cache.episode.logits_digest = controller.digest_logits(prefix.logits.repeat_interleave(repeats, dim=0))
@@ -282,7 +303,7 @@ def roll_out(
                 dense = prefix.logprobs[:, step].repeat_interleave(repeats, dim=0)
                 sparse = logits - scale[:, None]
                 divergence.append(kl_div(sparse, dense, reduction="none", log_target=True).sum(dim=-1))
-        rollouts = _collect(recorder, cache, logprobs, divergence, targets)
+        rollouts = _collect(recorder, cache, logprobs, divergence, targets, asked)
     return Rollouts.concatenate([rollouts])
 
 
@@ -292,12 +313,13 @@ def _collect(
     logprobs: list[torch.Tensor],
     divergence: list[torch.Tensor],
     targets: torch.Tensor,
+    asked: torch.Tensor | None,
 ) -> Rollouts:
     """The rollouts of an episode, from what was kept of each of its steps."""
     stacked = torch.stack(logprobs, dim=1)
     controller = recorder.controller
     sampler = controller if isinstance(controller, SampledPolicyController) else None
-    sampled, bounds = ([], []) if sampler is None else (sampler.logprobs, sampler.bounds)
+    sampled, bounds = [] if sampler is None else sampler.logprobs, recorder.bounds
     return Rollouts(
         **recorder.observations(),
         actions=torch.stack([action for action, _ in cache.trace], dim=1),
@@ -307,4 +329,5 @@ def _collect(
         divergence=torch.stack(divergence, dim=1) if divergence else torch.zeros_like(stacked),
         targets=targets,
         bounds=torch.stack(bounds, dim=1) if bounds else None,
+        asked=asked,
     )

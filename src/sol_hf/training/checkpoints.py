@@ -12,6 +12,7 @@ is in it.
 import json
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class AtomicCheckpoints(Trainer):
     _step: int
     _buffered_inputs: list[dict[str, torch.Tensor]] | None
     _text_tokenizer: object
+    save_multipliers: Callable[[Path], None]
+    load_multipliers: Callable[[Path], None]
     _is_writing = False
 
     def _get_output_dir(self, trial) -> str:
@@ -89,6 +92,7 @@ class AtomicCheckpoints(Trainer):
         """Move a complete checkpoint to its final path."""
         if self.ref_model is not None:
             save_file(self._reference_weights(), stage / REFERENCE)
+        self.save_multipliers(stage)
         self.state.save_to_json(str(stage / TRAINER_STATE))
         record = CheckpointRecord(
             number=next_number(final.parent),
@@ -214,6 +218,7 @@ class AtomicCheckpoints(Trainer):
                 number, _, key = name.partition(".")
                 parts[int(number)][key] = value
             self._buffered_inputs = parts
+        self.load_multipliers(folder)
         self._find_best(folder)
 
     def _find_best(self, checkpoint: Path) -> None:

@@ -3,19 +3,20 @@
 
 """Arguments of [`SOLGRPOTrainer`]: those of TRL, and further ones for episodes, rewards and budgets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
 from trl import GRPOConfig
 
 from ..budget.axes import AXES, PUBLISHED_AXES, Axis
-from ..budget.bank import HORIZONS
+from ..budget.bank import BUDGET_MODES, HORIZONS
 from .option_kinds import check_accelerator, check_options
 from .rewards import ADVANTAGE_SCALES, RETURN_KINDS
 
 
 ADVANTAGE_LEVELS = ("process", "outcome")
-BUDGET_MODES = ("soft", "hard")
+CONSTRAINTS = ("penalty", "multiplier")
 SMALLER_IS_BETTER = ("loss", "perplexity", "error", "net_keep")
 """Ends of the names of metrics; of all others, a greater value is better."""
 PUBLISHED_BUDGETS = {axis.name: f"{axis.name}_budgets" for axis in PUBLISHED_AXES}
@@ -60,8 +61,16 @@ class SOLGRPOConfig(GRPOConfig):
         budget_mode (`str`, *optional*, defaults to `"soft"`): With `"hard"`, rollouts, loss and evaluation are under
             the limits that `generate` has in hard mode: actions are drawn from those that the budget allows. A penalty
             is then not needed: set `penalty_weights` to 0, 0, 0.
-        budget_horizon (`str`, *optional*, defaults to `"generation"`): Over what a hard budget is kept. A rollout is a
-            text of one episode.
+        budget_horizon (`str`, *optional*, defaults to `"generation"`): Over what a hard budget is kept. A rollout is
+            one episode, which begins with a drawn bank, as the episodes of a long text do.
+        constraint (`str`, *optional*, defaults to `"penalty"`): What makes rollouts spend what they are asked to.
+            `"penalty"` for the squared error of each of them, `"multiplier"` for [`Multipliers`], which hold the mean
+            over texts to it; `penalty_weights` and `penalty_tolerance` are then not used.
+        multiplier_bins (`int`, *optional*, defaults to 4): Multipliers of an axis, over the range of its budgets.
+        multiplier_rate (`float`, *optional*, defaults to 0.5): Change of a multiplier after a batch that spends 1 too
+            much in its bin, in nats per step, both in ratio units.
+        gradient_cosine_steps (`int`, *optional*, defaults to 0): Batches of rollouts between two measurements of
+            `sol/gradient_cosine`, each of which takes as long as three forwards of the policy; 0 for none.
         eval_budgets (`list[list[float]]`, *optional*): Budgets to evaluate at, one number per axis; by default nine
             over the published grid, clipped to the levels of the action space.
         eval_blocks (`int`, *optional*, defaults to 64): Number of blocks of an evaluation, taken from the beginning
@@ -109,6 +118,12 @@ class SOLGRPOConfig(GRPOConfig):
     draw_from_list: bool = field(default=False, metadata={"help": "Draw budgets from the lists, not their range."})
     budget_mode: str = field(default="soft", metadata={"help": "soft, or hard: under the limits of hard budgets."})
     budget_horizon: str = field(default=HORIZONS[0], metadata={"help": "Of hard budgets: generation or episode."})
+    constraint: str = field(default="penalty", metadata={"help": "What keeps budgets: penalty or multiplier."})
+    multiplier_bins: int = field(default=4, metadata={"help": "Multipliers of an axis, by budget."})
+    multiplier_rate: float = field(default=0.5, metadata={"help": "Change of a multiplier for an error of 1."})
+    gradient_cosine_steps: int = field(
+        default=0, metadata={"help": "Batches between comparisons of the gradients of reward and constraint; 0: none."}
+    )
     eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Budgets to evaluate at."})
     eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation runs."})
     num_generations_eval: int | None = field(default=1, metadata={"help": "Must be 1: evaluation is greedy."})
@@ -130,6 +145,7 @@ class SOLGRPOConfig(GRPOConfig):
             "advantage_scale": ADVANTAGE_SCALES,
             "budget_mode": BUDGET_MODES,
             "budget_horizon": HORIZONS,
+            "constraint": CONSTRAINTS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -139,6 +155,10 @@ class SOLGRPOConfig(GRPOConfig):
                 raise ValueError(f"`{name}` must lie in 0..1, got {getattr(self, name)}.")
         if self.penalty_tolerance < 0 or len(self.penalty_weights) != 3 or min(self.penalty_weights) < 0:
             raise ValueError("`penalty_weights` are three numbers of at least 0, `penalty_tolerance` at least 0.")
+        least = {"multiplier_bins": 1, "multiplier_rate": 0, "gradient_cosine_steps": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
         if self.eval_blocks < 2:
             raise ValueError(f"`eval_blocks` must be at least 2, got {self.eval_blocks}.")
         if self.context_length < 1:
@@ -169,6 +189,17 @@ class SOLGRPOConfig(GRPOConfig):
             raise ValueError(f"`axis_budgets` must be a dictionary of lists by axis, got {given!r}.")
         return given
 
+    def _budgets_of(self, axis: Axis) -> Sequence[float]:
+        """The list of budgets of an axis, or the ends of their range, in axis units."""
+        if axis.name in PUBLISHED_BUDGETS:
+            return getattr(self, PUBLISHED_BUDGETS[axis.name])
+        return self._further_budgets().get(axis.name, axis.budget_range)
+
+    def budget_range(self, axis: Axis) -> tuple[float, float]:
+        """The smallest and the largest budget of an axis that is drawn, in ratio units."""
+        values = self._budgets_of(axis)
+        return min(values) / axis.scale, max(values) / axis.scale
+
     def draw_budget(self, axis: Axis, share: float) -> float:
         """A budget of one axis, in axis units.
 
@@ -176,13 +207,8 @@ class SOLGRPOConfig(GRPOConfig):
             axis ([`Axis`]): The axis.
             share (`float`): A uniform random number in [0, 1).
         """
-        if axis.name in PUBLISHED_BUDGETS:
-            values = getattr(self, PUBLISHED_BUDGETS[axis.name])
-        else:
-            values = self._further_budgets().get(axis.name)
-        if values is None:
-            values = axis.budget_range
-        elif self.draw_from_list:
+        values, is_given = self._budgets_of(axis), axis.name in {*PUBLISHED_BUDGETS, *self._further_budgets()}
+        if is_given and self.draw_from_list:
             return values[int(share * len(values))]
         return values[0] + share * (values[1] - values[0])
 

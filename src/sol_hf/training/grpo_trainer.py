@@ -4,12 +4,13 @@
 """Trains a policy with TRL's GRPO: blocks of text are the prompts, schedules of actions the completions.
 
 Differences from [`~trl.GRPOTrainer`]: rollouts of a frozen base replace text generation; rewards and advantages are
-those of [`rewards`], one per step; log-probabilities are computed by one forward of the policy over a whole episode.
-Loss, clipping, entropy bonus, KL divergence, iterations, accumulation and logging are those of TRL.
+those of [`rewards`] and of the [`constraint`], one per step; log-probabilities are computed by one forward of the
+policy over a whole episode. Loss, clipping, entropy bonus, KL divergence, iterations, accumulation and logging are
+those of TRL.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,11 +37,11 @@ from ..episodes.text_blocks import pack_blocks
 from ..modeling_sol import SOLForCausalLM
 from .block_order import EndlessBlocks, EpochSampler, check_enough_blocks
 from .checkpoints import AtomicCheckpoints
+from .constraint import BudgetConstraint
 from .grpo_config import SOLGRPOConfig
 from .metrics import BudgetMetrics
 from .rewards import (
     RewardTerm,
-    budget_penalty,
     checked_rewards,
     discounted_returns,
     group_advantages,
@@ -68,7 +69,7 @@ def _rewards_come_from_rollouts(completions: list, **kwargs) -> list[float]:
     raise RuntimeError("SOLGRPOTrainer computes its rewards from rollouts.")
 
 
-class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer):
+class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetConstraint, BudgetMetrics, GRPOTrainer):
     """GRPO on teacher-forced episodes.
 
     Args:
@@ -83,6 +84,8 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         callbacks (`list[TrainerCallback]`, *optional*): As in `Trainer`.
         optimizers (`tuple`, *optional*): As in `Trainer`.
         peft_config (`PeftConfig`, *optional*): Train an adapter on the policy instead of the policy.
+        prices (`Mapping[str, list]`, *optional*): What the multipliers of `constraint="multiplier"` begin with, see
+            [`Multipliers.begin_with`]; 0 by default. A [`CounterfactualWarmup`] has them.
     """
 
     _tag_names = ["trl", "grpo", "sol"]
@@ -99,6 +102,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
         peft_config: Any = None,
+        prices: Mapping[str, Sequence[Sequence[float]]] | None = None,
     ):
         if not isinstance(model, SOLForCausalLM):
             raise TypeError(f"`model` must be a SOLForCausalLM, got {type(model).__name__}: see `from_base`.")
@@ -113,6 +117,7 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         settings.prepare(model, settings.free_axes)
         check_controllable(model.config.selection_rule, args.context_length + self.episode_length)
         model.config.selection_rule.refuse_short_text(args.context_length)
+        self._set_multipliers(prices)
         train_blocks, eval_blocks = self._packed(train_dataset), self._packed(eval_dataset, documents=True)
         check_enough_blocks(train_blocks, args.generation_batch_size // args.num_generations)
         check_evaluated_blocks(eval_blocks)
@@ -240,7 +245,10 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         return torch.tensor(drawn)
 
     def roll_out(self, blocks: torch.Tensor, first_block: int, generation: int) -> Rollouts:
-        """Run `num_generations` rollouts of every block.
+        """Run `num_generations` rollouts of every block, at one budget a block.
+
+        Under a hard budget over the generation they all begin with the same bank, drawn from those with which the
+        episodes of long texts begin: a rollout is one episode, but a policy has to know all of them.
 
         Args:
             blocks (`torch.LongTensor` of shape `(blocks, context + steps + 1)`): Token ids.
@@ -253,17 +261,20 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
         with without_dropout(policy):  # an action depends on its own row only
             for begin in range(0, len(blocks), at_once):
                 chunk = blocks[begin : begin + at_once].to(device)
-                budgets, uniforms = [], []
+                budgets, uniforms, balances = [], [], []
                 for block in range(first_block + begin, first_block + begin + len(chunk)):
                     budgets.append(self._draw_budget(self._generator(0, generation, block)))
                     draw = self._generator(1, generation, block)
                     uniforms.append(torch.rand(repeats, self.episode_length, generator=draw))
+                    balances.append(self._draw_balance(budgets[-1], self._generator(2, generation, block)))
                 targets = torch.stack(budgets).repeat_interleave(repeats, dim=0).to(device)
+                drawn = [x for x in balances if x is not None]
+                balance = torch.stack(drawn).repeat_interleave(repeats, dim=0).to(device) if drawn else None
                 limits = budget_processors((), args.budget_mode == "hard", args.budget_horizon)
                 limit = next((x for x in limits if isinstance(x, HardBudgetProcessor)), None)
                 sampler = SampledPolicyController(policy, torch.cat(uniforms).to(device), self.temperature, limit)
                 prefix = prefill(self.sol, chunk, args.context_length, dense=args.kl_reward_weight > 0)
-                parts.append(roll_out(self.sol, prefix, chunk, targets, sampler, ActionProcessorList(limits)))
+                parts.append(roll_out(self.sol, prefix, chunk, targets, sampler, ActionProcessorList(limits), balance))
         return Rollouts.concatenate(parts)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -278,12 +289,12 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
             "prompt_mask": empty,
             "completion_ids": rollouts.actions,
             "completion_mask": mask,
-            "advantages": self._advantages(rollouts),
             "num_items_in_batch": self.accelerator.reduce(mask.sum(), reduction="sum"),
             **{name: getattr(rollouts, name) for name in OBSERVATIONS},
         }
         if rollouts.bounds is not None:
             output["bounds"] = rollouts.bounds
+        output["advantages"] = self._advantages(rollouts, output)
         if self.args.gradient_accumulation_steps % self._steps_per_batch():  # an update may lie before the last loss
             output["old_per_token_logps"] = rollouts.action_logprobs
         if self.beta:
@@ -291,24 +302,22 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetMetrics, GRPOTrainer
                 output["ref_per_token_logps"] = self._score_actions(self.ref_model, output)[0]
         return output
 
-    def _advantages(self, rollouts: Rollouts) -> torch.Tensor:
+    def _advantages(self, rollouts: Rollouts, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Advantages `(rows, steps)` of this process's rollouts, normalized over those of all processes."""
-        args, space = self.args, StepSettings.of(self.sol).space
+        args = self.args
         rewards = task_reward(rollouts.label_logprobs, rollouts.divergence, args.kl_reward_weight)
         for term in self.reward_terms:
             rewards = rewards + checked_rewards(term, rollouts)
-        ratios = space.ratios_on(rollouts.actions.device)[rollouts.actions]
-        weights = [args.penalty_weight(axis) for axis in space.axes]
-        free = [count > 1 for count in space.level_counts]
-        penalty = budget_penalty(
-            ratios, rollouts.controllable, rollouts.targets, weights, args.penalty_tolerance, free
-        )
+        costs = self._constraint_costs(rollouts)
         if args.advantage_level == "process":
-            returns = discounted_returns(rewards, args.gamma, args.return_kind) - penalty[:, None]
+            task = discounted_returns(rewards, args.gamma, args.return_kind)
         else:
-            returns = outcome_returns(rewards, penalty)
-        advantages = group_advantages(returns, self.num_generations, args.advantage_scale)
-        self._log_rollouts(rollouts, rewards, penalty)
+            task = outcome_returns(rewards)
+        constraint = self._constraint_returns(costs)
+        advantages = group_advantages(task + constraint, self.num_generations, args.advantage_scale)
+        self._log_rollouts(rollouts, rewards, costs.sum(dim=1))
+        self._log_cosine(inputs, task, constraint)
+        self._ascend(rollouts)
         if not args.whiten_advantages:
             return advantages
         begin = self.accelerator.process_index * len(advantages)

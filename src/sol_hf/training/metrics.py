@@ -3,9 +3,12 @@
 
 """Metrics of [`SOLGRPOTrainer`]: metrics of its rollouts, evaluation at budgets, a progress bar.
 
-sol/token_keep          mean of the levels of the rollouts          sol/requested_token_keep    mean of the budgets
-sol/token_keep/0.2      share of the steps at this level            sol/budget_error            |spent - budget|
+sol/token_keep          mean of the levels of the rollouts          sol/requested_token_keep    mean that was asked for
+sol/token_keep/0.2      share of the steps at this level            sol/budget_error            |spent - asked for|
 sol/task_reward         mean reward of a step                       sol/penalty                 mean of a rollout
+sol/divergence          mean KL(dense ‖ sparse), if computed        sol/gradient_cosine         of reward, constraint
+sol/multiplier_bits     mean over its bins                          sol/multiplier_bits/6.5     of one bin
+sol/group_std           deviation within a group, mean over groups
 reward, reward_std      of the rollouts: rewards of the steps added up, minus the penalty; as in TRL
 frac_reward_zero_std    share of the rollouts whose group has equal rewards; as in TRL
 trend/task_reward       running mean over the last 50 entries of the log, also of net_keep and budget_error
@@ -56,7 +59,7 @@ def rollout_figures(
     Args:
         rollouts ([`Rollouts`]): The batch.
         rewards (`torch.Tensor` of shape `(rows, steps)`): Rewards of the steps, all terms included.
-        penalty (`torch.Tensor` of shape `(rows,)`): Penalty of every rollout for missing its budget.
+        penalty (`torch.Tensor` of shape `(rows,)`): What every rollout pays for its spending.
         space ([`ActionSpace`]): Meaning of the actions.
 
     Returns:
@@ -69,14 +72,15 @@ def rollout_figures(
     figures = {
         "sol/task_reward": rewards.mean(),
         "sol/label_logprob": rollouts.label_logprobs.mean(),
+        "sol/divergence": rollouts.divergence.mean(),
         "sol/penalty": penalty.mean(),
         "sol/net_keep": realised.mean(),
-        "sol/budget_error": (realised - rollouts.targets).abs().mean(),
+        "sol/budget_error": (realised - rollouts.wanted).abs().mean(),
     }
     for number, axis in enumerate(space.axes):
         name = axis.name if axis.scale == 1 else f"{axis.name}_ratio"
         figures[f"sol/{name}"] = realised[:, number].mean()
-        figures[f"sol/requested_{name}"] = rollouts.targets[:, number].mean()
+        figures[f"sol/requested_{name}"] = rollouts.wanted[:, number].mean()
     taken = space.level_indices(rollouts.actions[rollouts.controllable])
     for name, column in space.by_axis(taken).items():
         levels = space.levels[name]
@@ -97,6 +101,7 @@ def reward_figures(totals: torch.Tensor, group_size: int) -> dict[str, float]:
     return {
         "reward": totals.mean().item(),
         "reward_std": totals.std().item(),
+        "sol/group_std": spread.mean().item(),
         "frac_reward_zero_std": torch.isclose(spread, torch.zeros_like(spread)).float().mean().item(),
     }
 

@@ -8,7 +8,7 @@ A row is a rollout; the rollouts of a block are a *group* and stand next to each
 row 0   block 0, rollout 0   r r r r        at every step ("process" level):
 row 1   block 0, rollout 1   r r r r          advantage = whiten(group_advantages(returns - penalty))
 row 2   block 1, rollout 0   r r r r        one number a rollout ("outcome" level):
-row 3   block 1, rollout 1   r r r r          advantage = whiten(group_advantages(outcome_returns(rewards, penalty)))
+row 3   block 1, rollout 1   r r r r          advantage = whiten(group_advantages(outcome_returns(rewards) - penalty))
 
 Before a mean is computed, one of the compared values is subtracted from all of them. Equal rewards then give an
 advantage of exactly zero. Otherwise the rounding error of the mean would be amplified by the division by a standard
@@ -101,17 +101,16 @@ def discounted_returns(rewards: torch.Tensor, gamma: float, kind: str = "sum") -
     return torch.stack(columns, dim=1)
 
 
-def outcome_returns(rewards: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """One return per rollout, the same at every step: the undiscounted sum of its rewards minus its penalty.
+def outcome_returns(rewards: torch.Tensor) -> torch.Tensor:
+    """One return per rollout, the same at every step: the undiscounted sum of its rewards.
 
     Args:
         rewards (`torch.Tensor` of shape `(rows, steps)`): Reward of every step.
-        penalty (`torch.Tensor` of shape `(rows,)`): Penalty of every rollout.
 
     Returns:
         `torch.Tensor` of shape `(rows, steps)`: The same number at all steps of a row.
     """
-    return (rewards.sum(dim=1) - penalty)[:, None].repeat(1, rewards.shape[1])
+    return rewards.sum(dim=1)[:, None].repeat(1, rewards.shape[1])
 
 
 def budget_penalty(

@@ -5,9 +5,11 @@
 
 The costs of each level at each step are measured once and used for all budgets. [`CostModel`] estimates the mean cost
 of a level given the inputs of a policy. [`Allocation`] computes the levels of least cost at a given mean. The policy
-is trained to choose these levels from its observations and the budget. The targets do not compensate for earlier steps
-of an episode that spent more than the budget: the budget is kept on average over many episodes, which allows for a
-larger gain. With `budget_mode="hard"` it is kept in every text, with `budget_horizon="episode"` in every episode.
+is trained to choose these levels from its observations and the budget. So the start distils measured costs into the
+policy; nothing of it is reinforcement learning. The targets do not compensate for earlier steps of an episode that
+spent more than the budget: the budget is kept on average over many episodes, which allows for a larger gain. The
+policy is fitted to what it sees where `generate` keeps the budget over the generation ([`BudgetStates`]): what an
+episode is asked to spend follows the [`Bank`], and so do the levels that are allowed.
 
     folder/settings.json, measured-*     the measurements, which all processes share
            fit/                          the state of an unfinished fit; it continues where it was stopped
@@ -37,12 +39,13 @@ from ..hub.recipe import recipe_of
 from ..modeling_sol import SOLForCausalLM
 from ..stored.digests import sampled_digest, text_digest
 from ..stored.folder_lock import folder_lock
+from .budget_states import BudgetStates
 from .warmup_config import CounterfactualWarmupConfig
 from .warmup_progress import FitState
 from .warmup_targets import WarmupTargets, run_on_policy
 
 
-FITTED, FITTED_SETTINGS, SETTINGS_NOTE = "policy.safetensors", "fit.json", "settings"
+FITTED, FITTED_SETTINGS, SETTINGS_NOTE, PRICES_NOTE = "policy.safetensors", "fit.json", "settings", "prices"
 BLOCKS_PER_PART = 10
 SHUFFLED_BLOCKS = 4
 """Blocks of a stream among which one is drawn, per block that is measured."""
@@ -58,6 +61,10 @@ class CounterfactualWarmup:
 
     Raises:
         ValueError: without a folder, or if an episode is longer than the steps of a block.
+
+    Attributes:
+        prices (`dict[str, list]`, *optional*): After the fit, what one more unit of an axis is worth at some budgets,
+            see [`WarmupTargets.prices`]. [`SOLGRPOTrainer`] may begin its multipliers with them.
     """
 
     def __init__(self, model: SOLForCausalLM, config: CounterfactualWarmupConfig):
@@ -72,6 +79,9 @@ class CounterfactualWarmup:
         several = [name for name, own in space.levels.items() if len(own) > 1]
         levels = {name: config.levels_of(name, distinct_levels(space, name)) for name in several}
         self.probes = Probes.at(space, levels)
+        hard = config.warmup_budget_mode == "hard"
+        self.states = BudgetStates(space, model.config.episode_length, hard, config.warmup_budget_horizon)
+        self.prices: dict[str, list[list[float]]] | None = None
         self.begun = sampled_digest(model.policy)
         self.base_print: str | None = None
         self.store = Measurements(
@@ -122,7 +132,7 @@ class CounterfactualWarmup:
         self.store.fill(self.model, blocks)
         if state.is_main_process:
             self.fit(self.store.load(blocks), blocks)
-            notes = {SETTINGS_NOTE: json.dumps(settings, sort_keys=True)}
+            notes = {SETTINGS_NOTE: json.dumps(settings, sort_keys=True), PRICES_NOTE: json.dumps(self.prices)}
             write_json(self.folder / FITTED_SETTINGS, settings)
             store_tensors(path, self.model.policy.state_dict(), notes)
             FitState(self.folder, settings).remove()
@@ -132,7 +142,8 @@ class CounterfactualWarmup:
         if not self._load_fitted(settings):
             raise ValueError(f"{path} is not what the main process fitted: use one folder for all processes.")
 
-    def _read_fitted(self, settings: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    def _read_fitted(self, settings: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+        """Weights and notes of the fitted policy, if there is one with these settings."""
         path = self.folder / FITTED
         if not path.exists():
             return None
@@ -141,13 +152,16 @@ class CounterfactualWarmup:
         except DamagedFileError as error:
             logger.warning(str(error))
             return None
-        return weights if notes.get(SETTINGS_NOTE) == json.dumps(settings, sort_keys=True) else None
+        is_wanted = notes.get(SETTINGS_NOTE) == json.dumps(settings, sort_keys=True) and PRICES_NOTE in notes
+        return (weights, notes) if is_wanted else None
 
     def _load_fitted(self, settings: dict[str, Any]) -> bool:
-        weights = self._read_fitted(settings)
-        if weights is None:
+        found = self._read_fitted(settings)
+        if found is None:
             return False
+        weights, notes = found
         self.model.policy.load_state_dict(weights)
+        self.prices = json.loads(notes[PRICES_NOTE])
         return True
 
     def _place(self, device: torch.device) -> None:
@@ -207,7 +221,9 @@ class CounterfactualWarmup:
                 config.warmup_episodes,
                 config.warmup_cost_models,
                 stored,
+                self.states,
             )
+            self.prices = targets.prices()
             if policy.budget_prior is not None:
                 with torch.no_grad():
                     policy.budget_prior.repayment_spread.fill_(config.warmup_repayment_spread)
@@ -254,7 +270,7 @@ class CounterfactualWarmup:
 
     def _add_on_policy(self, targets: WarmupTargets, blocks: torch.Tensor) -> None:
         budgets = targets.draw_budgets(self.config.practice_episodes_for(len(blocks)))
-        episodes = run_on_policy(self.model, blocks, self.config.warmup_context_length, budgets)
+        episodes = run_on_policy(self.model, blocks, self.config.warmup_context_length, budgets, self.states)
         error = targets.add_on_policy(episodes)
         missed = zip(self.model.action_space.axis_names, error.tolist(), strict=True)
         tqdm.write("On-policy episodes spent " + ", ".join(f"{x:+.3f} of {axis}" for axis, x in missed))

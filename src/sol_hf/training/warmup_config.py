@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..budget.axes import AXES, PUBLISHED_AXES
+from ..budget.bank import BUDGET_MODES, HORIZONS
 from ..episodes.counterfactuals import levels_to_probe
 
 
@@ -46,6 +47,10 @@ class CounterfactualWarmupConfig:
         warmup_practice_rounds (`int`, *optional*, defaults to 4): Rounds of on-policy episodes, whose observations and
             spent compute are used in the fit.
         warmup_practice_episodes (`int`, *optional*): Episodes of a round. By default four per block, 512 at most.
+        warmup_budget_mode (`str`, *optional*, defaults to `"hard"`): How the budgets are kept for which the policy is
+            fitted, `"hard"` or `"soft"`, as in `generate`.
+        warmup_budget_horizon (`str`, *optional*, defaults to `"generation"`): Over what hard budgets are kept,
+            `"generation"` or `"episode"`, as in `generate`.
         warmup_save_every (`int`, *optional*, defaults to 0): Updates between saved copies of the policy in the
             folder, named `update-00100` and so on; 0 for none.
         warmup_seed (`int`, *optional*, defaults to 0): Seed of measurements and fit.
@@ -73,6 +78,10 @@ class CounterfactualWarmupConfig:
     warmup_practice_episodes: int | None = field(
         default=None, metadata={"help": "Episodes of a round; by default four per block, 512 at most."}
     )
+    warmup_budget_mode: str = field(default="hard", metadata={"help": "How budgets are kept: hard or soft."})
+    warmup_budget_horizon: str = field(
+        default=HORIZONS[0], metadata={"help": "Over what hard budgets are kept: generation or episode."}
+    )
     warmup_save_every: int = field(default=0, metadata={"help": "Updates between kept copies of the policy; 0: none."})
     warmup_seed: int = field(default=0, metadata={"help": "Seed of measurements and fit."})
 
@@ -83,6 +92,9 @@ class CounterfactualWarmupConfig:
         for name, smallest in least.items():
             if getattr(self, name) is not None and getattr(self, name) < smallest:
                 raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
+        for name, allowed in (("warmup_budget_mode", BUDGET_MODES), ("warmup_budget_horizon", HORIZONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if isinstance(self.warmup_axis_levels, str):  # from a command line
             self.warmup_axis_levels = dict(json.loads(self.warmup_axis_levels))
         for axis in self.warmup_axis_levels or ():
