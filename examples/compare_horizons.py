@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sol_hf.cli.arguments import add_input_arguments, at_least
-from sol_hf.cli.inputs import load_policy, read_blocks
+from sol_hf.cli.inputs import load_policy, read_texts
 from sol_hf.evaluation.horizons import WAYS, HorizonQuality, horizons_table, measure_horizons
 from sol_hf.evaluation.policy_evaluation import budgets_within
 
@@ -28,7 +28,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("policy", help="folder or Hub id of a policy")
     parser.add_argument("texts", help="texts that the policy was not trained on")
     add_input_arguments(parser, blocks=8)
-    parser.add_argument("--episodes", type=at_least(1), default=6, help="of a text")
     parser.add_argument("--steps", type=at_least(1), help="of a text, instead of whole episodes")
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=["generation", "episode"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
@@ -42,9 +41,9 @@ def main(arguments: list[str] | None = None) -> list[HorizonQuality]:
     if options.bits_backend is not None:
         model.generation_config.bits_backend = options.bits_backend
     steps = options.steps or options.episodes * model.config.episode_length
-    blocks = read_blocks(options, model, tokenizer, steps, options.skip_blocks)
+    texts = read_texts(options, model, tokenizer, steps)
     budgets = options.budgets or budgets_within(model.action_space)
-    results = measure_horizons(model, blocks.tokens, options.context_length, budgets, options.ways, blocks.documents)
+    results = measure_horizons(model, texts.tokens, texts.contexts, budgets, options.ways, texts.documents)
     print(horizons_table(results))
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")

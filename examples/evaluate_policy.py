@@ -1,13 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the perplexity of a policy at several budgets, and that of the fixed schedule at the same cost.
+"""Prints what a policy is worth at several budgets: KL(dense ‖ policy) and perplexity, against others at equal cost.
 
-    python examples/evaluate_policy.py policy texts.jsonl.gz --base smollm2-135m --blocks 256 --context-length 256 \
-        --budgets 0.5,0.7,8 0.3,0.9,8 --hard --dense --json evaluation.json
+    python examples/evaluate_policy.py policy texts.jsonl.gz --base smollm2-135m --budgets auto --blocks 32 \
+        --context-length 256 512 --episodes 6 --contestants fixed:place,oracle --json evaluation.json
+
+Texts are played as `generate` decodes: `--episodes` of decode steps with a KV refresh between them, budgets kept as by
+default (`--hard` and `--soft` choose otherwise), contexts that end at every place of a page. The fixed schedule, and
+every other contestant, is played at what the policy really spent. Intervals are over documents.
 
 Without `--base` it uses the base that the policy's config names, without `--budgets` nine over the published grid,
-clipped to the policy's action space. The blocks are divided among the processes of an `accelerate launch`. Only the
-text for `--blocks` blocks of context, episode and one token is read. `docs/training.md` explains the columns.
+clipped to the policy's action space; `--budgets auto` finds nine at which the fixed schedule costs .02 to .5 nats. The
+texts are divided among the processes of an `accelerate launch`. Only the text for `--blocks` blocks is read.
+`docs/training.md` explains the columns.
 """
 
 import argparse
@@ -19,17 +24,18 @@ import torch
 from accelerate import PartialState
 
 from sol_hf import __version__
-from sol_hf.cli.inputs import add_input_arguments, load_policy_and_blocks
-from sol_hf.episodes.step_settings import StepSettings
+from sol_hf.cli.inputs import add_input_arguments, budgets_of, is_hard, load_policy_and_texts
 from sol_hf.episodes.stored_files import write_json
-from sol_hf.evaluation.policy_evaluation import (
-    BudgetEvaluation,
-    budgets_within,
-    evaluate_budgets,
-    format_table,
-    to_rows,
-)
+from sol_hf.evaluation.contest_report import compare_with, divergence_table, gap_share
+from sol_hf.evaluation.policy_evaluation import BudgetEvaluation, evaluate_budgets, format_table, to_rows
+from sol_hf.evaluation.sweep.entries import parse_entries
 from sol_hf.evaluation.sweep.folder import describe
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names of contestants, without those that always take part."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    return tuple(name for name in found if name not in ("policy", "fixed", "dense"))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -39,7 +45,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "texts", help="texts that the policy was not trained on: .jsonl, .txt, .csv, also .gz; .parquet"
     )
-    add_input_arguments(parser, blocks=256)
+    add_input_arguments(parser, blocks=64)
+    parser.add_argument(
+        "--contestants",
+        type=names,
+        default=(),
+        help="comma-separated, beside the policy and the fixed schedule: fixed:place, oracle, random:N, or any other "
+        "registered controller",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="keep finished parts: a stopped evaluation continues there"
+    )
     parser.add_argument("--dense", action="store_true", help="also the perplexity of the base itself")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write all figures here, with the loss of every block"
@@ -48,30 +64,37 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> list[BudgetEvaluation]:
-    """Prints the table and returns its data."""
+    """Prints the tables and returns their data."""
     options, state = parse(arguments), PartialState(cpu=not torch.accelerator.is_available())
-    model, blocks = load_policy_and_blocks(options)
+    parse_entries(["policy", "fixed", *options.contestants])  # before anything is loaded
+    model, texts = load_policy_and_texts(options)
+    model = model.to(state.device)
+    budgets = budgets_of(options, model, texts)
     evaluations = evaluate_budgets(
-        model.to(state.device),
-        blocks.tokens,
-        options.context_length,
-        options.budgets or budgets_within(StepSettings.of(model).space),
-        hard=options.hard,
+        model,
+        texts.tokens,
+        texts.contexts,
+        budgets,
+        hard=is_hard(options, model),
         batch_size=options.batch_size,
         progress=True,
         dense=options.dense,
-        documents=blocks.documents,
+        documents=texts.documents,
+        others=options.contestants,
+        folder=options.out,
     )
     if state.is_main_process:
         print(format_table(evaluations))
+        print(f"\n{divergence_table(evaluations)}")
         if options.json is not None:
             rows = [asdict(x) | row for x, row in zip(evaluations, to_rows(evaluations), strict=True)]
-            settings = {name: str(value) if name == "json" else value for name, value in vars(options).items()}
-            made_with = {"sol_hf": __version__, "processes": state.num_processes, **describe(model, blocks.tokens)}
-            write_json(
-                options.json,
-                {"settings": settings, "processes": state.num_processes, "made_with": made_with, "evaluations": rows},
-            )
+            settings = {name: str(x) if isinstance(x, Path) else x for name, x in vars(options).items()}
+            made_with = {"sol_hf": __version__, "processes": state.num_processes, **describe(model, texts.tokens)}
+            against = [asdict(compare_with(evaluations, other.name)) for other in evaluations[0].opponents]
+            shares = {name: gap_share(evaluations, name) for name in options.contestants if name.startswith("oracle")}
+            found = {"settings": settings, "processes": state.num_processes, "made_with": made_with}
+            found |= {"contexts": texts.contexts, "against": against, "gap_shares": shares, "evaluations": rows}
+            write_json(options.json, found)
     return evaluations
 
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "policy": "budget kernels",
     "configuration_sol": "budget selection stored",
     "modeling_sol_policy": "budget stored policy configuration_sol",
-    "controllers": "budget policy modeling_sol_policy",
+    "controllers": "budget selection policy modeling_sol_policy",
     "execution": "budget selection kernels cache",
     "hub": "budget stored configuration_sol modeling_sol_policy",
     "decoding": "budget selection cache configuration_sol modeling_sol_policy controllers execution",

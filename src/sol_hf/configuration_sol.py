@@ -19,14 +19,16 @@ from .budget.budget import AxisTarget, Budget
 from .budget.calibration import LOG_PERPLEXITY, UNITS, check_calibration, check_unit, expected_loss, table_in, units_of
 from .budget.calibration_conditions import check_conditions
 from .budget.named_axes import find_axes
+from .budget.place_costs import PlaceCosts
 from .selection.criterion import CRITERIA
 from .selection.kv_dtypes import check_kv_dtype
 from .selection.rule import SelectionRule
 from .stored import config_keys
-from .stored.fields import MOST_PARAMETERS, check_fields, is_number, shown
+from .stored.fields import check_fields, is_number, shown
 from .stored.fingerprint import check_fingerprint
 from .stored.hub_names import hub_id
 from .stored.json_files import read_json_object
+from .stored.policy_size import check_policy_size
 
 
 logger = logging.get_logger(__name__)
@@ -53,6 +55,8 @@ _ARGUMENTS_OF_GENERATE = frozenset(
 )
 
 _BASE = "_config_of_base"
+_LEFT_OUT = ("axes", "base_fingerprint", "calibration_unit", "calibration_conditions", "kv_dtype", "place_costs")
+"""Fields that files leave out if they are `None`."""
 
 
 @strict
@@ -111,6 +115,8 @@ class SOLConfig(PreTrainedConfig):
         calibration_unit (`str`, *optional*): Which of these costs `compute` is, if a call does not say it; that of the
             first point by default.
         calibration_conditions (`dict`, *optional*): By unit, under what a table was measured: context, dtype, machine.
+        place_costs (`dict`, *optional*): By axis and place of a page, what every level costs, for the controller
+            `fixed:place`; see [`measure_places`].
         base_hidden_size (`int`, *optional*): Width of the hidden state that the base's LM head receives.
         base_embedding_size (`int`, *optional*): Width of the base's input embeddings.
         base_vocab_size (`int`, *optional*): Rows of the base's input embeddings.
@@ -170,6 +176,7 @@ class SOLConfig(PreTrainedConfig):
     calibration: list[dict] | None = None
     calibration_unit: str | None = None
     calibration_conditions: dict | None = None
+    place_costs: dict | None = None
     base_hidden_size: int | None = None
     base_embedding_size: int | None = None
     base_vocab_size: int | None = None
@@ -210,6 +217,8 @@ class SOLConfig(PreTrainedConfig):
             check_unit(self.calibration_unit, "calibration_unit")
             table_in(self.calibration_unit, self.calibration)
         check_conditions(self.calibration_conditions or {})
+        if self.place_costs is not None:
+            PlaceCosts.from_json(self.place_costs, space, self.page_size)
         if self.base_fingerprint is not None:
             check_fingerprint(self.base_fingerprint)
         if self.criterion not in CRITERIA:
@@ -236,19 +245,7 @@ class SOLConfig(PreTrainedConfig):
                 f"No step would be controllable: `sink_tokens` and `window_tokens` are {kept} together, and the "
                 f"longest text of the base has {longest} tokens (`base_max_position_embeddings`)."
             )
-        size, observed = self.policy_hidden_size, (self.base_hidden_size or 0) + (self.base_embedding_size or 0)
-        parameters = (
-            (len(space) + 1) * self.action_embedding_size
-            + (observed + self.action_embedding_size) * size
-            + self.policy_num_layers * int(size * size * (4 + 2 * self.policy_mlp_ratio))
-            + (len(space) + self.episode_length + self.page_size) * size
-        )
-        if parameters > MOST_PARAMETERS:
-            raise ValueError(
-                f"The policy would have about {parameters:,} parameters, but at most {MOST_PARAMETERS:,} are allowed: "
-                "choose smaller values of `policy_hidden_size`, `policy_num_layers`, `policy_mlp_ratio`, "
-                "`action_embedding_size` or `episode_length`, or fewer levels."
-            )
+        check_policy_size(self, len(space))
 
     @classmethod
     def known_keys(cls) -> frozenset[str]:
@@ -327,7 +324,7 @@ class SOLConfig(PreTrainedConfig):
         """
         output = super().to_dict()
         output.pop(_BASE, None)
-        for name in ("axes", "base_fingerprint", "calibration_unit", "calibration_conditions", "kv_dtype"):
+        for name in _LEFT_OUT:
             if output.get(name) is None:
                 output.pop(name, None)
         if output.get("_name_or_path") and not hub_id(output["_name_or_path"]):

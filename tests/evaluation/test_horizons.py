@@ -6,10 +6,11 @@
 import pytest
 import torch
 
-from sol_hf import Budget, FixedController
+from sol_hf import ScheduleController
+from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.evaluation.horizons import WAYS, horizons_table, measure_horizons
 from support.bases import tiny_base
-from support.cases import control
+from support.cases import AXES, control
 
 
 CONTEXT, STEPS = 12, 14
@@ -38,8 +39,9 @@ def test_what_is_measured_is_what_score_gives(model):
     targets = torch.tensor([0.5, 0.6, 0.5])
     distance = (output.realised / torch.tensor([1, 1, 16]) - targets).abs().mean()
     assert result.distance == pytest.approx(float(distance), abs=1e-6)
-    controller = FixedController(carry=("token_keep", "mlp_keep", "bits"), across_rows=False)
-    fixed = model.score(texts(), budget=Budget.of(result.spent), budget_mode="soft", controller=controller, **score)
+    means = torch.tensor([result.spent[axis] for axis in AXES]) / torch.tensor([1, 1, 16])
+    schedule = fixed_schedule(means, 3, torch.ones(STEPS, dtype=torch.bool), model.action_space)
+    fixed = model.score(texts(), controller=ScheduleController(schedule.T), **score)
     expected = []
     for other in (output, fixed):
         logprobs = [x.logits.double().log_softmax(-1) for x in (dense, other)]

@@ -229,4 +229,4 @@ class TestSettings:
         SweepFolder(tmp_path, describe(model, BLOCKS))
         model.config.base_model_name_or_path = model.base.config._name_or_path = "elsewhere"
         SweepFolder(tmp_path, describe(model, BLOCKS))
-        assert json.loads((tmp_path / "settings.json").read_text())["rules"] == 2
+        assert json.loads((tmp_path / "settings.json").read_text())["rules"] == 3

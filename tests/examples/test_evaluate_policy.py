@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.episodes.text_blocks import load_text, pack_blocks
+from sol_hf.evaluation.contest_report import divergence_table
 from sol_hf.evaluation.horizons import horizons_table, measure_horizons
 from sol_hf.evaluation.policy_evaluation import evaluate_budgets, format_table
 from support.paths import DATA, ROOT
@@ -23,7 +24,7 @@ from support.policy_folders import change_json
 
 
 TEXTS = str(DATA / "texts.jsonl.gz")
-OPTIONS = ["--context-length", "20", "--blocks", "6"]
+OPTIONS = ["--context-length", "20", "--blocks", "6", "--episodes", "1", "--page-places", "1", "--soft"]
 main = runpy.run_path(str(ROOT / "examples" / "evaluate_policy.py"))["main"]
 
 
@@ -54,14 +55,14 @@ def policy(base, tmp_path_factory) -> str:
 def test_the_table_is_that_of_evaluate_budgets(base, policy, tmp_path, capsys):
     out = tmp_path / "found.json"
     budgets = ["--budgets", "0.5,0.8,12", "1,1,9"]
-    found = main([policy, TEXTS, *OPTIONS, *budgets, "--hard", "--dense", "--json", str(out)])
+    found = main([policy, TEXTS, *OPTIONS[:-1], *budgets, "--dense", "--json", str(out)])
     table = capsys.readouterr().out.strip()
     model, tokenizer = SOLForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(base)
     rows = pack_blocks(load_text(TEXTS), tokenizer, 25, documents=True)[:6]
     blocks, documents = torch.tensor(rows["input_ids"]), torch.tensor(rows["document"])
     budgets = [(0.5, 0.8, 12), (1, 1, 9)]
     expected = evaluate_budgets(model, blocks, 20, budgets, hard=True, dense=True, documents=documents)
-    assert found == expected and table == format_table(expected)
+    assert found == expected and table == f"{format_table(expected)}\n\n{divergence_table(expected)}"
     written = json.loads(out.read_text())
     assert written["settings"]["blocks"] == 6 and written["settings"]["policy"] == policy
     for row, evaluation in zip(written["evaluations"], expected, strict=True):
@@ -71,7 +72,8 @@ def test_the_table_is_that_of_evaluate_budgets(base, policy, tmp_path, capsys):
 
 def test_horizons_are_compared_on_texts_of_several_episodes(base, policy, tmp_path, capsys):
     compare = runpy.run_path(str(ROOT / "examples" / "compare_horizons.py"))["main"]
-    out, options = tmp_path / "found.json", ["--blocks", "2", "--context-length", "20", "--episodes", "3"]
+    options = ["--blocks", "2", "--context-length", "20", "--episodes", "3", "--page-places", "1"]
+    out = tmp_path / "found.json"
     budgets = ["--budgets", "0.5,0.8,12", "--ways", "generation", "episode"]
     found = compare([policy, TEXTS, *options, *budgets, "--json", str(out)])
     assert capsys.readouterr().out.strip() == horizons_table(found)

@@ -22,6 +22,14 @@ def budget_values(text: str) -> tuple[float, ...]:
         ) from error
 
 
+AUTO = "auto"
+
+
+def budgets_or_auto(text: str) -> tuple[float, ...] | str:
+    """A budget as of [`budget_values`], or `auto`."""
+    return AUTO if text == AUTO else budget_values(text)
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """A type for argparse: a whole number that is not smaller than `least`."""
 
@@ -42,8 +50,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
 
     Args:
         parser (`argparse.ArgumentParser`): Gets `--base`, `--dtype`, `--text-column`, `--blocks`,
-            `--skip-blocks`, `--context-length`, `--budgets`, `--hard`, `--budget-horizon`,
-            `--bits-backend` and `--batch-size`.
+            `--skip-blocks`, `--context-length`, `--episodes`, `--page-places`, `--budgets`, `--hard`, `--soft`,
+            `--budget-horizon`, `--bits-backend` and `--batch-size`.
         blocks (`int`): Default number of blocks.
     """
     parser.add_argument("--base", help=f"Hub id or folder of the base; {SMOLLM2} needs no Hub, see smollm2.py")
@@ -51,14 +59,29 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
     parser.add_argument("--text-column", default="text", help="column that holds the text")
     parser.add_argument("--blocks", type=at_least(1), default=blocks, help="number of blocks")
     parser.add_argument("--skip-blocks", type=at_least(0), default=0, help="blocks to leave out before them")
-    parser.add_argument("--context-length", type=at_least(1), default=256, help="tokens of a block before its episode")
+    parser.add_argument(
+        "--context-length",
+        type=at_least(1),
+        nargs="+",
+        default=[256],
+        help="tokens of a block before its first step; the blocks take several in turn",
+    )
+    parser.add_argument("--episodes", type=at_least(1), default=6, help="of a block, with a KV refresh between them")
+    parser.add_argument(
+        "--page-places",
+        type=at_least(1),
+        help="contexts are 0, 1, ... tokens longer in turn, so many different ones; by default a page, 1 for none",
+    )
     parser.add_argument(
         "--budgets",
-        type=budget_values,
+        type=budgets_or_auto,
         nargs="+",
-        help="one number per axis of the policy each: token_keep,mlp_keep,bits",
+        help="one number per axis of the policy each: token_keep,mlp_keep,bits; or auto: nine at which the fixed "
+        "schedule costs .02 to .5 nats, found by a quick measurement",
     )
-    parser.add_argument("--hard", action="store_true", help="enforce the budgets, as generate does")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--hard", action="store_true", help="enforce the budgets; by default as generate does")
+    mode.add_argument("--soft", action="store_true", help="let budgets be missed")
     parser.add_argument(
         "--budget-horizon",
         choices=("generation", "episode"),

@@ -10,14 +10,29 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from ..episodes.begin_tokens import begin_tokens
+from ..episodes.spread_texts import SpreadTexts, block_length
+from ..episodes.step_settings import StepSettings
 from ..episodes.text_blocks import TextBlocks, load_text, pack_blocks
+from ..evaluation.budget_search import find_budgets
+from ..evaluation.budget_targets import budgets_within
 from ..integrations.smollm2 import SMOLLM2, fetch_smollm2
 from ..modeling_sol import SOLForCausalLM
 from ..stored.hub_names import hub_id
-from .arguments import add_input_arguments, budget_values
+from .arguments import AUTO, add_input_arguments, budget_values
 
 
-__all__ = ["SMOLLM2", "add_input_arguments", "budget_values", "load_policy", "load_policy_and_blocks", "read_blocks"]
+__all__ = [
+    "SMOLLM2",
+    "add_input_arguments",
+    "budget_values",
+    "budgets_of",
+    "is_hard",
+    "load_policy",
+    "load_policy_and_texts",
+    "read_blocks",
+    "read_texts",
+]
 
 
 def load_policy(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrainedTokenizerBase]:
@@ -42,8 +57,8 @@ def load_policy(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrained
     return SOLForCausalLM.from_pretrained(options.policy, base=base), AutoTokenizer.from_pretrained(source)
 
 
-def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM, TextBlocks]:
-    """The model, and blocks of `context + steps + 1` tokens of the texts; only as much text is read as needed.
+def load_policy_and_texts(options: argparse.Namespace) -> tuple[SOLForCausalLM, SpreadTexts]:
+    """The model, with the options as its own, and the texts to play; only as much text is read as needed.
 
     Args:
         options (`argparse.Namespace`): `policy`, `texts`, and the arguments of [`add_input_arguments`].
@@ -56,7 +71,50 @@ def load_policy_and_blocks(options: argparse.Namespace) -> tuple[SOLForCausalLM,
         model.generation_config.budget_horizon = options.budget_horizon
     if options.bits_backend is not None:
         model.generation_config.bits_backend = options.bits_backend
-    return model, read_blocks(options, model, tokenizer, model.config.episode_length, options.skip_blocks)
+    return model, read_texts(options, model, tokenizer, options.episodes * model.config.episode_length)
+
+
+def read_texts(
+    options: argparse.Namespace, model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int
+) -> SpreadTexts:
+    """Texts over all places of a page and all context lengths; only as much text is read as needed.
+
+    Args:
+        options (`argparse.Namespace`): `texts` and the arguments of [`add_input_arguments`].
+        model ([`SOLForCausalLM`]): Its base limits the length of a text.
+        tokenizer (`PreTrainedTokenizerBase`): Of the base.
+        steps (`int`): Decode steps of a text.
+
+    Raises:
+        ValueError: if the texts give fewer blocks.
+    """
+    contexts, places = options.context_length, options.page_places or model.config.page_size
+    whole = argparse.Namespace(**vars(options) | {"context_length": block_length(contexts, places, steps) - steps - 1})
+    blocks = read_blocks(whole, model, tokenizer, steps, options.skip_blocks)
+    return SpreadTexts.of(blocks, contexts, places, steps, len(begin_tokens(tokenizer)))
+
+
+def is_hard(options: argparse.Namespace, model: SOLForCausalLM) -> bool:
+    """Whether budgets are enforced: by `--hard` or `--soft`, else as `generate` does by the stored options."""
+    if options.hard or options.soft:
+        return options.hard
+    return StepSettings.of(model).budget_mode == "hard"
+
+
+def budgets_of(options: argparse.Namespace, model: SOLForCausalLM, texts: SpreadTexts) -> list[tuple[float, ...]]:
+    """The budgets to evaluate at: those of `--budgets`, nine found by a measurement, or defaults.
+
+    Raises:
+        ValueError: for `auto` beside other budgets.
+    """
+    space, given = StepSettings.of(model).space, options.budgets
+    if not given:
+        return budgets_within(space)
+    if AUTO not in given:
+        return list(given)
+    if len(given) > 1:
+        raise ValueError("`--budgets auto` finds all budgets: leave out the others, or leave out `auto`.")
+    return find_budgets(model, texts.tokens, texts.contexts)
 
 
 def read_blocks(

@@ -110,9 +110,9 @@ def _add_pareto(commands: Any) -> None:
     parser.add_argument(
         "--controllers",
         type=_names,
-        default="policy,fixed,random:100,entropy,drift,oracle",
-        help="comma-separated, any registered controller; random:N is the best of N random schedules, oracle:K counts "
-        "the damage of a level in the K later steps too",
+        default="policy,fixed,fixed:place,random:20,entropy,drift,oracle",
+        help="comma-separated, any registered controller; random:N is the best of N random schedules, fixed:place "
+        "chooses levels by the place in a page, oracle:K counts the damage of a level in the K later steps too",
     )
     parser.add_argument(
         "--grid", choices=("default", "published"), default="default", help="9 or 567 budgets, if not --budgets"
@@ -128,7 +128,7 @@ def _add_pareto(commands: Any) -> None:
         help="with --save, what `compute` counts: the mean of the axes (default), or the share of the bytes or of the "
         "time of a dense step, which is measured here",
     )
-    add_input_arguments(parser, blocks=256)
+    add_input_arguments(parser, blocks=64)
     parser.set_defaults(run=run_pareto)
 
 
@@ -143,14 +143,14 @@ def run_pareto(options: argparse.Namespace) -> int:
 
     from ..episodes.step_settings import StepSettings
     from ..episodes.stored_files import write_json
-    from ..evaluation.policy_evaluation import BUDGETS, budgets_within
+    from ..evaluation.budget_targets import BUDGETS, budgets_within
     from ..evaluation.sweep.calibration_file import check_savable
     from ..evaluation.sweep.dial_points import DialSetting, save_dial
     from ..evaluation.sweep.entries import parse_entries
     from ..evaluation.sweep.summary import format_summary, summarize_sweep
     from ..evaluation.sweep.sweep import PUBLISHED_GRID, Sweep, SweepConfig
     from ..evaluation.sweep.table import read_table
-    from .inputs import load_policy_and_blocks
+    from .inputs import budgets_of, is_hard, load_policy_and_texts
 
     parse_entries(options.controllers)  # before anything is loaded
     if options.save:
@@ -158,24 +158,27 @@ def run_pareto(options: argparse.Namespace) -> int:
     elif options.unit is not None:
         raise ValueError("--unit says what the table that --save writes counts: give --save, or leave out --unit.")
     state = PartialState(cpu=not torch.accelerator.is_available())
-    model, blocks = load_policy_and_blocks(options)
-    grid = PUBLISHED_GRID if options.grid == "published" else BUDGETS
+    model, texts = load_policy_and_texts(options)
+    model = model.to(state.device)
+    grid, hard = PUBLISHED_GRID if options.grid == "published" else BUDGETS, is_hard(options, model)
+    given = (
+        budgets_of(options, model, texts) if options.budgets else budgets_within(StepSettings.of(model).space, grid)
+    )
     config = SweepConfig(
         controllers=options.controllers,
-        budgets=tuple(options.budgets or budgets_within(StepSettings.of(model).space, grid)),
-        context_length=options.context_length,
+        budgets=tuple(given),
+        context_length=texts.contexts,
         seeds=tuple(options.seeds),
-        hard=options.hard,
+        hard=hard,
         batch_size=options.batch_size,
         schedules_at_once=options.schedules_at_once,
     )
-    documents = blocks.documents
-    Sweep(model.to(state.device), blocks.tokens, config, options.out, progress=True, documents=documents).run()
+    Sweep(model, texts.tokens, config, options.out, progress=True, documents=texts.documents).run()
     if state.is_main_process:
         summary = summarize_sweep(read_table(options.out), read_table(options.out, "blocks"))
         write_json(Path(options.out, "summary.json"), summary)
         print(format_summary(summary))
         if options.save:
-            setting = DialSetting(options.unit or "net_keep", options.context_length, options.hard)
-            print(f"\n{save_dial(options.policy, options.out, summary, model, blocks.tokens, setting)}")
+            setting = DialSetting(options.unit or "net_keep", max(options.context_length), hard)
+            print(f"\n{save_dial(options.policy, options.out, summary, model, texts.tokens, setting)}")
     return 0

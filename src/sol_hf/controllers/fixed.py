@@ -63,7 +63,7 @@ class FixedController(Controller):
         """Scores of all actions in `number` steps, the first of which is `step`, `(number, rows, n_actions)`."""
         (low, high, share), rows = neighbouring_levels(targets, space), len(targets)
         steps = torch.arange(step, step + number, dtype=torch.float32, device=targets.device)[:, None]
-        half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)  # ties are rounded down, as in a `BudgetPrior`
+        half = half_between(low, high)
         now, then = steps[:, None], steps[:, None] + 1
         own_turn = torch.ceil(share * then - half) > torch.ceil(share * now - half)
 
@@ -120,33 +120,53 @@ def _first_rows(space: ActionSpace, step: torch.Tensor, earlier: torch.Tensor, n
 
 
 def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """The static schedule of `blocks` episodes, as for a single row in which they follow one another.
+    """The static schedule of `blocks` texts, as for a single row in which they follow one another.
 
     Every axis alternates between the two levels next to its mean and carries the remainder from step to step and from
-    block to block. The sum of an episode thus differs from that of the means by less than the distance between the two
-    levels, and the sum of all episodes by at most half of that distance.
+    block to block. The sum of a text thus differs from that of the means by less than the distance between the two
+    levels, and the sum of all texts by at most half of that distance.
 
     Args:
         means (`torch.Tensor` of shape `(axes,)`): Means to meet, in ratio units.
-        blocks (`int`): Episodes.
-        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps of an episode; the others are dense.
+        blocks (`int`): Texts.
+        counted (`torch.BoolTensor` of shape `(steps,)` or `(blocks, steps)`): Controllable steps; the others are
+            dense.
         space ([`ActionSpace`]): The levels.
 
     Returns:
         `torch.LongTensor` of shape `(blocks, steps)`: Action ids.
     """
     low, high, share = neighbouring_levels(means[None].float(), space)
-    each = int(counted.sum())
-    turn = torch.arange(blocks * each, dtype=torch.float64)[:, None]
-    half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6).double()
-    is_high = torch.ceil(share.double() * (turn + 1) - half) > torch.ceil(share.double() * turn - half)
+    counted = counted.expand(blocks, -1)
+    half = half_between(low, high).double()
+    is_high = upper_turns(share.double(), half, int(counted.sum()))
     axes = len(space.axes)
     corners = torch.tensor(list(product((False, True), repeat=axes)))
     ids = closeness(torch.where(corners, high, low), space).argmax(dim=-1)
-    schedule = torch.full((blocks, len(counted)), space.dense_id)
+    schedule = torch.full(counted.shape, space.dense_id)
     corner = (is_high * 2 ** torch.arange(axes).flip(0)).sum(dim=-1)
-    schedule[:, counted] = ids[corner].view(blocks, each)
+    schedule[counted] = ids[corner]
     return schedule
+
+
+def half_between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Where a remainder is rounded up, for levels next to a target: ties are rounded down, as in a [`BudgetPrior`]."""
+    return 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)
+
+
+def upper_turns(share: torch.Tensor, half: torch.Tensor | float, number: int) -> torch.Tensor:
+    """The turns in which an axis takes its upper level, if its share of them is carried from turn to turn.
+
+    Args:
+        share (`torch.DoubleTensor` of shape `(..., axes)`): Shares of upper levels.
+        half (`torch.DoubleTensor` of the same shape, or `float`): Where a remainder is rounded up, about 0.5.
+        number (`int`): Turns.
+
+    Returns:
+        `torch.BoolTensor` of shape `(number, axes)`.
+    """
+    turn = torch.arange(number, dtype=torch.float64)[:, None]
+    return torch.ceil(share * (turn + 1) - half) > torch.ceil(share * turn - half)
 
 
 register_controller("fixed", lambda model, number: FixedController())

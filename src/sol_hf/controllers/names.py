@@ -22,6 +22,8 @@ def parse_controller(spec: str) -> tuple[str, int]:
     Raises:
         ValueError: for an unknown name, a number that is not a whole one, or a number where none is allowed.
     """
+    if spec.strip() in CONTROLLERS:  # a name may have a colon itself
+        return spec.strip(), 0
     name, colon, number = spec.strip().partition(":")
     if name == DENSE and not colon:
         return name, 0

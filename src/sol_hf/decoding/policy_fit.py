@@ -14,7 +14,7 @@ from ..modeling_sol_policy import SOLPolicyModel
 
 DESCRIPTIVE = frozenset(
     "base_model_name_or_path base_model_revision base_fingerprint calibration calibration_unit calibration_conditions "
-    "base_max_position_embeddings initializer_range sol_hf_version".split()
+    "place_costs base_max_position_embeddings initializer_range sol_hf_version".split()
 )
 """Fields of a config that describe where a policy comes from, and do not change what it computes."""
 

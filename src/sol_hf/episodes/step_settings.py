@@ -35,10 +35,11 @@ class StepSettings:
         bits_backend (`str`, *optional*, defaults to `"fake"`): See [`StepPlan`].
         kv_dtype (`str`, *optional*): In which caches keep keys and values, where the config does not say it.
         max_plane_bytes (`int`, *optional*): Most bytes that planes of the weights may take.
-        kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Which episodes are refreshed, for what is
-            counted: there is no refresh within an episode.
+        kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Which episodes are refreshed; there is no
+            refresh within an episode.
         budget_horizon (`str`, *optional*, defaults to `"generation"`): Over what hard budgets are kept, one of
-            `HORIZONS`. Every episode is a generation of its own here: its bank begins with the allowance.
+            `HORIZONS`. A block is a generation of its own: its bank begins with the allowance.
+        budget_mode (`str`, *optional*, defaults to `"hard"`): Whether `generate` enforces budgets.
     """
 
     space: ActionSpace
@@ -48,6 +49,7 @@ class StepSettings:
     max_plane_bytes: int | None = None
     kv_refresh: bool | str = True
     budget_horizon: str = HORIZONS[0]
+    budget_mode: str = "hard"
 
     @classmethod
     def of(cls, model: SOLForCausalLM) -> "StepSettings":

@@ -21,6 +21,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+RESAMPLES = 2000
+TAILS = (2.5, 97.5)
+"""Percentiles of an interval."""
+
 
 def clusters_of(documents: Sequence[int] | None, blocks: int) -> np.ndarray:
     """The number of the cluster of every block, from 0, by first appearance.
@@ -71,6 +75,32 @@ def mean_and_error(values: np.ndarray, documents: Sequence[int] | None = None) -
     sums = np.zeros((groups, values.shape[1]))
     np.add.at(sums, cluster, values - mean)
     return mean, np.sqrt(groups / (groups - 1) * (sums**2).sum(axis=0)) / len(values)
+
+
+def ratio_and_interval(
+    above: Sequence[float], below: Sequence[float], documents: Sequence[int] | None = None, seed: int = 0
+) -> tuple[float, float, float]:
+    """The ratio of two means over the same blocks, and the 95% interval of a paired bootstrap over documents.
+
+    Args:
+        above (`Sequence[float]`): One per block.
+        below (`Sequence[float]`): One per block; if their mean is 0, nothing is a number.
+        documents (`Sequence[int]`, *optional*): The document of every block.
+        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+    """
+    values = np.array([above, below], dtype=np.float64)
+    drawn = resampled_means(values, RESAMPLES, seed, documents)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = float(np.divide(*values.mean(axis=1)))
+        low, high = np.percentile(drawn[:, 0] / drawn[:, 1], TAILS)
+    return ratio, float(low), float(high)
+
+
+def interval_of(values: Sequence[float], documents: Sequence[int] | None = None, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of a mean over blocks, by a bootstrap over documents; arguments as above."""
+    drawn = resampled_means(np.asarray(values, dtype=np.float64)[None], RESAMPLES, seed, documents)
+    low, high = np.percentile(drawn[:, 0], TAILS)
+    return float(low), float(high)
 
 
 def resampled_means(

@@ -5,7 +5,7 @@
 
     text     | context: dense | episode | episode | ... | episode |        as `score` computes it, KV refresh included
 
-The policy is compared with the fixed schedule at the means that it spent on these texts.
+The policy is compared with the fixed schedule at the means that it spent on these texts: a [`Contest`] for every way.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from typing import Any
 
 import torch
 
-from ..budget.budget import Budget
-from ..controllers.fixed import FixedController
-from ..decoding.outputs import SOLScoreOutput
+from ..episodes.block_runner import contexts_of
 from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error
-from .policy_evaluation import check_budgets
-from .settings import compare_scores
+from .policy_evaluation import FIXED
+from .sweep.contest import Contest, SweepConfig
+from .sweep.entries import POLICY
+from .sweep.rows import SweepRow
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "generation": dict(budget_horizon="generation"),
-    "exact": dict(exact=True),
-    "episode": dict(budget_horizon="episode"),
-    "soft": dict(budget_mode="soft"),
+    "generation": dict(hard=True, budget_horizon="generation"),
+    "exact": dict(hard=True, budget_horizon="generation", exact=True),
+    "episode": dict(hard=True, budget_horizon="episode"),
+    "soft": dict(hard=False),
 }
-"""Ways to keep a budget, as options of `generate`."""
+"""Ways to keep a budget, as settings of a [`SweepConfig`]."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class HorizonQuality:
 def measure_horizons(
     model: SOLForCausalLM,
     texts: torch.LongTensor,
-    context_length: int,
+    context_length: int | Sequence[int],
     budgets: Sequence[Sequence[float]],
     ways: Sequence[str] = tuple(WAYS),
     documents: Sequence[int] | None = None,
@@ -68,8 +68,8 @@ def measure_horizons(
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
-        texts (`torch.LongTensor` of shape `(texts, context_length + steps + 1)`): Token ids, at least 2 rows.
-        context_length (`int`): Tokens that are processed densely.
+        texts (`torch.LongTensor` of shape `(texts, longest context + steps + 1)`): Token ids, at least 2 rows.
+        context_length (`int`, or one per text): Tokens that are processed densely.
         budgets (`Sequence` of `Sequence[float]`): One number per axis, in axis units; the dense value leaves an axis
             out.
         ways (`Sequence[str]`, *optional*): Of `WAYS`; all by default.
@@ -81,41 +81,31 @@ def measure_horizons(
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         raise ValueError(f"Unknown ways to keep a budget: {', '.join(unknown)}. There are {', '.join(WAYS)}.")
-    check_budgets(budgets, model.action_space)
-    score: dict[str, Any] = dict(context_length=context_length, return_logits=True)
-    dense, results = model.score(texts, **score), []
-    for numbers in budgets:
-        named = zip(model.action_space.axes, numbers, strict=True)
-        budget = {axis.name: float(number) for axis, number in named if number != axis.dense}
-        for way in ways:
-            output = model.score(texts, budget=Budget.of(budget), **WAYS[way], **score)
-            results.append(_compared(model, texts, score, dense, output, budget, way, documents))
-    return results
+    distinct = tuple(dict.fromkeys(tuple(map(float, numbers)) for numbers in budgets))
+    contexts = contexts_of(context_length, len(texts))
+    length: dict[str, Any] = dict(context_length=contexts, steps=texts.shape[-1] - max(contexts) - 1)
+    contests = [Contest(model, texts, SweepConfig((POLICY, FIXED), distinct, **length, **WAYS[way])) for way in ways]
+    found = []
+    for way, contest in zip(ways, contests, strict=True):
+        _, *rows = contest.rows()
+        for place, budget in enumerate(distinct):
+            policy, fixed = (row for row in rows if row.budget == budget)
+            found.append((place, _quality(policy, fixed, way, documents)))
+    return [quality for _, quality in sorted(found, key=lambda pair: pair[0])]
 
 
-def _compared(
-    model: SOLForCausalLM,
-    texts: torch.LongTensor,
-    score: dict[str, Any],
-    dense: SOLScoreOutput,
-    output: SOLScoreOutput,
-    budget: dict[str, float],
-    way: str,
-    documents: Sequence[int] | None,
-) -> HorizonQuality:
-    space, realised = model.action_space, output.realised
-    assert realised is not None, "scores have it"
-    spent = {axis.name: float(x) for axis, x in zip(space.axes, realised.double().mean(dim=0), strict=True)}
-    means = {axis.name: min(spent[axis.name], axis.dense) for axis in space.axes if axis.name in budget}
-    schedule = FixedController(carry=space.axis_names, across_rows=False)
-    fixed = model.score(texts, budget=Budget.of(means), budget_mode="soft", controller=schedule, **score)
-    losses = [compare_scores(dense, x)[..., 0].mean(dim=1).numpy() for x in (output, fixed)]
-    columns = [mean_and_error(x[:, None], documents) for x in (*losses, losses[0] - losses[1])]
-    pairs = [(float(mean[0]), float(error[0])) for mean, error in columns]
-    targets = Budget.of(budget).targets(len(realised), realised.device, space)
+def _quality(policy: SweepRow, fixed: SweepRow, way: str, documents: Sequence[int] | None) -> HorizonQuality:
+    """What a policy did at one budget, and the fixed schedule at what it spent."""
+    space, target = policy.space, policy.target.double()
+    named = zip(space.axes, policy.budget, strict=True)
+    budget = {axis.name: float(number) for axis, number in named if number != axis.dense}
+    spent = zip(space.axis_names, (policy.realised * space.scales).tolist(), strict=True)
     controlled = [axis.name in budget for axis in space.axes]
-    distance = (realised / space.scales.to(realised) - targets).abs()[:, controlled].mean()
-    return HorizonQuality(budget, way, spent, float(distance), *pairs)
+    losses = [row.divergence.numpy()[:, None] for row in (policy, fixed)]
+    columns = [mean_and_error(x, documents) for x in (*losses, losses[0] - losses[1])]
+    pairs = [(float(mean[0]), float(error[0])) for mean, error in columns]
+    distance = (policy.of_blocks - target).abs()[:, controlled].mean()
+    return HorizonQuality(budget, way, dict(spent), float(distance), *pairs)
 
 
 def horizons_table(results: Sequence[HorizonQuality]) -> str:

@@ -12,8 +12,8 @@ every step separately, after a dense history:
                   ^ ^ ^ ^            divergence here: of the step itself, and of `later_steps` steps after it
 
 Costs of axes and steps are assumed to add up. Then the best levels at given means minimize `cost + price * level`,
-with one price per axis. Since costs add up approximately only, the result is an estimate of the optimum and not a
-bound: other schedules may be better.
+with one price per axis and horizon: a text, for a policy that keeps its budget over a generation. Since costs add up
+approximately only, the result is an estimate of the optimum and not a bound: other schedules may be better.
 """
 
 from collections.abc import Sequence
@@ -111,11 +111,11 @@ def measure_blocks(runner: BlockRunner, probes: Probes, later_steps: int, name: 
         `torch.Tensor` of shape `(blocks, steps, probes)`: In nats, on the CPU.
     """
     damage = torch.zeros(len(runner.tokens), runner.steps, len(probes.actions))
-    for _, tokens, some in runner.batches(name):
-        found = measure_damage(runner.model, tokens, runner.context_length, probes, later_steps)
-        damage[some] = found[: some.stop - some.start].cpu()
+    for batch in runner.batches(name):
+        found = measure_damage(runner.model, batch.tokens, batch.context_length, probes, later_steps)
+        damage[batch.blocks[: batch.kept]] = found[: batch.kept].cpu()
         if runner.advance is not None:
-            runner.advance((some.stop - some.start) * len(probes.actions) * (1 + later_steps))
+            runner.advance(batch.kept * len(probes.actions) * (1 + later_steps))
     return runner.gather(damage)
 
 
@@ -152,23 +152,52 @@ def cheapest_levels(costs: torch.Tensor, levels: torch.Tensor, mean: float) -> t
 
 
 def oracle_schedule(
-    tables: Sequence[torch.Tensor], space: ActionSpace, means: torch.Tensor, counted: torch.Tensor
+    tables: Sequence[torch.Tensor],
+    space: ActionSpace,
+    means: torch.Tensor,
+    counted: torch.Tensor,
+    together: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The schedule of least cost at given means over all blocks.
+    """The schedule of least cost at given means.
 
     Args:
         tables (`Sequence[torch.Tensor]`): Per axis the costs `(blocks, steps, levels)`, from [`level_costs`].
         space ([`ActionSpace`]): The levels.
-        means (`torch.Tensor` of shape `(axes,)`): Means over blocks and controllable steps, in ratio units.
-        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps; the others are dense.
+        means (`torch.Tensor` of shape `(axes,)`): Means over controllable steps, in ratio units.
+        counted (`torch.BoolTensor` of shape `(steps,)` or `(blocks, steps)`): Controllable steps; the others are
+            dense.
+        together (`torch.LongTensor` of shape `(blocks, steps)`, *optional*): Steps with the same number keep the
+            means together, see [`horizon_parts`]; by default all steps of all blocks do.
 
     Returns:
         `torch.LongTensor` of shape `(blocks, steps)`: Action ids.
     """
-    blocks, chosen = len(tables[0]), []
-    for axis, table, mean in zip(space.axes, tables, means.tolist(), strict=True):
-        levels = torch.tensor(space.spent[axis.name], dtype=torch.float64) / axis.scale
-        chosen.append(cheapest_levels(table[:, counted].flatten(0, 1), levels, mean).view(blocks, -1))
-    schedule = torch.full((blocks, len(counted)), space.dense_id)
-    schedule[:, counted] = space.ids_of(torch.stack(chosen, dim=-1))
+    counted = counted.expand(tables[0].shape[:2])
+    parts = torch.zeros(counted.shape, dtype=torch.long) if together is None else together
+    schedule = torch.full(counted.shape, space.dense_id)
+    for part in parts[counted].unique():
+        within, chosen = counted & (parts == part), []
+        for axis, table, mean in zip(space.axes, tables, means.tolist(), strict=True):
+            levels = torch.tensor(space.spent[axis.name], dtype=torch.float64) / axis.scale
+            chosen.append(cheapest_levels(table[within], levels, mean))
+        schedule[within] = space.ids_of(torch.stack(chosen, dim=-1))
     return schedule
+
+
+def horizon_parts(blocks: int, steps: int, horizon: str | None, episode_length: int) -> torch.Tensor:
+    """Which steps keep a budget together, as the policy does that the oracle is compared with.
+
+    Args:
+        blocks (`int`): Number of texts.
+        steps (`int`): Steps of a text.
+        horizon (`str`, *optional*): `"generation"`: those of a text; `"episode"`: those of an episode; `None`, for
+            soft budgets: all.
+        episode_length (`int`): Steps of an episode.
+
+    Returns:
+        `torch.LongTensor` of shape `(blocks, steps)`: The number of every step's part.
+    """
+    text, step = torch.arange(blocks)[:, None], torch.arange(steps)
+    if horizon is None:
+        return torch.zeros(blocks, steps, dtype=torch.long)
+    return (text if horizon == "generation" else text * steps + step // episode_length).expand(blocks, steps)

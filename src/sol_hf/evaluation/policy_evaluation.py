@@ -1,60 +1,67 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Compares a policy with the fixed schedule: perplexity at given budgets, and of the fixed schedule at the same cost.
+"""Compares a policy with the fixed schedule: perplexity and KL(dense ‖ sparse) at given budgets, at equal cost.
 
 A policy may spend less or more than its budget. The fixed schedule is therefore run at the means that the policy
 spent:
 
-    pass 1    policy, greedy, all budgets    ->  loss of every block, means of the chosen levels ("realised")
-    pass 2    fixed, at the realised means   ->  loss of every block;   gain = fixed - policy, in nats per token
+    pass 1    policy, greedy, all budgets    ->  loss and KL of every block, means of the chosen levels ("realised")
+    pass 2    fixed, at the realised means   ->  loss and KL of every block;   gain = fixed - policy, in nats per token
 
-Both passes run one teacher-forced episode per block, after a dense prefill that all budgets share.
-A budget has one number per axis, in axis units and in the order of the axes of the action space.
+Both passes are a [`Contest`]: teacher-forced episodes with a KV refresh between them, after a dense prefill. A budget
+has one number per axis, in axis units and in the order of the axes of the action space.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..budget.action_space import ActionSpace
-from ..budget.axes import AXES, PUBLISHED_AXES
-from ..budget.bank import HORIZONS
-from ..budget.budget import Budget
-from ..controllers.fixed import fixed_schedule
-from ..controllers.policy import PolicyController
-from ..controllers.schedule import ScheduleController
-from ..episodes.block_runner import (
-    BlockRunner,
-    Run,
-    RunResult,
-    check_blocks,
-    controlled_axes,
-    left_dense,
-    without_dropout,
-)
-from ..episodes.step_settings import StepSettings
+from ..budget.axes import AXES
 from ..modeling_sol import SOLForCausalLM
-from .clusters import clusters_of, standard_error
+from .budget_targets import BUDGETS, PUBLISHED_NAMES, budgets_within, check_budgets
+from .clusters import standard_error
+from .sweep.contest import Contest, SweepConfig
+from .sweep.entries import POLICY
+from .sweep.rows import SweepRow
+from .sweep.sweep import Sweep
 
 
-PUBLISHED_NAMES = tuple(axis.name for axis in PUBLISHED_AXES)
-BUDGETS: tuple[tuple[float, ...], ...] = (
-    (0.2, 0.5, 6),
-    (0.3, 0.6, 7),
-    (0.5, 0.7, 8),
-    (0.7, 0.8, 9),
-    (0.5, 1.0, 16),
-    (1.0, 0.6, 16),
-    (1.0, 1.0, 6),
-    (0.3, 0.9, 8),
-    (0.8, 0.5, 8),
-)
-"""Budgets of the published axes (token_keep, mlp_keep, bits) over the range of the published grid, all axes together
-and one at a time."""
+__all__ = [
+    "BUDGETS",
+    "PUBLISHED_NAMES",
+    "BudgetEvaluation",
+    "Opponent",
+    "budgets_within",
+    "check_budgets",
+    "evaluate_budgets",
+    "format_table",
+    "to_rows",
+]
+
+FIXED = "fixed"
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """Another controller, at the means that the policy spent.
+
+    Args:
+        name (`str`): Its name.
+        realised (`tuple` of `float`): Means of the levels that it chose, in axis units.
+        losses (`tuple` of `float`): Loss of every block, in nats per token.
+        divergences (`tuple` of `float`): KL(dense ‖ sparse) of every block, in nats per token.
+    """
+
+    name: str
+    realised: tuple[float, ...]
+    losses: tuple[float, ...] = field(repr=False)
+    divergences: tuple[float, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,9 @@ class BudgetEvaluation:
         requested (`tuple` of `float`): The budget.
         realised (`tuple` of `float`): Means of the levels that the policy chose, over blocks and controllable steps.
         fixed_realised (`tuple` of `float`): The same for the fixed schedule.
-        mean_overshoot (`tuple` of `float`): Mean over the blocks of (mean of the episode - target), per axis.
+        mean_overshoot (`tuple` of `float`): Mean over the blocks of (mean of the block - target), per axis.
         worst_overshoot (`tuple` of `float`): The largest of these differences over the blocks, per axis.
-        budget_error (`float`): Mean over blocks and axes of |mean of the episode - target|, in ratio units.
+        budget_error (`float`): Mean over blocks and axes of |mean of the block - target|, in ratio units.
         losses (`tuple` of `float`): Loss of every block under the policy.
         fixed_losses (`tuple` of `float`): Loss of every block under the fixed schedule.
         dense_losses (`tuple` of `float`, *optional*): Loss of every block of the base itself, if computed.
@@ -75,6 +82,12 @@ class BudgetEvaluation:
             numbers.
         documents (`tuple` of `int`, *optional*): The document of every block, if known. Blocks of one document are not
             independent, see [`standard_error`].
+        divergences (`tuple` of `float`, *optional*): KL(dense ‖ policy) of every block.
+        fixed_divergences (`tuple` of `float`, *optional*): KL(dense ‖ fixed) of every block.
+        distance (`float`, *optional*): As `budget_error`, but over the axes only that the budget does not leave dense.
+        above_guarantee (`float`, *optional*): How far the mean of some axis was above `t + (max - t) / N` after `N`
+            steps of a block, at most; in ratio units.
+        others (`tuple` of [`Opponent`], *optional*): Other contestants at the same cost.
     """
 
     requested: tuple[float, ...]
@@ -88,6 +101,11 @@ class BudgetEvaluation:
     dense_losses: tuple[float, ...] | None = field(default=None, repr=False)
     axes: tuple[str, ...] = PUBLISHED_NAMES
     documents: tuple[int, ...] | None = field(default=None, repr=False)
+    divergences: tuple[float, ...] | None = field(default=None, repr=False)
+    fixed_divergences: tuple[float, ...] | None = field(default=None, repr=False)
+    distance: float | None = None
+    above_guarantee: float | None = None
+    others: tuple[Opponent, ...] = ()
 
     @property
     def net_keep(self) -> float:
@@ -125,45 +143,27 @@ class BudgetEvaluation:
         """Standard error of the gain, over documents if they are known."""
         return standard_error(self.gains, self.documents)
 
+    @property
+    def opponents(self) -> tuple[Opponent, ...]:
+        """All contestants but the policy, the fixed schedule first; without one whose KL is not known."""
+        if self.fixed_divergences is None:
+            return self.others
+        fixed = Opponent(FIXED, self.fixed_realised, self.fixed_losses, self.fixed_divergences)
+        return (fixed, *self.others)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
 
 def _perplexity(losses: Sequence[float]) -> float:
-    return math.exp(sum(losses) / len(losses))
-
-
-def budgets_within(space: ActionSpace, budgets: Sequence[Sequence[float]] = BUDGETS) -> list[tuple[float, ...]]:
-    """Budgets clipped to the range of what an action space's levels spend, without repetitions.
-
-    Args:
-        space ([`ActionSpace`]): The levels.
-        budgets (`Sequence` of `Sequence[float]`, *optional*, defaults to `BUDGETS`): One number per axis of the space,
-            or one per published axis; further axes are then dense.
-
-    Returns:
-        `list` of `tuple` of `float`: One number per axis of the space.
-
-    Raises:
-        ValueError: if a budget has another number of entries.
-    """
-    clipped = []
-    for budget in budgets:
-        names = space.axis_names if len(budget) == len(space.axes) else PUBLISHED_NAMES
-        if len(budget) != len(names):
-            raise ValueError(_wrong_length(budget, space))
-        wanted = dict(zip(names, budget, strict=True))
-        values = [(wanted.get(axis.name, axis.dense), space.spent[axis.name]) for axis in space.axes]
-        clipped.append(tuple(min(max(value, min(levels)), max(levels)) for value, levels in values))
-    return list(dict.fromkeys(clipped))
-
-
-def _check_horizon(budget_horizon: str | None) -> None:
-    if budget_horizon not in (None, *HORIZONS):
-        raise ValueError(f"`budget_horizon` must be one of {', '.join(HORIZONS)}, got {budget_horizon!r}.")
+    return math.exp(_mean(losses))
 
 
 def evaluate_budgets(
     model: SOLForCausalLM,
     blocks: torch.Tensor,
-    context_length: int,
+    context_length: int | Sequence[int],
     budgets: Sequence[Sequence[float]],
     hard: bool = False,
     batch_size: int = 8,
@@ -171,29 +171,37 @@ def evaluate_budgets(
     dense: bool = False,
     documents: Sequence[int] | torch.Tensor | None = None,
     budget_horizon: str | None = None,
+    others: Sequence[str] = (),
+    folder: str | Path | None = None,
 ) -> list[BudgetEvaluation]:
-    """Perplexity of a policy at every budget, and of the fixed schedule at the means that the policy spent.
+    """Perplexity and KL of a policy at every budget, and of the fixed schedule at the means that the policy spent.
 
-    A block is a context, processed densely, and one episode under the policy's greedy actions, without KV refresh. An
-    axis whose number in a budget is the dense level stays dense, as one without a target does in `generate`.
+    A block is a context, processed densely, and episodes under the policy's greedy actions, with a KV refresh between
+    them as in `generate`. An axis whose number in a budget is the dense level stays dense, as one without a target
+    does in `generate`.
     The blocks are divided among the processes of an `accelerate launch`; the results do not depend on their number.
     Another `batch_size` may round differently, which changes losses of single blocks, but their mean very little.
 
     Args:
         model ([`SOLForCausalLM`]): Base and policy.
-        blocks (`torch.LongTensor` of shape `(blocks, context_length + episode_length + 1)`): Token ids, at least 2
-            blocks, the same in every process. See [`pack_blocks`].
-        context_length (`int`): Tokens before the first step of a block.
+        blocks (`torch.LongTensor` of shape `(blocks, context_length + episodes * episode_length + 1)`): Token ids, at
+            least 2 blocks, the same in every process. See [`pack_blocks`].
+        context_length (`int`, or one per block): Tokens before the first step of a block. A block with a shorter
+            context than others ends earlier; what follows is not read.
         budgets (`Sequence` of `Sequence[float]`): Targets, one number per axis of the action space, in axis units.
         hard (`bool`, *optional*, defaults to `False`): Rule out actions after which a budget could not be kept, as
-            `generate` does by default; a block is then a text of one episode. Otherwise budgets may be missed.
+            `generate` does by default. Otherwise budgets may be missed.
         batch_size (`int`, *optional*, defaults to 8): Blocks that run at the same time, each once per budget.
         progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
-        dense (`bool`, *optional*, defaults to `False`): Also compute the loss of the base itself.
+        dense (`bool`, *optional*, defaults to `False`): Also return the loss of the base itself.
         documents (`Sequence[int]`, *optional*): The document of every block, for standard errors: blocks of one
             document are not independent. See [`TextBlocks`].
         budget_horizon (`str`, *optional*): Over what a hard budget is kept, `"generation"` or `"episode"`; by default
             what `model.generation_config` says.
+        others (`Sequence[str]`, *optional*): Further contestants, such as `fixed:place` and `oracle`, see
+            [`SweepEntry`].
+        folder (`str` or `Path`, *optional*): Folder for finished parts, as that of a [`Sweep`]: a stopped evaluation
+            continues there.
 
     Returns:
         `list[BudgetEvaluation]`: One per budget, in order.
@@ -201,97 +209,59 @@ def evaluate_budgets(
     Raises:
         ValueError: if there are no budgets, less than 2 blocks, blocks of another length, or no controllable step.
         BudgetError: if a budget is malformed or below the smallest level.
+        SweepError: if `folder` belongs to something else.
     """
-    _check_horizon(budget_horizon)
-    settings, controller = StepSettings.of(model), PolicyController(model.policy)
-    space = settings.space
-    targets = check_budgets(budgets, space)
-    settings.prepare(model, controlled_axes(targets, space))
-    counted = check_blocks(model, blocks, context_length, batch_size)
-    named = None if documents is None else tuple(map(int, documents))
-    clusters_of(named, len(blocks))  # before anything is computed
-    runner = BlockRunner(model, blocks, context_length, batch_size, progress)
-    dense_losses = tuple(runner.dense_losses("Dense").tolist()) if dense else None
-    with without_dropout(model.policy):
-        run = Run(targets, lambda *_: controller, left_dense(targets, space), hard, budget_horizon)
-        (result,) = runner.run([run], "Policy")
-    known: dict[str, Any] = dict(dense_losses=dense_losses, axes=space.axis_names, documents=named)
-    return [
-        BudgetEvaluation(requested=tuple(budget), **measured, **known)
-        for budget, measured in zip(budgets, _measured(runner, result, targets, counted), strict=True)
-    ]
+    distinct = tuple(dict.fromkeys(tuple(budget) for budget in budgets))
+    config = SweepConfig(
+        controllers=(POLICY, FIXED, *others),
+        budgets=distinct,
+        context_length=context_length if isinstance(context_length, int) else tuple(map(int, context_length)),
+        hard=hard,
+        batch_size=batch_size,
+        budget_horizon=budget_horizon,
+    )
+    if folder is None:
+        contest = Contest(model, blocks, config, progress, documents)
+    else:
+        contest = Sweep(model, blocks, config, folder, progress, documents)
+    base, *rows = contest.rows()
+    losses = tuple(base.losses.tolist()) if dense else None
+    found = {budget: _evaluation([row for row in rows if row.budget == budget], losses) for budget in distinct}
+    return [found[tuple(budget)] for budget in budgets]
 
 
-def _measured(
-    runner: BlockRunner, result: RunResult, targets: torch.Tensor, counted: torch.Tensor
-) -> Iterator[dict[str, Any]]:
-    """What the policy spent and lost at every budget, and the fixed schedule at the same means.
-
-    `targets` are `(budgets, axes)` in ratio units, `counted` the controllable steps.
-    """
-    space = runner.space
-    episodes = space.ratios.double()[result.actions[:, :, counted]].mean(dim=2)  # (blocks, budgets, axes)
-    means = episodes.mean(dim=0)
-    fixed_result, fixed_means = _run_fixed(runner, means, counted)
-    for number, target in enumerate(targets.double()):
-        yield {
-            "realised": _in_axis_units(means[number], space),
-            "fixed_realised": _in_axis_units(fixed_means[number], space),
-            "losses": tuple(result.losses[:, number].tolist()),
-            "fixed_losses": tuple(fixed_result.losses[:, number].tolist()),
-            **_misses(episodes[:, number] - target, space),
-        }
-
-
-def _run_fixed(runner: BlockRunner, means: torch.Tensor, counted: torch.Tensor) -> tuple[RunResult, torch.Tensor]:
-    """The fixed schedule at given means `(budgets, axes)`, and the means `(budgets, axes)` that it spends."""
-    space, blocks = runner.space, len(runner.tokens)
-    schedule = torch.stack([fixed_schedule(mean, blocks, counted, space) for mean in means], dim=1)
-
-    def fixed(begin: int, end: int) -> ScheduleController:
-        return ScheduleController(schedule[begin:end].flatten(0, 1).T)
-
-    (result,) = runner.run([Run(means.float(), fixed)], "Fixed")
-    return result, space.ratios.double()[schedule[:, :, counted]].mean(dim=(0, 2))
-
-
-def _misses(excess: torch.Tensor, space: ActionSpace) -> dict[str, Any]:
-    """Overshoot and budget error, from differences of means and targets `(blocks, axes)` in ratio units."""
-    return {
-        "mean_overshoot": _in_axis_units(excess.mean(dim=0), space),
-        "worst_overshoot": _in_axis_units(excess.amax(dim=0), space),
-        "budget_error": float(excess.abs().mean()),
-    }
-
-
-def check_budgets(budgets: Sequence[Sequence[float]], space: ActionSpace) -> torch.Tensor:
-    """The targets of budgets, after a check that they can be met.
-
-    Args:
-        budgets (`Sequence` of `Sequence[float]`): One number per axis, in axis units.
-        space ([`ActionSpace`]): The levels.
-
-    Returns:
-        `torch.Tensor` of shape `(budgets, axes)`: In ratio units.
-
-    Raises:
-        ValueError: if there is no budget, or the number of entries of one is not the number of axes.
-        BudgetError: if a budget is malformed or below the smallest level.
-    """
-    if not budgets:
-        raise ValueError(f"There is no budget to evaluate at: give tuples ({', '.join(space.axis_names)}).")
-    targets = []
-    for values in budgets:
-        if len(values) != len(space.axes):
-            raise ValueError(_wrong_length(values, space))
-        budget = Budget.of(dict(zip(space.axis_names, values, strict=True)))
-        budget.check(space)
-        targets.append(budget.targets(1, space=space))
-    return torch.cat(targets)
-
-
-def _wrong_length(budget: Sequence[float], space: ActionSpace) -> str:
-    return f"A budget has one number per axis ({', '.join(space.axis_names)}), got {tuple(budget)}."
+def _evaluation(rows: Sequence[SweepRow], dense_losses: tuple[float, ...] | None) -> BudgetEvaluation:
+    """What all contestants did at one budget; the policy and the fixed schedule come first."""
+    policy, fixed, *others = rows
+    space, target = policy.space, policy.target.double()
+    excess = policy.of_blocks - target
+    controlled = target < policy.space.max_ratio().double() - 1e-6
+    return BudgetEvaluation(
+        requested=tuple(policy.budget),
+        realised=_in_axis_units(policy.realised, space),
+        fixed_realised=_in_axis_units(fixed.realised, space),
+        mean_overshoot=_in_axis_units(excess.mean(dim=0), space),
+        worst_overshoot=_in_axis_units(excess.amax(dim=0), space),
+        budget_error=float(excess.abs().mean()),
+        losses=tuple(policy.losses.tolist()),
+        fixed_losses=tuple(fixed.losses.tolist()),
+        dense_losses=dense_losses,
+        axes=space.axis_names,
+        documents=policy.documents,
+        divergences=tuple(policy.divergence.tolist()),
+        fixed_divergences=tuple(fixed.divergence.tolist()),
+        distance=float(excess[:, controlled].abs().mean()) if bool(controlled.any()) else 0.0,
+        above_guarantee=float(policy.overshoot.max()),
+        others=tuple(
+            Opponent(
+                row.controller,
+                _in_axis_units(row.realised, space),
+                tuple(row.losses.tolist()),
+                tuple(row.divergence.tolist()),
+            )
+            for row in others
+        ),
+    )
 
 
 def _in_axis_units(ratios: torch.Tensor, space: ActionSpace) -> tuple[float, ...]:
@@ -317,7 +287,11 @@ def to_rows(evaluations: Sequence[BudgetEvaluation]) -> list[dict[str, Any]]:
             values = zip(evaluation.axes, getattr(evaluation, name), strict=True)
             row |= {f"{prefix}{axis}": value for axis, value in values}
         names = ["net_keep", "budget_error", "perplexity", "fixed_perplexity", "gain", "gain_error"]
+        names += [name for name in ("distance", "above_guarantee") if getattr(evaluation, name) is not None]
         names += ["dense_perplexity"] if evaluation.dense_losses is not None else []
+        if evaluation.divergences is not None:
+            row["divergence"] = _mean(evaluation.divergences)
+            row |= {f"{other.name}_divergence": _mean(other.divergences) for other in evaluation.opponents}
         rows.append(row | {name: getattr(evaluation, name) for name in names} | {"blocks": len(evaluation.losses)})
     return rows
 

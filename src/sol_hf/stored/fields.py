@@ -145,6 +145,7 @@ CHECKS: dict[str, Check] = {
     "calibration": Many(dict, MOST_CALIBRATION_POINTS),
     "calibration_unit": Text(),
     "calibration_conditions": Entries(8),
+    "place_costs": Entries(16),
     "initializer_range": Real(10, includes_lowest=True),
     "sol_hf_version": Text(),
     "base_model_name_or_path": Text(),
@@ -157,9 +158,9 @@ CHECKS: dict[str, Check] = {
 }
 """The check of every field of [`SOLConfig`] except for the levels of the axes."""
 OPTIONAL = frozenset(
-    "kv_dtype axes calibration calibration_unit calibration_conditions sol_hf_version base_model_name_or_path "
-    "base_model_revision base_fingerprint base_hidden_size base_embedding_size base_vocab_size "
-    "base_max_position_embeddings".split()
+    "kv_dtype axes calibration calibration_unit calibration_conditions place_costs sol_hf_version "
+    "base_model_name_or_path base_model_revision base_fingerprint base_hidden_size base_embedding_size "
+    "base_vocab_size base_max_position_embeddings".split()
 )
 """Fields that may be `None`."""
 

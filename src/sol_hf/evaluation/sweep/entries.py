@@ -37,14 +37,14 @@ class SweepEntry:
         Raises:
             ValueError: for an unknown name, or a number that the name does not take.
         """
+        if text.strip() in SWEEP_METHODS:  # a name may have a colon itself
+            return cls(text.strip(), SWEEP_METHODS[text.strip()].least)
         name, colon, number = text.strip().partition(":")
         if name not in SWEEP_METHODS:
             if name not in CONTROLLERS:
                 raise CONTROLLERS.unknown(text.strip(), also=_methods_only())
             return cls(*parse_controller(text))
         method = SWEEP_METHODS[name]
-        if not colon:
-            return cls(name, method.least)
         if method.number is None:
             raise ValueError(f"Controller {text!r}: `{name}` takes no number.")
         if not number.isdecimal() or int(number) < method.least:

@@ -37,9 +37,10 @@ from .table import SweepError
 logger = logging.get_logger(__name__)
 
 SETTINGS, PARTS = "settings.json", "parts"
-RULES = 2
+RULES = 3
 """Version of what a sweep computes from the same settings. Parts of another version are not mixed with new ones. Since
-version 2 an axis is held at its dense level if the budget leaves it dense."""
+version 2 an axis is held at its dense level if the budget leaves it dense; since version 3 blocks of several episodes
+are played, and the oracle keeps its means over the horizon of the policy."""
 MOMENT = 5.0
 """Seconds to wait for another process that has just begun."""
 

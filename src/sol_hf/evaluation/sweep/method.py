@@ -17,6 +17,7 @@ import torch
 from ...budget.action_space import ActionSpace
 from ...controllers.schedule import ScheduleController
 from ...episodes.block_runner import BlockRunner, Run, RunResult
+from ...episodes.step_settings import StepSettings
 from ...registry import Registry
 
 
@@ -29,15 +30,24 @@ class SweepSetting:
 
     Args:
         runner ([`BlockRunner`]): Base, policy and blocks.
-        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps of an episode.
+        counted (`torch.BoolTensor` of shape `(blocks, steps)`): Controllable steps.
         hard (`bool`): Enforce the budgets of the policy.
         schedules_at_once (`int`): Schedules of a block that run at the same time.
+        horizon (`str`, *optional*): Over what hard budgets are kept; by default that of [`StepSettings`].
+        exact (`bool`, *optional*, defaults to `False`): See [`Run`].
     """
 
     runner: BlockRunner
     counted: torch.Tensor
     hard: bool
     schedules_at_once: int
+    horizon: str | None = None
+    exact: bool = False
+
+    @property
+    def kept_over(self) -> str | None:
+        """Over what the policy keeps its budgets, one of `HORIZONS`; `None` if it need not."""
+        return (self.horizon or StepSettings.of(self.runner.model).budget_horizon) if self.hard else None
 
     @property
     def space(self) -> ActionSpace:
@@ -60,7 +70,7 @@ class SweepSetting:
             schedules (`torch.LongTensor` of shape `(blocks, schedules, steps)`): Action ids.
         """
         unused = torch.ones(schedules.shape[1], len(self.space.axes))
-        return Run(unused, lambda begin, end: ScheduleController(schedules[begin:end].flatten(0, 1).T))
+        return Run(unused, lambda blocks, some: ScheduleController(schedules[blocks][:, some].flatten(0, 1).T))
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class Part:
 
     Args:
         name (`str`): Name of its file.
-        episodes (`int`): Number of episodes, for the progress bar.
+        episodes (`int`): Number of blocks to play, for the progress bar.
         make (`Callable`): Runs it and returns the tensors to save.
     """
 
@@ -108,7 +118,7 @@ class SweepMethod:
 
     @property
     def episodes(self) -> int:
-        """Number of episodes that are run for one budget."""
+        """Number of blocks that are played for one budget."""
         return self.setting.blocks
 
     def preparation(self) -> Part | None:
@@ -119,7 +129,7 @@ class SweepMethod:
         """Set the result of the preparation."""
 
     def run(self, targets: torch.Tensor, seed: int) -> Tensors:
-        """Run an episode on every block at every budget.
+        """Play every block at every budget.
 
         Args:
             targets (`torch.Tensor` of shape `(budgets, axes)`): In ratio units.

@@ -14,13 +14,11 @@ import numpy as np
 from datasets import Dataset
 
 from ...budget.axes import AXES
-from ..clusters import resampled_means
+from ..clusters import RESAMPLES, TAILS, resampled_means
 from .fronts import hypervolume, pareto_front
 from .table import axes_of, key_of
 
 
-RESAMPLES = 2000
-TAILS = (2.5, 97.5)
 DENSE_FIGURES = ("perplexity", "log_perplexity", "bytes_per_token", "flops_per_token")
 
 Row = dict[str, Any]

@@ -42,7 +42,8 @@ def random_schedules(
 
     Args:
         fixed (`torch.LongTensor` of shape `(blocks, steps)`): From [`fixed_schedule`].
-        counted (`torch.BoolTensor` of shape `(steps,)`): Controllable steps; the others are not shuffled.
+        counted (`torch.BoolTensor` of shape `(steps,)` or `(blocks, steps)`): Controllable steps; the others are not
+            shuffled.
         space ([`ActionSpace`]): The levels.
         trials (`int`): Number of schedules.
         seed (`int`): Seed of the shuffling.
@@ -50,12 +51,12 @@ def random_schedules(
     Returns:
         `torch.LongTensor` of shape `(blocks, trials, steps)`: Action ids.
     """
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(fixed), trials, int(counted.sum()))
-    shuffled = []
-    for levels in space.level_indices(fixed[:, counted]).unbind(dim=-1):
-        order = torch.rand(shape, generator=generator).argsort(dim=-1)
-        shuffled.append(levels[:, None].expand(shape).gather(2, order))
+    generator, counted = torch.Generator().manual_seed(seed), counted.expand(fixed.shape)
     schedules = fixed[:, None].repeat(1, trials, 1)
-    schedules[:, :, counted] = space.ids_of(torch.stack(shuffled, dim=-1))
+    for own, schedule, steps in zip(fixed, schedules, counted, strict=True):
+        shape, shuffled = (trials, int(steps.sum())), []
+        for levels in space.level_indices(own[steps]).unbind(dim=-1):
+            order = torch.rand(shape, generator=generator).argsort(dim=-1)
+            shuffled.append(levels.expand(shape).gather(1, order))
+        schedule[:, steps] = space.ids_of(torch.stack(shuffled, dim=-1))
     return schedules

@@ -29,5 +29,7 @@ class StepByStep(SweepMethod):
 
     def run(self, targets: torch.Tensor, seed: int) -> Tensors:
         pinned, hard = left_dense(targets, self.setting.space), self.setting.hard and self.runs_policy
-        run = Run(targets.float(), lambda *_: self.controller(), pinned, hard)
+        run = Run(
+            targets.float(), lambda *_: self.controller(), pinned, hard, self.setting.horizon, self.setting.exact
+        )
         return tensors_of(*self.setting.run([run]))
