@@ -14,7 +14,7 @@ from sol_hf import Probes, ScheduleController, level_costs
 from sol_hf.controllers.fixed import fixed_schedule
 from sol_hf.episodes.counterfactuals import measure
 from sol_hf.episodes.rollouts import prefill, roll_out
-from sol_hf.evaluation.oracle import cheapest_levels, measure_damage, oracle_schedule
+from sol_hf.evaluation.oracle import cheapest_levels, horizon_parts, measure_damage, oracle_schedule
 from support.bases import tiny_base
 from support.cases import control
 
@@ -92,3 +92,18 @@ def test_steps_that_are_not_controllable_stay_dense():
     schedule = oracle_schedule(tables, space, torch.tensor([0.5, 0.6, 0.4]), counted)
     assert (schedule[:, :3] == space.dense_id).all()
     assert (space.ratios[schedule[:, counted]].mean(dim=(0, 1)) <= torch.tensor([0.5, 0.6, 0.4]) + 1e-5).all()
+
+
+@pytest.mark.parametrize("horizon", ["generation", "episode", None])
+def test_means_are_kept_over_what_the_policy_keeps_them_over(horizon):
+    space, steps = control(tiny_base("llama"), **LEVELS).action_space, 2 * STEPS
+    generator = torch.Generator().manual_seed(2)
+    tables = [torch.rand(BLOCKS, steps, len(levels), generator=generator) for levels in space.levels.values()]
+    tables = [table * torch.arange(1, BLOCKS + 1)[:, None, None] for table in tables]  # dear texts get more, if allowed
+    means, parts = torch.tensor([0.5, 0.6, 0.4]), horizon_parts(BLOCKS, steps, horizon, STEPS)
+    schedule = oracle_schedule(tables, space, means, torch.ones(steps, dtype=torch.bool), parts)
+    ratios = space.ratios[schedule]
+    of_texts, of_episodes = ratios.mean(dim=1), ratios.unflatten(1, (2, STEPS)).mean(dim=2)
+    assert (ratios.mean(dim=(0, 1)) <= means + 1e-5).all()
+    assert (of_texts <= means + 1e-5).all() == (horizon is not None)
+    assert (of_episodes <= means + 1e-5).all() == (horizon == "episode")
