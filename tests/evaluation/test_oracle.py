@@ -99,7 +99,7 @@ def test_means_are_kept_over_what_the_policy_keeps_them_over(horizon):
     space, steps = control(tiny_base("llama"), **LEVELS).action_space, 2 * STEPS
     generator = torch.Generator().manual_seed(2)
     tables = [torch.rand(BLOCKS, steps, len(levels), generator=generator) for levels in space.levels.values()]
-    tables = [table * torch.arange(1, BLOCKS + 1)[:, None, None] for table in tables]  # dear texts get more, if allowed
+    tables = [table * torch.arange(1, BLOCKS + 1)[:, None, None] for table in tables]  # the last is dear
     means, parts = torch.tensor([0.5, 0.6, 0.4]), horizon_parts(BLOCKS, steps, horizon, STEPS)
     schedule = oracle_schedule(tables, space, means, torch.ones(steps, dtype=torch.bool), parts)
     ratios = space.ratios[schedule]
