@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sol_hf import ScheduleController
+from sol_hf.episodes import counterfactuals
 from sol_hf.episodes.counterfactuals import Counterfactuals, Probes, measure
 from sol_hf.episodes.rollouts import prefill, roll_out
 from support.bases import tiny_base
@@ -60,6 +61,28 @@ def test_a_probe_is_a_step_on_a_dense_history(family, settings):
     check_close(measured.losses[..., 0], -alone.label_logprobs)
     check_close(measured.hidden_states, alone.hidden_states)
     assert measured.divergence.mean() > 1e-3
+
+
+@pytest.mark.parametrize("settings", [SKETCH, {"criterion": "relevancy"}, {"criterion": "recency"}, {}])
+def test_steps_that_run_together_give_what_each_gives_alone(settings, monkeypatch):
+    model = control(tiny_base("llama", torch.float64), page_size=4, **settings)
+    generator, context, steps = torch.Generator().manual_seed(5), 70, 12
+    blocks = torch.randint(1, 99, (2, context + steps + 1), generator=generator)
+    actions = torch.randint(len(model.action_space), (2, steps), generator=generator)
+    real, groups = counterfactuals.steps_run_together, []
+
+    def noted(*given):
+        groups.extend(real(*given))
+        return groups
+
+    monkeypatch.setattr(counterfactuals, "steps_run_together", noted)
+    together = measure(model, blocks, context, Probes.of(model.action_space), actions)
+    assert [len(group) for group in groups] == [3] * 4
+    monkeypatch.setattr(counterfactuals, "steps_run_together", lambda steps, *given: [[x] for x in range(steps)])
+    alone = measure(model, blocks, context, Probes.of(model.action_space), actions)
+    assert (alone.divergence > 1e-5).float().mean() > 0.9
+    for name, values in vars(alone).items():
+        torch.testing.assert_close(getattr(together, name), values, atol=2e-6, rtol=1e-5)
 
 
 def test_next_states_are_those_after_a_random_action():

@@ -80,11 +80,11 @@ def test_rollouts_over_a_shared_prefix_equal_rows_of_their_own(name):
 
 
 @pytest.mark.parametrize("criterion, together", [(LongKeys, 1), (MiddlePages, 2)])
-def test_only_pages_let_steps_run_together(criterion, together):
+def test_a_criterion_that_does_not_say_so_sees_one_length_of_a_prefix(criterion, together):
     with registered("mine", criterion()):
         model = control(tiny_base("llama", torch.float64), criterion="mine")
         cache = prefill(model, blocks_of(), CONTEXT).cache
-        groups = steps_run_together(STEPS, cache, model.config.selection_rule)
+        groups = steps_run_together(STEPS, cache, model.config.selection_rule, CONTEXT)
     assert max(len(group) for group in groups) == together
 
 

@@ -149,7 +149,7 @@ def measure(
         losses = -prefix.logprobs.gather(2, labels).expand(-1, -1, 1 + len(probes.actions)).clone()
         divergence = torch.empty(*losses.shape[:2], len(probes.actions), device=losses.device)
         next_states = torch.empty_like(prefix.hidden_states[:, :-1])
-        for together in steps_run_together(steps, prefix.cache, rule):
+        for together in steps_run_together(steps, prefix.cache, rule, context_length):
             tried = probes.actions.to(blocks.device).expand(len(blocks), len(together), -1)
             tried = torch.cat([tried, next_actions[:, together, None]], dim=2)
             probed, states = _try(model, prefix.cache, blocks, [context_length + step for step in together], tried)
@@ -176,9 +176,11 @@ def divergence_of(logprobs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
     return -(logprobs @ probability[..., None]).squeeze(-1) - entropy
 
 
-def steps_run_together(steps: int, cache: SOLCache, rule: SelectionRule) -> list[list[int]]:
+def steps_run_together(steps: int, cache: SOLCache, rule: SelectionRule, context_length: int) -> list[list[int]]:
     """Groups of steps that can be rows of one decode step: whole pages apart, if cache and criterion allow it."""
-    stride = rule.page_size if CRITERIA[rule.criterion].chooses_pages and cache.can_stagger else steps
+    least = CRITERIA[rule.criterion].prefix_to_stagger
+    whole_pages = context_length // rule.page_size * rule.page_size
+    stride = rule.page_size if least is not None and whole_pages >= least and cache.can_stagger else steps
     return [list(range(first, steps, stride)) for first in range(min(stride, steps))]
 
 

@@ -57,7 +57,7 @@ def measure_damage(
     prefix = prefill(model, blocks, context_length, dense=True)
     damage = torch.zeros(len(blocks), steps, len(probes.actions), device=blocks.device)
     with Instrumentation.of(model.base), torch.inference_mode():
-        for together in steps_run_together(steps, prefix.cache, rule):
+        for together in steps_run_together(steps, prefix.cache, rule, context_length):
             damage[:, together] = _damage_at(model, blocks, prefix, together, probes, later_steps)
     return damage
 

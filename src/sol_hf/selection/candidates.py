@@ -53,6 +53,20 @@ class Candidates:
         """Number of slots, those of padding included."""
         return self._keys.shape[2]
 
+    @property
+    def counts(self) -> torch.Tensor:
+        """Number of keys of every row, `(rows,)`."""
+        return self.slots - self.first_key
+
+    @property
+    def places(self) -> torch.Tensor:
+        """Place of every slot in the text of its row, `(rows, slots)`; negative where there is no key of the row."""
+        return torch.arange(self.slots, device=self.first_key.device) - self.first_key[:, None]
+
+    def slots_at(self, places: torch.Tensor) -> torch.Tensor:
+        """The slots of some places in the text of every row, `(rows, n)` both."""
+        return places + self.first_key[:, None]
+
     def exact_scores(self) -> torch.Tensor:
         """`q . k` of every query head and slot, `(rows, kv_heads, group, slots)`."""
         return self.query @ self.keys.transpose(2, 3)

@@ -66,6 +66,9 @@ class Criterion:
         heads_may_differ (`bool`): Whether query heads that share a key-value head may select different keys, under
             `selection="head"`.
         selections (`tuple[str, ...]`): Values of `selection` that it can be used with.
+        prefix_to_stagger (`int`, *optional*): Rows over a shared prefix may see different lengths of it, if these are
+            at least so many tokens: the criterion then asks [`Candidates`] for `places`, `counts` and `slots_at`.
+            `None` if it does not.
     """
 
     chooses_pages: ClassVar[bool] = False
@@ -73,6 +76,7 @@ class Criterion:
     ranks_codes: ClassVar[bool] = False
     heads_may_differ: ClassVar[bool] = True
     selections: ClassVar[tuple[str, ...]] = ("head", "group")
+    prefix_to_stagger: ClassVar[int | None] = None
 
     def check(self, rule: SelectionRule) -> None:
         """Raise a ValueError for settings that this criterion cannot be used with."""
@@ -98,6 +102,10 @@ class Criterion:
             rule ([`SelectionRule`]): Settings.
         """
         raise NotImplementedError
+
+    def mask(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+        """The selection of [`Criterion.select`] as a mask `(rows, H, slots)`."""
+        return candidates.mask_of(self.select(candidates, token_keep, rule))
 
     def has_token_kernel(self, rule: SelectionRule) -> bool:
         """Whether the compiled CPU kernel for single tokens selects the same keys under these settings."""

@@ -25,6 +25,7 @@ class PageCriterion(Criterion):
     """
 
     chooses_pages: ClassVar[bool] = True
+    prefix_to_stagger: ClassVar[int | None] = 0
 
     def page_queries(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors to multiply with the maxima and the minima of pages, each of the shape of `query`.

@@ -11,7 +11,7 @@ import torch
 
 from ...cache.shared_prefix import SharedPrefixLayer
 from ...selection.candidates import Candidates
-from ...selection.criterion import CRITERIA
+from ...selection.criterion import CRITERIA, Criterion
 from ...selection.page_criterion import PageCriterion
 from ...selection.ranking import group_queries
 from ...selection.rule import SelectionRule
@@ -26,17 +26,58 @@ class SharedCandidates(Candidates):
         query (`torch.Tensor` of shape `(rows, kv_heads, group, head_dim)`): Query heads by key-value head.
         scores (`torch.Tensor` of shape `(blocks, kv_heads, repeats * group, slots)`): `q . k` of all these keys.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+        rows (`torch.LongTensor` of shape `(n,)`, *optional*): The rows to choose for; all by default.
     """
 
-    def __init__(self, layer: SharedPrefixLayer, query: torch.Tensor, scores: torch.Tensor, scaling: float | None):
+    def __init__(
+        self,
+        layer: SharedPrefixLayer,
+        query: torch.Tensor,
+        scores: torch.Tensor,
+        scaling: float | None,
+        rows: torch.Tensor | None = None,
+    ):
+        self._layer, self._scores, self._queries, self._rows = layer, scores, query, rows
+        query = self._some(query)
         zero = torch.zeros(len(query), dtype=torch.long, device=query.device)
         super().__init__(query, layer.keys, zero, zero, layer.page_size, scaling)
-        self._layer, self._scores = layer, scores
+
+    def _some(self, x: torch.Tensor) -> torch.Tensor:
+        """Of all rows those to choose for."""
+        return x if self._rows is None else x[self._rows]
+
+    @property
+    def hidden_tokens(self) -> torch.Tensor | None:
+        """Tokens at the end of the prefix that a row does not see, `(rows,)`; `None` if all rows see all."""
+        visible = self._layer.prefix.visible_pages
+        if visible is None:
+            return None
+        hidden = self._layer.prefix.length - visible * self.page_size
+        return self._some(hidden.repeat(len(self._queries) // self._layer.repeats))
+
+    @property
+    def counts(self) -> torch.Tensor:
+        hidden = self.hidden_tokens
+        return super().counts if hidden is None else super().counts - hidden
+
+    @property
+    def places(self) -> torch.Tensor:
+        places, hidden, shared = super().places, self.hidden_tokens, self._layer.prefix.length
+        if hidden is None:
+            return places
+        seen = torch.where(places < (shared - hidden)[:, None], places, -1)
+        return torch.where(places < shared, seen, places - hidden[:, None])
+
+    def slots_at(self, places: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden_tokens
+        if hidden is None:
+            return super().slots_at(places)
+        return torch.where(places < (self._layer.prefix.length - hidden)[:, None], places, places + hidden[:, None])
 
     @property
     def keys(self) -> torch.Tensor:
         prefix = self._layer.prefix.keys.repeat_interleave(self._layer.repeats, dim=0)
-        return torch.cat([prefix, self._layer.keys], dim=2)
+        return self._some(torch.cat([prefix, self._layer.keys], dim=2))
 
     @property
     def stored_keys(self) -> torch.Tensor:
@@ -47,16 +88,17 @@ class SharedCandidates(Candidates):
         return self._scores.shape[-1]
 
     def exact_scores(self) -> torch.Tensor:
-        return self._layer.by_row(self._scores)
+        return self._some(self._layer.by_row(self._scores))
 
     def coded_scores(self, bits: int) -> torch.Tensor:
         layer = self._layer
         if layer.prefix.length < MOST_IN_MEAN:  # each row's own tokens count in its mean
             return super().coded_scores(bits)
         mean, coded = layer.coded_prefix(bits)
-        of_prefix = layer.by_row(layer.by_block(self.query.float()) @ coded.transpose(2, 3))
-        own = decode(*encode(layer.rounded(layer.keys), mean.repeat_interleave(layer.repeats, dim=0), bits))
-        return torch.cat([of_prefix, self.query.float() @ own.transpose(2, 3)], dim=-1)
+        of_prefix = layer.by_row(layer.by_block(self._queries.float()) @ coded.transpose(2, 3))
+        keys, means = layer.rounded(self._some(layer.keys)), self._some(mean.repeat_interleave(layer.repeats, dim=0))
+        own = decode(*encode(keys, means, bits))
+        return torch.cat([self._some(of_prefix), self.query.float() @ own.transpose(2, 3)], dim=-1)
 
 
 def attend_shared_prefix(
@@ -112,10 +154,17 @@ def _mask_out(
     """Set `scores` `(blocks, kv_heads, repeats * group, slots)` to -inf where a query head does not read a key."""
     criterion, slots = CRITERIA[rule.criterion], scores.shape[-1]
     if not isinstance(criterion, PageCriterion):
-        assert layer.prefix.visible_pages is None, "rows see different pages only where the criterion chooses pages"
-        candidates = SharedCandidates(layer, grouped, scores, scaling)
-        keep = candidates.mask_of(criterion.select(candidates, token_keep, rule))
-        scores.masked_fill_(~layer.by_block(_per_query(keep, grouped)), -torch.inf)
+        rows = _rows_to_choose_for(criterion, rule, token_keep, slots)
+        if rows is not None and not len(rows):
+            return
+        candidates = SharedCandidates(layer, grouped, scores, scaling, rows)
+        some = token_keep if rows is None else token_keep[rows]
+        keep = _per_query(criterion.mask(candidates, some, rule), candidates.query)
+        if rows is not None:
+            every = torch.ones(*grouped.shape[:3], slots, dtype=torch.bool)
+            every[rows] = keep
+            keep = every
+        scores.masked_fill_(~layer.by_block(keep), -torch.inf)
         return
     keep = layer.by_block(_per_query(_kept_pages(layer, criterion, rule, token_keep, grouped, slots), grouped))
     # Adding 0 or -inf page by page is cheaper than a mask over all keys.
@@ -124,6 +173,16 @@ def _mask_out(
     whole = shared // size
     scores[..., :shared].unflatten(-1, (whole, size)).add_(bias[..., :whole, None])
     scores[..., shared:].add_(bias[..., whole:].repeat_interleave(size, dim=-1)[..., : slots - shared])
+
+
+def _rows_to_choose_for(
+    criterion: Criterion, rule: SelectionRule, token_keep: torch.Tensor, slots: int
+) -> torch.Tensor | None:
+    """Indices of the rows that may leave keys out; `None` for all. On an accelerator, looking would stall it."""
+    if token_keep.device.type != "cpu" or not criterion.reads_all(rule, 1.0, slots):
+        return None
+    rows = (token_keep < 1).nonzero().squeeze(1)
+    return None if len(rows) == len(token_keep) else rows
 
 
 def _per_query(mask: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:

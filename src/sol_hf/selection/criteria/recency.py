@@ -26,18 +26,18 @@ class Recency(Criterion):
     """
 
     heads_may_differ: ClassVar[bool] = False
+    prefix_to_stagger: ClassVar[int | None] = 0
 
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
-        first_key, slots = candidates.first_key, candidates.slots
-        count = slots - first_key
+        count, device = candidates.counts, token_keep.device
         always = rule.sink_tokens + rule.window_tokens + 1
         middle = count - always
         extra = torch.where(middle > 0, kept_count(token_keep, middle), 0)
         kept = torch.minimum(count, always + extra)
-        most = int(kept.max()) if first_key.device.type == "cpu" else slots
-        place = torch.arange(most, device=first_key.device)
+        most = int(kept.max()) if device.type == "cpu" else candidates.slots
+        place = torch.arange(most, device=device)
         in_row = torch.where(place < rule.sink_tokens, place, place + (count - kept)[:, None])
-        ranks = in_row + (first_key - candidates.page_origin)[:, None]
+        ranks = candidates.slots_at(in_row) - candidates.page_origin[:, None]
         return Selection(ranks[:, None], (place < kept[:, None])[:, None])
 
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:

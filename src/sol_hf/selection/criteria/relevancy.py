@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import torch
 
@@ -26,11 +27,10 @@ class Relevancy(Criterion):
     `token_keep` is a fraction of the other tokens. All keys are read to select, and only the selected values.
     """
 
+    prefix_to_stagger: ClassVar[int | None] = 0
+
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
-        scores, first_key = candidates.exact_scores(), candidates.first_key
-        slots = scores.shape[-1]
-        place = torch.arange(slots, device=scores.device) - first_key[:, None]
-        count = slots - first_key
+        scores, place, count = candidates.exact_scores(), candidates.places, candidates.counts
         valid = place >= 0
         always = valid & ((place < rule.sink_tokens) | (place >= (count - rule.window_tokens - 2)[:, None]))
         others = count - always.sum(dim=-1)

@@ -14,7 +14,7 @@ from ..criterion import Criterion, SelectionCost, register_criterion
 from ..ranking import top_ranked
 from ..refresh_gain import RefreshGain
 from ..rule import Selection, SelectionRule
-from ..sketch import INDEX_BITS
+from ..sketch import INDEX_BITS, MOST_IN_MEAN
 
 
 GAIN = RefreshGain(((0.1, 0.011), (0.2, 0.004), (1.0, 0.0)))
@@ -31,6 +31,7 @@ class Sketch(Criterion):
     """
 
     ranks_codes: ClassVar[bool] = True
+    prefix_to_stagger: ClassVar[int | None] = MOST_IN_MEAN
     selections: ClassVar[tuple[str, ...]] = ("head", "group", "layer")
 
     def check(self, rule: SelectionRule) -> None:
@@ -39,10 +40,25 @@ class Sketch(Criterion):
             raise ValueError(f"`index_bits` must be one of {', '.join(map(str, INDEX_BITS))}, got {rule.index_bits}.")
 
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
-        scores, first_key = candidates.coded_scores(rule.index_bits), candidates.first_key
-        slots = scores.shape[-1]
-        place = torch.arange(slots, device=scores.device) - first_key[:, None]
-        count = slots - first_key
+        scores, wanted = self._scores(candidates, token_keep, rule)
+        if rule.selection != "layer":
+            order, in_use = top_ranked(scores, wanted)
+        else:
+            order, in_use = _shared_by_heads(scores, wanted)
+        return Selection(order - candidates.page_origin[:, None, None], in_use)
+
+    def mask(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+        """See [`Criterion.mask`]. Heads that choose together give a mask at once."""
+        if rule.selection != "layer":
+            return super().mask(candidates, token_keep, rule)
+        scores, wanted = self._scores(candidates, token_keep, rule)
+        return _chosen_by_heads(scores, wanted)
+
+    def _scores(
+        self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of all slots `(rows, H, slots)`, and how many keys `(rows,)` a head reads on average."""
+        scores, place, count = candidates.coded_scores(rule.index_bits), candidates.places, candidates.counts
         valid = place >= 0
         always = valid & ((place < rule.sink_tokens) | (place >= (count - rule.recent_tokens)[:, None]))
         wanted = self.tokens_wanted(rule, token_keep, count)
@@ -52,11 +68,7 @@ class Sketch(Criterion):
             logits = (scores * candidates.scaling).masked_fill(~valid[:, None, None], float("-inf"))
             scores = logits.softmax(dim=-1).sum(dim=2)
         scores = scores.masked_fill(always[:, None], float("inf")).masked_fill(~valid[:, None], float("-inf"))
-        if rule.selection != "layer":
-            order, in_use = top_ranked(scores, wanted)
-        else:
-            order, in_use = _shared_by_heads(scores, wanted)
-        return Selection(order - candidates.page_origin[:, None, None], in_use)
+        return scores, wanted
 
     def has_token_kernel(self, rule: SelectionRule) -> bool:
         return rule.index_bits == 4 and rule.selection != "head"
@@ -80,10 +92,14 @@ class Sketch(Criterion):
         return dataclasses.replace(cost, scored=keys, **index)
 
 
+def _chosen_by_heads(scores: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """A mask `(rows, kv_heads, slots)` of the best of all heads together, `wanted` a head on average."""
+    return largest(scores.flatten(1), wanted * scores.shape[1]).view_as(scores)
+
+
 def _shared_by_heads(scores: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ranks `(rows, kv_heads, m)` of the best of all heads together, `wanted` a head on average, and their mask."""
-    heads, slots = scores.shape[1:]
-    chosen = largest(scores.flatten(1), (wanted * heads)).view_as(scores)
+    chosen, slots = _chosen_by_heads(scores, wanted), scores.shape[-1]
     number = chosen.sum(dim=-1)
     most = int(number.max()) if scores.device.type == "cpu" else slots
     order = chosen.to(torch.int8).topk(most, dim=-1).indices
