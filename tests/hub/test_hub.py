@@ -257,12 +257,16 @@ def consume_offline(first: str) -> Report:
     }
 
 
-def run_snippet(snippet: str) -> Report:
-    """Run the code of a card; the class of its `model` and the number of its new tokens."""
-    names: dict[str, Any] = {}
-    exec(snippet, names)
-    new_tokens = names["output"].sequences.shape[1] - names["inputs"]["input_ids"].shape[1]
-    return {"class": type(names["model"]).__name__, "new_tokens": new_tokens}
+def run_snippets(snippets: list[str]) -> list[list]:
+    """Run the code of a card: what wrote the text, and the number of its new tokens."""
+    found = []
+    for snippet in snippets:
+        names: dict[str, Any] = {}
+        exec(snippet, names)
+        output = names["output"]
+        text = output.sequences if hasattr(output, "sequences") else output
+        found.append([next(n for n in ("model", "base") if n in names), text.shape[1] - names["inputs"].input_ids.shape[1]])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -392,15 +396,16 @@ def test_refused_requests_raise_the_errors_of_the_client(hub_server: HubServer, 
 def test_repository_holds_the_policy_only(hub_server: HubServer, published: Report):
     files = hub_server.files(SOL)
     config = stored_config(hub_server, SOL)
-    stubs = {f"{reference.rpartition('--')[2].partition('.')[0]}.py" for reference in config["auto_map"].values()}
-    assert len(stubs) == 1
-    expected = {".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors"}
-    assert set(files) == expected | stubs
+    assert {reference.partition(".")[0] for reference in config["auto_map"].values()} == {"sol_remote"}
+    policy = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+    code = {"sol_remote.py", "sol_plain.py", "custom_generate/generate.py"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}  # the licence of the base allows a copy
+    assert set(files) == {".gitattributes"} | policy | code | tokenizer
     weights = files["model.safetensors"]
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     assert sorted(set(header) - {"__metadata__"}) == published["second"]["names"]
     assert len(weights) < published["size"] + 16_384
-    assert sum(map(len, files.values())) < published["size"] + 32_768
+    assert sum(len(files[name]) for name in policy) < published["size"] + 32_768
     assert hub_server.repos[SOL].commit_at("main").files["model.safetensors"].lfs
 
 
@@ -443,8 +448,8 @@ def test_card_that_was_edited_stays(hub_server: HubServer, published: Report):
 @pytest.mark.slow
 def test_snippet_of_the_card_runs(hub_server: HubServer, reader: HubClient, published: Report):
     snippets = re.findall(r"```python\n(.*?)```", hub_server.files(SOL)["README.md"].decode(), re.DOTALL)
-    assert len(snippets) == 1 and SOL in snippets[0] and BASE in snippets[0]
-    assert reader.call(run_snippet, snippet=snippets[0]) == {"class": "SOLForCausalLM", "new_tokens": 64}
+    assert len(snippets) == 2 and all(SOL in snippet and BASE in snippet for snippet in snippets)
+    assert reader.call(run_snippets, snippets=snippets) == [["model", 64], ["base", 64]]
 
 
 @pytest.mark.slow
@@ -463,8 +468,8 @@ def test_remote_code_loads_without_an_import(
     assert report["policy"] == published["second"]["policy"]
     assert same_model(report["model"], published["second"])
     assert not [path for path in paths[: paths.index("/api/whoami-v2")] if BASE in path], "the policy needs no base"
-    pushed = set(hub_server.files(SOL)) - {".gitattributes"}
-    assert set(report["saved_model"]["files"]) == pushed
+    pushed = set(hub_server.files(SOL)) - {".gitattributes", "tokenizer.json", "custom_generate/generate.py"}
+    assert set(report["saved_model"]["files"]) == pushed | {"custom_generate"}
     assert report["saved_model"]["auto_map"] == stored_config(hub_server, SOL)["auto_map"]
     assert set(report["saved_policy"]["files"]) <= pushed
 

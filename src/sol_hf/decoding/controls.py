@@ -25,7 +25,7 @@ from ..selection.rule import SelectionRule
 
 LIMITS = (PinnedAxesProcessor, DenseRowsProcessor, HardBudgetProcessor, GenerationBudgetProcessor)
 """Processors that hold a call to its budget."""
-OWN_CONTROLLERS = f"{__package__.rpartition('.')[0]}.controllers."
+OWN_CONTROLLERS = f"{Controller.__module__.rpartition('.')[0]}."
 """Module names of controllers and processors that do not edit what they are given begin with this."""
 
 

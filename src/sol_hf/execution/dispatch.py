@@ -58,10 +58,10 @@ class Operation(Registry[Implementation[AnyCall]]):
 
     Args:
         kind (`str`): The operation, for messages.
-        package (`str`): Dotted name of the package whose modules register the implementations.
+        package (`str`, *optional*): Dotted name of the package whose modules register the implementations.
     """
 
-    def __init__(self, kind: str, package: str):
+    def __init__(self, kind: str, package: str | None = None):
         super().__init__(kind, package)
         self._ordered: tuple[tuple[str, Implementation[AnyCall]], ...] | None = None
 

@@ -37,7 +37,7 @@ def without_wrapper(base: Any) -> PreTrainedModel:
         )
     if not isinstance(base, PreTrainedModel):
         raise ValueError(f"The base must be a causal LM of transformers, got {type(base).__name__}.")
-    if isinstance(base.config, SOLConfig):
+    if base.config.model_type == SOLConfig.model_type:
         own = "this policy itself" if isinstance(base, SOLPolicyModel) else "a model with a policy already"
         raise ValueError(f"The base is {own}: pass the causal LM beneath it (`model.base`).")
     if base.get_output_embeddings() is None or base.config.is_encoder_decoder:

@@ -4,7 +4,6 @@
 """Model cards of policies."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -18,13 +17,11 @@ from ..budget.calibration_conditions import in_words
 from ..configuration_sol import SOLConfig
 from ..stored.hub_names import hub_id
 from .base_license import base_license
+from .card_template import CARD_TEMPLATE
 from .recipe import recipe_text
 
 
 CARD_NAME = "README.md"
-
-
-CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
 
 TAGS = ("sol", "self-optimizing-language-model", "adaptive-compute", "sol_hf")
@@ -37,6 +34,7 @@ def build_card(
     *,
     recipe: Mapping[str, Mapping[str, Any]] | None = None,
     ask_hub: bool = False,
+    has_tokenizer: bool = False,
 ) -> ModelCard:
     """The model card of a policy, from the template. Its licence is that of the base, where the base's card says one.
 
@@ -46,6 +44,7 @@ def build_card(
         tags (`list[str]`, *optional*): Further tags.
         recipe (`Mapping`, *optional*): How the policy was made: settings by stage of the training, see [`recipe_of`].
         ask_hub (`bool`, *optional*, defaults to `False`): Whether the base's card may be downloaded for its licence.
+        has_tokenizer (`bool`, *optional*, defaults to `False`): Whether the base's tokenizer is beside the policy.
     """
     on_hub = hub_id(config.base_model_name_or_path)
     license_fields: dict[str, Any] = base_license(config.base_model_name_or_path, config.base_model_revision, ask_hub)
@@ -66,7 +65,7 @@ def build_card(
     ]
     return ModelCard.from_template(
         data,
-        template_path=str(CARD_TEMPLATE),
+        template_str=CARD_TEMPLATE,
         repo_id=repo_id or "path/to/this/folder",
         base_name=on_hub or "the base model",
         needs_base=on_hub is None,
@@ -78,6 +77,7 @@ def build_card(
         config=config,
         license_name=license_fields.get("license_name") or license_fields.get("license"),
         recipe=recipe_text(recipe),
+        has_tokenizer=has_tokenizer,
         versions={
             "transformers": transformers.__version__,
             "torch": torch.__version__,

@@ -18,27 +18,27 @@ from ..version import __version__
 from .adapter_saving import save_adapter
 from .model_card import CARD_NAME, build_card
 from .owned_files import owned_files
+from .remote_code.files import write_code
 from .staging import staged
+from .stored_tokenizer import TOKENIZER_CONFIG, store_tokenizer, tokenizer_to_store
 
 
 logger = logging.get_logger(__name__)
 
-REMOTE_CODE_NAME = "sol_remote.py"
-
-
-REMOTE_CODE = '''"""Where the Auto classes find this repository's classes; needs `pip install sol_hf`."""
-
-from sol_hf import SOLConfig, SOLForCausalLM, SOLPolicyModel
-'''
-
-
-def save_whole_policy(model: PreTrainedModel, folder: str | os.PathLike, *arguments, **kwargs) -> None:
+def save_whole_policy(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **kwargs,
+) -> None:
     """[`save_policy`], of which all files are written or none; until then the folder has what it had.
 
-    What an earlier save has left of another policy or adapter is removed.
+    What an earlier save has left of another policy or adapter is removed. A tokenizer that is in the folder stays.
     """
-    with staged(folder, owned_files(kwargs.get("variant")), keep=(CARD_NAME,)) as stage:
-        save_policy(model, stage, *arguments, **kwargs)
+    keep = (CARD_NAME,) if tokenizer is not None else (CARD_NAME, TOKENIZER_CONFIG)
+    with staged(folder, owned_files(kwargs.get("variant")), keep=keep) as stage:
+        save_policy(model, stage, repo_id, tokenizer, **kwargs)
 
 
 def save_policy(
@@ -67,7 +67,7 @@ def save_policy(
     if hasattr(policy, "peft_config"):
         policy = save_adapter(policy, folder, repo_id, state_dict)
         if policy is None:
-            return _save_tokenizer(tokenizer, folder)
+            return None if tokenizer is None else store_tokenizer(tokenizer, folder)
     else:
         given = _policy_weights(policy, state_dict)
     config = policy.config
@@ -76,11 +76,12 @@ def save_policy(
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     save_generation_config(model.generation_config, folder)
-    Path(folder, REMOTE_CODE_NAME).write_text(REMOTE_CODE, encoding="utf-8")
-    _save_tokenizer(tokenizer, folder)
+    write_code(folder)
+    store_tokenizer(tokenizer, folder)
     card = Path(folder, CARD_NAME)
     if not card.exists():
-        build_card(model.config, repo_id, recipe=model.training_recipe).save(card)
+        has_tokenizer = tokenizer is not None
+        build_card(model.config, repo_id, recipe=model.training_recipe, has_tokenizer=has_tokenizer).save(card)
 
 
 def save_generation_config(config: GenerationConfig, folder: str | os.PathLike) -> None:
@@ -114,11 +115,6 @@ def _policy_weights(
     return found
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: str | os.PathLike) -> None:
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-
-
 def push_policy(
     model: PreTrainedModel,
     repo_id: str,
@@ -134,8 +130,9 @@ def push_policy(
 ) -> str:
     """Create the repository if it does not exist, and upload what `save_pretrained` writes.
 
-    A model card that is already in the repository keeps its text and gets the new tags. Files of another policy or
-    adapter that was there before are removed.
+    Without a `tokenizer`, one that is in the repository stays, and otherwise the base's is stored, if its licence
+    allows that. A model card that is already in the repository keeps its text and gets the new tags. Files of another
+    policy or adapter that was there before are removed.
 
     Returns:
         `str`: Address of the commit.
@@ -144,9 +141,21 @@ def push_policy(
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
+    has_tokenizer = api.file_exists(repo_id, TOKENIZER_CONFIG, revision=revision)
+    if tokenizer is None and not has_tokenizer:
+        tokenizer = tokenizer_to_store(model.config)
     with tempfile.TemporaryDirectory() as folder:
         save_policy(model, folder, repo_id, tokenizer)
-        card = build_card(model.config, repo_id, tags, recipe=model.training_recipe, ask_hub=True)
+        if tokenizer is None and has_tokenizer:
+            Path(folder, TOKENIZER_CONFIG).unlink(missing_ok=True)
+        card = build_card(
+            model.config,
+            repo_id,
+            tags,
+            recipe=model.training_recipe,
+            ask_hub=True,
+            has_tokenizer=tokenizer is not None,
+        )
         if api.file_exists(repo_id, CARD_NAME, revision=revision):
             card = ModelCard.load(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))
             card.data.tags = [*(card.data.tags or []), *(tag for tag in tags or [] if tag not in card.data.tags)]

@@ -26,7 +26,16 @@ logger = logging.get_logger(__name__)
 
 RECORD = "sol_checkpoint.json"
 UNFINISHED = ".unfinished"
-NOT_READ = ("README.md", "training_args.json", "config.json", "generation_config.json", "sol_remote.py", RECORD)
+NOT_READ = (
+    "README.md",
+    "training_args.json",
+    "config.json",
+    "generation_config.json",
+    "sol_remote.py",
+    "sol_plain.py",
+    "generate.py",
+    RECORD,
+)
 """Files of a checkpoint that a run does not read when it goes on."""
 
 

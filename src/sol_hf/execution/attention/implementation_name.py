@@ -3,7 +3,11 @@
 
 """The name of an attention implementation under which transformers finds ours, and model code still reads its own."""
 
-PREFIX = "sol_"
+import zlib
+
+
+PREFIX = "sol_" if __name__.startswith("sol_hf.") else f"sol_{zlib.crc32(__name__.encode()):08x}_"
+"""Every copy of this code has its own: the package, and what repositories of policies hold of it."""
 
 
 class ImplementationName(str):

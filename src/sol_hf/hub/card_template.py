@@ -1,4 +1,9 @@
----
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The text of a model card, as a jinja template."""
+
+CARD_TEMPLATE = """---
 {{ card_data }}
 ---
 
@@ -36,7 +41,21 @@ print(tokenizer.decode(output.sequences[0]), output.realised)
 ```
 
 `AutoModel.from_pretrained` on this repository gives the policy alone, `AutoModelForCausalLM.from_pretrained` the base
-under its control (after `import sol_hf`, or with `trust_remote_code=True`).
+under its control, `pipeline("text-generation", model=...)` too: after `import sol_hf`, or with `trust_remote_code=True`.
+
+Without the package (`pip install sol_hf`), transformers runs the code in this repository, `sol_plain.py`, in plain
+torch. A base that is loaded already takes the policy for one call:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base_name = "{% if needs_base %}path/to/the/base{% else %}{{ base_name }}{% endif %}"
+base, tokenizer = AutoModelForCausalLM.from_pretrained(base_name), AutoTokenizer.from_pretrained(base_name)
+inputs = tokenizer("The sea is", return_tensors="pt")
+policy = dict(custom_generate="{{ repo_id }}", trust_remote_code=True)
+output = base.generate(**inputs, max_new_tokens=64, token_keep=0.5, mlp_keep=0.7, bits=8, **policy)
+print(tokenizer.decode(output[0]))
+```
 
 ## Details
 
@@ -71,7 +90,8 @@ This is not recorded here. If you trained this policy, please write down the dat
 {% endif %}
 ## License
 {% if license_name %}
-The model card of the base states the license `{{ license_name }}`. This card repeats it for the policy.
+The model card of the base states the license `{{ license_name }}`. This card repeats it for the policy
+{%- if has_tokenizer %}, and for the base's tokenizer, which is stored here{% endif %}.
 {% else %}
 The license of the base is not known here, so none is stated for the policy. Add `license:` to the head of this card.
 {% endif %}
@@ -80,3 +100,4 @@ The license of the base is not known here, so none is stated for the policy. Add
 {% for name, version in versions.items() -%}
 - {{ name }} {{ version }}
 {% endfor %}
+"""  # noqa: E501
