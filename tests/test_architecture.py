@@ -39,7 +39,8 @@ ALLOWED = {
     "episodes": "budget selection stored cache modeling_sol_policy controllers execution decoding modeling_sol",
     "evaluation": "budget selection stored cache configuration_sol controllers execution hub decoding modeling_sol "
     "episodes",
-    "integrations": "budget selection stored configuration_sol controllers hub decoding modeling_sol",
+    "integrations": "budget selection stored configuration_sol modeling_sol_policy controllers hub decoding "
+    "modeling_sol",
     "training": "budget stored modeling_sol_policy controllers execution hub modeling_sol episodes evaluation",
     "figures": "budget controllers modeling_sol episodes evaluation",
     "serving": "budget cache configuration_sol decoding modeling_sol evaluation",

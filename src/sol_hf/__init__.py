@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .figures.style import save_figure
     from .figures.sweep_figures import plot_pareto, plot_random_search, plot_realised
     from .integrations.budgeted_perplexity import BudgetedPerplexity
+    from .integrations.convert import convert_checkpoint
     from .integrations.lm_eval_adapter import SOLLM
     from .training.grpo_config import SOLGRPOConfig
     from .training.grpo_trainer import SOLGRPOTrainer
@@ -91,6 +92,7 @@ _LAZY = {
     "Sweep": "evaluation.sweep.sweep",
     "SweepConfig": "evaluation.sweep.sweep",
     "budgets_within": "evaluation.policy_evaluation",
+    "convert_checkpoint": "integrations.convert",
     "evaluate_budgets": "evaluation.policy_evaluation",
     "fit_cost_model": "episodes.cost_model",
     "format_summary": "evaluation.sweep.summary",
@@ -176,6 +178,7 @@ __all__ = [
     "UnsupportedAxisError",
     "__version__",
     "budgets_within",
+    "convert_checkpoint",
     "evaluate_budgets",
     "fit_cost_model",
     "format_summary",

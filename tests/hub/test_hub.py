@@ -265,7 +265,9 @@ def run_snippets(snippets: list[str]) -> list[list]:
         exec(snippet, names)
         output = names["output"]
         text = output.sequences if hasattr(output, "sequences") else output
-        found.append([next(n for n in ("model", "base") if n in names), text.shape[1] - names["inputs"].input_ids.shape[1]])
+        found.append(
+            [next(n for n in ("model", "base") if n in names), text.shape[1] - names["inputs"].input_ids.shape[1]]
+        )
     return found
 
 

@@ -34,8 +34,10 @@ _RELATIONS = ("adapter", "finetune", "merge", "quantized")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---(\n|\Z)", re.DOTALL)
 _BOOTSTRAP = """
-import importlib, json, sys
+import importlib, json, os, sys
 module, name, target = sys.argv[1:]
+if os.environ.get("WITHOUT_SOL_HF"):
+    sys.path[:] = [path for path in sys.path if not os.path.exists(os.path.join(path, "sol_hf", "__init__.py"))]
 result = getattr(importlib.import_module(module), name)(**json.load(sys.stdin))
 with open(target, "w", encoding="utf-8") as file:
     json.dump(result, file)
@@ -488,10 +490,12 @@ class HubClient:
     Args:
         endpoint: Value of `HF_ENDPOINT`.
         home: Value of `HF_HOME`; the processes of a client share it, as the runs of one user do.
+        has_package: Whether its processes can import `sol_hf`.
     """
 
     endpoint: str
     home: Path
+    has_package: bool = True
 
     def call(self, function: Callable[..., Any], *, offline: bool = False, **arguments: Any) -> Any:
         """Result of `function`, a module-level function that takes and returns what JSON can hold."""
@@ -522,6 +526,7 @@ class HubClient:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "1" if offline else "0",
+            "WITHOUT_SOL_HF": "" if self.has_package else "1",
             "NO_PROXY": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(search_path),

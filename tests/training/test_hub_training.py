@@ -63,6 +63,7 @@ def pushed(hub_server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> R
 def test_a_repository_holds_a_policy_and_nothing_of_the_run(hub_server: HubServer, pushed: Report):
     files = hub_server.files(POLICY)
     wanted = {"model.safetensors", "config.json", "generation_config.json", "sol_remote.py", "README.md"}
+    wanted |= {"sol_plain.py", "custom_generate/generate.py", "tokenizer_config.json"}
     assert wanted <= set(files) <= wanted | {".gitattributes", "training_args.json"}
     history = hub_server.repos[POLICY].history()
     assert any(commit.title.startswith("Training in progress, step ") for commit in history)

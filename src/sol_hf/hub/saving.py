@@ -25,6 +25,7 @@ from .stored_tokenizer import TOKENIZER_CONFIG, store_tokenizer, tokenizer_to_st
 
 logger = logging.get_logger(__name__)
 
+
 def save_whole_policy(
     model: PreTrainedModel,
     folder: str | os.PathLike,

@@ -10,6 +10,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ..stored.files import find_file
 
 
 _POLICIES: "weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, SOLPolicyModel]]" = weakref.WeakKeyDictionary()
-"""The policies that were loaded for a base, by repository and revision."""
+"""The policy that was last loaded for a base, by repository, revision and times of files."""
 
 
 def generate_under_policy(
@@ -49,23 +50,26 @@ def generate_under_policy(
             "with AutoModelForCausalLM."
         )
     with _as_it_was(base):
-        model = _model(base, repository, location)
-        path = find_file(str(repository), GENERATION_CONFIG_NAME, location)
-        if path is not None:
-            model.generation_config = model.with_stored_options(path)
+        model = _model(base, str(repository), location)
         return model.generate(**{name: value for name, value in arguments.items() if value is not None})
 
 
-def _model(base: PreTrainedModel, repository: str | os.PathLike, location: Mapping[str, Any]) -> SOLForCausalLM:
-    """The base under the policy, which is loaded once."""
+def _model(base: PreTrainedModel, repository: str, location: Mapping[str, Any]) -> SOLForCausalLM:
+    """The base under the policy, which is loaded once; from a folder, again when its files have changed."""
     known = _POLICIES.setdefault(base, {})
-    key = (str(repository), *sorted((name, str(value)) for name, value in location.items()))
-    policy = known.get(key)
-    if policy is None or os.path.isdir(repository):  # a folder may have changed
+    files = sorted(Path(repository).iterdir()) if os.path.isdir(repository) else []
+    key = (repository, str(sorted(location.items())), *((path, path.stat().st_mtime_ns) for path in files))
+    if key not in known:
         model = SOLForCausalLM.from_pretrained(repository, base=base, **location)
+        known.clear()
         known[key] = model.policy
         return model
-    return SOLForCausalLM(policy.config, base, policy.to(SOLForCausalLM.policy_device(base))).eval()
+    policy = known[key].to(SOLForCausalLM.policy_device(base))
+    model = SOLForCausalLM(policy.config, base, policy).eval()
+    path = find_file(repository, GENERATION_CONFIG_NAME, location)
+    if path is not None:
+        model.generation_config = model.with_stored_options(path)
+    return model
 
 
 @contextmanager

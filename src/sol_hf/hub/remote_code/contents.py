@@ -146,9 +146,8 @@ def sources() -> list[Source]:
 
 def _below(folder: str, value: ast.expr) -> str:
     """The folder that `__package__` or `f"{__package__}.name"` stands for in a module of `folder`."""
-    if isinstance(value, ast.JoinedStr) and isinstance(value.values[-1], ast.Constant):
-        return folder + value.values[-1].value.replace(".", "/")
-    return folder
+    name = value.values[-1] if isinstance(value, ast.JoinedStr) else None
+    return folder + str(name.value).replace(".", "/") if isinstance(name, ast.Constant) else folder
 
 
 def _exists(module: str) -> bool:

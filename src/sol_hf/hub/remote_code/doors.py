@@ -5,7 +5,7 @@
 
 REMOTE_CODE_NAME = "sol_remote.py"
 """What the Auto classes import, by the `auto_map` of the config."""
-REMOTE_CODE = '''"""Where transformers finds this repository's classes: the package sol_hf, or else the file `sol_plain.py` beside this.
+REMOTE_CODE = '''"""Where transformers finds the classes: in the package sol_hf, or else in `sol_plain.py` here.
 
 Both compute the same. The package has compiled code, and its releases are newer: pip install sol_hf.
 """
@@ -25,7 +25,7 @@ PLAIN_CODE_NAME = "sol_plain.py"
 
 CUSTOM_GENERATE_NAME = "custom_generate/generate.py"
 """What `base.generate(custom_generate=REPOSITORY, trust_remote_code=True)` calls."""
-CUSTOM_GENERATE = '''"""Called by `base.generate(custom_generate=THIS_REPOSITORY, trust_remote_code=True, token_keep=0.5)`.
+CUSTOM_GENERATE = '''"""Called by `base.generate(custom_generate=REPOSITORY, trust_remote_code=True, token_keep=0.5)`.
 
 The policy in this repository then chooses how much of `base` every step computes.
 """

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from ...version import TRANSFORMERS, __version__
-from .contents import Imported, Source, sources
+from .contents import Source, sources
 from .edits import Edits
 from .scopes import Use, bound_names, uses_of
 
@@ -32,19 +32,19 @@ HEAD = '''# SPDX-FileCopyrightText: 2026 The sol_hf authors
 
 """The code of sol_hf {version} that runs a policy, in one file, for machines where the package is not installed.
 
-It was written by sol_hf.hub.remote_code from the modules of the package, which are named above each part. Please change
-those, not this file. It needs transformers and torch, and nothing else. It opens files of the policy and of its base
-through transformers and huggingface_hub, and writes files in `save_pretrained` and `push_to_hub` only. Compiled code
-for CPUs and GPUs, training and evaluation are not in it: pip install sol_hf.
+It was written by sol_hf.hub.remote_code from the modules of the package, one after the other; a heading names each.
+Please change those, not this file. It needs transformers and torch, and nothing else. It opens files of the policy and
+of its base through transformers and huggingface_hub, and writes files in `save_pretrained` and `push_to_hub` only.
+Compiled code for CPUs and GPUs, training and evaluation are not in it: pip install sol_hf.
 """
 '''
-VERSIONS = '''
+VERSIONS = """
 if not {first!r} <= tuple(map(int, transformers.__version__.split(".")[:2])) < {last!r}:
     raise ImportError(
-        f"This policy needs transformers>={names[0]},<{names[1]}, but {{transformers.__version__}} is installed: install one of "
-        "these, or a newer sol_hf, whose code is then used instead of this file."
+        f"This policy needs transformers>={names[0]},<{names[1]}, but {{transformers.__version__}} is installed: "
+        "install one of these, or a newer sol_hf, whose code is then used instead of this file."
     )
-'''
+"""
 LEFT_OUT = '''
 
 def left_out(part: str) -> NoReturn:
@@ -98,9 +98,9 @@ class _Part:
     def write(self) -> str:
         """The code of the part, with a heading."""
         tree, edits = self.source.tree, self.edits
-        for node in tree.body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                edits.remove(node)
+        for statement in tree.body:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                edits.remove(statement)
         described = ast.get_docstring(tree) or ""
         edits.remove(tree.body[0])
         for node in self.source.nodes:
@@ -149,11 +149,11 @@ class _Part:
         constant = node.body[0].value  # type: ignore[attr-defined]
         first, blank, _ = constant.value.partition("\n\n")
         if blank:
-            self.edits.replace(constant, f'"""{first.rstrip()}"""' if "\\" not in first else f'r"""{first.rstrip()}"""')
+            self.edits.replace(constant, ("r" if "\\" in first else "") + f'"""{first.rstrip()}"""')
 
     def _replace_inner_import(self, node: ast.ImportFrom) -> None:
-        missing: list[Imported] = [one for one in self.source.imports_of(node) if one.module not in self.kept]
-        lines = [f'{one.local} = left_out("{".".join([one.module.replace("/", "."), one.name or one.local])}")' for one in missing]
+        missing = [one for one in self.source.imports_of(node) if one.module not in self.kept]
+        lines = [f'{one.local} = left_out("{one.module.replace("/", ".")}.{one.name}")' for one in missing]
         self.edits.replace(node, ("\n" + " " * node.col_offset).join(lines) or "pass")
 
 

@@ -20,6 +20,6 @@ def check_capture(base: Any, cache: Any, rule: Any) -> None:
 
 def _refuse() -> NoReturn:
     raise ValueError(
-        "`cuda_graphs` needs kernels that are not in the code of a policy's repository: pip install 'sol_hf[cuda]', or "
-        "leave it out."
+        "`cuda_graphs` needs kernels that are not in the code of a policy's repository: pip install 'sol_hf[cuda]', "
+        "or leave it out."
     )
