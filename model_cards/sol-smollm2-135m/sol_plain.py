@@ -135,6 +135,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("trl", "peft", "datasets", "pyarrow"),
     "eval": ("evaluate", "lm_eval", "matplotlib", "datasets", "pyarrow"),
     "demo": ("gguf", "rich"),
+    "serve": ("fastapi", "openai", "uvicorn", "starlette"),
     "fast": ("numba",),
     "cuda": ("triton",),
 }
@@ -1101,8 +1102,8 @@ class SelectionRule:
         """The last tokens, a step's own included, that are always read by criteria which keep a window."""
         return self.window_tokens + 2
 
-    def is_controllable(self, count: torch.Tensor) -> torch.Tensor:
-        """Whether a step that sees `count` keys (its own included) is controllable, of the shape of `count`."""
+    def is_controllable(self, count: Any) -> Any:
+        """Whether a step that sees `count` keys (its own included), a number or a tensor, is controllable."""
         return count > self.sink_tokens + self.window_tokens + 1
 
     def reads_all(self, count: torch.Tensor) -> torch.Tensor:
@@ -1126,8 +1127,8 @@ class SelectionRule:
                 f"{self.short_text_tokens} tokens or more, or measure with `SOLConfig(short_text_tokens=0)`."
             )
 
-    def page_fill(self, count: torch.Tensor) -> torch.Tensor:
-        """Filled share of the page that a step's own token is in, that token included, of the shape of `count`."""
+    def page_fill(self, count: Any) -> Any:
+        """Filled share of the page that a step's own token is in, that token included; `count` may be a tensor."""
         return ((count - 1) % self.page_size + 1) / self.page_size
 
 
@@ -2246,6 +2247,23 @@ def _check_given(values: Mapping[str, Any]) -> None:
 
 
 # =====================================================================================================================
+# budget/limits.py
+#
+# The limits of a call in numbers, for compiled code.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What holds a call to its budget; it says in numbers what the call's processors do."""
+
+    pinned: tuple[bool, ...] | torch.Tensor | None = None
+    horizon: str | None = None
+    exact: bool = False
+    holds_dense_rows: bool = False
+
+
+# =====================================================================================================================
 # budget/scalars.py
 #
 # The scalar inputs of a policy before a step, and their columns.
@@ -2348,6 +2366,10 @@ class BudgetPrior(nn.Module):
         distance = (self._flat_levels - centre[:, self._axis_of_level]) / width[self._axis_of_level]
         return -(distance * distance)
 
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """For compiled code: the levels of all axes, and the divisors of the means of every axis, in float32."""
+        return self._flat_levels, self._divisors
+
     def _levels_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels in ratio units and the axis of each, both `(sum(level_counts),)`; created once per device."""
         if device not in self._on_device:
@@ -2366,18 +2388,6 @@ def _spacing(levels: Sequence[float]) -> float:
 
 
 # =====================================================================================================================
-# policy/compiled.py
-#
-# The policy runs by its modules.
-# =====================================================================================================================
-
-
-def program_of(policy: Any, rows: int) -> Any:
-    """A program for a step of the policy; `None` where its modules have to run."""
-    return None
-
-
-# =====================================================================================================================
 # policy/factored_head.py
 #
 # Logits of actions from logits of levels.
@@ -2390,6 +2400,18 @@ def joint_logits(level_logits: torch.Tensor, level_counts: Sequence[int]) -> tor
     for logits in others:
         joint = (joint[..., :, None] + logits[..., None, :]).flatten(-2)
     return joint
+
+
+# =====================================================================================================================
+# policy/programs.py
+#
+# The policy runs by its modules.
+# =====================================================================================================================
+
+
+def program_of(policy: Any, rows: int, is_new: bool = True) -> Any:
+    """A program for a step of the policy; `None` where its modules have to run."""
+    return None
 
 
 # =====================================================================================================================
@@ -2847,11 +2869,28 @@ class SOLPolicyModel(PreTrainedModel):
         past_key_values: Cache,
     ) -> torch.Tensor | None:
         """The logits of one step by compiled code, which rounds differently."""
-        is_own = type(self).forward is SOLPolicyModel.forward and scalars.dtype == torch.float32
-        program = program_of(self, len(scalars)) if is_own else None
-        if program is None or past_key_values.get_seq_length() >= self.config.episode_length:
-            return None  # `forward` says what is wrong with the latter
+        program = self._program(len(scalars), past_key_values) if scalars.dtype == torch.float32 else None
+        if program is None:
+            return None
         return program(hidden_states, token_embeddings, scalars, previous_actions, past_key_values)
+
+    def choose(
+        self, observation: Any, past_key_values: Cache, limits: Limits
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """The best actions of one step within the limits of a call, by compiled code."""
+        if observation.episode_length != self.config.episode_length or observation.page_fill.dtype != torch.float32:
+            return None
+        is_new = observation.step == 0 or observation.total_step == 0
+        program = self._program(observation.rows, past_key_values, is_new)
+        return None if program is None else program.choose(observation, past_key_values, limits)
+
+    def _program(self, rows: int, past_key_values: Cache, is_new: bool = True) -> Any:
+        """The program of a step; `None` if there is none, or the episode is over, of which `forward` then speaks."""
+        if type(self).forward is not SOLPolicyModel.forward:
+            return None
+        if past_key_values.get_seq_length() >= self.config.episode_length:
+            return None
+        return program_of(self, rows, is_new)
 
     def prepare_step(self, rows: int) -> None:
         """Compile what a step of a number of rows needs, if it can run by compiled code, so that no step has to."""
@@ -3018,7 +3057,8 @@ class BudgetLedger:
     def __init__(self, rows: int, space: ActionSpace, device: torch.device | str = "cpu"):
         self._mean_divisors = space.mean_divisors
         has_divisors = any(divisor != 1 for divisor in self._mean_divisors)
-        self._divisors = np.array(self._mean_divisors, dtype=np.float32) if has_divisors else None
+        self.divisors = np.array(self._mean_divisors, dtype=np.float32) if has_divisors else None
+        """By which the means that the policy sees are divided, `(axes,)`; `None` if by 1."""
         axes = len(space.axes)
         self.episode_sums = torch.zeros(rows, axes, dtype=torch.float32, device=device)
         self.episode_counts = torch.zeros(rows, dtype=torch.float32, device=device)
@@ -3110,7 +3150,7 @@ class BudgetLedger:
         scalars = np.empty((rows, 2 + 2 * axes), dtype=goal.dtype)
         scalars[:, 0], scalars[:, 1], scalars[:, 2 : 2 + axes] = progress, controllable.numpy(), goal
         means = self.episode_sums.numpy() / np.maximum(counts, 1)
-        means = means if self._divisors is None else means / self._divisors
+        means = means if self.divisors is None else means / self.divisors
         drift = means - goal
         scalars[:, 2 + axes :] = drift if counts.all() else np.where(counts > 0, drift, 0)
         return torch.from_numpy(scalars)
@@ -5123,7 +5163,11 @@ def product_in_nested_planes(
 ) -> torch.Tensor:
     """The product of an input with the weights that are read, in plain torch: the reference of compiled kernels."""
     if not isinstance(bits, int):
-        return torch.cat([product_in_nested_planes(row[None], planes, width, bias) for row, width in zip(x, bits, strict=True)])
+        widths, output = torch.tensor(bits), x.new_empty(*x.shape[:-1], planes.outputs)
+        for width in sorted(set(bits)):
+            rows = (widths == width).nonzero()[:, 0].to(x.device)
+            output.index_copy_(0, rows, product_in_nested_planes(x.index_select(0, rows), planes, width, bias))
+        return output
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight = decode_in_nested_planes(planes, bits).to(dtype)
     return functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype)).to(x.dtype)
@@ -5796,8 +5840,8 @@ LINEAR: Operation[LinearCall] = Operation("implementation of a linear layer")
 #
 # The product of some rows with the planes of a weight, and all of its implementations.
 #
-# There are two operations: one for rows that read the same number of bits, which the host knows, and one for rows of
-# which only the device knows how many bits each reads.
+# There are two operations: one for rows of which the host knows how many bits they read, and one for rows of which only
+# the device knows how many each reads.
 # =====================================================================================================================
 
 
@@ -5806,7 +5850,7 @@ class PlanesCall(NamedTuple):
 
     x: torch.Tensor
     planes: NestedPlanes
-    bits: int
+    bits: int | tuple[int, ...]
     bias: torch.Tensor | None
 
 
@@ -5854,33 +5898,39 @@ def multiply_rows(
         output = PLANES_ROWS.run(RowsCall(x, bits, planes, least_bits, bias, weight, own), plan.backend)
         assert output is not None, "the reference can compute every call"
         return output
-    widths = [None if width is None else max(width, least_bits) for width in plan.widths]
-    distinct = sorted(set(widths), key=lambda width: width or 0)
+    widths = tuple(None if width is None else max(width, least_bits) for width in plan.widths)
+    distinct = set(widths)
     if len(distinct) > 1 and len(x) != len(widths):
         raise ValueError(
             f"A linear layer gets {len(x)} rows in a step of {len(widths)} with different numbers of bits: give all "
             "rows the same `bits`, or pass `bits_backend='fake'`."
         )
+    if distinct == {None}:
+        return own(x)
+    read = tuple(width for width in widths if width is not None)
     if len(distinct) == 1:
-        return _multiply(plan, x, planes, distinct[0], bias, own)
+        return _multiply(plan, x, planes, read[0], bias)
+    if None not in distinct:
+        return _multiply(plan, x, planes, read, bias)
+    ours, others = _split(widths)
     output = x.new_empty(*x.shape[:-1], planes.outputs)
-    for width in distinct:
-        rows = torch.tensor([row for row, read in enumerate(widths) if read == width])
-        output[rows] = _multiply(plan, x[rows], planes, width, bias, own)
-    return output
+    output.index_copy_(0, ours, _multiply(plan, x.index_select(0, ours), planes, read, bias))
+    return output.index_copy_(0, others, own(x.index_select(0, others)))
+
+
+@functools.lru_cache(maxsize=16)  # all layers of a step have the same
+def _split(widths: tuple[int | None, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows that read planes, and the others."""
+    with torch.inference_mode(False):  # later steps may have gradients
+        reads_planes = torch.tensor([width is not None for width in widths])
+        return reads_planes.nonzero()[:, 0], reads_planes.logical_not().nonzero()[:, 0]
 
 
 def _multiply(
-    plan: AxisPlan,
-    x: torch.Tensor,
-    planes: NestedPlanes,
-    width: int | None,
-    bias: torch.Tensor | None,
-    own: Callable[[torch.Tensor], torch.Tensor],
+    plan: AxisPlan, x: torch.Tensor, planes: NestedPlanes, bits: int | tuple[int, ...], bias: torch.Tensor | None
 ) -> torch.Tensor:
-    if width is None:
-        return own(x)
-    output = PLANES_PRODUCT.run(PlanesCall(x, planes, width, bias), plan.backend)
+    """The product with rows that read planes, all of them the same number of bits or each its own."""
+    output = PLANES_PRODUCT.run(PlanesCall(x, planes, bits, bias), plan.backend)
     assert output is not None, "the reference can compute every call"
     return output
 
@@ -6555,6 +6605,7 @@ __all__ = [
     "PinnedAxesProcessor",
     "budget_processors",
     "hold_axes",
+    "limits_of",
     "restrict",
 ]
 
@@ -6601,6 +6652,23 @@ def budget_processors(
     if hard:
         processors.append(HardBudgetProcessor() if horizon == "episode" else GenerationBudgetProcessor(exact))
     return processors
+
+
+def limits_of(processors: Sequence[object]) -> Limits | None:
+    """What processors do, for compiled code; `None` if they do more than it knows."""
+    known: dict[type, Any] = {}
+    for processor in processors:
+        known[HardBudgetProcessor if type(processor) is GenerationBudgetProcessor else type(processor)] = processor
+    kinds = {PinnedAxesProcessor, DenseRowsProcessor, HardBudgetProcessor}
+    if len(known) < len(processors) or not known.keys() <= kinds:
+        return None
+    pinned, hard = known.get(PinnedAxesProcessor), known.get(HardBudgetProcessor)
+    horizon, exact = None, False
+    if isinstance(hard, GenerationBudgetProcessor):
+        horizon, exact = HORIZONS[0], hard.exact
+    elif hard is not None:
+        horizon = HORIZONS[1]
+    return Limits(None if pinned is None else pinned.pinned, horizon, exact, DenseRowsProcessor in known)
 
 
 class AxisBiasProcessor(ActionProcessor):
@@ -6688,6 +6756,11 @@ class DecodeControls:
     def limits(self) -> LogitsProcessorList:
         """The processors that hold the call to its budget. They come last, and see the state itself."""
         return ActionProcessorList(x for x in self.processors if type(x) in LIMITS)
+
+    @cached_property
+    def simple_limits(self) -> Limits | None:
+        """The limits in numbers, where an action is the best one within them; `None` where more is done to scores."""
+        return None if self.do_sample or self.edits or self.needs_copies else limits_of(self.limits)
 
     @cached_property
     def keeps_bank(self) -> bool:
@@ -7393,6 +7466,7 @@ class DecodingSession:
     """Processes the forwards of a call with `lossless`."""
     meter: AgreementMeter | None = None
     """Notes the most likely tokens of a call with `measure_agreement`."""
+    _filled: dict[tuple[object, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
     rollback: Rollback | None = field(default=None, init=False)
     """What the cache was before the running forward, if that can be taken back."""
 
@@ -7490,6 +7564,18 @@ class DecodingSession:
         """The controls, for decode steps; a dense continuation has neither steps nor controls."""
         assert self.controls is not None, "a dense continuation has no decode steps"
         return self.controls
+
+    @property
+    def device(self) -> torch.device:
+        """That of the state of every row."""
+        return self.cache.ledger.total_counts.device
+
+    def in_all_rows(self, value: float, dtype: torch.dtype) -> torch.Tensor:
+        """A number for every row, `(rows,)`; made once a call, so it must not be edited."""
+        key = value, dtype, self.cache.rows
+        if key not in self._filled:
+            self._filled[key] = torch.full((self.cache.rows,), value, dtype=dtype, device=self.device)
+        return self._filled[key]
 
     @property
     def needs_logits(self) -> bool:
@@ -7714,6 +7800,77 @@ def refuse(mode: GenerationMode) -> NoReturn:
 
 
 # =====================================================================================================================
+# policy/episode_cache.py
+#
+# The policy's keys and values of an episode, with room for its later steps.
+#
+# A step of the policy by compiled code writes its keys and values there, where `torch.cat` would copy all of them.
+# =====================================================================================================================
+
+
+class Room:
+    """Memory of a layer."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int):
+        self.keys, self.values, self.used = keys, values, used
+        self.addresses = keys.data_ptr(), values.data_ptr(), keys.shape[2]
+        """Of keys and values, and the capacity, for compiled code."""
+
+
+class EpisodeLayer(DynamicLayer):
+    """A layer of an [`EpisodeCache`]: `keys` and `values` are what it holds, as in every dynamic layer."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    _room: Room | None = None
+
+    def append_step(self, rows: int, heads: int, dim: int, steps: int) -> Room:
+        """Room in which the keys and values of the next step are to be written, after those of the earlier ones."""
+        past, room = self.get_seq_length(), self._room
+        if room is None or room.used != past or (past and not self._is_in(room)) or past >= room.addresses[2]:
+            keys, values = (torch.zeros(rows, heads, max(steps, past + 1), dim) for _ in range(2))
+            if past:
+                keys[:, :, :past], values[:, :, :past] = self.keys, self.values
+            room = self._room = Room(keys, values, past)
+        if not self.is_initialized:
+            self.lazy_initialization(room.keys, room.values)
+        room.used = past + 1
+        self.keys, self.values = room.keys[:, :, : room.used], room.values[:, :, : room.used]
+        return room
+
+    def _is_in(self, room: Room) -> bool:
+        """Whether the keys are those in a room, and not what a method of this layer has made of them."""
+        same = self.keys.data_ptr() == room.addresses[0] and self.values.data_ptr() == room.addresses[1]
+        return same and self.keys.shape[0] == room.keys.shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keys and values without spare room."""
+        state = {**vars(self), "_room": None}
+        if self.is_initialized:
+            state.update(keys=self.keys.clone(), values=self.values.clone())
+        return state
+
+    def reset(self) -> None:
+        self._room = None
+        super().reset()
+
+
+class EpisodeCache(DynamicCache):
+    """The cache of a policy: a `DynamicCache` whose layers have room for an episode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_class_to_replicate = EpisodeLayer
+
+    def layer(self, number: int) -> EpisodeLayer | None:
+        """A layer, made when it is first asked for; `None` if it is of another class."""
+        while len(self.layers) <= number:
+            self.layers.append(EpisodeLayer())
+        layer = self.layers[number]
+        return layer if isinstance(layer, EpisodeLayer) else None
+
+
+# =====================================================================================================================
 # controllers/registry.py
 #
 # The registry of controllers, for command lines, sweeps and tables. Every controller registers itself in its file.
@@ -7761,9 +7918,7 @@ class PolicyController(Controller):
         self.policy = policy
 
     def __call__(self, observation: Observation) -> torch.Tensor:
-        if "cache" not in observation.state:
-            observation.state["cache"] = DynamicCache()
-        cache = observation.state["cache"]
+        cache = self._cache_of(observation)
         inputs = (
             observation.hidden_state,
             observation.token_embedding,
@@ -7776,6 +7931,28 @@ class PolicyController(Controller):
                 return logits
         hidden, embedding, scalars, previous = (tensor[:, None] for tensor in inputs)
         return self.policy(hidden, embedding, scalars, previous, past_key_values=cache).logits[:, -1].float()
+
+    def choose(self, observation: Observation, limits: Limits) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The actions of a step within limits, by compiled code."""
+        is_own = type(self) is PolicyController and isinstance(self.policy, SOLPolicyModel)
+        if not is_own or observation.backend == "reference" or observation.controllable.device.type != "cpu":
+            return None, None
+        needs_bank, needs_end = limits.horizon == "generation", limits.exact
+        if (needs_bank and observation.ledger.bank is None) or (needs_end and observation.remaining_in_call is None):
+            return None, None  # the processors say what is missing
+        if observation.require_targets().dtype != torch.float32:
+            return None, None
+        found = self.policy.choose(observation, self._cache_of(observation), limits)
+        if found is None:
+            return None, None
+        actions, scores = found
+        return (actions, None) if scores is None else (None, scores)
+
+    @staticmethod
+    def _cache_of(observation: Observation) -> Cache:
+        if "cache" not in observation.state:
+            observation.state["cache"] = EpisodeCache()
+        return observation.state["cache"]
 
 
 register_controller("policy", lambda model, number: PolicyController(model.policy))
@@ -8622,6 +8799,51 @@ def _last_in_kv_refresh(stored: torch.Tensor, number: int) -> torch.Tensor:
 
 
 # =====================================================================================================================
+# decoding/seen_keys.py
+#
+# What follows from the number of keys that the rows of a step see.
+# =====================================================================================================================
+
+
+def seen_keys(session: DecodingSession) -> dict[str, Any]:
+    """The fields of an [`Observation`] that follow from it."""
+    cache, controls = session.cache, session.require_controls()
+    rule, seen, padding = controls.rule, cache.get_seq_length() + 1, cache.padding
+    left = controls.episode_length - cache.episode.length
+    ends = None if session.steps is None else session.steps - len(cache.trace)
+    least = rule.sink_tokens + rule.window_tokens + 2
+    if padding is None and not rule.short_text_tokens and not isinstance(ends, torch.Tensor):
+        ahead = max(least - seen, 0)
+        to_end = (
+            None if ends is None else torch.full((cache.rows,), float(max(ends - ahead, 0)), device=session.device)
+        )
+        return dict(
+            controllable=session.in_all_rows(rule.is_controllable(seen), torch.bool),
+            remaining=session.in_all_rows(float(max(left - ahead, 0)), torch.float32),
+            page_fill=session.in_all_rows(rule.page_fill(seen), torch.float32),
+            remaining_in_call=to_end,
+        )
+    count = torch.full((cache.rows,), seen, device=session.device) if padding is None else seen - padding
+    uncontrollable_ahead = (least - count).clamp(min=0)
+    return dict(
+        controllable=rule.is_controllable(count),
+        remaining=(left - uncontrollable_ahead).clamp(min=0).float(),
+        page_fill=rule.page_fill(count),
+        held=held_axes(rule, count, cache.action_space),
+        remaining_in_call=None if ends is None else (ends - uncontrollable_ahead).clamp(min=0).float(),
+    )
+
+
+def held_axes(rule: SelectionRule, count: torch.Tensor, space: ActionSpace) -> torch.Tensor | None:
+    """The axes `(rows, axes)` that a step holds at their largest level: `token_keep`, where it reads a short text."""
+    if not rule.short_text_tokens:
+        return None
+    held = torch.zeros(len(count), len(space.axes), dtype=torch.bool, device=count.device)
+    held[:, space.axis_names.index("token_keep")] = rule.reads_all(count)
+    return held
+
+
+# =====================================================================================================================
 # decoding/step.py
 #
 # One forward of the base under a budget: dense prefix, decode steps, KV refresh.
@@ -8638,28 +8860,19 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
     """The input of the controller before `token` `(rows, 1)` is processed."""
     base, cache, controls = session.base, session.cache, session.require_controls()
     episode = cache.episode
-    rows, device = cache.rows, token.device
-    seen = cache.get_seq_length() + 1
-    count = torch.full((rows,), seen, device=device) if cache.padding is None else seen - cache.padding
-    if episode.hidden_state is None and seen > 1:
+    if episode.hidden_state is None and cache.get_seq_length():
         raise ValueError("The hidden state before this token is unknown after `crop`: pass two tokens or more.")
     embedding, before = embed(base, token)[:, -1], None
     if episode.length == 0 and episode.token_before is not None:
         before = embed(base, episode.token_before)[:, -1]
     if episode.hidden_state is None:
         size = base.get_output_embeddings().weight.shape[-1]
-        episode.hidden_state = torch.zeros(rows, size, device=device, dtype=embedding.dtype)
-    last = controls.episode_length - episode.length
-    uncontrollable_ahead = (controls.rule.sink_tokens + controls.rule.window_tokens + 2 - count).clamp(min=0)
-    ends = None if session.steps is None else session.steps - len(cache.trace)
-    space = cache.action_space
-    start = torch.full((rows,), len(space), dtype=torch.long, device=device)
+        episode.hidden_state = torch.zeros(cache.rows, size, device=token.device, dtype=embedding.dtype)
+    space, last = cache.action_space, episode.steps[-1] if episode.steps else None
     return Observation(
         hidden_state=episode.hidden_state,
         token_embedding=embedding,
-        previous_action=episode.steps[-1].action if episode.steps else start,
-        controllable=controls.rule.is_controllable(count),
-        remaining=(last - uncontrollable_ahead).clamp(min=0).float(),
+        previous_action=session.in_all_rows(len(space), torch.long) if last is None else last.action,
         step=episode.length,
         total_step=len(cache.trace),
         episode_length=controls.episode_length,
@@ -8667,31 +8880,25 @@ def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
         ledger=cache.ledger,
         action_space=space,
         state=episode.controller_state,
-        page_fill=controls.rule.page_fill(count),
-        previous_hidden_state=episode.steps[-1].previous_hidden if episode.steps else None,
+        previous_hidden_state=None if last is None else last.previous_hidden,
         previous_embedding=before,
         logits_digest=episode.logits_digest,
-        held=held_axes(controls.rule, count, space),
         backend=controls.backend,
-        remaining_in_call=None if ends is None else (ends - uncontrollable_ahead).clamp(min=0).float(),
+        **seen_keys(session),
     )
-
-
-def held_axes(rule: SelectionRule, count: torch.Tensor, space: ActionSpace) -> torch.Tensor | None:
-    """The axes `(rows, axes)` that a step holds at their largest level: `token_keep`, where it reads a short text."""
-    if not rule.short_text_tokens:
-        return None
-    held = torch.zeros(len(count), len(space.axes), dtype=torch.bool, device=count.device)
-    held[:, space.axis_names.index("token_keep")] = rule.reads_all(count)
-    return held
 
 
 def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
     """Action ids `(rows,)`: the best by the processed scores, or a sample; dense for rows not under control."""
     cache, controls, space = session.cache, session.require_controls(), observation.action_space
+    scores = None
+    if controls.simple_limits is not None and isinstance(controls.controller, PolicyController):
+        chosen, scores = controls.controller.choose(observation, controls.simple_limits)
+        if chosen is not None:
+            return chosen
     shown = observation.as_asked(controls.controller)
     shown = shown.copy() if controls.needs_copies else shown
-    scores = controls.controller(shown)
+    scores = controls.controller(shown) if scores is None else scores
     if scores.shape != (observation.rows, len(space)):
         raise ValueError(
             f"{type(controls.controller).__name__} returned scores of shape {tuple(scores.shape)}, expected "
@@ -12556,7 +12763,7 @@ class SOLTokenizer(PreTrainedTokenizerFast):
 
 
 _POLICIES: "weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, SOLPolicyModel]]" = weakref.WeakKeyDictionary()
-"""The policies that were loaded for a base, by repository and revision."""
+"""The policy that was last loaded for a base, by repository, revision and times of files."""
 
 
 def generate_under_policy(
@@ -12572,23 +12779,26 @@ def generate_under_policy(
             "with AutoModelForCausalLM."
         )
     with _as_it_was(base):
-        model = _model(base, repository, location)
-        path = find_file(str(repository), GENERATION_CONFIG_NAME, location)
-        if path is not None:
-            model.generation_config = model.with_stored_options(path)
+        model = _model(base, str(repository), location)
         return model.generate(**{name: value for name, value in arguments.items() if value is not None})
 
 
-def _model(base: PreTrainedModel, repository: str | os.PathLike, location: Mapping[str, Any]) -> SOLForCausalLM:
-    """The base under the policy, which is loaded once."""
+def _model(base: PreTrainedModel, repository: str, location: Mapping[str, Any]) -> SOLForCausalLM:
+    """The base under the policy, which is loaded once; from a folder, again when its files have changed."""
     known = _POLICIES.setdefault(base, {})
-    key = (str(repository), *sorted((name, str(value)) for name, value in location.items()))
-    policy = known.get(key)
-    if policy is None or os.path.isdir(repository):  # a folder may have changed
+    files = sorted(Path(repository).iterdir()) if os.path.isdir(repository) else []
+    key = (repository, str(sorted(location.items())), *((path, path.stat().st_mtime_ns) for path in files))
+    if key not in known:
         model = SOLForCausalLM.from_pretrained(repository, base=base, **location)
+        known.clear()
         known[key] = model.policy
         return model
-    return SOLForCausalLM(policy.config, base, policy.to(SOLForCausalLM.policy_device(base))).eval()
+    policy = known[key].to(SOLForCausalLM.policy_device(base))
+    model = SOLForCausalLM(policy.config, base, policy).eval()
+    path = find_file(repository, GENERATION_CONFIG_NAME, location)
+    if path is not None:
+        model.generation_config = model.with_stored_options(path)
+    return model
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from support.paths import ROOT
@@ -36,12 +36,30 @@ def test_the_folder_is_a_repository_of_a_policy():
     assert len(config.action_space) == 1560 and config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
     policy = AutoModel.from_pretrained(FOLDER)
     assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
-    assert sorted(path.name for path in FOLDER.iterdir() if path.suffix in (".json", ".safetensors", ".py")) == [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "sol_remote.py",
-    ]
+    policy = {"README.md", "config.json", "generation_config.json", "model.safetensors", "learning_curve.png"}
+    code = {"sol_remote.py", "sol_plain.py", "custom_generate/generate.py"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    files = {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if "__pycache__" not in name}
+    assert set(files) == policy | code | tokenizer | {".eval_results/bigbench.yaml"}
+    assert sum(path.stat().st_size for path in files.values()) < 12e6
+
+
+def test_its_tokenizer_and_chat_template_are_those_of_the_base():
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    assert len(tokenizer) == 49152 and tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.decode(tokenizer("The sea is wide.").input_ids) == "The sea is wide."
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    assert text.endswith("<|im_start|>user\nHello<|im_end|>\n")
+    assert "apache-2.0" in (FOLDER / "README.md").read_text()
+
+
+def test_its_options_are_those_of_a_policy_that_keeps_budgets(model):
+    assert (model.generation_config.budget_mode, model.generation_config.budget_horizon) == ("hard", "generation")
+    inputs = torch.randint(49152, (1, 12), generator=torch.Generator().manual_seed(3))
+    options = dict(attention_mask=torch.ones_like(inputs), max_new_tokens=4, pad_token_id=0)
+    dense = model.base.generate(inputs, **options)
+    assert torch.equal(model.generate(inputs, **options), dense), "without a budget it is the base"
 
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"budget_horizon": "episode"}], ids=str)

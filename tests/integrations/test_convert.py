@@ -72,7 +72,9 @@ def test_golden_weights_give_golden_logits(tmp_path, base, weights):
     inputs = [vectors[f"policy.{name}"].transpose(0, 1) for name in names]
     with torch.no_grad():
         logits = SOLPolicyModel.from_pretrained(out)(*inputs).logits
-    torch.testing.assert_close(logits.transpose(0, 1) / TEMPERATURE, vectors["policy.logits_temp1.3"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits.transpose(0, 1) / TEMPERATURE, vectors["policy.logits_temp1.3"], atol=1e-4, rtol=0
+    )
 
 
 def test_the_folder_is_a_policy_that_controls_the_base(tmp_path, base, weights):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2]
 ROOTS = ("configuration_sol", "modeling_sol_policy", "modeling_sol", "hub/tokenizer", "integrations/custom_generate")
-LEFT_OUT = ("kernels/", "execution/stack/", "policy/compiled", "execution/cuda_graphs", "execution/compiled_code")
+LEFT_OUT = ("kernels/", "execution/stack/", "policy/programs", "execution/cuda_graphs", "execution/compiled_code")
 """How the names of modules begin that are left out."""
 STAND_INS = {
     "kernels/cuda/triton_support": "triton_support",
@@ -24,7 +24,7 @@ STAND_INS = {
     "execution/stack/stack": "stack",
     "execution/cuda_graphs": "cuda_graphs",
     "execution/compiled_code": "compiled_code",
-    "policy/compiled": "compiled_policy",
+    "policy/programs": "policy_programs",
     "hub/remote_code/flatten": "own_code",
 }
 """Modules that are replaced, and the files in `stand_ins/` that replace them."""
@@ -101,6 +101,16 @@ class Source:
         keywords = [node for node in self.nodes if isinstance(node, ast.keyword) and node.arg == "package"]
         return [keyword for keyword in keywords if "__package__" in ast.unparse(keyword.value)]
 
+    def check(self) -> None:
+        """Raise a ValueError if the module cannot be imported without a part that is left out."""
+        nodes = [node for node in self.tree.body if isinstance(node, ast.ImportFrom) and node.level]
+        for imported in (imported for node in nodes for imported in self.imports_of(node)):
+            if is_left_out(imported.module) and imported.module not in STAND_INS:
+                raise ValueError(
+                    f"{self.module} imports {imported.module}, which is not in the code of a policy's repository. "
+                    "Write a module that stands in for it, see STAND_INS in hub/remote_code/contents.py, or leave out both."
+                )
+
     @property
     def compiles(self) -> bool:
         """Whether a member of a registry is there for the sake of a part that is left out."""
@@ -126,6 +136,7 @@ def sources() -> list[Source]:
     def add(source: Source) -> None:
         if source.module in found:
             return
+        source.check()
         for imported in source.imports:
             if not is_left_out(imported.module) or imported.module in STAND_INS:
                 add(members.get(imported.module) or Source(imported.module))
