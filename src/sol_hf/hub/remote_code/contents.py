@@ -108,7 +108,7 @@ class Source:
             if is_left_out(imported.module) and imported.module not in STAND_INS:
                 raise ValueError(
                     f"{self.module} imports {imported.module}, which is not in the code of a policy's repository. "
-                    "Write a module that stands in for it, see STAND_INS in hub/remote_code/contents.py, or leave out both."
+                    "Write what stands in for it, see STAND_INS in hub/remote_code/contents.py, or leave out both."
                 )
 
     @property
