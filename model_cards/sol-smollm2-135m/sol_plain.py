@@ -1021,6 +1021,109 @@ def find_axes(
 
 
 # =====================================================================================================================
+# budget/place_costs.py
+#
+# What the levels of every axis cost at every place of a page, and the levels of least cost at a mean.
+#
+#     place in the page     0     1     2   ...    7           a page with few keys is often not read, so that a step
+#     cost at level .2     .9    .5    .3         .1           which has just begun one loses more
+#
+# At a mean over the places, the level of each follows from the lower convex hull of its costs: what is left of the mean
+# goes where it lowers costs most. One place at most lies between two levels, which it takes in turn.
+# =====================================================================================================================
+
+
+MOST_PLACES = 4096
+
+
+@dataclass(frozen=True)
+class PlaceCosts:
+    """Measured costs by the place in a page; small, and stored as JSON."""
+
+    costs: Mapping[str, Sequence[Sequence[float]]]
+
+    @classmethod
+    def of(cls, space: ActionSpace, tables: Sequence[torch.Tensor]) -> "PlaceCosts":
+        """From one tensor `(places, levels)` per axis."""
+        return cls({axis: table.tolist() for axis, table in zip(space.axis_names, tables, strict=True)})
+
+    @classmethod
+    def from_json(cls, values: Any, space: ActionSpace, page_size: int) -> "PlaceCosts":
+        """From what [`PlaceCosts.to_json`] returned."""
+        shapes = {axis: (page_size, len(levels)) for axis, levels in space.levels.items()}
+        if not isinstance(values, Mapping) or set(values) != set(shapes):
+            raise ValueError(f"Costs by place name the axes {', '.join(shapes)}, got {_brief(values)}.")
+        for axis, (places, levels) in shapes.items():
+            table = values[axis]
+            rows = [table] if not isinstance(table, list | tuple) else list(table)
+            if len(rows) != places or any(not _is_row(row, levels) for row in rows):
+                raise ValueError(
+                    f"Costs of `{axis}` by place are {places} lists (`page_size`) of {levels} numbers, 0 or more (one "
+                    f"for each level), got {_brief(table)}."
+                )
+        return cls({axis: tuple(tuple(map(float, row)) for row in values[axis]) for axis in shapes})
+
+    def to_json(self) -> dict[str, list[list[float]]]:
+        """Values for JSON."""
+        return {axis: [[float(f"{x:.6g}") for x in row] for row in table] for axis, table in self.costs.items()}
+
+    @property
+    def places(self) -> int:
+        """Places of a page."""
+        return len(next(iter(self.costs.values())))
+
+
+def _is_row(row: Any, levels: int) -> bool:
+    if not isinstance(row, list | tuple) or len(row) != levels:
+        return False
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < 1e30 for x in row)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def levels_by_place(
+    costs: torch.Tensor, levels: torch.Tensor, mean: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Levels of least cost at a mean over the places."""
+    order = levels.double().argsort()
+    sizes = levels.double()[order]
+    low = torch.full((len(costs),), float(sizes[0]), dtype=torch.float64)
+    high, share = low.clone(), torch.zeros_like(low)
+    left = (min(max(mean, float(sizes[0])), float(sizes[-1])) - float(sizes[0])) * len(costs)
+    segments = [
+        (slope, place, begin, end)
+        for place, row in enumerate(costs.double()[:, order].cummin(dim=1).values)
+        for slope, begin, end in _hull(sizes.tolist(), row.tolist())
+    ]
+    for _, place, begin, end in sorted(segments):  # the steepest fall first; those of a place in their order
+        if left <= 1e-9:
+            break
+        taken = min(1.0, left / (end - begin))
+        left -= taken * (end - begin)
+        low[place], high[place], share[place] = (end, end, 0.0) if taken == 1 else (begin, end, taken)
+    return low, high, share
+
+
+def _hull(sizes: Sequence[float], costs: Sequence[float]) -> list[tuple[float, float, float]]:
+    """Segments of the lower convex hull of costs over levels: slope, beginning and end of each."""
+    points: list[tuple[float, float]] = []
+    for point in zip(sizes, costs, strict=True):
+        if points and point[0] - points[-1][0] < 1e-9:  # levels that spend the same
+            continue
+        while len(points) > 1 and _slope(points[-2], points[-1]) >= _slope(points[-1], point):
+            points.pop()
+        points.append(point)
+    return [(_slope(a, b), a[0], b[0]) for a, b in zip(points, points[1:], strict=False)]
+
+
+def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
+    return (right[1] - left[1]) / (right[0] - left[0])
+
+
+# =====================================================================================================================
 # selection/channels.py
 #
 # The largest channels of a token: the `mlp_keep` axis as a pure function.
@@ -1722,6 +1825,7 @@ CHECKS: dict[str, Check] = {
     "calibration": Many(dict, MOST_CALIBRATION_POINTS),
     "calibration_unit": Text(),
     "calibration_conditions": Entries(8),
+    "place_costs": Entries(16),
     "initializer_range": Real(10, includes_lowest=True),
     "sol_hf_version": Text(),
     "base_model_name_or_path": Text(),
@@ -1734,9 +1838,9 @@ CHECKS: dict[str, Check] = {
 }
 """The check of every field of [`SOLConfig`] except for the levels of the axes."""
 OPTIONAL = frozenset(
-    "kv_dtype axes calibration calibration_unit calibration_conditions sol_hf_version base_model_name_or_path "
-    "base_model_revision base_fingerprint base_hidden_size base_embedding_size base_vocab_size "
-    "base_max_position_embeddings".split()
+    "kv_dtype axes calibration calibration_unit calibration_conditions place_costs sol_hf_version "
+    "base_model_name_or_path base_model_revision base_fingerprint base_hidden_size base_embedding_size "
+    "base_vocab_size base_max_position_embeddings".split()
 )
 """Fields that may be `None`."""
 
@@ -1967,6 +2071,30 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
 
 
 # =====================================================================================================================
+# stored/policy_size.py
+#
+# How large a policy may be, by the fields of its config, before anything is allocated.
+# =====================================================================================================================
+
+
+def check_policy_size(config: Any, actions: int) -> None:
+    """Raise a ValueError if a policy would have too many parameters."""
+    size, observed = config.policy_hidden_size, (config.base_hidden_size or 0) + (config.base_embedding_size or 0)
+    parameters = (
+        (actions + 1) * config.action_embedding_size
+        + (observed + config.action_embedding_size) * size
+        + config.policy_num_layers * int(size * size * (4 + 2 * config.policy_mlp_ratio))
+        + (actions + config.episode_length + config.page_size) * size
+    )
+    if parameters > MOST_PARAMETERS:
+        raise ValueError(
+            f"The policy would have about {parameters:,} parameters, but at most {MOST_PARAMETERS:,} are allowed: "
+            "choose smaller values of `policy_hidden_size`, `policy_num_layers`, `policy_mlp_ratio`, "
+            "`action_embedding_size` or `episode_length`, or fewer levels."
+        )
+
+
+# =====================================================================================================================
 # configuration_sol.py
 #
 # Configuration of a policy and of the wrapped model: base, action space, selection rule, policy sizes.
@@ -1995,6 +2123,8 @@ _ARGUMENTS_OF_GENERATE = frozenset(
 )
 
 _BASE = "_config_of_base"
+_LEFT_OUT = ("axes", "base_fingerprint", "calibration_unit", "calibration_conditions", "kv_dtype", "place_costs")
+"""Fields that files leave out if they are `None`."""
 
 
 @strict
@@ -2038,6 +2168,7 @@ class SOLConfig(PreTrainedConfig):
     calibration: list[dict] | None = None
     calibration_unit: str | None = None
     calibration_conditions: dict | None = None
+    place_costs: dict | None = None
     base_hidden_size: int | None = None
     base_embedding_size: int | None = None
     base_vocab_size: int | None = None
@@ -2078,6 +2209,8 @@ class SOLConfig(PreTrainedConfig):
             check_unit(self.calibration_unit, "calibration_unit")
             table_in(self.calibration_unit, self.calibration)
         check_conditions(self.calibration_conditions or {})
+        if self.place_costs is not None:
+            PlaceCosts.from_json(self.place_costs, space, self.page_size)
         if self.base_fingerprint is not None:
             check_fingerprint(self.base_fingerprint)
         if self.criterion not in CRITERIA:
@@ -2104,19 +2237,7 @@ class SOLConfig(PreTrainedConfig):
                 f"No step would be controllable: `sink_tokens` and `window_tokens` are {kept} together, and the "
                 f"longest text of the base has {longest} tokens (`base_max_position_embeddings`)."
             )
-        size, observed = self.policy_hidden_size, (self.base_hidden_size or 0) + (self.base_embedding_size or 0)
-        parameters = (
-            (len(space) + 1) * self.action_embedding_size
-            + (observed + self.action_embedding_size) * size
-            + self.policy_num_layers * int(size * size * (4 + 2 * self.policy_mlp_ratio))
-            + (len(space) + self.episode_length + self.page_size) * size
-        )
-        if parameters > MOST_PARAMETERS:
-            raise ValueError(
-                f"The policy would have about {parameters:,} parameters, but at most {MOST_PARAMETERS:,} are allowed: "
-                "choose smaller values of `policy_hidden_size`, `policy_num_layers`, `policy_mlp_ratio`, "
-                "`action_embedding_size` or `episode_length`, or fewer levels."
-            )
+        check_policy_size(self, len(space))
 
     @classmethod
     def known_keys(cls) -> frozenset[str]:
@@ -2182,7 +2303,7 @@ class SOLConfig(PreTrainedConfig):
         """All values as plain types, without local paths."""
         output = super().to_dict()
         output.pop(_BASE, None)
-        for name in ("axes", "base_fingerprint", "calibration_unit", "calibration_conditions", "kv_dtype"):
+        for name in _LEFT_OUT:
             if output.get(name) is None:
                 output.pop(name, None)
         if output.get("_name_or_path") and not hub_id(output["_name_or_path"]):
@@ -2967,6 +3088,8 @@ class SOLPolicyModel(PreTrainedModel):
 
 TOLERANCE = 1e-5
 """Up to which sums keep a budget, in ratio units. A target as near to the largest level holds an axis there."""
+BUDGET_MODES = ("hard", "soft")
+"""Whether steps are held to a budget, or a controller is trusted with it: `budget_mode`."""
 HORIZONS = ("generation", "episode")
 """Over what a hard budget is kept: `budget_horizon`."""
 MOST_SAVED = 4.0
@@ -2975,6 +3098,8 @@ SPENT_WITHIN = 32
 """Steps over which a controller is asked to spend what the balance has above the allowance, or to win it back."""
 FARTHEST = 0.1
 """Farthest that what a controller is asked may lie from the target."""
+AT_ALLOWANCE = 0.25
+"""Share of drawn balances that are the allowance."""
 
 
 @dataclass(frozen=True)
@@ -3017,6 +3142,17 @@ class Bank:
         if not self.steps:
             return self
         return replace(self.after(ratios, -counted, held), steps=self.steps - 1)
+
+    def begun_with(self, balance: torch.Tensor) -> "Bank":
+        """The bank at the start of a later episode of a call, to which the earlier ones have left a balance."""
+        return replace(self, balance=balance.clamp(min=0)).after_episode()
+
+    def drawn_balance(self, shares: torch.Tensor) -> torch.Tensor:
+        """Balances with which the episodes of a long text begin, of shape `(rows, axes)`."""
+        place = (shares - AT_ALLOWANCE) / (1 - AT_ALLOWANCE) * 2
+        above = (self.allowance + (place - 1) * (SPENT_WITHIN * FARTHEST)).clamp(max=MOST_SAVED)
+        drawn = torch.where(place < 1, self.allowance * place, above)
+        return torch.where(shares < AT_ALLOWANCE, self.allowance, drawn)
 
     def after_episode(self) -> "Bank":
         """The bank at the start of the next episode."""
@@ -6900,14 +7036,9 @@ def option_names() -> tuple[str, ...]:
 # =====================================================================================================================
 
 
-BUDGET_MODES = ("hard", "soft")
 EXACT_UNDER = ("hard", "generation")
 """The mode and the horizon that `exact` belongs to."""
-
-
 KV_REFRESH = (True, False, "auto")
-
-
 MOST_DRAFTED = 64
 """Tokens of a draft at most."""
 
@@ -9544,7 +9675,7 @@ class FixedController(Controller):
         """Scores of all actions in `number` steps, the first of which is `step`, `(number, rows, n_actions)`."""
         (low, high, share), rows = neighbouring_levels(targets, space), len(targets)
         steps = torch.arange(step, step + number, dtype=torch.float32, device=targets.device)[:, None]
-        half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)  # ties are rounded down, as in a `BudgetPrior`
+        half = half_between(low, high)
         now, then = steps[:, None], steps[:, None] + 1
         own_turn = torch.ceil(share * then - half) > torch.ceil(share * now - half)
 
@@ -9591,19 +9722,29 @@ def _first_rows(space: ActionSpace, step: torch.Tensor, earlier: torch.Tensor, n
 
 
 def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """The static schedule of `blocks` episodes, as for a single row in which they follow one another."""
+    """The static schedule of `blocks` texts, as for a single row in which they follow one another."""
     low, high, share = neighbouring_levels(means[None].float(), space)
-    each = int(counted.sum())
-    turn = torch.arange(blocks * each, dtype=torch.float64)[:, None]
-    half = 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6).double()
-    is_high = torch.ceil(share.double() * (turn + 1) - half) > torch.ceil(share.double() * turn - half)
+    counted = counted.expand(blocks, -1)
+    half = half_between(low, high).double()
+    is_high = upper_turns(share.double(), half, int(counted.sum()))
     axes = len(space.axes)
     corners = torch.tensor(list(product((False, True), repeat=axes)))
     ids = closeness(torch.where(corners, high, low), space).argmax(dim=-1)
-    schedule = torch.full((blocks, len(counted)), space.dense_id)
+    schedule = torch.full(counted.shape, space.dense_id)
     corner = (is_high * 2 ** torch.arange(axes).flip(0)).sum(dim=-1)
-    schedule[:, counted] = ids[corner].view(blocks, each)
+    schedule[counted] = ids[corner]
     return schedule
+
+
+def half_between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Where a remainder is rounded up, for levels next to a target: ties are rounded down, as in a [`BudgetPrior`]."""
+    return 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)
+
+
+def upper_turns(share: torch.Tensor, half: torch.Tensor | float, number: int) -> torch.Tensor:
+    """The turns in which an axis takes its upper level, if its share of them is carried from turn to turn."""
+    turn = torch.arange(number, dtype=torch.float64)[:, None]
+    return torch.ceil(share * (turn + 1) - half) > torch.ceil(share * turn - half)
 
 
 register_controller("fixed", lambda model, number: FixedController())
@@ -10199,7 +10340,7 @@ _KNOWN: "weakref.WeakKeyDictionary[PreTrainedModel, Known]" = weakref.WeakKeyDic
 
 DESCRIPTIVE = frozenset(
     "base_model_name_or_path base_model_revision base_fingerprint calibration calibration_unit calibration_conditions "
-    "base_max_position_embeddings initializer_range sol_hf_version".split()
+    "place_costs base_max_position_embeddings initializer_range sol_hf_version".split()
 )
 """Fields of a config that describe where a policy comes from, and do not change what it computes."""
 
@@ -14547,6 +14688,8 @@ def controller_names() -> tuple[str, ...]:
 
 def parse_controller(spec: str) -> tuple[str, int]:
     """Split `name:number` into name and number, 0 without a number; see [`make_controller`]."""
+    if spec.strip() in CONTROLLERS:  # a name may have a colon itself
+        return spec.strip(), 0
     name, colon, number = spec.strip().partition(":")
     if name == DENSE and not colon:
         return name, 0
@@ -14564,6 +14707,77 @@ def make_controller(spec: str, model: HasPolicy) -> Controller | None:
     """The controller of a name, such as `policy`, `fixed`, `random`, `random:7` (with a seed), `entropy`, `drift`."""
     name, number = parse_controller(spec)
     return None if name == DENSE else CONTROLLERS[name].make(model, number)
+
+
+# =====================================================================================================================
+# controllers/place.py
+#
+# The static schedule that knows the place in a page, without a policy: what a policy has to beat on pages.
+# =====================================================================================================================
+
+
+PLACE = "fixed:place"
+
+
+class PlaceController(Controller):
+    """At every place of a page the levels of least measured cost whose mean over a page is the target."""
+
+    rows_are_independent = True
+
+    def __init__(self, costs: PlaceCosts):
+        self.costs = costs
+        self._known: tuple[torch.Tensor, ActionSpace, tuple[torch.Tensor, ...]] | None = None
+        """The targets of the last step, its action space, and the plan."""
+
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        targets, space, places = observation.require_targets(), observation.action_space, self.costs.places
+        if self._known is None or self._known[0] is not targets or self._known[1] is not space:
+            self._known = targets, space, self.plan(targets, space)
+        low, high, share = self._known[2]
+        place = (observation.page_fill * places).round().long().to(low.device) - 1
+        chosen = place.clamp(0, places - 1)[:, None, None].expand(-1, low.shape[1], 1)
+        lower, upper, part = (x.gather(2, chosen).squeeze(2) for x in (low, high, share))
+        turn = observation.total_step // places  # steps follow one another, so that a place comes once a page
+        half = half_between(lower, upper)
+        is_high = torch.ceil(part * (turn + 1) - half) > torch.ceil(part * turn - half)
+        return closeness(torch.where(is_high, upper, lower).to(targets), space)
+
+    def plan(self, targets: torch.Tensor, space: ActionSpace) -> tuple[torch.Tensor, ...]:
+        """Lower level, upper level and share of the upper one, each `(rows, axes, places)`."""
+        known: dict[tuple[float, ...], list[torch.Tensor]] = {}
+        rows = [tuple(row) for row in targets.double().tolist()]
+        for row in rows:
+            if row not in known:
+                pairs = zip(space.axes, row, strict=True)
+                parts = [levels_by_place(*self._costs_of(axis, space), mean) for axis, mean in pairs]
+                known[row] = [torch.stack(part) for part in zip(*parts, strict=True)]
+        return tuple(torch.stack(part).to(targets.device) for part in zip(*(known[row] for row in rows), strict=True))
+
+    def _costs_of(self, axis: Axis, space: ActionSpace) -> tuple[torch.Tensor, torch.Tensor]:
+        levels = torch.tensor(space.spent[axis.name], dtype=torch.float64) / axis.scale
+        return torch.tensor(self.costs.costs[axis.name], dtype=torch.float64), levels
+
+
+def depends_on_place(model: HasPolicy) -> bool:
+    """Whether the criterion of a model chooses pages. Of others, which choose single tokens, no place is special."""
+    return CRITERIA[model.policy.config.criterion].chooses_pages
+
+
+def make_place_controller(model: HasPolicy, number: int = 0) -> Controller:
+    """The controller `fixed:place` of a model, by the costs that its config has."""
+    config: Any = model.policy.config
+    if not depends_on_place(model):
+        return FixedController(carry=config.action_space.axis_names, across_rows=False)
+    if config.place_costs is None:
+        raise ValueError(
+            f"`{PLACE}` needs the costs of levels by the place in a page, which this config lacks: measure them with "
+            "`python examples/measure_places.py POLICY TEXTS --save`, or set `model.config.place_costs = "
+            "measure_places(model, blocks, context_length).to_json()`."
+        )
+    return PlaceController(PlaceCosts.from_json(config.place_costs, config.action_space, config.page_size))
+
+
+register_controller(PLACE, make_place_controller)
 
 
 # =====================================================================================================================
