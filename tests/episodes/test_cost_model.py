@@ -23,6 +23,13 @@ def test_costs_go_down_with_the_level_and_meet_what_was_measured():
     torch.testing.assert_close(mlp_keep[0], torch.tensor([0.1, 0.0]))
 
 
+def test_a_level_below_all_measured_ones_costs_more_than_they_do():
+    probes = Probes.at(SPACE, {"token_keep": [0.5, 0.75], "mlp_keep": [0.5]})
+    (rising, falling), _, _ = level_costs(torch.tensor([[0.2, 0.1, 0.1], [0.1, 0.2, 0.1]]), probes, SPACE)
+    torch.testing.assert_close(rising, torch.tensor([0.4, 0.2, 0.1, 0.0]))
+    torch.testing.assert_close(falling, torch.tensor([0.1, 0.1, 0.2, 0.0]))
+
+
 def test_an_axis_that_was_not_measured_is_an_error():
     probes = Probes.at(SPACE, {"token_keep": [0.25]})
     with pytest.raises(ValueError, match="No level of mlp_keep"):

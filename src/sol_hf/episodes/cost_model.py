@@ -196,8 +196,8 @@ def _optimizer(model: CostModel, weight_decay: float) -> torch.optim.Optimizer:
 def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list[torch.Tensor]:
     """Costs of all levels of every axis, from those of the probed ones.
 
-    Logarithms of costs are interpolated linearly between probes. Above the largest probe they decrease linearly, by
-    [`fall_above`]. The cost of the largest level is 0.
+    Logarithms of costs are interpolated linearly between probes. Below the smallest one they go on by the same line,
+    if it rises. Above the largest probe they decrease linearly, by [`fall_above`]. The cost of the largest level is 0.
 
     Args:
         costs (`torch.Tensor` of shape `(..., probes)`): Costs of the probes, in nats.
@@ -226,8 +226,10 @@ def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list
         fall = fall_above(axis, float(known[-1] - known[-2]))
         measured = torch.cat([measured, measured[..., -1:] - fall], dim=-1)
         lower = (torch.searchsorted(known, levels, right=True) - 1).clamp(0, len(known) - 2)
-        share = ((levels - known[lower]) / (known[lower + 1] - known[lower])).clamp(0, 1).to(measured)
+        share = ((levels - known[lower]) / (known[lower + 1] - known[lower])).clamp(max=1).to(measured)
         table = (measured[..., lower] * (1 - share) + measured[..., lower + 1] * share).exp()
+        is_below = (levels < known[0]).to(table.device)
+        table = torch.where(is_below, table.maximum(measured[..., :1].exp()), table)
         tables.append(torch.where(levels.to(table.device) == levels.max(), 0.0, table))
     return tables
 
