@@ -47,6 +47,8 @@ from .warmup_targets import WarmupTargets, run_on_policy
 
 FITTED, FITTED_SETTINGS, SETTINGS_NOTE, PRICES_NOTE = "policy.safetensors", "fit.json", "settings", "prices"
 BLOCKS_PER_PART = 10
+TEACHER = 2
+"""Counts the changes after which the same measurements and settings make another policy."""
 SHUFFLED_BLOCKS = 4
 """Blocks of a stream among which one is drawn, per block that is measured."""
 logger = logging.get_logger(__name__)
@@ -79,6 +81,12 @@ class CounterfactualWarmup:
         several = [name for name, own in space.levels.items() if len(own) > 1]
         levels = {name: config.levels_of(name, distinct_levels(space, name)) for name in several}
         self.probes = Probes.at(space, levels)
+        for name, own in levels.items():
+            if min(own, default=0) > min(space.levels[name]):
+                logger.warning(
+                    f"The smallest level of `{name}` that is measured is {min(own):g}, so what "
+                    f"{min(space.levels[name]):g} costs is extrapolated: measure it, too, if budgets come near it."
+                )
         hard = config.warmup_budget_mode == "hard"
         self.states = BudgetStates(space, model.config.episode_length, hard, config.warmup_budget_horizon)
         self.prices: dict[str, list[list[float]]] | None = None
@@ -188,6 +196,7 @@ class CounterfactualWarmup:
             "base": self.base_print,
             "dtype": str(self.model.base.dtype),
             "policy_before": self.begun,
+            "teacher": TEACHER,
         }
         before |= StepSettings.of(self.model).unusual
         return config | before | {"text": text_digest(blocks), "policy": self._network()}
