@@ -23,23 +23,11 @@ def test_costs_go_down_with_the_level_and_meet_what_was_measured():
     torch.testing.assert_close(mlp_keep[0], torch.tensor([0.1, 0.0]))
 
 
-<<<<<<< HEAD
 def test_a_level_below_all_measured_ones_costs_more_than_they_do():
     probes = Probes.at(SPACE, {"token_keep": [0.5, 0.75], "mlp_keep": [0.5]})
     (rising, falling), _, _ = level_costs(torch.tensor([[0.2, 0.1, 0.1], [0.1, 0.2, 0.1]]), probes, SPACE)
     torch.testing.assert_close(rising, torch.tensor([0.4, 0.2, 0.1, 0.0]))
     torch.testing.assert_close(falling, torch.tensor([0.1, 0.1, 0.2, 0.0]))
-=======
-@pytest.mark.parametrize("probed, dearer", [([0.5], 1.5), ([0.5, 0.75], 3.9)])
-def test_levels_below_the_smallest_probe_cost_more_than_it(probed, dearer):
-    space = ActionSpace([1.0], [0.25, 0.5, 0.75, 1.0], [8])
-    probes = Probes.at(space, {"mlp_keep": probed})
-    costs = level_costs(torch.tensor([[0.4, 0.1][: len(probed)]]), probes, space)[1][0]
-    assert costs[0] > dearer * costs[1] and costs[1] == pytest.approx(0.4) and costs[1] > costs[2] > costs[3] == 0
-    bits = ActionSpace([1.0], [1.0], [4, 5, 6, 16])
-    costs = level_costs(torch.tensor([[0.02]]), Probes.at(bits, {"bits": [6]}), bits)[2][0]
-    assert costs.tolist() == pytest.approx([0.32, 0.08, 0.02, 0.0])
->>>>>>> 0b4bdfc (Levels below the smallest measured one cost more than it)
 
 
 def test_an_axis_that_was_not_measured_is_an_error():

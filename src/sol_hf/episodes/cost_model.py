@@ -196,13 +196,8 @@ def _optimizer(model: CostModel, weight_decay: float) -> torch.optim.Optimizer:
 def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list[torch.Tensor]:
     """Costs of all levels of every axis, from those of the probed ones.
 
-<<<<<<< HEAD
     Logarithms of costs are interpolated linearly between probes. Below the smallest one they go on by the same line,
     if it rises. Above the largest probe they decrease linearly, by [`fall_above`]. The cost of the largest level is 0.
-=======
-    Logarithms of costs are interpolated linearly between probes. Above the largest probe they decrease linearly, by
-    [`fall_above`]; below the smallest one they rise on, by [`rise_below`]. The cost of the largest level is 0.
->>>>>>> 0b4bdfc (Levels below the smallest measured one cost more than it)
 
     Args:
         costs (`torch.Tensor` of shape `(..., probes)`): Costs of the probes, in nats.
@@ -230,11 +225,6 @@ def level_costs(costs: torch.Tensor, probes: Probes, space: ActionSpace) -> list
         measured = costs[..., [index for _, index in below]].clamp(min=LOWEST_COST).log()
         fall = fall_above(axis, float(known[-1] - known[-2]))
         measured = torch.cat([measured, measured[..., -1:] - fall], dim=-1)
-        lowest = float(levels.min())
-        if lowest < float(known[0]) - 1e-6:
-            rise = rise_below(axis, measured, known) * (float(known[0]) - lowest)
-            measured = torch.cat([measured[..., :1] + rise[..., None], measured], dim=-1)
-            known = torch.cat([levels.min()[None], known])
         lower = (torch.searchsorted(known, levels, right=True) - 1).clamp(0, len(known) - 2)
         share = ((levels - known[lower]) / (known[lower + 1] - known[lower])).clamp(max=1).to(measured)
         table = (measured[..., lower] * (1 - share) + measured[..., lower + 1] * share).exp()
@@ -257,21 +247,6 @@ def fall_above(axis: Axis, distance: float) -> float:
         distance (`float`): Distance between the two levels, in ratio units.
     """
     return FALL_PER_UNIT * (distance * axis.scale) if axis.is_integral else FALL_TO_DENSE
-
-
-def rise_below(axis: Axis, costs: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """By how much the logarithm of the cost rises per unit of ratio below the smallest probe of an axis.
-
-    As between the two smallest probes, at least not falling. Of a single probe of a fraction half as steeply as above
-    it: costs fall faster the nearer a level is to the dense one.
-
-    Args:
-        axis ([`Axis`]): The axis.
-        costs (`torch.Tensor` of shape `(..., n)`): Logarithms of the costs of the probes, and of the largest level.
-        known (`torch.Tensor` of shape `(n,)`): Their levels, in ratio units.
-    """
-    slope = ((costs[..., 0] - costs[..., 1]) / (known[1] - known[0]).to(costs)).clamp(min=0)
-    return slope if len(known) > 2 or axis.is_integral else slope / 2
 
 
 class Allocation:

@@ -47,8 +47,6 @@ from .warmup_targets import WarmupTargets, run_on_policy
 
 FITTED, FITTED_SETTINGS, SETTINGS_NOTE, PRICES_NOTE = "policy.safetensors", "fit.json", "settings", "prices"
 BLOCKS_PER_PART = 10
-TEACHER = 2
-"""Counts the changes after which the same measurements and settings make another policy."""
 SHUFFLED_BLOCKS = 4
 """Blocks of a stream among which one is drawn, per block that is measured."""
 logger = logging.get_logger(__name__)
@@ -196,7 +194,6 @@ class CounterfactualWarmup:
             "base": self.base_print,
             "dtype": str(self.model.base.dtype),
             "policy_before": self.begun,
-            "teacher": TEACHER,
         }
         before |= StepSettings.of(self.model).unusual
         return config | before | {"text": text_digest(blocks), "policy": self._network()}
