@@ -3,13 +3,15 @@
 
 """A short training run that processes share.
 
-    torchrun --nproc_per_node 2 tests/support/train_tiny.py FOLDER [--shard] [--evaluate]
+    torchrun --nproc_per_node 2 tests/support/train_tiny.py FOLDER [--shard] [--evaluate] [--constraint]
 
-With `--evaluate`, every process checks that it ends with the best policy.
+With `--evaluate`, every process checks that it ends with the best policy, with `--constraint` it trains under a hard
+budget with multipliers, and leaves these in the folder.
 """
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -39,6 +41,20 @@ EVALUATING = dict(
 )
 
 
+CONSTRAINT = dict(
+    budget_mode="hard",
+    constraint="multiplier",
+    penalty_weights=[0.0, 0.0, 0.0],
+    kl_reward_weight=1.0,
+    gamma=0.4,
+    temperature=1.0,
+    entropy_coef=0.002,
+    beta=0.05,
+    num_iterations=2,
+    gradient_cosine_steps=1,
+)
+
+
 def main(folder: str, *options: str) -> None:
     torch.set_num_threads(1)
     model = control(tiny_base("llama"))
@@ -60,7 +76,8 @@ def main(folder: str, *options: str) -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    args = SOLGRPOConfig(**settings | (EVALUATING if "--evaluate" in options else {}))
+    settings |= EVALUATING if "--evaluate" in options else {}
+    args = SOLGRPOConfig(**settings | (CONSTRAINT if "--constraint" in options else {}))
     dataset = Dataset.from_dict({"input_ids": tokens.tolist()})
     trainer = SOLGRPOTrainer(model, args, train_dataset=dataset, eval_dataset=dataset)
     trainer.train()
@@ -70,6 +87,8 @@ def main(folder: str, *options: str) -> None:
     model.score(tokens[:2], context_length=CONTEXT, bits=9)  # ordinary tensors after those of inference mode
     trainer.save_model(folder)
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        trainer.save_multipliers(Path(folder))
     shards = [name for name, weight in model.base.named_parameters() if isinstance(weight, DTensor)]
     assert len(shards) == (18 if "--shard" in options else 0), shards
 

@@ -33,12 +33,29 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+def figures(folder: Path, name: str) -> list[float]:
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    return [entry[name] for entry in state["log_history"] if name in entry]
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_update_of_one_with_twice_the_batch(tmp_path):
     one, two = train(tmp_path / "one", 1), train(tmp_path / "two", 2)
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_under_the_constraint_as_one_with_twice_the_batch(tmp_path):
+    one, two = train(tmp_path / "one", 1, "--constraint"), train(tmp_path / "two", 2, "--constraint")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
+    values = [load_file(tmp_path / number / "multipliers.safetensors")["values"] for number in ("one", "two")]
+    assert torch.equal(*values) and bool(values[0].any())
+    cosines = [figures(tmp_path / number, "sol/gradient_cosine") for number in ("one", "two")]
+    assert cosines[0] and cosines[1] == pytest.approx(cosines[0], abs=1e-4)
 
 
 @pytest.mark.slow
