@@ -12,11 +12,11 @@ from transformers import DynamicCache
 
 from sol_hf import FixedController, SOLConfig, SOLForCausalLM
 from sol_hf.evaluation.compute_costs import ComputeCosts
+from sol_hf.evaluation.families.tiny_configs import family_base
 from sol_hf.execution.cuda_graphs import check_capture
 from sol_hf.kernels.cpu.compilation import compile_kernels
 from support.bases import tiny_base
 from support.cases import left_padded, prompts
-from support.families import family_base
 
 
 SPACE = dict(token_keep=[0.3, 1.0], mlp_keep=[0.4, 1.0], bits=[8, 16])

@@ -173,7 +173,7 @@ def test_planes_are_made_once_for_many_rollouts():
 
 
 def test_an_axis_that_the_base_cannot_carry_out_is_no_silent_dense_run():
-    model = control(tiny_base("mixtral", num_local_experts=2, num_experts_per_tok=1))
+    model = control(tiny_base("jetmoe", num_local_experts=2, num_experts_per_tok=1))
     with pytest.raises(UnsupportedAxisError, match="mlp_keep"):
         StepSettings.of(model).prepare(model, ["token_keep", "mlp_keep"])
     StepSettings.of(model).prepare(model, ["token_keep"])

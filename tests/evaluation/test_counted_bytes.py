@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from sol_hf.evaluation.compute_costs import ComputeCosts
+from sol_hf.evaluation.families.tiny_configs import COMPOSITES, family_base
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.linear.step_linear import StepLinear
 from sol_hf.execution.mlp.discovery import find_mlps, last_projection
@@ -16,7 +17,6 @@ from sol_hf.selection.criterion import CRITERIA
 from sol_hf.selection.nested_planes import PLANES
 from support.bases import FAMILIES, tiny_base
 from support.cases import control
-from support.families import COMPOSITES, family_base
 
 
 CONTEXT, KEYS = 76, 76 + 3
@@ -45,7 +45,12 @@ def weights_that_run(model) -> int:
     for hook in hooks:
         hook.remove()
     own = [(part, p) for part in ran for p in part.parameters(recurse=False)]
-    return sum(p[0].nbytes if isinstance(part, nn.Embedding) else p.nbytes for part, p in own)
+    return sum(p[0].nbytes if isinstance(part, nn.Embedding) else p.nbytes * chosen(model, p) for part, p in own)
+
+
+def chosen(model, parameter) -> float:
+    """Share of the experts that a token runs through, for a tensor with the weights of all of them."""
+    return model.base.config.num_experts_per_tok / len(parameter) if parameter.dim() == 3 else 1
 
 
 def cached_bytes(model) -> int:
@@ -71,7 +76,8 @@ BASES = {
     **{family: lambda family=family: tiny_base(family) for family in FAMILIES},
     **{f"{name} with a tower": lambda name=name: family_base(name) for name in ("gemma3", "llava", "qwen3_vl")},
     "layers of different heads": lambda: family_base("gemma4_text"),
-    "values narrower than keys": lambda: family_base("deepseek_v3"),
+    "values narrower than keys, experts": lambda: family_base("deepseek_v3"),
+    "experts with biases": lambda: family_base("gpt_oss"),
     "an adapter of another dtype": adapted_base,
     "tied head": lambda: tiny_base("llama", tie_word_embeddings=True),
 }

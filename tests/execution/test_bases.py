@@ -436,40 +436,42 @@ HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
 OUTSIDERS: dict[str, dict] = {
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
+    "jetmoe": EXPERTS,
     "stablelm": {},
+    "bloom": {"n_layer": 2},
     "mamba": {"state_size": 8},
     "rwkv": {},
     "lfm2": CONVOLUTION,
     "olmo_hybrid": HYBRID,
     "gemma2": {},
 }
-MIXTURE = r"`mlp_keep` and `bits` cannot be controlled on .*mixture of experts"
 OWN_CACHE = r"`\w+` cannot be controlled.*(takes no `past_key_values`|keeps a cache of its own kind)"
 NO_INTERFACE = r"`token_keep` cannot be controlled.*AttentionInterface"
+NO_TOKENS = r"`mlp_keep` and `bits` cannot be controlled on JetMoe.*gets its tokens in another way"
 NO_ROLLBACK = r"cannot be controlled.*cannot be rolled back.*kv_refresh=False"
 REFUSED = [
-    ("mixtral", "mlp_keep", MIXTURE),
-    ("mixtral", "bits", MIXTURE),
-    ("qwen3_moe", "mlp_keep", MIXTURE),
-    ("stablelm", "token_keep", NO_INTERFACE),
+    ("jetmoe", "mlp_keep", NO_TOKENS),
+    ("jetmoe", "bits", NO_TOKENS),
+    ("bloom", "token_keep", NO_INTERFACE),
     ("mamba", "token_keep", OWN_CACHE),
     ("mamba", "mlp_keep", OWN_CACHE),
     ("rwkv", "token_keep", OWN_CACHE),
     ("rwkv", "mlp_keep", OWN_CACHE),
     ("lfm2", "token_keep", NO_ROLLBACK),
     ("lfm2", "mlp_keep", NO_ROLLBACK),
-    ("olmo_hybrid", "token_keep", NO_INTERFACE),
+    ("olmo_hybrid", "token_keep", NO_ROLLBACK),
     ("olmo_hybrid", "mlp_keep", NO_ROLLBACK),
-    ("gemma2", "token_keep", r"`token_keep` cannot be controlled on Gemma2.*softcap"),
 ]
 CONTROLLED = [
-    ("mixtral", {"token_keep": 0.3}),
-    ("qwen3_moe", {"token_keep": 0.3}),
-    ("stablelm", {"mlp_keep": 0.5, "bits": 8}),
+    ("mixtral", {"token_keep": 0.3, "mlp_keep": 0.5, "bits": 8}),
+    ("qwen3_moe", {"mlp_keep": 0.5}),
+    ("jetmoe", {"token_keep": 0.3}),
+    ("stablelm", {"token_keep": 0.3, "mlp_keep": 0.5, "bits": 8}),
+    ("bloom", {"mlp_keep": 0.5, "bits": 8}),
     ("lfm2", {"mlp_keep": 0.5, "kv_refresh": False}),
     ("lfm2", {"token_keep": 0.3, "kv_refresh": False}),
-    ("olmo_hybrid", {"mlp_keep": 0.5, "kv_refresh": False}),
-    ("gemma2", {"mlp_keep": 0.5}),
+    ("olmo_hybrid", {"token_keep": 0.3, "mlp_keep": 0.5, "kv_refresh": False}),
+    ("gemma2", {"token_keep": 0.3, "mlp_keep": 0.5}),
 ]
 
 

@@ -355,7 +355,7 @@ class NamedOtherwise(nn.Module):
 
 
 class GateCalledLast(nn.Module):
-    """Some code calls the gate `w2`."""
+    """Some code calls the gate `w2`, as others call the last projection."""
 
     def __init__(self, mlp):
         super().__init__()
@@ -365,20 +365,27 @@ class GateCalledLast(nn.Module):
         return self.w3(self.w1(x).relu() * self.w2(x))
 
 
+class Square(nn.Module):
+    """By their sizes either projection could be the last."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.outer, self.inner = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.outer(self.inner(x).relu())
+
+
 class TestWhereItCannotBe:
-    @pytest.mark.parametrize(
-        ("kind", "message"),
-        [
-            (NamedOtherwise, r"`neuron_keep` cannot .* layer 1 \(NamedOtherwise\) has no single last.*inner, outer"),
-            (
-                GateCalledLast,
-                r"`neuron_keep` cannot .* layer 1 \(GateCalledLast\).*64 outputs are not the 32 channels",
-            ),
-        ],
-    )
-    def test_a_layout_that_is_not_known_is_refused_before_any_compute(self, kind, message):
+    @pytest.mark.parametrize(("kind", "last"), [(NamedOtherwise, "outer"), (GateCalledLast, "w3")])
+    def test_the_last_projection_is_found_by_its_sizes(self, kind, last):
+        mlp = kind(tiny_base("llama").model.layers[1].mlp)
+        assert last_projection(mlp) is getattr(mlp, last)
+
+    def test_a_layout_that_is_not_known_is_refused_before_any_compute(self):
         base, calls = tiny_base("llama"), []
-        base.model.layers[1].mlp = kind(base.model.layers[1].mlp)
+        message = r"`neuron_keep` cannot .* layer 1 \(Square\) has no last projection that can be told.*outer, inner"
+        base.model.layers[1].mlp = Square(base.model.layers[1].mlp)
         base.register_forward_pre_hook(lambda *_: calls.append(1))
         model = control(base, neuron_keep=LEVELS)
         with pytest.raises(UnsupportedAxisError, match=message):

@@ -129,13 +129,13 @@ class TestSharedKeys:
         """Every full-attention layer attends to as many keys as the action says, those that share keys too."""
         model, read = control(from_sizes(family, **SHARING[family])), []
         assert model.coverage().layers["token_keep"] == (1, 3, 5)
-        original = gather.scaled_dot_product_attention
+        original = gather.attend
 
-        def counting(query, key, value, **options):
+        def counting(query, key, value, *options):
             read.append(key.shape[2])
-            return original(query, key, value, **options)
+            return original(query, key, value, *options)
 
-        monkeypatch.setattr(gather, "scaled_dot_product_attention", counting)
+        monkeypatch.setattr(gather, "attend", counting)
         output = model.generate(
             prompts(1, 60), **OPTIONS, token_keep=0.2, controller=FixedController(), backend="reference"
         )

@@ -24,8 +24,8 @@ class Case:
     The defaults are the simplest case. `repr` names only what differs from them, and can be pasted.
 
     Args:
-        family (`str`): Of `FAMILIES` in `support.bases`, or of `FAMILY_NAMES` in `support.families`, of which not all
-            can be controlled.
+        family (`str`): Of `FAMILIES` in `support.bases`, or of `FAMILY_NAMES` in `sol_hf.evaluation.families`, of
+            which not all can be controlled.
         base (`dict`): Values of the base's config that differ from those of `tiny_base`.
         dtype (`str`): `float64`, in which rounding flips no choice, `float32` or `bfloat16`.
         levels (`dict`): Levels of every axis of the action space; `mlp_noise` is an axis of another package.

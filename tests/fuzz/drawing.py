@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from fuzz.case import DENSE, Case
 from fuzz.controllers import CONTROLLERS, NEEDS_BUDGET, PROCESSORS
 from fuzz.mistakes import MISTAKES
+from sol_hf.evaluation.families.tiny_configs import FAMILY_NAMES
 from support.bases import FAMILIES
-from support.families import FAMILY_NAMES
 
 
 OTHERS = [name for name in FAMILY_NAMES if name not in FAMILIES]

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from fuzz.case import Case
 from sol_hf import SOLConfig, SOLForCausalLM
+from sol_hf.evaluation.families.tiny_configs import family_base
 from support.bases import FAMILIES, tiny_base
 from support.cases import SETTINGS
-from support.families import family_base
 from support.fourth_axis_runs import fourth_axis
 
 

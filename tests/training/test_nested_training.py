@@ -96,9 +96,10 @@ def test_a_policy_is_fitted_to_the_costs_of_planes(tmp_path):
 
 
 def test_a_base_without_such_mlps_is_refused(tmp_path):
-    model = control(tiny_base("mixtral", num_local_experts=2, num_experts_per_tok=1))
+    model = control(tiny_base("jetmoe", num_local_experts=2, num_experts_per_tok=1))
     model.policy.float()
     with pytest.raises(
-        UnsupportedAxisError, match=r"mixture of experts.*Leave `mlp_keep` dense.*SOLConfig\(mlp_keep=\[1\]\)"
+        UnsupportedAxisError,
+        match=r"gets its tokens in another way.*Leave `mlp_keep` dense.*SOLConfig\(mlp_keep=\[1\]\)",
     ):
         trainer_of(tmp_path, model)

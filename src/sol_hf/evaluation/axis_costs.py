@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedAxisError
 from ..execution.decoder_layers import text_modules
 from ..execution.lm_head import lm_head_of
-from ..execution.mlp.discovery import find_mlps, last_projection
+from ..execution.mlp.discovery import find_sites
 from ..modeling_sol import SOLForCausalLM
 from ..registry import Registry
+from .expert_counts import layout_of, share_read
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Weights:
         """The weights of the base of `model`."""
         base, mlps = model.base, MlpModules.of(model.base)
         return cls(
-            mlp_input=sum(matrix.numel() for matrix in map(_matrix, mlps.inputs)),
-            mlp_last=sum(matrix.numel() for matrix in map(_matrix, mlps.lasts)),
+            mlp_input=_numbers(mlps.inputs) + sum(first.numbers for first, _ in mlps.experts),
+            mlp_last=_numbers(mlps.lasts) + sum(last.numbers for _, last in mlps.experts),
             mlp=sum(map(own_numbers, mlps.every)),
             head=read_numbers(base.get_output_embeddings()),
             total=sum(map(own_numbers, step_modules(base))),
@@ -76,14 +77,41 @@ class MlpModules(NamedTuple):
         """Those of `base`; none if its MLPs are not controlled."""
         width = base.get_input_embeddings().weight.shape[-1]
         try:
-            mlps = find_mlps(base)
+            sites = find_sites(base)
         except UnsupportedAxisError:
-            mlps = ()
-        every = list(dict.fromkeys(part for mlp in mlps for part in mlp.modules()))
-        projections = [last for last in map(last_projection, mlps) if last is not None]
+            sites = ()
+        every = list(dict.fromkeys(part for site in sites for mlp in site.modules for part in mlp.modules()))
+        projections = [site.last for site in sites if site.last is not None]
         inner = {part for last in projections for part in last.modules()}
         inputs = [part for part in every if part not in inner and _has_matrix(part) and _inputs(part) == width]
         return cls(inputs, [part for last in projections for part in _of_widest_input(last)], every)
+
+    @property
+    def experts(self) -> list[tuple["ReadMatrix", "ReadMatrix"]]:
+        """What a token reads of first and last projections of experts, which are among the parameters of `every`."""
+        layouts = ((layout_of(part), share_read(part)) for part in self.every)
+        return [(ReadMatrix(of.first, share), ReadMatrix(of.last, share)) for of, share in layouts if of is not None]
+
+
+class ReadMatrix(NamedTuple):
+    """Weights of which a token reads a share."""
+
+    weight: torch.Tensor
+    share: float
+
+    @property
+    def numbers(self) -> int:
+        """How many it reads."""
+        return round(self.weight.numel() * self.share)
+
+    @property
+    def bytes(self) -> int:
+        """Their bytes."""
+        return round(self.weight.nbytes * self.share)
+
+
+def _numbers(parts: list[nn.Module]) -> int:
+    return sum(_matrix(part).numel() for part in parts)
 
 
 def _of_widest_input(projection: nn.Module) -> list[nn.Module]:
@@ -118,15 +146,19 @@ def read_numbers(module: nn.Module) -> int:
 
 def own_numbers(part: nn.Module) -> int:
     """Parameters of one module, without those of its parts, that a forward of one token reads."""
-    return sum(p.shape[-1] if isinstance(part, nn.Embedding) else p.numel() for p in part.parameters(recurse=False))
+    own = part.parameters(recurse=False)
+    if isinstance(part, nn.Embedding):
+        return sum(p.shape[-1] for p in own)
+    share = share_read(part)
+    return sum(round(p.numel() * share) for p in own)
 
 
 def read_bytes(modules: Iterable[nn.Module]) -> int:
     """Bytes of the parameters of modules, without those of their parts, that a forward of one token reads."""
     total = 0
     for part in modules:
-        own = part.parameters(recurse=False)
-        total += sum(p[0].nbytes if isinstance(part, nn.Embedding) else p.nbytes for p in own)
+        own, share = part.parameters(recurse=False), share_read(part)
+        total += sum(p[0].nbytes if isinstance(part, nn.Embedding) else round(p.nbytes * share) for p in own)
     return total
 
 
@@ -220,7 +252,8 @@ def dense_counts(model: SOLForCausalLM, weights: Weights, kv: tuple[float, float
     """
     mlps, itemsize = MlpModules.of(model.base), weights.itemsize
     other_mlp, outside = weights.mlp - weights.mlp_input - weights.mlp_last, weights.total - weights.mlp
-    inputs, lasts = (sum(_matrix(part).nbytes for part in parts) for parts in (mlps.inputs, mlps.lasts))
+    inputs = sum(_matrix(part).nbytes for part in mlps.inputs) + sum(first.bytes for first, _ in mlps.experts)
+    lasts = sum(_matrix(part).nbytes for part in mlps.lasts) + sum(last.bytes for _, last in mlps.experts)
     all_of_mlps = read_bytes(mlps.every)
     return StepCounts(
         mlp_input_weights=weights.mlp_input,

@@ -32,7 +32,8 @@ def text_config(base: PreTrainedModel) -> PreTrainedConfig:
 def text_modules(base: PreTrainedModel) -> Iterator[nn.Module]:
     """The text decoder of a base and all modules in it, without the towers for other kinds of input."""
     decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
-    root = decoder if isinstance(decoder, nn.Module) else base
+    is_head = decoder is base.get_output_embeddings()  # some bases call their LM head a decoder
+    root = decoder if isinstance(decoder, nn.Module) and not is_head else base
     return _without_towers(root, (type(base.config), type(text_config(base))))
 
 

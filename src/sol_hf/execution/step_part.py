@@ -4,6 +4,7 @@
 """Base class of objects that replace a module's forward while a generation runs."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from torch import nn
 
@@ -21,6 +22,8 @@ class StepPart:
     """
 
     wraps_other_forwards = False
+    change_name: ClassVar[str] = "forward"
+    """Kind of the change that installs it, see [`Change`]."""
 
     def __init__(self, module: nn.Module):
         self.module = module

@@ -4,7 +4,11 @@
 """Grouped-query attention in plain torch, without a copy of the keys for every query head."""
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+
+from .score_changes import ScoreChanges, attend
+
+
+PLAIN_SCORES = ScoreChanges()
 
 
 def fold_groups(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -14,7 +18,12 @@ def fold_groups(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 
 def attend_grouped(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    changes: ScoreChanges = PLAIN_SCORES,
 ) -> torch.Tensor:
     """Attention of new tokens over all keys. The query heads of a group are treated as additional tokens of one head.
 
@@ -24,6 +33,7 @@ def attend_grouped(
         value (`torch.Tensor` of shape `(rows, kv_heads, slots, value_dim)`): All cached values.
         mask (`torch.BoolTensor` of shape `(rows or 1, 1 or heads, tokens, slots)`): Which keys a token sees.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+        changes ([`ScoreChanges`], *optional*): What is done with the scores; only with a single token.
 
     Returns:
         `torch.Tensor` of shape `(rows, tokens, heads, value_dim)`.
@@ -35,7 +45,5 @@ def attend_grouped(
         folded_mask = mask.expand(-1, group, -1, -1).reshape(len(mask), 1, group * tokens, slots)
     else:
         folded_mask = mask.reshape(len(mask), kv_heads, group * tokens, slots)
-    output = scaled_dot_product_attention(
-        fold_groups(query, kv_heads), key, value, attn_mask=folded_mask, scale=scaling
-    )
+    output = attend(fold_groups(query, kv_heads), key, value, folded_mask, scaling, changes)
     return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous()

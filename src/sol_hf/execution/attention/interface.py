@@ -25,6 +25,7 @@ from ..plan import ACTIVE, ForwardContext, RefreshPlan, StepPlan
 from .implementation_name import ImplementationName
 from .masks import PLAIN, is_plain, kind_of_mask, refuse_unsupported
 from .refresh.operation import RefreshAttention, attend_refresh
+from .score_changes import ScoreChanges
 from .shared_prefix import attend_shared_prefix
 from .step.operation import StepAttention, attend_step
 from .stored_keys import cache_layer_of, refuse_capture, refuse_computed_keys, sharing_part
@@ -69,7 +70,7 @@ def _attention_function(implementation: str) -> Callable:
         )
         if context is None or context.told is None or args:
             return original()
-        call = AttentionCall(module, query, key, value, attention_mask, kwargs, original)
+        call = AttentionCall(module, query, key, value, attention_mask, kwargs, original, implementation)
         output = _attend_by_plan(call, context.plan, context) if context.plan is not None else None
         if output is None and context.refresh is not None and context.may_round_differently:
             output = _attend_in_refresh(call, context.refresh, context)
@@ -82,7 +83,10 @@ def _attention_function(implementation: str) -> Callable:
 
 
 class AttentionCall(NamedTuple):
-    """What a module passes to its attention function, and `original`, which computes it as the base does."""
+    """What a module passes to its attention function, and `original`, which computes it as the base does.
+
+    `implementation` is the name of the base's own.
+    """
 
     module: Any
     query: torch.Tensor
@@ -91,11 +95,17 @@ class AttentionCall(NamedTuple):
     mask: torch.Tensor | None
     further: dict[str, Any]
     original: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+    implementation: str
 
     @property
     def scaling(self) -> float | None:
         """Scale of the scores; `1 / sqrt(head_dim)` if it is `None`."""
         return self.further.get("scaling")
+
+    @property
+    def changes(self) -> ScoreChanges:
+        """What the base does with the scores, besides scaling."""
+        return ScoreChanges.of(self.further)
 
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]
@@ -108,18 +118,20 @@ def _attend_by_plan(call: AttentionCall, plan: StepPlan, context: ForwardContext
         return None
     layer = plan.cache.layers[layer_idx]
     if isinstance(layer, SharedPrefixLayer):
-        refuse_unsupported(call.module, call.further, kind_of_mask(context, call.mask))
+        refuse_unsupported(call.module, call.further, kind_of_mask(context, call.mask), call.implementation)
         refuse_computed_keys(call.module, layer, call.key)
         _mark_done(plan, layer_idx, call.module)
-        return attend_shared_prefix(layer, plan.rule, plan.token_keep, call.query, call.scaling), None
+        output = attend_shared_prefix(layer, plan.rule, plan.token_keep, call.query, call.scaling, call.changes)
+        return output, None
     if layer_idx not in plan.sparse_layers:
         return None
     dropped = layer.get_seq_length() - call.key.shape[2]
     kind = kind_of_mask(context, call.mask, plan.cache.padding, dropped)
     if plan.token_keep is not None:
-        refuse_unsupported(call.module, call.further, kind)
+        refuse_unsupported(call.module, call.further, kind, call.implementation)
         _mark_done(plan, layer_idx, call.module)
-        return attend_step(StepAttention(plan, layer_idx, *call[1:4], call.scaling)), None
+        step = StepAttention(plan, layer_idx, *call[1:4], call.scaling, changes=call.changes)
+        return attend_step(step), None
     if kind == PLAIN and is_plain(call.further):
         step = StepAttention(plan, layer_idx, *call[1:4], call.scaling, call.original)
         return attend_step(step), step.weights

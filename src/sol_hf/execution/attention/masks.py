@@ -11,14 +11,16 @@ from ...errors import UnsupportedAxisError
 from ..plan import ForwardContext
 
 
-UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED_ARGUMENTS = ("position_bias", "sinks")
+SCORE_CHANGES = ("softcap", "s_aux")
+"""Arguments that attention over selected keys can carry out, see [`ScoreChanges`]."""
 HIDDEN = -1e4
 """A key is hidden if the mask adds this value or less to its score."""
 
 
 def is_plain(arguments: dict[str, Any]) -> bool:
     """Whether a module's attention is a plain softmax of scaled products."""
-    return all(arguments.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
+    return all(arguments.get(name) is None for name in (*UNSUPPORTED_ARGUMENTS, *SCORE_CHANGES))
 
 
 PLAIN, HIDES, ADDS = "plain", "hides", "adds"
@@ -67,13 +69,14 @@ def _kind_by_values(mask: torch.Tensor, first_key: torch.Tensor | None) -> str:
     return PLAIN if bool((visible.sum(dim=-1) == expected).all()) else HIDES
 
 
-def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind: str) -> None:
+def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind: str, implementation: str) -> None:
     """Raise [`UnsupportedAxisError`] if a module's attention needs something that ours does not compute.
 
     Args:
         module (`torch.nn.Module`): The attention.
         arguments (`dict[str, Any]`): Further arguments that it passes.
         kind (`str`): What its mask does, from [`kind_of_mask`].
+        implementation (`str`): The base's own attention. Only eager attention caps scores and reads sinks.
     """
     start = f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention"
     if kind == ADDS:
@@ -85,6 +88,9 @@ def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind:
             f"{start} mask hides keys that are not padding: the base selects the keys of a token itself, and cannot "
             "select among them again."
         )
-    for name in UNSUPPORTED_ARGUMENTS:
+    own = () if implementation == "eager" else SCORE_CHANGES
+    for name in (*UNSUPPORTED_ARGUMENTS, *own):
         if arguments.get(name) is not None:
-            raise UnsupportedAxisError(f"{start} uses `{name}`, which attention over selected keys does not support.")
+            raise UnsupportedAxisError(
+                f"{start} uses `{name}`, which attention over selected keys does not support with {implementation!r}."
+            )

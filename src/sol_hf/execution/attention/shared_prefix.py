@@ -16,6 +16,7 @@ from ...selection.page_criterion import PageCriterion
 from ...selection.ranking import group_queries
 from ...selection.rule import SelectionRule
 from ...selection.sketch import MOST_IN_MEAN, decode, encode
+from .score_changes import ScoreChanges
 
 
 class SharedCandidates(Candidates):
@@ -107,6 +108,7 @@ def attend_shared_prefix(
     token_keep: torch.Tensor | None,
     query: torch.Tensor,
     scaling: float | None,
+    changes: ScoreChanges,
 ) -> torch.Tensor:
     """Attention of one new token per row over shared prefix and own suffix.
 
@@ -116,6 +118,7 @@ def attend_shared_prefix(
         token_keep (`torch.Tensor` of shape `(rows,)`, *optional*): Fraction of the keys to read; all by default.
         query (`torch.Tensor` of shape `(rows, heads, 1, head_dim)`): Query of the new token.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+        changes ([`ScoreChanges`]): What the base does with the scores, besides scaling.
 
     Returns:
         `torch.Tensor` of shape `(rows, 1, heads, head_dim)`.
@@ -132,7 +135,7 @@ def attend_shared_prefix(
         hidden = _hidden(layer.prefix.visible_pages * layer.page_size, shared)
         scores[..., :shared].masked_fill_(hidden.repeat_interleave(grouped.shape[2], dim=0), float("-inf"))
     scale = scaling if scaling is not None else dim**-0.5
-    weights = scores.mul_(scale).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = changes.weights(scores.mul_(scale)).to(query.dtype)
     output = layer.by_row(weights[..., :shared] @ layer.prefix.values)
     output = output + layer.by_row(weights[..., shared:]) @ layer.values
     return output.reshape(rows, 1, heads, output.shape[-1])

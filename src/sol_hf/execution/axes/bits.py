@@ -32,16 +32,20 @@ class BitsExecutor(MLPExecutor):
         base (`PreTrainedModel`): The base.
     """
 
+    axis = "bits"
+
     def __init__(self, base: PreTrainedModel):
         super().__init__(base)
-        self._layers = planed_layers(base, [mlp.module for mlp in self.mlps])
+        self._layers = planed_layers(base, [module for site in self.sites for module in site.modules])
         self._linear_parts: dict[Hashable, str] = {layer.part: layer.name for layer in self._layers if layer.part}
 
     def check_backend(self, bits_backend: str, max_plane_bytes: int | None = None) -> None:
         if bits_backend == "int8":
-            for mlp in self.mlps:
-                mlp.int8_copy()
+            for site in self.sites:
+                site.check_int8()
         elif bits_backend == "nested":
+            for site in self.sites:
+                site.check_planes()
             make_planes(self._layers, max_plane_bytes)
 
     def parts_under(self, bits_backend: str, cache: SOLCache) -> Mapping[Hashable, str]:
@@ -53,4 +57,4 @@ class BitsExecutor(MLPExecutor):
 
     @property
     def step_parts(self) -> Sequence[StepPart]:
-        return (*self.mlps, *(layer.part for layer in self._layers if layer.part))
+        return (*super().step_parts, *(layer.part for layer in self._layers if layer.part))

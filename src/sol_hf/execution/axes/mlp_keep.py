@@ -21,6 +21,8 @@ class MLPKeepExecutor(MLPExecutor):
         base (`PreTrainedModel`): The base.
     """
 
+    axis = "mlp_keep"
+
     @classmethod
     def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
         return GAIN

@@ -3,17 +3,14 @@
 
 """The axis `neuron_keep`: the last projection of MLPs reads the largest neurons only."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel
 
-from ...cache.sol_cache import SOLCache
 from ...selection.refresh_gain import RefreshGain
 from ...selection.rule import SelectionRule
 from ..executors import Change, register_executor
-from ..mlp.discovery import find_last_projections
 from ..mlp.executor import MLPExecutor
-from ..mlp.step_down import StepDown
 from ..step_part import StepPart
 
 
@@ -32,22 +29,19 @@ class NeuronKeepExecutor(MLPExecutor):
         base (`PreTrainedModel`): The base.
     """
 
+    axis = "neuron_keep"
+
     def __init__(self, base: PreTrainedModel):
         super().__init__(base)
-        lasts = find_last_projections(base, [mlp.module for mlp in self.mlps])
-        self._downs = tuple(StepDown.of(last) for last in lasts)
-        self._down_parts: dict[Hashable, str] = {
-            down: f"the last projection of the MLP of layer {layer}" for layer, down in enumerate(self._downs)
-        }
-        for mlp, down in zip(self.mlps, self._downs, strict=True):
-            mlp.down = down
+        self._readers = tuple(site.part("mlp_keep") for site in self.sites)
+        """A fast path of a whole MLP calls its last projection."""
+        for site in self.sites:
+            site.keep_neurons()
 
     def changes(self) -> Iterable[Change]:
+        for part in self._readers:
+            yield Change(part.change_name, part.module, part.install)
         yield from super().changes()
-        yield from (Change("last projection", down.module, down.install) for down in self._downs)
-
-    def parts(self, cache: SOLCache) -> Mapping[Hashable, str]:
-        return self._down_parts
 
     @classmethod
     def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
@@ -55,4 +49,4 @@ class NeuronKeepExecutor(MLPExecutor):
 
     @property
     def step_parts(self) -> Sequence[StepPart]:
-        return (*self.mlps, *self._downs)
+        return (*self._readers, *super().step_parts)

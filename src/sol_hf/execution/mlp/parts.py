@@ -117,6 +117,8 @@ def _take(children: dict[str, Any], names: MLPNames, activation: Callable) -> ML
     if names.stacked:
         gate, up = gate.chunk(2)
         gate_bias, up_bias = (None, None) if gate_bias is None else gate_bias.chunk(2)
+    if down.shape[1] != len(gate) or (up is not None and up.shape != gate.shape):
+        return None  # what is between the projections is more than an activation
     function = names.activation, activation
     return MLPParts(gate, up, down, (gate_bias, up_bias, down_bias), known, sources, function)
 

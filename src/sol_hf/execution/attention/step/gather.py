@@ -7,10 +7,10 @@ import functools
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from ....cache.paged_layer import PagedLayer
 from ...dispatch import Implementation, Prepared
+from ..score_changes import attend
 from .operation import STEP_ATTENTION, StepAttention
 from .selected_keys import select_keys
 
@@ -39,9 +39,7 @@ def attend_selected(call: StepAttention) -> torch.Tensor:
     chosen_key, chosen_value = _gather(call, slot.clamp(0, slots - 1), heads if per_head else kv_heads)
     if not per_head:
         query = query.reshape(rows, kv_heads, heads // kv_heads, dim)
-    output = scaled_dot_product_attention(
-        query, chosen_key, chosen_value, attn_mask=in_use[:, :, None, :], scale=call.scaling
-    )
+    output = attend(query, chosen_key, chosen_value, in_use[:, :, None, :], call.scaling, call.changes)
     return output.reshape(rows, 1, heads, call.value.shape[-1])
 
 

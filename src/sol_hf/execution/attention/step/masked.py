@@ -43,7 +43,7 @@ def attend_masked(call: StepAttention) -> torch.Tensor:
     mask, heads = candidates.mask_of(selection), call.query.shape[1]
     if mask.shape[1] not in (1, heads):
         mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
-    return attend_grouped(call.query, call.key, call.value, mask[:, :, None], call.scaling)
+    return attend_grouped(call.query, call.key, call.value, mask[:, :, None], call.scaling, call.changes)
 
 
 STEP_ATTENTION.register("masked", Masked())

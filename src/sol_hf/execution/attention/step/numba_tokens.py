@@ -33,12 +33,10 @@ class NumbaTokens(Implementation[StepAttention]):
     order: ClassVar[int] = 35
 
     def prepare(self, call: StepAttention) -> Prepared | None:
-        layer, rule, keep = call.layer, call.plan.rule, call.plan.token_keep
-        if keep is None or not CRITERIA[rule.criterion].has_token_kernel(rule):
+        layer = call.layer
+        if not (call.reads_tokens and isinstance(layer, PagedLayer) and supports(call.query, layer)):
             return None
-        if not (isinstance(layer, PagedLayer) and supports(call.query, layer) and call.is_stored):
-            return None
-        if call.query.shape[-1] % 2 or not loads("numba_tokens"):
+        if not call.is_stored or call.query.shape[-1] % 2 or not loads("numba_tokens"):
             return None
         return functools.partial(self._kernel(call, layer), call.query, layer)
 

@@ -8,7 +8,7 @@ implementation is then the base's own attention.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -17,6 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 from ....selection.criterion import CRITERIA
 from ...dispatch import Operation
 from ...plan import StepPlan
+from ..score_changes import ScoreChanges
 from ..stored_keys import is_stored
 
 
@@ -37,6 +38,7 @@ class StepAttention:
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
         base_attention (`Callable`, *optional*): The base's own attention function with its arguments, for a plan
             without `token_keep`.
+        changes ([`ScoreChanges`], *optional*): What the base does with the scores, besides scaling.
 
     Attributes:
         weights (`torch.Tensor`, *optional*): Attention weights, if the base's own function has returned them.
@@ -49,6 +51,7 @@ class StepAttention:
     value: torch.Tensor
     scaling: float | None = None
     base_attention: Callable[[], tuple[torch.Tensor, torch.Tensor | None]] | None = None
+    changes: ScoreChanges = field(default_factory=ScoreChanges)
     weights: torch.Tensor | None = None
 
     @property
@@ -64,7 +67,16 @@ class StepAttention:
     @property
     def reads_pages(self) -> bool:
         """Whether the kernels for whole pages read the right keys: all, or those that the criterion selects."""
-        return self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
+        return self.changes.is_none and (
+            self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
+        )
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the kernels for single tokens read the keys that the criterion selects."""
+        plan = self.plan
+        selects = plan.token_keep is not None and CRITERIA[plan.rule.criterion].has_token_kernel(plan.rule)
+        return self.changes.is_none and selects
 
     @property
     def is_long(self) -> bool:

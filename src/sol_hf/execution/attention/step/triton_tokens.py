@@ -32,7 +32,7 @@ class TritonTokens(Implementation[StepAttention]):
 
     def prepare(self, call: StepAttention) -> Prepared | None:
         plan, layer, query = call.plan, call.layer, call.query
-        if plan.token_keep is None or not CRITERIA[plan.rule.criterion].ranks_codes:
+        if plan.token_keep is None or not (call.changes.is_none and CRITERIA[plan.rule.criterion].ranks_codes):
             return None
         if not (isinstance(layer, PagedLayer) and triton_supports(query, layer) and call.is_stored):
             return None

@@ -1,7 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tiny random models of every causal-LM family of the installed transformers that can be built from a config."""
+"""Tiny random models of every causal-LM family of the installed transformers that can be built from a config.
+
+The tables here only make configs small and consistent. Nothing else in the package knows families by their names.
+"""
 
 from typing import Any
 
@@ -15,12 +18,23 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from support.bases import SIZES
-
 
 FAMILY_NAMES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
-DECODER = SIZES
+DECODER: dict[str, Any] = dict(
+    vocab_size=99,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=256,
+    pad_token_id=None,
+    bos_token_id=1,
+    eos_token_id=None,
+    tie_word_embeddings=False,
+)
 OTHER_NAMES = dict(
     ffn_dim=64,
     ffn_hidden_size=64,
@@ -68,7 +82,13 @@ RECURRENT = dict(
     n_groups=1,
     chunk_size=8,
 )
-PER_LAYER = dict(hidden_size_per_layer_input=8, vocab_size_per_layer_input=99, laurel_rank=8, num_kv_shared_layers=0)
+PER_LAYER = dict(
+    gated_norm_rank=2,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=99,
+    laurel_rank=8,
+    num_kv_shared_layers=0,
+)
 SIZES: dict[str, Any] = {**DECODER, **OTHER_NAMES, **EXPERTS, **LATENT, **INDEXED, **RECURRENT, **PER_LAYER}
 
 VISION = dict(
