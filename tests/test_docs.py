@@ -183,7 +183,7 @@ class TestApi:
 
 
 def test_supported_models_names_every_tested_family():
-    text = (ROOT / "docs" / "supported_models.md").read_text(encoding="utf-8").split("## How layers are found")[0]
+    text = (ROOT / "docs" / "supported_models.md").read_text(encoding="utf-8").split("## What was found")[0]
     assert re.findall(r"^\| .* \| `(\w+)` \|", text, re.MULTILINE) == ["model_type", *FAMILIES]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from sol_hf import Budget, PolicyController, ScheduleController
 from sol_hf.episodes.rollouts import Rollouts, SampledPolicyController, prefill, roll_out
+from sol_hf.evaluation.families.tiny_configs import family_base, in_float64
 from sol_hf.selection.criterion import CRITERIA
 from support.bases import FAMILIES, tiny_base
 from support.cases import HALF, SETTINGS, control
@@ -42,6 +43,11 @@ def test_a_shared_prefix_equals_a_repeated_cache(criterion, selection, context):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_shared_prefix_equals_a_repeated_cache_on(family):
     check_against_rows_of_their_own(control(tiny_base(family, torch.float64)), 21)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma2", "mixtral"])
+def test_a_shared_prefix_under_sinks_soft_caps_and_experts(family):
+    check_against_rows_of_their_own(control(in_float64(family_base(family))), 21)
 
 
 @pytest.mark.parametrize("context", [21, 80])

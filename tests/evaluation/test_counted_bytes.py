@@ -45,12 +45,13 @@ def weights_that_run(model) -> int:
     for hook in hooks:
         hook.remove()
     own = [(part, p) for part in ran for p in part.parameters(recurse=False)]
-    return sum(p[0].nbytes if isinstance(part, nn.Embedding) else p.nbytes * chosen(model, p) for part, p in own)
+    return sum(p[0].nbytes if isinstance(part, nn.Embedding) else p.nbytes * chosen(model, part) for part, p in own)
 
 
-def chosen(model, parameter) -> float:
-    """Share of the experts that a token runs through, for a tensor with the weights of all of them."""
-    return model.base.config.num_experts_per_tok / len(parameter) if parameter.dim() == 3 else 1
+def chosen(model, part) -> float:
+    """Share of the experts that a token runs through, for a module with the weights of all of them."""
+    experts = next((len(p) for p in part.parameters(recurse=False) if p.dim() == 3), None)
+    return model.base.config.num_experts_per_tok / experts if experts else 1
 
 
 def cached_bytes(model) -> int:

@@ -98,7 +98,10 @@ def test_a_budget_that_no_plane_can_keep_is_refused_before_anything_runs(tmp_pat
 
 
 def test_an_axis_that_the_base_cannot_carry_out_is_refused_unless_it_stays_dense(tmp_path):
-    model = control(tiny_base("jetmoe", num_local_experts=2, num_experts_per_tok=1))
+    base = tiny_base("llama")
+    for layer in base.model.layers:
+        layer.mlp = torch.nn.Linear(32, 32)
+    model = control(base)
     with pytest.raises(UnsupportedAxisError, match="Leave `mlp_keep` dense, in every budget"):
         rows_of(tmp_path, model, budgets=((0.5, 0.7, 16),), controllers=("fixed",))
     with pytest.raises(UnsupportedAxisError, match="Leave `mlp_keep` dense"):

@@ -15,6 +15,7 @@ from ...controllers.fixed import FixedController
 from ...errors import UnsupportedAxisError
 from ...modeling_sol import SOLForCausalLM
 from .references import Levels, masked_attention, reduced_mlps, stepwise
+from .tiny_configs import in_float64
 
 
 AXES = {"token_keep": 0.3, "mlp_keep": 0.5, "bits": 5, "neuron_keep": 0.5}
@@ -130,7 +131,7 @@ def left_padded(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 def in_widest_dtype(base: PreTrainedModel) -> tuple[PreTrainedModel, float]:
     """The base in float64 if its code can run in it, and the rounding to expect, relative to the largest logit."""
     try:
-        output = base.double().generate(**left_padded(texts()), **GREEDY)
+        output = in_float64(base).generate(**left_padded(texts()), **GREEDY)
     except (RuntimeError, TypeError, ValueError):
         return base.float(), 3e-2
     is_finite = all(bool(logits.isfinite().all()) for logits in output.logits)  # some masks overflow in softmax

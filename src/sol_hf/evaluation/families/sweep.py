@@ -7,8 +7,10 @@ A family whose file is there is not tried again. So a sweep can be interrupted, 
 """
 
 import json
+import math
 import multiprocessing
 import resource
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 
+from ...execution.attention.step.numba_pages import has_numba
 from .examination import examine
 from .tiny_configs import COMPOSITES, FAMILY_NAMES, family_base
 
@@ -26,7 +29,9 @@ ALL_FAMILIES = tuple(dict.fromkeys([*FAMILY_NAMES, *COMPOSITES]))
 """Causal-LM families of the installed transformers, and some bases with towers."""
 EXAMINED, NOT_BUILT, NOT_RUNNING, LIMIT, CRASHED = "examined", "not built", "does not run", "limit", "crashed"
 """What became of a family. Those that are not built or do not run do so without this package."""
-MOST_SECONDS = 300.0
+MOST_SECONDS = 60.0
+PATIENCE = 20
+"""A process may take this many times its CPU time, on a loaded machine."""
 MOST_BYTES = 16 << 30
 
 
@@ -41,19 +46,26 @@ def sweep(
     Args:
         folder (`Path`): Where `FAMILY.json` are written.
         families (`Sequence[str]`, *optional*): Model types; all by default.
-        most_seconds (`float`, *optional*, defaults to 300): Time of a family.
+        most_seconds (`float`, *optional*, defaults to 60): CPU time of a family.
         most_bytes (`int`, *optional*, defaults to 16 GiB): Address space of a family's process.
 
     Yields:
         `dict`: The result of every family that was tried, as it is in its file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for family in families:
-        path = folder / f"{family}.json"
-        if not path.exists():
-            result = _in_process(family, most_seconds, most_bytes)
-            path.write_text(json.dumps(result, indent=1) + "\n")
-            yield result
+    left = [family for family in families if not (folder / f"{family}.json").exists()]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a process of several threads cannot be forked
+    has_numba()  # loads it once, before the forks
+    try:
+        for family in left:
+            path = folder / f"{family}.json"
+            if not path.exists():  # another sweep may have written it meanwhile
+                result = _in_process(family, most_seconds, most_bytes)
+                path.write_text(json.dumps(result, indent=1) + "\n")
+                yield result
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -76,26 +88,28 @@ def _in_process(family: str, most_seconds: float, most_bytes: int) -> dict[str, 
     """The result of a family, from a process that is ended if it exceeds a limit."""
     context = multiprocessing.get_context("fork")  # so that torch and transformers are imported once
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, family, most_bytes))
+    process = context.Process(target=_send, args=(sender, family, most_seconds, most_bytes))
     start = time.monotonic()
     process.start()
     sender.close()
-    result: dict[str, Any] = {"status": CRASHED, "reason": "its process ended without a result"}
+    result: dict[str, Any] = {"status": LIMIT, "reason": f"it took more than {most_seconds:g} seconds"}
     try:
-        if receiver.poll(most_seconds):
+        if receiver.poll(most_seconds * PATIENCE):
             result = receiver.recv()
         else:
-            result = {"status": LIMIT, "reason": f"it took more than {most_seconds:g} seconds"}
+            process.kill()
+        process.join()
     except EOFError:
-        pass
-    process.kill()
-    process.join()
+        process.join()
+        if process.exitcode != -signal.SIGXCPU:
+            result = {"status": CRASHED, "reason": f"its process ended with {process.exitcode}"}
     seconds = round(time.monotonic() - start, 1)
     return {"family": family, "transformers": transformers.__version__, "seconds": seconds, **result}
 
 
-def _send(sender: Any, family: str, most_bytes: int) -> None:
-    torch.set_num_threads(1)
+def _send(sender: Any, family: str, most_seconds: float, most_bytes: int) -> None:
+    seconds = math.ceil(most_seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
     sender.send(try_family(family))
 

@@ -238,3 +238,11 @@ def family_base(family: str, **overrides: Any) -> PreTrainedModel:
     base.generation_config.pad_token_id = 0
     base.generation_config.eos_token_id = None
     return base
+
+
+def in_float64(base: PreTrainedModel) -> PreTrainedModel:
+    """A base in float64, for which torch has no grouped products: its experts run one by one."""
+    for module in base.modules():
+        if hasattr(vars(module).get("config"), "_experts_implementation"):
+            vars(module)["config"]._experts_implementation = "eager"
+    return base.double()
