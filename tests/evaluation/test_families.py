@@ -36,7 +36,8 @@ SAMPLE = """gemma2 gemma4_text granitemoeshared nemotron_h nanochat llama4 qwen3
     minimax_m3_vl_text internvl""".split()
 RESULT = {
     "status": EXAMINED, "transformers": "5", "model": "AForCausalLM", "axes": ["bits"], "faults": [], "late": [],
-    "layers": {"bits": [0]}, "layer_count": 2, "kv_refresh": True, "rows": EQUAL, "keys": "not compared", "mlps": EQUAL,
+    "layers": {"bits": [0]}, "layer_count": 2, "kv_refresh": True, "rows": EQUAL,
+    "keys": "not compared", "mlps": EQUAL,
     "reasons": {"token_keep": "The axis `token_keep` cannot be controlled on AForCausalLM: no | reason."},
 }  # fmt: skip
 
@@ -73,7 +74,7 @@ class TestThePage:
         write_page(page, {"a": RESULT, "b": broken, "c": {"status": NOT_BUILT, "transformers": "5", "reason": "no"}})
         text = page.read_text()
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-        assert "0 families have all, 0 two or more, and\n1 one or more. Families with a fault: 1." in text
+        assert "0 families have all, 0 two or more,\nand 1 one or more. Families with a fault: 1." in text
         assert "| `b` | rows \\| differ |" in text and "| no \\| reason | `token_keep`: `a`, `b` |" in text
         assert "| `c` | not built: no |" in text and "| `a` | – | – | 1 of 2 | – | yes | equal | hooked |" in text
 

@@ -41,8 +41,8 @@ def table(results: Results) -> str:
     faults = sum(bool(result["faults"]) for result in examined.values())
     lines = [
         f"Swept with transformers {version}: {len(results)} families, of which {len(examined)} were examined. Of the",
-        f"three axes `token_keep`, `mlp_keep` and `bits`, {at_least[2]} families have all, {at_least[1]} two or more, and",
-        f"{at_least[0]} one or more. Families with a fault: {faults}.",
+        f"three axes `token_keep`, `mlp_keep` and `bits`, {at_least[2]} families have all, {at_least[1]} two or more,",
+        f"and {at_least[0]} one or more. Families with a fault: {faults}.",
         "",
         *_lines(HEAD, [_row(family, result) for family, result in examined.items() if result["axes"]]),
         "",
