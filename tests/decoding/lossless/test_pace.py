@@ -29,7 +29,7 @@ def run(
     pace = Pace(costs, Agreement(), rows)
     made, seconds, lengths = 0, 0.0, []
     while made < tokens:
-        most = pace.begin(tokens - made)
+        most = pace.begin(tokens - made, tokens - made)
         if not most:
             costs.note_dense(1.0)
             pace.note_tokens(1)
@@ -90,6 +90,22 @@ def test_a_short_text_after_others_is_not_slower_either():
     assert run(0.6, 3.0, 0.3, 0.95, tokens=24, costs=costs)[0] == 1
 
 
+@pytest.mark.parametrize(("step", "whole", "more"), [(0.6, 3.0, 0.3), (1.0, 1.1, 0.1), (0.5, 1.2, 0.1)])
+def test_short_texts_find_it_out_together(step, whole, more):
+    """None of them is long enough to pay for it; later ones are, with those before."""
+    costs, times = Costs(), []
+    for _ in range(40):
+        times.append(run(step, whole, more, 0.55, tokens=24, costs=costs)[0])
+    assert times[0] == 1 and sum(times) / len(times) < 1.03
+
+
+def test_short_texts_gain_where_drafts_pay():
+    costs, times = Costs(), []
+    for _ in range(12):
+        times.append(run(0.35, 1.1, 0.1, 0.97, tokens=24, costs=costs)[0])
+    assert times[0] == 1 and sum(times[-6:]) / 6 < 0.75
+
+
 def test_drafts_are_longer_the_better_they_are():
     means = [sum(lengths) / len(lengths) for lengths in (run(0.35, 1.3, 0.1, c)[1] for c in (0.8, 0.9, 0.97))]
     assert means == sorted(means) and means[0] < means[-1]
@@ -121,10 +137,10 @@ def test_agreement_follows_what_is_recorded():
 
 
 def test_the_first_draft_of_a_call_is_not_timed():
-    """It assembles the programs of the call."""
+    """It brings the index of the keys up to date; and the first check of a length puts its program together."""
     costs = Costs()
-    for _ in range(2):
+    for _ in range(3):
         pace = Pace(costs, Agreement())
         pace.note_draft(9.0, 1, 9.0)
         pace.note_draft(0.4, 1, 1.2)
-    assert list(costs.step) == [0.4, 0.4] and list(costs.checks[2]) == [1.2, 1.2]
+    assert list(costs.step) == [0.4] * 3 and list(costs.checks[2]) == [1.2, 1.2]

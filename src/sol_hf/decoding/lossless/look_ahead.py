@@ -84,7 +84,7 @@ class LookAhead:
             return dense_part(session, inputs, all_logits)
         self.counts.tokens += 1
         self._pace = self._pace or self.pace_of(len(inputs.tokens), session.cache.get_seq_length())
-        most = self.pace.begin(self._most(session))
+        most = self.pace.begin(self._most(session), self.proposals.left())
         return self._look_ahead(session, inputs, most) if most else self._dense_step(session, inputs)
 
     @property

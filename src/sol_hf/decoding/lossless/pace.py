@@ -34,10 +34,14 @@ MOST_LOSS = 0.015
 """Share of the time of dense steps that may be spent on finding out whether drafts pay."""
 FIRST_LOSS = 2.0
 """Dense steps that the first texts of a setting may lose to find it out."""
+FIRST_SHARE = 0.03
+"""Share of the time of all texts of a setting that this may be: in short texts it waits until there were enough."""
 TRIED = 4
 """Tokens of such a draft."""
 FIRST_WAIT = 32
 """Tokens after which drafts that did not pay are tried again; twice as many every time."""
+LONGEST_WAIT = 512
+"""Tokens after which they are tried again at most."""
 STEP, CHECK, MORE = 0.5, 1.3, 0.1
 """Time of a draft's step, of a check, and of each of its tokens, in dense steps, as long as none was measured."""
 
@@ -50,13 +54,19 @@ class Costs:
     """Times, in seconds, of one setting: a base, a number of rows, a draft, and about one length of the text.
 
     They outlive a call, so that the next one need not find them out again. `checks` are by the number of tokens.
-    `whole` has the tokens that drafts gave, with the time of a draft and its check.
+    `whole` has the tokens that drafts gave, with the time of a draft and its check. `tokens` is how many tokens were
+    made, `lost` how many dense steps drafts have cost beyond what they gave. After `wait` tokens, of which `since` have
+    been made, drafts that do not pay are tried again.
     """
 
     dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     checks: dict[int, deque[float]] = field(default_factory=dict)
     whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    tokens: int = 0
+    lost: float = 0.0
+    wait: int = FIRST_WAIT
+    since: int = 0
     skipped: set[str] = field(default_factory=set)
 
     def note_dense(self, seconds: float) -> None:
@@ -65,9 +75,13 @@ class Costs:
             self.dense.append(seconds)
 
     def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
-        """Note what it took to draft tokens, and to check them together with the one before them."""
+        """Note what it took to draft tokens, and to check them together with the one before them.
+
+        The first check of a number of tokens puts its program together, and does not count.
+        """
         self.step.append(drafting / drafted)
-        self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES)).append(checking)
+        if not self._is_first(f"check of {drafted + 1}"):
+            self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES)).append(checking)
 
     def _is_first(self, kind: str) -> bool:
         """Whether this is the first time of a kind, in which something may have been compiled or copied."""
@@ -118,13 +132,15 @@ class Pace:
     ):
         self.costs, self.agreement, self._rows, self._length = costs, agreement, rows, length
         self._longest = longest
-        self._lost, self._has_drafted = 0.0, False
-        self._tokens = 0
-        self._wait, self._since = FIRST_WAIT, 0
-        self._rate = 1.0
+        self._has_drafted, self._rate = False, 1.0
 
-    def begin(self, most: int) -> int:
-        """How many tokens may be drafted now, at most `most`; 0 for a dense step."""
+    def begin(self, most: int, left: int | None = None) -> int:
+        """How many tokens may be drafted now; 0 for a dense step.
+
+        Args:
+            most (`int`): At most so many.
+            left (`int`, *optional*): Tokens up to the end of the text, if that is known.
+        """
         if self._length is not None or most < 1:
             return max(0, min(self._length or 0, most))
         most = min(most, self._longest)
@@ -133,19 +149,21 @@ class Pace:
         self._rate = max(1.0, self.expected_rate())
         if self.costs.are_known and self._rate >= LEAST_GAIN:
             return most
-        return self._tried(most)
+        return self._tried(most, left)
 
-    def _tried(self, most: int) -> int:
+    def _tried(self, most: int, left: int | None) -> int:
         """How many tokens are drafted to find out whether drafts pay, or do so by now."""
-        allowed = MOST_LOSS * self._tokens - self._lost
+        allowed = MOST_LOSS * self.costs.tokens - self.costs.lost
         if not self.costs.are_known:
+            if left is not None and FIRST_SHARE * (self.costs.tokens + left) < FIRST_LOSS:
+                return 0
             if not self.costs.step:
                 return 1  # the first of all, which may compile, and the next one, which is timed
             return min(most, TRIED) if allowed + FIRST_LOSS > 0 else 0
         loss = self._cost(TRIED) - expected_tokens(TRIED, self.chance)
-        if self._since < self._wait or allowed < loss:
+        if self.costs.since < self.costs.wait or allowed < loss:
             return 0
-        self._wait, self._since = 2 * self._wait, 0
+        self.costs.wait, self.costs.since = min(2 * self.costs.wait, LONGEST_WAIT), 0
         self.costs.whole.clear()
         self._rate = max(1.0, self.expected_rate())
         return most if self._rate >= LEAST_GAIN else min(most, TRIED)
@@ -186,11 +204,11 @@ class Pace:
             self.costs.whole.append((tokens, seconds))
         dense = self.costs.dense_step
         if dense:
-            self._lost = max(0.0, self._lost + seconds / dense - tokens)
+            self.costs.lost = max(0.0, self.costs.lost + seconds / dense - tokens)
 
     def note_tokens(self, tokens: int) -> None:
         """Note that tokens were made."""
-        self._tokens, self._since = self._tokens + tokens, self._since + tokens
+        self.costs.tokens, self.costs.since = self.costs.tokens + tokens, self.costs.since + tokens
 
 
 @dataclass

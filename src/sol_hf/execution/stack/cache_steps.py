@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The programs over one cache: those of decode steps, and those of several tokens at once."""
+"""Runs programs over one cache: those of decode steps, and those of several tokens at once."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
@@ -15,32 +15,27 @@ from ..mlp.step_down import StepDown
 from ..mlp.step_mlp import StepMLP
 from ..plan import RefreshPlan, StepPlan
 from .assembly import StackProgram
-from .attention import TOKENS, Arguments, AttentionOfLayers
+from .attention import TOKENS, AttentionOfLayers
 from .chunk import ChunkOfLayers
+from .programs import Programs
 from .recognition import StackStructure, capped
 from .rotary import Tables
 from .stages import StepKind
 
 
 class CacheSteps:
-    """The programs over one cache.
+    """Runs programs over one cache.
 
     Args:
         structure ([`StackStructure`]): The base.
         tables (`Callable`): Returns the tables of its rotary embeddings, of every layer, for a number of positions.
+        programs ([`Programs`]): The programs of the base.
     """
 
-    def __init__(self, structure: StackStructure, tables: Callable[[int], list[Tables]]):
-        self.structure, self._tables = structure, tables
-        self._programs: dict[tuple[StepKind, int, tuple[Arguments, ...]], StackProgram] = {}
-        self._addresses: list[int] = []
-        self._weights: list[torch.Tensor] = []
-        """The weights at these addresses: their memory is not freed while programs refer to it."""
+    def __init__(self, structure: StackStructure, tables: Callable[[int], list[Tables]], programs: Programs):
+        self.structure, self._tables, self.programs = structure, tables, programs
         self._stores: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._store_numbers = np.zeros((0, 3), dtype=np.int64)
-        self._checked: set[StackProgram] = set()
-        """Programs that read the weights which the base had when the running episode began."""
-        self.check_weights()
         mlps = frozenset(StepMLP.of(layer.mlp) for layer in structure.layers)
         linears = (product.part for products in structure.products for product in products.all)
         self._carried_out: dict[str, frozenset[Hashable]] = {
@@ -49,14 +44,6 @@ class CacheSteps:
             "neuron_keep": frozenset(StepDown.of(layer.contraction) for layer in structure.layers),
             "bits": mlps.union(linears, (structure.head.part,)),
         }
-
-    def check_weights(self) -> None:
-        """Let later steps see weights that were moved, and copies of weights that were made again or dropped."""
-        addresses = list(map(torch.Tensor.data_ptr, self.structure.weights))
-        if addresses != self._addresses:
-            self._programs, self._addresses = {}, addresses
-            self._weights = list(map(torch.Tensor.detach, self.structure.weights))
-        self._checked = set()
 
     def run(
         self, plan: StepPlan, kind: StepKind, layers: list[StoredLayer], embeddings: torch.Tensor, places: torch.Tensor
@@ -74,20 +61,21 @@ class CacheSteps:
             Logits `(rows, 1, vocab_size)`, and the LM head's input `(rows, hidden_size)`.
         """
         structure = self.structure
-        if kind.attention == TOKENS:  # before there is room for the new key, which the program encodes
+        if kind.attention == TOKENS:  # before there is room for the new key; the program encodes what has no codes
             first_key = _padding_of(plan, len(embeddings))
             for layer in (layer for layer in layers if isinstance(layer, PagedLayer)):
-                layer.sketch(plan.rule.index_bits, first_key, plan.cache.padding_range)
+                layer.sketch(plan.rule.index_bits, first_key, plan.cache.padding_range, most=layer.length)
         for layer in layers:
             layer.append_slots(1)
         first = structure.layers[0].attention
         query = torch.empty(len(embeddings), first.heads, 1, first.head_dim, dtype=structure.dtype)
         attention = AttentionOfLayers(plan, layers, query, [layer.attention for layer in structure.layers])
         widths = plan.widths if kind.is_mixed else None
-        program = self._run(kind, layers, attention, embeddings, places, plan.levels, widths)
+        logits, hidden = self._run(kind, layers, attention, embeddings, places, plan.levels, widths)
         attention.note_done()
         self._mark_done(plan)
-        return self._logits_of(program)[:, None], program.hidden.memory.to(structure.dtype, copy=True)
+        assert logits is not None, "steps have logits"
+        return logits[:, None], hidden
 
     def run_chunk(
         self,
@@ -114,11 +102,11 @@ class CacheSteps:
             layer.append_slots(tokens)
         attentions = [layer.attention for layer in structure.layers]
         attention = ChunkOfLayers(layers, attentions, _padding_of(plan, rows), tokens)
-        program = self._run(kind, layers, attention, embeddings.flatten(0, 1), places.flatten(), {}, None)
+        lines = embeddings.flatten(0, 1)
+        logits, hidden = self._run(kind, layers, attention, lines, places.flatten(), {}, None)
         self._mark_done(plan)
-        logits = self._logits_of(program).unflatten(0, (rows, tokens)) if kind.has_logits else None
-        hidden = program.hidden.memory.to(structure.dtype, copy=True)
-        return logits, hidden.unflatten(0, (rows, tokens))
+        shape = rows, tokens
+        return None if logits is None else logits.unflatten(0, shape), hidden.unflatten(0, shape)
 
     def _run(
         self,
@@ -129,18 +117,22 @@ class CacheSteps:
         places: torch.Tensor,
         levels: Mapping[str, torch.Tensor],
         widths: Sequence[int | None] | None,
-    ) -> StackProgram:
-        """Run the program of a kind, for lines `(lines, hidden_size)` at their positions `(lines,)`."""
-        program = self._program(kind, len(embeddings), attention.layout)
-        tables = self._tables(int(places.max()) + 1)
-        program.set_step(embeddings.float() * self.structure.embedding_factor, places, levels, tables)
-        stores = self._stores_of(layers)
-        program.set_caches(stores, [layer.length - kind.tokens for layer in layers])
-        if widths is not None:
-            program.set_widths(widths)
-        attention.fill(program.attention, program.query, program.attended, stores)
-        program.program.run()
-        return program
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Run the program of a kind, for lines `(lines, hidden_size)` at their positions `(lines,)`.
+
+        Returns:
+            Logits `(lines, vocab_size)`, `None` without the LM head, and its input `(lines, hidden_size)`, in memory
+            of their own.
+        """
+        structure, tables, stores = self.structure, self._tables(int(places.max()) + 1), self._stores_of(layers)
+        with self.programs.borrowed(kind, len(embeddings), attention.layout) as program:
+            program.set_step(embeddings.float() * structure.embedding_factor, places, levels, tables)
+            program.set_caches(stores, [layer.length - kind.tokens for layer in layers])
+            if widths is not None:
+                program.set_widths(widths)
+            attention.fill(program.attention, program.query, program.attended, stores)
+            program.program.run()
+            return self._logits_of(program), program.hidden.memory.to(structure.dtype, copy=True)
 
     def _stores_of(self, layers: Sequence[StoredLayer]) -> np.ndarray:
         """Addresses of keys and values of every layer, and their capacity in slots, `(layers, 3)`."""
@@ -150,19 +142,12 @@ class CacheSteps:
             self._stores, self._store_numbers = stores, np.array(numbers, dtype=np.int64)
         return self._store_numbers
 
-    def _logits_of(self, program: StackProgram) -> torch.Tensor:
-        """The logits of all lines, `(lines, vocab_size)`, in memory of their own."""
-        assert program.logits is not None, "asked for kinds with logits only"
+    def _logits_of(self, program: StackProgram) -> torch.Tensor | None:
+        """The logits of all lines, `(lines, vocab_size)`, in memory of their own; `None` without the LM head."""
+        if program.logits is None:
+            return None
         logits = program.logits.memory[:, : program.logits.width] * self.structure.logits_factor
         return capped(logits, self.structure.logits_cap).to(self.structure.dtype)
-
-    def _program(self, kind: StepKind, lines: int, layout: tuple[Arguments, ...]) -> StackProgram:
-        key = kind, lines, layout
-        program = self._programs.get(key)
-        if program is None or not (program in self._checked or program.is_current()):
-            program = self._programs[key] = StackProgram(self.structure, kind, lines, layout)
-        self._checked.add(program)
-        return program
 
     def _mark_done(self, plan: AxisPlan) -> None:
         """Tick off everything that a program carries out."""

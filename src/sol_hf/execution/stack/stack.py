@@ -44,6 +44,7 @@ from ..plan import RefreshPlan, StepPlan
 from ..step_part import StepPart
 from .attention import ALL, TOKENS, attention_kind
 from .cache_steps import CacheSteps
+from .programs import Programs
 from .recognition import DTYPES, TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
 from .rotary import Tables
 from .stages import StepKind
@@ -94,7 +95,8 @@ class BaseStack:
         self.is_large = _is_large(base)
         self._lock = threading.Lock()
         self._found: tuple[StackStructure | None] | None = None
-        self.steps: weakref.WeakKeyDictionary[SOLCache, CacheSteps] = weakref.WeakKeyDictionary()
+        self._programs: Programs | None = None
+        self._steps: weakref.WeakKeyDictionary[SOLCache, CacheSteps] = weakref.WeakKeyDictionary()
 
     @classmethod
     def of(cls, base: PreTrainedModel, is_new: bool = True) -> "BaseStack | None":
@@ -138,13 +140,36 @@ class BaseStack:
         stack = with_factors(base, stack, seen)
         if stack is None:
             return None
-        hidden = _hidden_of_probe(stack, self, seen)
+        hidden = self.hidden_of_probe(stack, seen)
         difference = (hidden - seen.hidden.float()).norm() / seen.hidden.float().norm()
         return stack if bool(difference <= TOLERANCE[stack.dtype]) else None
 
-    def steps_of(self, structure: StackStructure) -> CacheSteps:
-        """Programs over a cache that has none so far."""
-        return CacheSteps(structure, functools.partial(self.tables, structure))
+    def steps_over(self, structure: StackStructure, cache: SOLCache, is_new: bool) -> CacheSteps:
+        """What runs programs over a cache; with `is_new` it looks for weights that were moved."""
+        with self._lock:
+            if self._programs is None:
+                self._programs = Programs(structure)
+            steps, programs = self._steps.get(cache), self._programs
+            if is_new or steps is None:
+                programs.check_weights()
+            if steps is None:
+                steps = self._steps[cache] = self._made_steps(structure, programs)
+            return steps
+
+    def _made_steps(self, structure: StackStructure, programs: Programs) -> CacheSteps:
+        return CacheSteps(structure, functools.partial(self.tables, structure), programs)
+
+    def hidden_of_probe(self, structure: StackStructure, seen: Probe) -> torch.Tensor:
+        """The LM head's input in the last forward of a probe, computed by a program that is not kept."""
+        layers = [layer for layer in seen.cache.layers if isinstance(layer, StoredLayer)]
+        places, steps = torch.tensor([seen.cache.get_seq_length()]), self._made_steps(structure, Programs(structure))
+        return steps.run(StepPlan(seen.cache, SelectionRule()), StepKind(ALL), layers, seen.embedding, places)[1]
+
+    def forget_programs(self) -> None:
+        """Free all programs, and with them the copies of weights that they read."""
+        with self._lock:
+            if self._programs is not None:
+                self._programs.clear()
 
     def tables(self, structure: StackStructure, length: int) -> list[Tables]:
         """Tables of the rotary embeddings of every layer, for at least `length` positions."""
@@ -302,12 +327,7 @@ def _steps_over(
         return None
     if not {layer.stored_dtype for layer in layers} <= set(DTYPES):
         return None
-    steps = known.steps.get(cache)
-    if steps is None:
-        steps = known.steps[cache] = known.steps_of(structure)
-    elif is_new:
-        steps.check_weights()
-    return steps, layers
+    return known.steps_over(structure, cache, is_new), layers
 
 
 def _embedded(base: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -329,13 +349,4 @@ def forget_programs(base: PreTrainedModel) -> None:
     """Free all programs of a base, and with them the copies of weights that they read."""
     with _LOCK:
         if base in _STACKS:
-            _STACKS[base].steps.clear()
-
-
-def _hidden_of_probe(stack: StackStructure, known: BaseStack, seen: Probe) -> torch.Tensor:
-    """The LM head's input in the last forward of a probe, computed by a program."""
-    layers = [layer for layer in seen.cache.layers if isinstance(layer, StoredLayer)]
-    places = torch.tensor([seen.cache.get_seq_length()])
-    return known.steps_of(stack).run(
-        StepPlan(seen.cache, SelectionRule()), StepKind("all"), layers, seen.embedding, places
-    )[1]
+            _STACKS[base].forget_programs()

@@ -23,10 +23,6 @@ from .numba_pages import TASKS_PER_THREAD, CompiledAttention, supports
 from .operation import STEP_ATTENTION, StepAttention
 
 
-MOST_ENCODED = 8
-"""Number of new keys up to which the kernel encodes them itself."""
-
-
 class NumbaTokens(Implementation[StepAttention]):
     """[`TokenAttention`], set up once per step for all layers of one shape."""
 
@@ -100,8 +96,8 @@ class TokenAttention(CompiledAttention):
         self.arguments, self.data = a, a.ctypes.data
 
     def index_of(self, layer: PagedLayer) -> SketchIndex:
-        """The index of a layer, up to date but for a few tokens, which the kernel encodes."""
-        return layer.sketch(self.bits, self.first_key, self.padding_range, most=MOST_ENCODED)
+        """The index of a layer, whose means are up to date; the kernel encodes the tokens that have no codes."""
+        return layer.sketch(self.bits, self.first_key, self.padding_range, most=layer.length)
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the index."""
