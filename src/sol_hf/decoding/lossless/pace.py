@@ -55,8 +55,8 @@ class Costs:
 
     They outlive a call, so that the next one need not find them out again. `checks` are by the number of tokens.
     `whole` has the tokens that drafts gave, with the time of a draft and its check. `tokens` is how many tokens were
-    made, `lost` how many dense steps drafts have cost beyond what they gave. After `wait` tokens, of which `since` have
-    been made, drafts that do not pay are tried again.
+    made, `lost` how many dense steps drafts have cost beyond what they gave. Drafts that do not pay are tried again
+    after `wait` tokens, of which `since` have been made.
     """
 
     dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
