@@ -13,7 +13,7 @@ from fuzz.claims import Violation, claim
 from fuzz.controllers import FAULTS
 from fuzz.conversation import Conversation, begin, hold_on
 from fuzz.models import axes_of, base_of, model_of
-from fuzz.oracles import aftermath, budget, dense, interruption, replay, rows, trace
+from fuzz.oracles import aftermath, budget, dense, interruption, lossless, replay, rows, trace
 
 
 OF_OTHER_BASES = (
@@ -114,5 +114,6 @@ def _questions(conversation: Conversation) -> list[tuple[str, Callable[[], None]
         asked = [("trace", trace.check), ("budget", budget.check)]
         asked += [("replay", replay.check)] if replay.applies(conversation) else []
         asked += [("rows", rows.check)] if rows.applies(conversation) else []
+        asked += [("lossless", lossless.check)] if lossless.applies(conversation) else []
     asked += [("interruption", interruption.check)] if interruption.applies(conversation) else []
     return [(name, lambda check=check: check(conversation)) for name, check in asked]

@@ -14,6 +14,7 @@ from fuzz.mistakes import MISTAKES, Mistake
 from fuzz.rounding import claim_close
 from sol_hf.controllers.processors import HardBudgetProcessor
 from sol_hf.decoding import outputs, step
+from sol_hf.decoding.lossless.look_ahead import LookAhead
 from sol_hf.execution import dispatch
 from sol_hf.execution.instrumentation import Instrumentation
 from support.bases import tiny_base
@@ -40,6 +41,15 @@ def shifted(output):
 def test_dense_logits_that_are_not_the_base_s(monkeypatch):
     monkeypatch.setattr(step, "dense_forward", broken(step.dense_forward, shifted))
     assert "differ" in found(Case())["dense"]
+
+
+def test_checks_of_drafts_with_logits_that_are_not_the_base_s(monkeypatch):
+    def changed(ahead):
+        ahead.logits = ahead.logits * 1.01
+        return ahead
+
+    monkeypatch.setattr(LookAhead, "_check", broken(LookAhead._check, changed))
+    assert list(found(PADDED)) == ["lossless"]
 
 
 def test_a_budget_that_is_not_kept(monkeypatch):

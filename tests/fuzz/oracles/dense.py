@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fuzz.case import Case
 from fuzz.claims import claim, claim_identical
 from fuzz.conversation import Conversation, Turn, arguments, first_prompt
 from fuzz.rounding import claim_close
@@ -38,7 +39,7 @@ def check(conversation: Conversation) -> None:
     sequences = turn.output.sequences[:, turn.length :] if case.embeds else turn.output.sequences
     if not case.runs_base:
         if case.dtype != "bfloat16" and case.beams == 1:
-            check_close(conversation, turn.output.sequences[:, turn.length :], expected)
+            check_close(case, turn, turn.output.sequences[:, turn.length :], expected)
         return
     claim_identical(sequences, expected.sequences, "tokens other than the base's")
     for step, (own, theirs) in enumerate(zip(turn.output.logits, expected.logits, strict=True)):
@@ -48,12 +49,11 @@ def check(conversation: Conversation) -> None:
     claim(not conversation.cache.trace, "a dense call recorded steps")
 
 
-def check_close(conversation: Conversation, tokens: torch.Tensor, expected: Any) -> None:
-    """Dense steps by the fast paths give the base's logits up to rounding, as long as the tokens are the same."""
-    turn = conversation.turns[0]
+def check_close(case: Case, turn: Turn, tokens: torch.Tensor, expected: Any) -> None:
+    """Dense steps by other paths give the base's logits up to rounding, as long as the tokens are the same."""
     theirs = expected.sequences[:, -len(expected.logits) :]
-    width = min(turn.new, theirs.shape[1])
+    width = min(tokens.shape[1], theirs.shape[1])
     same = (tokens[:, :width] == theirs[:, :width]).long().cumprod(dim=1)
     steps = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], dim=1).bool()
     logits = [torch.stack(output.logits, dim=1)[:, :width] for output in (turn.output, expected)]
-    claim_close(conversation.case, "fast dense steps and the base", *logits, steps)
+    claim_close(case, "dense steps and the base", *logits, steps)
