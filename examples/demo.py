@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, Pre
 
 from demo_render import Comparison, Continuation, render_page, show
 from sol_hf import Budget, SOLConfig, SOLForCausalLM, budgets_within, make_controller
+from sol_hf.cli.arguments import rate
 from sol_hf.controllers.registry import CONTROLLERS
 from sol_hf.decoding.options import resolve_options
 from sol_hf.evaluation.speed import run_in_turn
@@ -95,16 +96,16 @@ def budget_columns(model: SOLForCausalLM, options: argparse.Namespace) -> list[C
     space, make = model.action_space, lambda: make_controller(controller_spec(options.controller, options.seed), model)
     columns = []
     if options.policy is None:
-        for rate, levels in {**FIXED, **(EXTREME_FIXED if options.extreme else {})}.items():
+        for share, levels in {**FIXED, **(EXTREME_FIXED if options.extreme else {})}.items():
             asked = tuple(float(levels.get(axis.name, axis.dense)) for axis in space.axes)
             columns.append(
-                Column(f"compute {rate:g}", asked, {**levels, "bits_backend": "nested", "controller": make()})
+                Column(f"compute {share:g}", asked, {**levels, "bits_backend": "nested", "controller": make()})
             )
     elif model.config.calibration is not None and options.controller == "policy":
-        for rate in COMPUTE + (EXTREME if options.extreme else ()):
-            budget = resolve_options({"compute": rate}, None, model.generation_config, model.config).budget
+        for share in options.compute or COMPUTE + (EXTREME if options.extreme else ()):
+            budget = resolve_options({"compute": share}, None, model.generation_config, model.config).budget
             asked = tuple(budget.targets(1)[0].mul(space.scales).tolist())
-            columns.append(Column(f"compute {rate:g}", asked, {"compute": rate}))
+            columns.append(Column(f"compute {share}", asked, {"compute": share}))
     else:
         for asked in budgets_within(space, BUDGETS + (EXTREME_BUDGETS if options.extreme else ())):
             targets = dict(zip(space.axis_names, asked, strict=True))
@@ -223,6 +224,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--policy", help="folder or hub id of a trained policy")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--compute", type=rate, nargs="+", help="values for compute= of a policy with a calibration: .5, quality:.02"
+    )
     parser.add_argument("--extreme", action="store_true", help="also budgets that are too small for readable text")
     parser.add_argument("--out", type=Path, default=Path("demo.html"), help="where to write the page")
     parser.add_argument("--controller", choices=list(CONTROLLERS), help="what spends the budget")

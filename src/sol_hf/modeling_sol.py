@@ -262,7 +262,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         token_keep: AxisTarget = None,
         mlp_keep: AxisTarget = None,
         bits: AxisTarget = None,
-        compute: AxisTarget = None,
+        compute: AxisTarget | str = None,
         compute_unit: str | None = None,
         budget: Budget | None = None,
         budget_mode: str | None = None,
@@ -291,7 +291,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
             token_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of cached tokens read.
             mlp_keep (`float` or one per row, *optional*): Target in (0, 1] for the share of MLP input channels.
             bits (`float` or one per row, *optional*): Target in 2..16 for the bit-width of MLP outputs.
-            compute (`float` or one per row, *optional*): Share of the compute instead of targets, by the calibration.
+            compute (`float` or one per row, *optional*): Share of the compute instead of targets, by the calibration;
+                or `"quality:0.02"`, the cheapest setting whose calibrated loss is within 0.02 nats of dense.
             compute_unit (`str`, *optional*): `"net_keep"`, `"bytes"` or `"time"`; by default `config.compute_unit`.
             budget ([`Budget`], *optional*): The targets of all axes as one object, instead of the numbers.
             budget_mode (`str`, *optional*, defaults to `"hard"`): `"hard"` keeps every target, `"soft"` may miss it.

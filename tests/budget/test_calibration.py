@@ -186,3 +186,52 @@ def test_a_front_can_only_be_saved_in_a_folder_and_with_a_policy(tmp_path):
     with pytest.raises(ValueError, match="name `policy`"):
         check_savable(tmp_path, ["fixed"])
     check_savable(tmp_path, ["fixed", "policy"])
+
+
+@pytest.mark.parametrize(
+    ("quality", "rate"),
+    [("0.7", 0.4), ("0.45", 0.5), ("0.2", 0.6), ("0.15", 0.65), ("0.1", 0.7), ("5", 0.4), ("1e-1", 0.7)],
+)
+def test_a_quality_takes_the_cheapest_setting_that_is_as_good(quality, rate):
+    found, expected = budget_for(f"quality:{quality}", WITH_DENSE), budget_for(rate, WITH_DENSE)
+    for axis in ("token_keep", "mlp_keep", "bits"):
+        assert getattr(found, axis) == pytest.approx(getattr(expected, axis))
+    loss = SOLConfig(**SETTINGS, calibration=WITH_DENSE).expected_loss(f"quality:{quality}")
+    assert loss <= float(quality) + 1e-9 and loss == pytest.approx(min(float(quality), 0.7))
+
+
+@pytest.mark.parametrize("call", ["generate", "score", "stored"])
+def test_a_quality_is_an_option_of_calls_and_of_the_generation_config(model, call):
+    model.config.calibration = [dict(row) for row in WITH_DENSE]
+    ids, options = prompts(), dict(max_new_tokens=4, do_sample=False, return_dict_in_generate=True, pad_token_id=0)
+    if call == "score":
+        found, expected = (model.score(ids, context_length=12, compute=x) for x in ("quality:0.45", 0.5))
+    elif call == "stored":
+        expected = model.generate(ids, compute=0.5, **options)
+        model.generation_config.compute = "quality:0.45"
+        found = model.generate(ids, **options)
+    else:
+        found, expected = (model.generate(ids, compute=x, **options) for x in ("quality:0.45", 0.5))
+    assert torch.equal(found.actions, expected.actions) and found.compute_unit == "net_keep"
+
+
+def test_a_quality_that_no_setting_has_is_refused_before_any_compute(model):
+    model.base.forward = None
+    with pytest.raises(ValueError, match="no dense row.*make it again"):
+        model.generate(prompts(), compute="quality:0.3")
+    model.config.calibration = [dict(row) for row in WITH_DENSE]
+    with pytest.raises(
+        BudgetError, match=r"No setting .* within 0.02 nats .*the best measured one loses 0.1 at net_keep=0.7"
+    ):
+        model.generate(prompts(), compute="quality:0.02")
+    for wrong in ("quality:", "quality:good", "quality:-1", "quality:nan", "qualty:0.1"):
+        with pytest.raises(BudgetError, match="`compute` must be a number.*nats per token"):
+            model.generate(prompts(), compute=wrong)
+    with pytest.raises(ValueError, match="`compute` needs a calibration table.*`sol-hf pareto POLICY"):
+        sol_model().generate(prompts(), compute="quality:0.02")
+
+
+def test_a_stored_quality_is_saved_and_loaded(model, tmp_path):
+    model.config.calibration, model.generation_config.compute = [dict(row) for row in WITH_DENSE], "quality:0.2"
+    model.save_pretrained(tmp_path)
+    assert SOLForCausalLM.from_pretrained(tmp_path, base=model.base).generation_config.compute == "quality:0.2"

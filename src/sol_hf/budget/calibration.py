@@ -15,6 +15,7 @@ several. The dense budget always belongs to a cost of 1. Tables from before the 
 its log-perplexity, and so nothing of the loss.
 """
 
+import math
 import reprlib
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from .budget import AxisTarget, Budget
 
 
 NET_KEEP, LOG_PERPLEXITY = "net_keep", "log_perplexity"
+QUALITY = "quality"
+"""`compute="quality:0.02"` asks for the cheapest setting that loses at most 0.02 nats per token."""
 UNITS = {
     NET_KEEP: "net keep rate, the mean of the axes",
     "bytes": "share of the bytes of a dense step",
@@ -138,15 +141,17 @@ def budget_for(compute: AxisTarget, points: Points | None, unit: str | None = No
     Above the last point it is interpolated towards the dense budget, which belongs to `compute=1`.
 
     Args:
-        compute (`float` or one per row): At least the cost of the first point, at most 1.
+        compute (`float` or `str`, or one per row): At least the cost of the first point, at most 1; or
+            `"quality:0.02"`, see [`rate_within`].
         points (`Sequence[dict]`, *optional*): A calibration, see [`check_calibration`]. `compute=1` needs none.
         unit (`str`, *optional*): What `compute` counts, one of [`UNITS`]; that of the first point by default.
 
     Raises:
         ValueError: if there is no table in this unit.
-        BudgetError: for a number outside of the table's range.
+        BudgetError: for a number outside of the table's range, or a quality that no point of the table has.
     """
-    rates, table = _rates(compute), table_in(unit, points)
+    table = table_in(unit, points)
+    rates = _rates(compute, table)
     if table is None and set(rates) == {1}:
         return Budget.of({axis.name: [axis.dense] * len(rates) for axis in PUBLISHED_AXES})
     table = _require_range(table, rates)
@@ -160,7 +165,7 @@ def expected_loss(compute: AxisTarget, points: Points | None, unit: str | None =
     It was measured on the texts of the sweep that made the table. On other texts it may be more or less.
 
     Args:
-        compute (`float` or a sequence of them): At least the cost of the first point, at most 1.
+        compute (`float` or `str`, or a sequence of them): As for [`budget_for`].
         points (`Sequence[dict]`, *optional*): A calibration with a dense row, see [`dense_row`].
         unit (`str`, *optional*): What `compute` counts, one of [`UNITS`]; that of the first point by default.
 
@@ -171,14 +176,10 @@ def expected_loss(compute: AxisTarget, points: Points | None, unit: str | None =
         ValueError: if there is no table in this unit, or it has no dense row.
         BudgetError: for a number outside of the table's range.
     """
-    rates = _rates(compute)
-    table = _require_range(table_in(unit, points), rates)
-    cost = unit_of(table[0])
-    if table[-1][cost] < 1:
-        raise ValueError(
-            "The calibration table of this policy has no dense row, so it does not say what a budget costs: make it "
-            f"again. {HOW_TO_MAKE}"
-        )
+    found = table_in(unit, points)
+    rates = _rates(compute, found)
+    table = _require_range(found, rates)
+    _check_dense_row(table)
     losses = []
     for rate in rates:
         right = _right_of(rate, table)
@@ -209,17 +210,71 @@ def _require_range(table: Points | None, rates: Sequence[float]) -> Points:
     return table
 
 
+def _check_dense_row(table: Points) -> None:
+    if table[-1][unit_of(table[0])] < 1:
+        raise ValueError(
+            "The calibration table of this policy has no dense row, so it does not say what a budget costs: make it "
+            f"again. {HOW_TO_MAKE}"
+        )
+
+
+def rate_within(quality: str, table: Points | None) -> float:
+    """The cheapest cost whose calibrated loss above dense stays within a limit, such as `"quality:0.02"`.
+
+    Between two measured points the loss is interpolated linearly, as budgets are. What lies between the last point
+    and dense was not measured, and is not taken.
+
+    Args:
+        quality (`str`): `quality:` and nats per token.
+        table (`Sequence[dict]`, *optional*): A calibration table with a dense row.
+
+    Raises:
+        ValueError: without such a table.
+        BudgetError: for a string of another form, or if no measured point stays within the limit.
+    """
+    word, _, number = quality.partition(":")
+    try:
+        most = float(number)
+    except ValueError:
+        most = math.nan
+    if word.strip() != QUALITY or not (math.isfinite(most) and most >= 0):
+        raise BudgetError(
+            f"`compute` must be a number, one number per row, or `{QUALITY}:` and nats per token, such as "
+            f"`{QUALITY}:0.02`, got {reprlib.repr(quality)}."
+        )
+    table = _require_range(table, [])
+    _check_dense_row(table)
+    *measured, dense = table
+    unit = unit_of(dense)
+    losses = [point[LOG_PERPLEXITY] - dense[LOG_PERPLEXITY] for point in measured]
+    if not losses or losses[-1] > most:
+        best = f"the best measured one loses {losses[-1]:.3g} at {unit}={measured[-1][unit]:.3g}" if losses else "none"
+        raise BudgetError(
+            f"No setting of this policy's calibration stays within {most:g} nats of dense ({best}): ask for "
+            f"`{QUALITY}:` and more, pass `compute` as a share of dense, which is 1, or sweep larger budgets. "
+            f"{HOW_TO_MAKE}"
+        )
+    right = next(place for place, loss in enumerate(losses) if loss <= most)
+    if right == 0:
+        return measured[0][unit]
+    share = (losses[right - 1] - most) / (losses[right - 1] - losses[right])
+    return measured[right - 1][unit] + share * (measured[right][unit] - measured[right - 1][unit])
+
+
 def _plain(compute: AxisTarget) -> Any:
     """A number or a list of numbers, also for tensors, NumPy arrays and NumPy scalars."""
     return getattr(compute, "tolist", lambda: compute)()
 
 
-def _rates(compute: AxisTarget) -> list[float]:
-    """The numbers of `compute`."""
+def _rates(compute: AxisTarget, table: Points | None) -> list[float]:
+    """The numbers of `compute`; for a quality the cost that has it."""
     plain = _plain(compute)
     rates = list(plain) if isinstance(plain, list | tuple) else [plain]
+    rates = [rate_within(x, table) if isinstance(x, str) and x.startswith(QUALITY) else x for x in rates]
     if not rates or any(isinstance(x, bool) or not isinstance(x, int | float) for x in rates):
-        raise BudgetError(f"`compute` must be a number, or one number per row, got {compute!r}.")
+        raise BudgetError(
+            f"`compute` must be a number, or one number per row, or `{QUALITY}:` and nats per token, got {compute!r}."
+        )
     return rates
 
 

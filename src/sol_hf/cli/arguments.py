@@ -22,6 +22,18 @@ def budget_values(text: str) -> tuple[float, ...]:
         ) from error
 
 
+def rate(text: str) -> float | str:
+    """A value for `compute=`: a number, or a quality such as `quality:0.02`."""
+    try:
+        return float(text)
+    except ValueError as error:
+        if text.startswith("quality:"):
+            return text
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number nor a quality, such as quality:0.02"
+        ) from error
+
+
 AUTO = "auto"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..integrations.smollm2 import SMOLLM2
-from .arguments import DTYPES, at_least
+from .arguments import DTYPES, at_least, rate
 
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_bench(commands: Any) -> None:
     add("--base", help=f"folder or Hub id of the base of a policy that does not name it; or {SMOLLM2}")
     add("--contexts", type=at_least(2), nargs="+", help="tokens of the prompt; default: 512 and 4096, if they fit")
     add("--rows", type=at_least(1), nargs="+", default=[1], help="texts at once")
-    add("--compute", type=float, nargs="+", help="numbers for compute=, of a policy with a calibration")
+    add("--compute", type=rate, nargs="+", help="values for compute=, of a policy with a calibration: .5, quality:.02")
     add("--threads", type=at_least(1), help="of torch; default: what torch takes")
     add("--dtype", default="float32", choices=DTYPES, help="of the base")
     add("--steps", type=at_least(1), default=32, help="timed steps of a run; whole episodes have their KV refresh")

@@ -74,12 +74,12 @@ def dense_ways(model: SOLForCausalLM) -> list[Way]:
     return [Way(BASE, is_base=True), ours, Way(LOSSLESS, dict(lossless=True, backend="fast"), calibrated=0.0)]
 
 
-def ways_of_policy(model: SOLForCausalLM, compute: Sequence[float] | None = None) -> list[Way]:
+def ways_of_policy(model: SOLForCausalLM, compute: Sequence[float | str] | None = None) -> list[Way]:
     """The dense ways, and budgets by the calibration of a policy.
 
     Args:
         model ([`SOLForCausalLM`]): A model whose config has a calibration.
-        compute (`Sequence[float]`, *optional*): Numbers for `compute=`; by default those of [`COMPUTE`] that the
+        compute (`Sequence[float]`, *optional*): Values for `compute=`; by default those of [`COMPUTE`] that the
             calibration has.
     """
     if compute is None:
@@ -91,7 +91,7 @@ def ways_of_policy(model: SOLForCausalLM, compute: Sequence[float] | None = None
         except ValueError:  # the table has no dense row; a rate that is not in it is refused by `generate`
             loss = None
         assert not isinstance(loss, list), "one rate has one loss"
-        ways.append(Way(f"compute {rate:g}", dict(compute=rate), has_policy=True, calibrated=loss))
+        ways.append(Way(f"compute {rate}", dict(compute=rate), has_policy=True, calibrated=loss))
     return [*dense_ways(model), *ways]
 
 

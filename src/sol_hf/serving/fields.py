@@ -108,6 +108,8 @@ def read_settings(body: Mapping[str, Any], config: SOLConfig, stored: Generation
 
 def _check_kind(name: str, value: Any) -> None:
     """Raise a [`RequestRefusedError`] if a budget field has a value of another kind: one number, not one per row."""
+    if name == "compute" and isinstance(value, str):
+        return  # a quality, which `resolve_options` reads
     if name in AXES or name == "compute":
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise RequestRefusedError(f"`{name}` must be a number, got {value!r}.", name)
