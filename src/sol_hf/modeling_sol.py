@@ -6,6 +6,7 @@
 import copy
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .budget.budget import AxisTarget, Budget
 from .cache.sol_cache import SOLCache
 from .configuration_sol import SOLConfig
 from .controllers.base import Controller
+from .costs.row_shares import RowShares
 from .decoding.aligned_rows import align_rows
 from .decoding.base_arguments import accepted_arguments
 from .decoding.budgeted_generation import BudgetedGeneration
@@ -32,7 +34,7 @@ from .decoding.cache_forward import forward_over_cache
 from .decoding.custom_loop import inherit
 from .decoding.generate_checks import named_arguments
 from .decoding.option_names import stored_names
-from .decoding.options import pop_options, resolve_options
+from .decoding.options import DecodeOptions, pop_options, resolve_options
 from .decoding.outputs import SOLScoreOutput
 from .decoding.plane_scales import PlaneScales
 from .decoding.policy_fit import check_agreement, unite_configs
@@ -373,4 +375,16 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
                 output = score_rows(session.begin(), rows, return_logits)
         if resolved.compute_unit is not None:
             output["compute_unit"] = resolved.compute_unit
+        is_dense = resolved.runs_dense or controls is None
+        contexts = rows.context - rows.padding
+        output.count_bytes_by(partial(self._count_bytes, resolved, output.actions, is_dense, contexts))
         return output
+
+    def _count_bytes(
+        self, options: DecodeOptions, actions: torch.Tensor | None, is_dense: bool, contexts: torch.Tensor
+    ) -> torch.Tensor:
+        assert actions is not None, "an output under a budget has them"
+        if is_dense:
+            return torch.ones(len(actions))
+        each = contexts.cpu().repeat_interleave(len(actions) // len(contexts))
+        return RowShares.of(self, options, apart=1)(actions, each)

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from sol_hf import FixedController, SOLConfig, SOLForCausalLM
-from sol_hf.evaluation.compute_costs import ComputeCosts
+from sol_hf.costs.compute_costs import ComputeCosts
 from sol_hf.evaluation.families.tiny_configs import family_base
 from sol_hf.execution.cuda_graphs import check_capture
 from sol_hf.kernels.cpu.compilation import compile_kernels

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sol_hf import FixedController, RandomController, ScheduleController, SOLConfig, SOLForCausalLM
+from sol_hf.costs.compute_costs import ComputeCosts
 from sol_hf.episodes.block_runner import check_blocks
-from sol_hf.evaluation.compute_costs import ComputeCosts
 from support.bases import tiny_base
 from support.cases import CONTROLLERS, control, left_padded, mixed_schedule, prompts
 

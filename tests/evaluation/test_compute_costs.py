@@ -6,8 +6,8 @@
 import pytest
 import torch
 
-from sol_hf.evaluation.axis_costs import Weights
-from sol_hf.evaluation.compute_costs import ComputeCosts, keys_read
+from sol_hf.costs.axis_costs import Weights
+from sol_hf.costs.compute_costs import ComputeCosts, keys_read
 from sol_hf.selection.nested_planes import plane_bytes
 from sol_hf.selection.rule import SelectionRule
 from support.bases import FAMILIES, SIZES, tiny_base

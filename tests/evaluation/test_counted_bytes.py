@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from sol_hf.evaluation.compute_costs import ComputeCosts
+from sol_hf.costs.compute_costs import ComputeCosts
 from sol_hf.evaluation.families.tiny_configs import COMPOSITES, family_base
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.linear.step_linear import StepLinear

@@ -11,8 +11,8 @@ import torch
 from sol_hf import BudgetError, Controller, evaluate_budgets, format_summary, format_table, summarize_sweep, to_rows
 from sol_hf.budget.axes import AXES
 from sol_hf.controllers.registry import CONTROLLERS, register_controller
-from sol_hf.evaluation.axis_costs import AXIS_COSTS, AxisCost
-from sol_hf.evaluation.compute_costs import ComputeCosts
+from sol_hf.costs.axis_costs import AXIS_COSTS, AxisCost
+from sol_hf.costs.compute_costs import ComputeCosts
 from sol_hf.evaluation.kv_pollution import impulse_responses
 from sol_hf.evaluation.policy_evaluation import BUDGETS, budgets_within, check_budgets
 from sol_hf.evaluation.sweep.entries import parse_entries

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sol_hf import FixedController, UnsupportedAxisError, evaluate_budgets
+from sol_hf.costs.compute_costs import ComputeCosts
 from sol_hf.decoding.refresh_rule import LEAST_GAIN, expected_gain
 from sol_hf.episodes.step_settings import StepSettings
-from sol_hf.evaluation.compute_costs import ComputeCosts
 from sol_hf.evaluation.policy_evaluation import budgets_within
 from sol_hf.evaluation.sweep.sweep import Sweep, SweepConfig
 from sol_hf.evaluation.sweep.table import SweepError

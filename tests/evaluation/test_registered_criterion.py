@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sol_hf import ScheduleController, SOLConfig
+from sol_hf.costs.compute_costs import ComputeCosts
 from sol_hf.episodes.counterfactuals import steps_run_together
 from sol_hf.episodes.rollouts import prefill, roll_out
-from sol_hf.evaluation.compute_costs import ComputeCosts
 from sol_hf.evaluation.sweep.sweep import Sweep, SweepConfig
 from sol_hf.selection.criterion import CRITERIA
 from support.bases import tiny_base

@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from sol_hf import SOLConfig, SOLForCausalLM, UnsupportedAxisError
 from sol_hf.cache.sol_cache import SOLCache
+from sol_hf.costs.compute_costs import ComputeCosts
 from sol_hf.errors import PlanNotExecutedError
-from sol_hf.evaluation.compute_costs import ComputeCosts
 from sol_hf.execution.instrumentation import Instrumentation
 from sol_hf.execution.linear.step_linear import StepLinear
 from sol_hf.execution.mlp.discovery import find_mlps, last_projection

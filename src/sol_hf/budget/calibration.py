@@ -28,6 +28,7 @@ from .budget import AxisTarget, Budget
 
 
 NET_KEEP, LOG_PERPLEXITY = "net_keep", "log_perplexity"
+ROUNDING = 1e-9
 QUALITY = "quality"
 """`compute="quality:0.02"` asks for the cheapest setting that loses at most 0.02 nats per token."""
 UNITS = {
@@ -247,10 +248,11 @@ def rate_within(quality: str, table: Points | None) -> float:
     *measured, dense = table
     unit = unit_of(dense)
     losses = [point[LOG_PERPLEXITY] - dense[LOG_PERPLEXITY] for point in measured]
+    most += ROUNDING
     if not losses or losses[-1] > most:
         best = f"the best measured one loses {losses[-1]:.3g} at {unit}={measured[-1][unit]:.3g}" if losses else "none"
         raise BudgetError(
-            f"No setting of this policy's calibration stays within {most:g} nats of dense ({best}): ask for "
+            f"No setting of this policy's calibration stays within {float(number):g} nats of dense ({best}): ask for "
             f"`{QUALITY}:` and more, pass `compute` as a share of dense, which is 1, or sweep larger budgets. "
             f"{HOW_TO_MAKE}"
         )

@@ -4,6 +4,7 @@
 """A `generate` call from its options to its output: checks, session, transformers' loop, and what is reported."""
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .call_session import session_of_call
 from .controls import DecodeControls
 from .custom_loop import custom_loop
 from .executed import check_executed
-from .generate_checks import add_mask_of_assistant, begin_of_text, find_prompt
+from .generate_checks import add_mask_of_assistant, begin_of_text, contexts_of_prompt, find_prompt
 from .lossless.look_ahead import LookAhead
 from .lossless.settings import look_ahead_of, lossless_controls
 from .options import DecodeOptions, resolve_options
@@ -50,6 +51,7 @@ class BudgetedGeneration(WrappedGeneration):
             device = compute_device(self.base)
             prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
         add_mask_of_assistant(prompt, kwargs, generation_config)
+        contexts = contexts_of_prompt(prompt, kwargs.get("attention_mask"))
         meter = AgreementMeter.of_call(options, prompt, kwargs, configs) if options.measure_agreement else None
         row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
         controls, look_ahead = self._settings(options, 1 if prompt is None else len(prompt), row_ends)
@@ -73,11 +75,20 @@ class BudgetedGeneration(WrappedGeneration):
             return output
         cache = None if options.is_dense or options.lossless else kwargs["past_key_values"]
         attached = attach_steps(output, row_ends, cache, self.action_space, options.compute_unit)
+        if not options.lossless:
+            count = partial(self._count_bytes, options, attached.actions, cache is None, contexts)
+            attached.count_bytes_by(count)
         if look_ahead is not None:
             look_ahead.counts.report(attached)
         if meter is not None and isinstance(attached, SOLGenerateDecoderOnlyOutput):
             attached.agreement = meter.agreement(self.base, output.sequences, row_ends.running())
         return attached
+
+    def _count_bytes(
+        self, options: DecodeOptions, actions: torch.Tensor | None, is_dense: bool, contexts: torch.Tensor
+    ) -> torch.Tensor:
+        """The share of the bytes of dense steps that every row has read, `(rows,)`."""
+        raise NotImplementedError
 
     def _settings(
         self, options: DecodeOptions, rows: int, row_ends: RowEnds

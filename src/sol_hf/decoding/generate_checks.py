@@ -27,6 +27,19 @@ def find_prompt(inputs: torch.Tensor | None, arguments: Mapping[str, Any]) -> to
     return next((prompt for prompt in candidates if prompt is not None), None)
 
 
+def contexts_of_prompt(prompt: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+    """Tokens before the first decode step of every row, `(rows,)`, padding not counted; the last of a prompt is one.
+
+    Args:
+        prompt (`torch.Tensor`, *optional*): From [`find_prompt`].
+        mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): Covers the whole text, also what a cache holds.
+    """
+    if mask is not None and mask.dim() == 2:
+        return mask.long().sum(dim=1) - 1
+    rows, length = (1, 1) if prompt is None else prompt.shape[:2]
+    return torch.full((rows,), length - 1)
+
+
 def begin_of_text(
     arguments: Mapping[str, Any],
     generation_config: GenerationConfig | None,

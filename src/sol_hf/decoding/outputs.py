@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from ..budget.action_space import ActionSpace
 from ..cache.sol_cache import SOLCache
+from .counted_output import CountsBytes
 from .row_ends import RowEnds
 
 
@@ -24,11 +25,12 @@ _ACTIONS_AND_REALISED = """
             the row had already ended.
         realised (`torch.Tensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further axes
             of the action space over the row's controllable steps; the largest levels for a row that had none.
+        net_keep (`torch.Tensor` of shape `(rows,)`): Mean of `realised` over the axes, in ratio units.
         compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it."""
 
 
 @dataclass
-class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+class SOLGenerateDecoderOnlyOutput(CountsBytes, GenerateDecoderOnlyOutput):
     __doc__ = f"""Output of greedy search and sampling under a budget.
 
     Args:
@@ -43,13 +45,14 @@ class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     actions: torch.Tensor | None = None
     realised: torch.Tensor | None = None
     compute_unit: str | None = None
+    net_keep: torch.Tensor | None = None
     agreement: float | None = None
     checks: int | None = None
     tokens_per_forward: float | None = None
 
 
 @dataclass
-class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
+class SOLGenerateBeamDecoderOnlyOutput(CountsBytes, GenerateBeamDecoderOnlyOutput):
     __doc__ = f"""Output of beam search under a budget.
 
     Args:
@@ -59,10 +62,11 @@ class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
     actions: torch.Tensor | None = None
     realised: torch.Tensor | None = None
     compute_unit: str | None = None
+    net_keep: torch.Tensor | None = None
 
 
 @dataclass
-class SOLScoreOutput(ModelOutput):
+class SOLScoreOutput(CountsBytes, ModelOutput):
     """Teacher-forced scores of a continuation; `steps` is the number of steps of the longest row.
 
     Args:
@@ -75,6 +79,7 @@ class SOLScoreOutput(ModelOutput):
         step_mask (`torch.BoolTensor` of shape `(rows, steps)`): True for the steps that a row has.
         logits (`torch.FloatTensor` of shape `(rows, steps, vocab_size)`, *optional*): With `return_logits=True`.
         greedy (`torch.BoolTensor` of shape `(rows, steps)`): Whether the scored token was the most likely one.
+        net_keep (`torch.FloatTensor` of shape `(rows,)`): Mean of `realised` over the axes, in ratio units.
         compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it.
     """
 
@@ -85,6 +90,7 @@ class SOLScoreOutput(ModelOutput):
     logits: torch.Tensor | None = None
     greedy: torch.Tensor | None = None
     compute_unit: str | None = None
+    net_keep: torch.Tensor | None = None
 
 
 def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
@@ -96,6 +102,11 @@ def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSp
     weight = counted.to(ratios.dtype)[..., None]
     means = (ratios * weight).sum(1) / weight.sum(1).clamp(min=1) * space.scales.to(actions.device)
     return torch.where(weight.sum(1) > 0, means, torch.tensor(space.largest, device=actions.device))
+
+
+def net_keep_of(realised: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """Means over the axes in ratio units, `(rows,)`, of means `(rows, axes)` in axis units."""
+    return (realised / space.scales.to(realised)).mean(dim=-1)
 
 
 def attach_steps(
@@ -136,4 +147,5 @@ def attach_steps(
         actions=actions.masked_fill(~running, NO_ACTION),
         realised=realised,
         compute_unit=compute_unit,
+        net_keep=net_keep_of(realised, space),
     )

@@ -27,7 +27,7 @@ from .base_arguments import accepted_arguments, first_position
 from .base_forward import dense_forward
 from .controls import DecodeControls
 from .forward_inputs import ForwardInputs
-from .outputs import NO_ACTION, SOLScoreOutput, realised_means
+from .outputs import NO_ACTION, SOLScoreOutput, net_keep_of, realised_means
 from .session import DecodingSession
 from .step import decode_forward
 
@@ -71,10 +71,12 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
         actions[alive, step], counted[alive, step] = (value[own] for value in cache.trace[-1])
         if return_logits:
             logits.append(step_logits[place])
+    realised = realised_means(actions, counted, cache.action_space)
     return SOLScoreOutput(
         logprobs=logprobs,
         actions=actions,
-        realised=realised_means(actions, counted, cache.action_space),
+        realised=realised,
+        net_keep=net_keep_of(realised, cache.action_space),
         step_mask=step_mask,
         logits=torch.stack(logits, dim=1) if return_logits else None,
         greedy=greedy,
@@ -140,10 +142,12 @@ def score_rows_densely(
     logits = base(**arguments, use_cache=False, return_dict=True).logits[:, -steps:]
     dense_id = space.dense_id if space.has_dense else NO_ACTION
     actions = torch.full_like(step_mask, dense_id, dtype=torch.long)
+    realised = torch.tensor(space.dense, device=tokens.device).repeat(len(tokens), 1)
     return SOLScoreOutput(
         logprobs=label_logprobs(logits, rows.tokens[:, -steps:]) * step_mask,
         actions=actions.masked_fill(~step_mask, NO_ACTION),
-        realised=torch.tensor(space.dense, device=tokens.device).repeat(len(tokens), 1),
+        realised=realised,
+        net_keep=net_keep_of(realised, space),
         step_mask=step_mask,
         logits=logits if return_logits else None,
         greedy=(logits.argmax(dim=-1) == rows.tokens[:, -steps:]) & step_mask,

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from ..costs.compute_costs import ComputeCosts
 from ..decoding.options import stored_options
 from ..errors import UnsupportedAxisError
 from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error
-from .compute_costs import ComputeCosts
 from .settings import compare_scores
 from .speed import Speed, greedy_call, run_in_turn, speed_of
 from .ways import DENSE, LOSSLESS, SAME_TEXT, Way

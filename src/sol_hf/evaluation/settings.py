@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from ..budget.axes import AXES
 from ..configuration_sol import SOLConfig
+from ..costs.compute_costs import ComputeCosts
 from ..decoding.outputs import SOLScoreOutput
 from ..modeling_sol import SOLForCausalLM
 from .clusters import mean_and_error
-from .compute_costs import ComputeCosts
 from .setting_times import call_under, time_shares
 
 

@@ -29,6 +29,7 @@ from ..controllers.base import Controller
 from ..controllers.fixed import FixedController
 from ..controllers.names import DENSE, make_controller, parse_controller
 from ..controllers.registry import CONTROLLERS
+from ..costs.row_shares import RowShares
 from ..decoding.options import DecodeOptions, resolve_options
 from ..errors import missing_extra
 from ..hub.loading import stored_config
@@ -105,8 +106,9 @@ class SOLLM(HFLM):
             self._load(os.fspath(pretrained), base, policy_revision, kwargs)
         self.policy_name = self.sol.name_or_path if pretrained is self.sol else os.fspath(pretrained)
         self.options = self._check_options()
-        space = self._resolve(self.given).spending(self.sol.action_space)
-        self.spending = Spending(space, self.sol.config.selection_rule)
+        resolved = self._resolve(self.given | {"controller": self._make_controller()})
+        shares = RowShares.of(self.sol, resolved)
+        self.spending = Spending(resolved.spending(self.sol.action_space), self.sol.config.selection_rule, shares)
         self.all_spending: Sequence | None = None
         self.responses: ResponseCache | None = None
         self.task = ""

@@ -27,6 +27,8 @@ NO_ANSWERS = ("self", "pretrained", "tokenizer", "device", "batch_size", "max_ba
 FOR_PEOPLE = ("policy", "base", "compute_unit", "dial")
 """Settings that say where files and a budget are from; the files are hashed, and the budget is a setting."""
 UNKNOWN = "offloaded, not read"
+COUNTED = ("levels", "bytes")
+"""What response caches keep of every request beside its response."""
 
 
 def option_settings(options: DecodeOptions, axes: tuple[str, ...]) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def harness_settings(lm: HFLM, given: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": tokenizer_digest(lm.tokenizer),
         "max_length": lm.max_length,
         "harness": plain(arguments),
+        "counted": COUNTED,
         "versions": package_versions(),
     }
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..cache.sol_cache import SOLCache
+from ..costs.compute_costs import ComputeCosts
 from ..decoding.outputs import realised_means
-from ..evaluation.compute_costs import ComputeCosts
 from ..modeling_sol import SOLForCausalLM
 from .row import Row
 

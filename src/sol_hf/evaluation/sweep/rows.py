@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ...budget.action_space import ActionSpace
+from ...costs.compute_costs import ComputeCosts
 from ..clusters import standard_error
-from ..compute_costs import ComputeCosts
 from .table import DOCUMENTS, REALISED, TARGET
 
 

@@ -20,8 +20,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
+from ...costs.compute_costs import ComputeCosts
 from ...modeling_sol import SOLForCausalLM
-from ..compute_costs import ComputeCosts
 from .contest import Contest, SweepConfig
 from .folder import SweepFolder, describe
 from .method import Part, Tensors

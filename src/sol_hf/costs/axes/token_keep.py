@@ -5,16 +5,16 @@
 
 from collections.abc import Callable
 
-from ...modeling_sol import SOLForCausalLM
 from ..axis_costs import AXIS_COSTS, AxisCost, StepCounts
 from ..cache_reads import attention_costs, cached_layers
+from ..counted_model import CountedModel
 
 
 @AXIS_COSTS.registered("token_keep")
 class TokenKeepCost(AxisCost):
     """Bytes and operations of attention relative to those of dense attention."""
 
-    def __init__(self, model: SOLForCausalLM, keys: int, bits_backend: str = "fake"):
+    def __init__(self, model: CountedModel, keys: int, bits_backend: str = "fake"):
         super().__init__(model, keys, bits_backend)
         self.layers = cached_layers(model)
         self.dense_read, self.dense_computed = self._costs(1.0, of_base=True)

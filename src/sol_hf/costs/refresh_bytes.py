@@ -7,16 +7,16 @@ from ..execution.linear.planed_layers import planed_layers
 from ..execution.linear.step_linear import matrix_of
 from ..execution.lm_head import lm_head_of
 from ..execution.mlp.discovery import find_mlps
-from ..modeling_sol import SOLForCausalLM
 from ..selection.nested_planes import plane_bytes
 from .axis_costs import StepCounts, read_bytes
+from .counted_model import CountedModel
 
 
-def refresh_bytes(model: SOLForCausalLM, dense: StepCounts, in_planes: bool = False) -> float:
+def refresh_bytes(model: CountedModel, dense: StepCounts, in_planes: bool = False) -> float:
     """Bytes of one refresh, whose tokens are processed together.
 
     Args:
-        model ([`SOLForCausalLM`]): The base.
+        model ([`CountedModel`]): The base.
         dense ([`StepCounts`]): Counts of a dense step.
         in_planes (`bool`, *optional*, defaults to `False`): Whether linear layers read planes of their weights.
     """

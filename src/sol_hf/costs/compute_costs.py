@@ -14,7 +14,7 @@ one token):
               something by which it is restored; it reads planes where steps did
     policy    the weights that its step reads, if the policy chooses the actions
 
-The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `costs`. These are counts for an
+The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `axes`. These are counts for an
 implementation that skips everything that can be skipped; they are not times. Fake quantization saves nothing; with
 `bits_backend="nested"` the planes and scales that are read count. In *nominal* counts MLP weights are read with
 bits / 16 of their size. Query heads that share a key-value head may select different keys (`selection="head"`). The
@@ -29,12 +29,12 @@ import torch
 from ..budget.axes import BITS, TOKEN_KEEP
 from ..decoding.refresh_rule import LEAST_GAIN, ROUNDING, expected_gain
 from ..execution.spending import space_under
-from ..modeling_sol import SOLForCausalLM
 from ..selection.criterion import CRITERIA
 from ..selection.nested_planes import CODE_BITS
 from ..selection.rule import SelectionRule
 from .axis_costs import AXIS_COSTS, StepCounts, Weights, dense_counts, own_numbers, read_bytes
 from .cache_reads import attention_costs, cached_layers
+from .counted_model import CountedModel
 from .refresh_bytes import refresh_bytes
 
 
@@ -81,7 +81,7 @@ class ComputeCosts:
     @classmethod
     def of(
         cls,
-        model: SOLForCausalLM,
+        model: CountedModel,
         context_length: int,
         bits_backend: str = "fake",
         kv_refresh: bool | str = True,
@@ -89,7 +89,7 @@ class ComputeCosts:
         """Costs in an episode that follows `context_length` tokens.
 
         Args:
-            model ([`SOLForCausalLM`]): Base, policy and selection rule.
+            model ([`CountedModel`]): Base, policy and selection rule.
             context_length (`int`): Tokens before the episode.
             bits_backend (`str`, *optional*, defaults to `"fake"`): How `bits` is computed, see [`StepPlan`].
             kv_refresh (`bool` or `"auto"`, *optional*, defaults to `True`): Which episodes are refreshed, as in
@@ -153,7 +153,7 @@ class ComputeCosts:
         }
 
 
-def refreshed_actions(model: SOLForCausalLM, keys: int, bits_backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+def refreshed_actions(model: CountedModel, keys: int, bits_backend: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The actions `(n_actions,)` for which an episode is refreshed, and those of which a step reads planes.
 
     A step that reads all of its keys leaves none out. A refresh from planes restores no more than all of their bits.
@@ -169,11 +169,11 @@ def refreshed_actions(model: SOLForCausalLM, keys: int, bits_backend: str) -> tu
     return torch.stack(list(lost.values())).any(dim=0), (levels[BITS.name] <= CODE_BITS) & is_nested
 
 
-def step_counts(model: SOLForCausalLM, dense: StepCounts, keys: int, bits_backend: str = "fake") -> list[StepCounts]:
+def step_counts(model: CountedModel, dense: StepCounts, keys: int, bits_backend: str = "fake") -> list[StepCounts]:
     """Counts of a step that sees `keys` keys, for every action of the model's action space.
 
     Args:
-        model ([`SOLForCausalLM`]): Base, selection rule and action space.
+        model ([`CountedModel`]): Base, selection rule and action space.
         dense ([`StepCounts`]): Counts of a dense step.
         keys (`int`): Keys that the step sees.
         bits_backend (`str`, *optional*, defaults to `"fake"`): How `bits` is computed, see [`StepPlan`].

@@ -18,9 +18,9 @@ from ..cache.window_layer import WindowLayer
 from ..decoding.base_forward import base_forward
 from ..decoding.forward_inputs import ForwardInputs
 from ..execution.watch import evaluating
-from ..modeling_sol import SOLForCausalLM
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
+from .counted_model import CountedModel
 
 
 FLOAT32 = 4
@@ -54,7 +54,7 @@ class CachedLayer:
 
 
 @torch.no_grad()
-def cached_layers(model: SOLForCausalLM) -> list[CachedLayer]:
+def cached_layers(model: CountedModel) -> list[CachedLayer]:
     """The layers of a cache of this model, after one token."""
     cache, base = model.new_cache(), model.base
     token = torch.ones(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)

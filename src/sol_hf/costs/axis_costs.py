@@ -3,7 +3,7 @@
 
 """Counts of what a decode step reads and computes, and their reduction by the levels of an axis.
 
-Every axis has an entry in the folder `costs`, registered in [`AXIS_COSTS`]. An entry turns the counts of a dense step,
+Every axis has an entry in the folder `axes`, registered in [`AXIS_COSTS`]. An entry turns the counts of a dense step,
 [`StepCounts`], into those of a step at a level. Entries multiply counts, so their order does not matter. An axis
 without an entry saves nothing.
 """
@@ -20,8 +20,8 @@ from ..errors import UnsupportedAxisError
 from ..execution.decoder_layers import text_modules
 from ..execution.lm_head import lm_head_of
 from ..execution.mlp.discovery import find_sites
-from ..modeling_sol import SOLForCausalLM
 from ..registry import Registry
+from .counted_model import CountedModel
 from .expert_counts import layout_of, share_read
 
 
@@ -46,7 +46,7 @@ class Weights:
     itemsize: int
 
     @classmethod
-    def of(cls, model: SOLForCausalLM) -> "Weights":
+    def of(cls, model: CountedModel) -> "Weights":
         """The weights of the base of `model`."""
         base, mlps = model.base, MlpModules.of(model.base)
         return cls(
@@ -242,11 +242,11 @@ class StepCounts:
         return 2 * self.weights + self.kv_flops
 
 
-def dense_counts(model: SOLForCausalLM, weights: Weights, kv: tuple[float, float]) -> StepCounts:
+def dense_counts(model: CountedModel, weights: Weights, kv: tuple[float, float]) -> StepCounts:
     """Counts of a dense step.
 
     Args:
-        model ([`SOLForCausalLM`]): Its base; weights may differ in dtype.
+        model ([`CountedModel`]): Its base; weights may differ in dtype.
         weights ([`Weights`]): Of the base.
         kv (`tuple[float, float]`): Bytes and operations of dense attention.
     """
@@ -279,12 +279,12 @@ class AxisCost:
     """How the levels of one axis change the counts of a step.
 
     Args:
-        model ([`SOLForCausalLM`]): Base and selection rule.
+        model ([`CountedModel`]): Base and selection rule.
         keys (`int`): Keys that the step sees.
         bits_backend (`str`, *optional*, defaults to `"fake"`): How `bits` is computed, see [`StepPlan`].
     """
 
-    def __init__(self, model: SOLForCausalLM, keys: int, bits_backend: str = "fake"):
+    def __init__(self, model: CountedModel, keys: int, bits_backend: str = "fake"):
         self.model, self.keys, self.bits_backend = model, keys, bits_backend
 
     def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
@@ -296,5 +296,5 @@ class AxisCost:
         raise NotImplementedError
 
 
-AXIS_COSTS: Registry[type[AxisCost]] = Registry("axis cost", package=f"{__package__}.costs")
+AXIS_COSTS: Registry[type[AxisCost]] = Registry("axis cost", package=f"{__package__}.axes")
 """The costs of all axes that reduce the counts, by the name of the axis."""

@@ -17,16 +17,16 @@ from ...budget.axes import BITS
 from ...execution.linear.planed_layers import PlanedLayer, planed_layers
 from ...execution.linear.step_linear import matrix_of
 from ...execution.mlp.discovery import find_mlps
-from ...modeling_sol import SOLForCausalLM
 from ...selection.nested_planes import plane_bytes, width_read
 from ..axis_costs import AXIS_COSTS, AxisCost, MlpModules, StepCounts, Weights
+from ..counted_model import CountedModel
 
 
 @AXIS_COSTS.registered("bits")
 class BitsCost(AxisCost):
     """The bytes of weights."""
 
-    def __init__(self, model: SOLForCausalLM, keys: int, bits_backend: str = "fake"):
+    def __init__(self, model: CountedModel, keys: int, bits_backend: str = "fake"):
         super().__init__(model, keys, bits_backend)
         self.is_nested = bits_backend == "nested"
         self.layers = planed_layers(model.base, find_mlps(model.base)) if self.is_nested else ()
