@@ -40,7 +40,7 @@ def test_a_generation_says_what_it_kept_and_read(model, controller):
         assert share == pytest.approx(counted(model, output.actions[row], ids.shape[1] - 1, controller is None))
     assert torch.equal(pickle.loads(pickle.dumps(output)).bytes_share, output.bytes_share)
     other = pickle.dumps(model.generate(ids, **BUDGET, **RUN, controller=controller))
-    assert len(other) < 50_000 and pickle.loads(other).bytes_share is None  # the model is not in it
+    assert b"modeling_llama" not in other and pickle.loads(other).bytes_share is None
 
 
 def test_a_padded_row_reads_as_much_as_alone(model):

@@ -75,6 +75,8 @@ class SOLGRPOConfig(GRPOConfig):
             over the published grid, clipped to the levels of the action space.
         eval_blocks (`int`, *optional*, defaults to 64): Number of blocks of an evaluation, taken from the beginning
             of the evaluation dataset; at least 2.
+        eval_episodes (`int`, *optional*, defaults to 1): Episodes of a block of an evaluation, with a KV refresh
+            between them as in `generate`.
         shard_base (`bool`, *optional*, defaults to `False`): Shard the base over the processes (FSDP2).
     """
 
@@ -126,6 +128,7 @@ class SOLGRPOConfig(GRPOConfig):
     )
     eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Budgets to evaluate at."})
     eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation runs."})
+    eval_episodes: int = field(default=1, metadata={"help": "Episodes of a block of an evaluation."})
     num_generations_eval: int | None = field(default=1, metadata={"help": "Must be 1: evaluation is greedy."})
     shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
 
@@ -155,7 +158,7 @@ class SOLGRPOConfig(GRPOConfig):
                 raise ValueError(f"`{name}` must lie in 0..1, got {getattr(self, name)}.")
         if self.penalty_tolerance < 0 or len(self.penalty_weights) != 3 or min(self.penalty_weights) < 0:
             raise ValueError("`penalty_weights` are three numbers of at least 0, `penalty_tolerance` at least 0.")
-        least = {"multiplier_bins": 1, "multiplier_rate": 0, "gradient_cosine_steps": 0}
+        least = {"multiplier_bins": 1, "multiplier_rate": 0, "gradient_cosine_steps": 0, "eval_episodes": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")

@@ -177,16 +177,19 @@ class SOLGRPOTrainer(CheckedStart, AtomicCheckpoints, BudgetConstraint, BudgetMe
                 self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
 
     def _packed(self, dataset, documents: bool = False):
-        """Cut texts into blocks; blocks are returned unchanged. Accepts a dictionary of datasets and `None`, too."""
+        """Cut texts into blocks, for an evaluation with `documents`; blocks are returned unchanged.
+
+        Accepts a dictionary of datasets and `None`, too.
+        """
         if dataset is None or isinstance(dataset, dict):
             return dataset and {name: self._packed(part, documents) for name, part in dataset.items()}
-        column = self.args.text_column
+        column, episodes = self.args.text_column, self.args.eval_episodes if documents else 1
         if self._text_tokenizer is None and column in (dataset.column_names or next(iter(dataset), {})):
             self._text_tokenizer = self._tokenizer_of_base()
         return pack_blocks(
             dataset,
             self._text_tokenizer,
-            self.args.context_length + self.episode_length + 1,
+            self.args.context_length + episodes * self.episode_length + 1,
             text_column=column,
             max_positions=self.sol.config.base_max_position_embeddings,
             documents=documents,
