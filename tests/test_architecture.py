@@ -38,16 +38,10 @@ ALLOWED = {
     "costs": "budget selection cache configuration_sol controllers execution decoding",
     "modeling_sol": "budget cache configuration_sol modeling_sol_policy controllers execution hub decoding costs",
     "episodes": "budget selection stored cache modeling_sol_policy controllers execution decoding modeling_sol",
-<<<<<<< HEAD
-    "evaluation": "budget selection stored cache configuration_sol controllers execution hub decoding modeling_sol "
-    "episodes",
-    "integrations": "budget selection stored configuration_sol modeling_sol_policy controllers hub decoding "
-    "modeling_sol",
-=======
     "evaluation": "budget selection stored cache configuration_sol controllers execution hub decoding costs "
     "modeling_sol episodes",
-    "integrations": "budget selection stored configuration_sol controllers hub decoding costs modeling_sol",
->>>>>>> 6c71309 (Outputs, scores and lm-eval say net keep and the share of bytes; costs are a wing of their own; tests of fixed:place)
+    "integrations": "budget selection stored configuration_sol modeling_sol_policy controllers hub decoding costs "
+    "modeling_sol",
     "training": "budget stored modeling_sol_policy controllers execution hub modeling_sol episodes evaluation",
     "figures": "budget controllers modeling_sol episodes evaluation",
     "serving": "budget cache configuration_sol decoding costs modeling_sol evaluation",

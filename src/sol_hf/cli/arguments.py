@@ -62,8 +62,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
 
     Args:
         parser (`argparse.ArgumentParser`): Gets `--base`, `--dtype`, `--text-column`, `--blocks`,
-            `--skip-blocks`, `--context-length`, `--episodes`, `--page-places`, `--budgets`, `--hard`, `--soft`,
-            `--budget-horizon`, `--bits-backend` and `--batch-size`.
+            `--skip-blocks`, `--per-document`, `--context-length`, `--episodes`, `--page-places`, `--budgets`,
+            `--hard`, `--soft`, `--budget-horizon`, `--bits-backend` and `--batch-size`.
         blocks (`int`): Default number of blocks.
     """
     parser.add_argument("--base", help=f"Hub id or folder of the base; {SMOLLM2} needs no Hub, see smollm2.py")
@@ -71,6 +71,12 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
     parser.add_argument("--text-column", default="text", help="column that holds the text")
     parser.add_argument("--blocks", type=at_least(1), default=blocks, help="number of blocks")
     parser.add_argument("--skip-blocks", type=at_least(0), default=0, help="blocks to leave out before them")
+    parser.add_argument(
+        "--per-document",
+        type=at_least(1),
+        metavar="N",
+        help="take at most N blocks of a document, so that intervals over documents are of more of them",
+    )
     parser.add_argument(
         "--context-length",
         type=at_least(1),

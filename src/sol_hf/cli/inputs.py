@@ -5,6 +5,8 @@
 
 import argparse
 import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from ..episodes.begin_tokens import begin_tokens
 from ..episodes.spread_texts import SpreadTexts, block_length
 from ..episodes.step_settings import StepSettings
-from ..episodes.text_blocks import TextBlocks, load_text, pack_blocks
+from ..episodes.text_blocks import DOCUMENT, TextBlocks, load_text, pack_blocks
 from ..evaluation.budget_search import find_budgets
 from ..evaluation.budget_targets import budgets_within
 from ..integrations.smollm2 import SMOLLM2, fetch_smollm2
@@ -117,6 +119,15 @@ def budgets_of(options: argparse.Namespace, model: SOLForCausalLM, texts: Spread
     return find_budgets(model, texts.tokens, texts.contexts)
 
 
+def at_most_of_each(rows: Iterable[dict[str, Any]], number: int | None) -> Iterator[dict[str, Any]]:
+    """The first rows of every document, at most `number` of each; all by default."""
+    taken: Counter[int] = Counter()
+    for row in rows:
+        taken[row[DOCUMENT]] += 1
+        if number is None or taken[row[DOCUMENT]] <= number:
+            yield row
+
+
 def read_blocks(
     options: argparse.Namespace, model: SOLForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, skip: int = 0
 ) -> TextBlocks:
@@ -138,7 +149,8 @@ def read_blocks(
     packed = pack_blocks(load_text(options.texts, streaming=True), tokenizer, length, **packing)
     if skip < 0:
         raise ValueError(f"The number of blocks to skip cannot be negative, got {skip}.")
-    blocks = list(islice(packed, skip, skip + options.blocks))
+    chosen = at_most_of_each(packed, getattr(options, "per_document", None))
+    blocks = list(islice(chosen, skip, skip + options.blocks))
     if len(blocks) < options.blocks:
         after = f" after the first {skip}" if skip else ""
         raise ValueError(
