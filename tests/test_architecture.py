@@ -38,13 +38,13 @@ ALLOWED = {
     "costs": "budget selection cache configuration_sol controllers execution decoding",
     "modeling_sol": "budget cache configuration_sol modeling_sol_policy controllers execution hub decoding costs",
     "episodes": "budget selection stored cache modeling_sol_policy controllers execution decoding modeling_sol",
-    "evaluation": "budget selection stored cache configuration_sol controllers execution hub decoding costs "
+    "evaluation": "budget stored cache configuration_sol controllers execution hub decoding costs "
     "modeling_sol episodes",
     "integrations": "budget selection stored configuration_sol modeling_sol_policy controllers hub decoding costs "
     "modeling_sol",
     "training": "budget stored modeling_sol_policy controllers execution hub modeling_sol episodes evaluation",
     "figures": "budget controllers modeling_sol episodes evaluation",
-    "serving": "budget cache configuration_sol decoding costs modeling_sol evaluation",
+    "serving": "budget cache configuration_sol decoding costs modeling_sol",
     "cli": "stored modeling_sol episodes evaluation integrations",
 }
 """For every wing, those that it may import from; all of them are above it in this list."""

@@ -52,11 +52,13 @@ if TYPE_CHECKING:
     from .episodes.measurements import Measurements
     from .episodes.rollouts import Rollouts
     from .episodes.text_blocks import load_text, pack_blocks
+    from .evaluation.budget_targets import budgets_within
     from .evaluation.kv_pollution import ImpulseResponse, impulse_responses
-    from .evaluation.policy_evaluation import BudgetEvaluation, budgets_within, evaluate_budgets, format_table, to_rows
+    from .evaluation.policy_evaluation import BudgetEvaluation, evaluate_budgets, format_table, to_rows
     from .evaluation.speed import Speed, SpeedReport, measure_speed
+    from .evaluation.sweep.contest import SweepConfig
     from .evaluation.sweep.summary import format_summary, summarize_sweep
-    from .evaluation.sweep.sweep import Sweep, SweepConfig
+    from .evaluation.sweep.sweep import Sweep
     from .evaluation.sweep.table import read_table
     from .figures.action_map import ActionMap, map_actions, render_action_map
     from .figures.action_map_figure import plot_action_map
@@ -90,8 +92,8 @@ _LAZY = {
     "Speed": "evaluation.speed",
     "SpeedReport": "evaluation.speed",
     "Sweep": "evaluation.sweep.sweep",
-    "SweepConfig": "evaluation.sweep.sweep",
-    "budgets_within": "evaluation.policy_evaluation",
+    "SweepConfig": "evaluation.sweep.contest",
+    "budgets_within": "evaluation.budget_targets",
     "convert_checkpoint": "integrations.convert",
     "evaluate_budgets": "evaluation.policy_evaluation",
     "fit_cost_model": "episodes.cost_model",
