@@ -92,6 +92,7 @@ class Repo:
 
     name: str
     private: bool = False
+    gated: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
@@ -144,6 +145,24 @@ class Reply:
     status: int = 200
 
 
+@dataclass
+class Fault:
+    """What goes wrong with the next requests of a kind.
+
+    Args:
+        pattern: Of the method and path, such as `"GET .*model.safetensors"`.
+        kind: `"status"` answers with `status`, `"cut"` closes the connection in the middle of the content, `"corrupt"`
+            changes a byte of it.
+        times: Number of requests; others are answered as always.
+        status: For `"status"`.
+    """
+
+    pattern: str
+    kind: str
+    times: int = 1
+    status: int = 503
+
+
 @dataclass(frozen=True)
 class LoggedRequest:
     """A request that the server has answered."""
@@ -190,6 +209,7 @@ class HubServer:
         self.tokens = dict(TOKENS if tokens is None else tokens)
         self.repos: dict[str, Repo] = {}
         self.log: list[LoggedRequest] = []
+        self.faults: list[Fault] = []
         self._objects: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -211,6 +231,15 @@ class HubServer:
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """Content of all files of a repository at a revision."""
         return {path: blob.content for path, blob in self.repos[repo_id].commit_at(revision).files.items()}
+
+    def fault(self, method: str, target: str) -> Fault | None:
+        """The fault that this request meets, if any."""
+        with self._lock:
+            for fault in self.faults:
+                if fault.times and re.fullmatch(fault.pattern, f"{method} {unquote(urlsplit(target).path)}"):
+                    fault.times -= 1
+                    return fault
+        return None
 
     def answer(self, method: str, target: str, authorization: str | None, body: bytes) -> Reply:
         """Route a request, turn errors into replies, and log it."""
@@ -404,7 +433,11 @@ class HubServer:
         return self._objects[oid]
 
     def _on_resolve(self, request: Request) -> Reply:
-        commit = self._readable(request).commit_at(request.rev)
+        repo = self._readable(request)
+        if repo.gated and request.user != repo.name.split("/")[0]:
+            status = 403 if request.user else 401
+            raise HubError(status, f"Access to model {repo.name} is restricted: ask for it.", "GatedRepo")
+        commit = repo.commit_at(request.rev)
         headers = {"X-Repo-Commit": commit.oid}
         blob = commit.files.get(request.path)
         if blob is None:
@@ -454,7 +487,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         hub: HubServer = self.server.hub  # type: ignore[attr-defined]
-        reply = hub.answer(self.command, self.path, self.headers.get("Authorization"), self._read_body())
+        sent, fault = self._read_body(), hub.fault(self.command, self.path)
+        if fault is not None and fault.kind == "status":
+            reply = Reply({"error": "The server has a problem"}, status=fault.status)
+            hub.log.append(LoggedRequest(self.command, unquote(urlsplit(self.path).path), None, fault.status))
+        else:
+            reply = hub.answer(self.command, self.path, self.headers.get("Authorization"), sent)
         is_raw = isinstance(reply.body, bytes)
         body = reply.body if is_raw else json.dumps(reply.body).encode()
         self.send_response(reply.status)
@@ -463,7 +501,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in reply.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if fault is not None and fault.kind == "corrupt":
+            body = body[:-5] + bytes([body[-5] ^ 1]) + body[-4:]
+        if fault is not None and fault.kind == "cut":
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        elif self.command != "HEAD":
             self.wfile.write(body)
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle
@@ -509,7 +552,7 @@ class HubClient:
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
         )
         if done.returncode:
             pytest.fail(f"{function.__name__} failed:\n{done.stdout}{done.stderr}", pytrace=False)

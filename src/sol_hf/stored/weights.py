@@ -3,7 +3,9 @@
 
 """Weights of a policy: safetensors only, compared with the config by their headers before any of them is read."""
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,12 +67,27 @@ def _is_plain_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:")
 
 
+def check_download(path: Path) -> None:
+    """Raise a ValueError if a file in the Hub's cache is not what the Hub has: large files are named by their hash."""
+    blob = path.resolve()
+    if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != blob.name:
+        raise ValueError(
+            f"The policy weights in {path} are not those on the Hub: they were damaged on the way or on the disk. "
+            "Fetch them again with `force_download=True`."
+        )
+
+
 def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of every tensor of a safetensors file; none of them is read.
 
     Raises:
         ValueError: if the file is damaged.
     """
+    check_download(path)
     try:
         with safe_open(path, framework="pt") as tensors:
             parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
