@@ -84,6 +84,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.nn.functional import cosine_similarity, pad, scaled_dot_product_attention
+from torch.nn.modules.conv import _ConvNd
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -332,18 +333,18 @@ class Axis:
         return f"{self.letter}{int(value):02d}" if self.is_integral else f"{self.letter}{round(value * 100):03d}"
 
 
-AXES: Registry[Axis] = Registry("axis")
+AXES_in_axes: Registry[Axis] = Registry("axis")
 """All axes by name, the published three first."""
 
 
 def register_axis(axis: Axis) -> Axis:
     """Register an axis. Its name is then a keyword of `SOLConfig`, `Budget` and `generate`."""
-    return AXES.register(axis.name, axis)
+    return AXES_in_axes.register(axis.name, axis)
 
 
 def axes_named(names: Iterable[str]) -> tuple[Axis, ...]:
     """The axes with the given names, in the same order."""
-    return tuple(AXES[name] for name in names)
+    return tuple(AXES_in_axes[name] for name in names)
 
 
 TOKEN_KEEP = register_axis(
@@ -635,7 +636,7 @@ class Budget:
         given = dict(zip((axis.name for axis in PUBLISHED_AXES), (token_keep, mlp_keep, bits), strict=True)) | further
         targets = {}
         for name, value in given.items():
-            axis = AXES[name]  # without a target, too: the name may be misspelt
+            axis = AXES_in_axes[name]  # without a target, too: the name may be misspelt
             if value is not None:
                 targets[name] = _as_tuple(name, value)
                 axis.check_values(targets[name])
@@ -651,7 +652,7 @@ class Budget:
 
     def __getattr__(self, name: str) -> float | tuple[float, ...] | None:
         """The target of an axis: one number, one per row, or `None`."""
-        if name.startswith("_") or name not in AXES:
+        if name.startswith("_") or name not in AXES_in_axes:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         values = self._targets.get(name)
         return values[0] if values is not None and len(values) == 1 else values
@@ -687,11 +688,11 @@ class Budget:
     @property
     def is_dense(self) -> bool:
         """Whether every axis of every row is at its dense value (or not set)."""
-        return all(value == AXES[name].dense for name, values in self._targets.items() for value in values)
+        return all(value == AXES_in_axes[name].dense for name, values in self._targets.items() for value in values)
 
     def leaves_dense(self, axis: str) -> bool:
         """Whether an axis is not set, or at its dense value in every row."""
-        return all(value == AXES[axis].dense for value in self._targets.get(axis, ()))
+        return all(value == AXES_in_axes[axis].dense for value in self._targets.get(axis, ()))
 
     def check(self, space: ActionSpace, rows: int | None = None) -> None:
         """Raise [`BudgetError`] if no schedule over `space` can meet this budget for `rows` rows."""
@@ -998,7 +999,7 @@ def find_axes(
     further = [name for name, levels in given.items() if levels is not None and name not in published]
     names = [*published, *further] if names is None else list(names)
     for name in names:
-        if name not in AXES:
+        if name not in AXES_in_axes:
             raise ValueError(
                 f"The action space of this config has the axis `{name}`, which is not registered: import the package "
                 "that registers it first (see `register_axis`)."
@@ -1017,7 +1018,7 @@ def find_axes(
             raise ValueError(
                 f"An axis cannot be named `{name}`: SOLConfig, Budget or `generate` use that name for something else."
             )
-    return tuple(AXES[name] for name in names)
+    return tuple(AXES_in_axes[name] for name in names)
 
 
 # =====================================================================================================================
@@ -1504,6 +1505,20 @@ class Candidates:
         """Number of slots, those of padding included."""
         return self._keys.shape[2]
 
+    @property
+    def counts(self) -> torch.Tensor:
+        """Number of keys of every row, `(rows,)`."""
+        return self.slots - self.first_key
+
+    @property
+    def places(self) -> torch.Tensor:
+        """Place of every slot in the text of its row, `(rows, slots)`; negative where there is no key of the row."""
+        return torch.arange(self.slots, device=self.first_key.device) - self.first_key[:, None]
+
+    def slots_at(self, places: torch.Tensor) -> torch.Tensor:
+        """The slots of some places in the text of every row, `(rows, n)` both."""
+        return places + self.first_key[:, None]
+
     def exact_scores(self) -> torch.Tensor:
         """`q . k` of every query head and slot, `(rows, kv_heads, group, slots)`."""
         return self.query @ self.keys.transpose(2, 3)
@@ -1593,6 +1608,7 @@ class Criterion:
     ranks_codes: ClassVar[bool] = False
     heads_may_differ: ClassVar[bool] = True
     selections: ClassVar[tuple[str, ...]] = ("head", "group")
+    prefix_to_stagger: ClassVar[int | None] = None
 
     def check(self, rule: SelectionRule) -> None:
         """Raise a ValueError for settings that this criterion cannot be used with."""
@@ -1610,6 +1626,10 @@ class Criterion:
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
         """The keys that a step reads: a pure function of its arguments."""
         raise NotImplementedError
+
+    def mask(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+        """The selection of [`Criterion.select`] as a mask `(rows, H, slots)`."""
+        return candidates.mask_of(self.select(candidates, token_keep, rule))
 
     def has_token_kernel(self, rule: SelectionRule) -> bool:
         """Whether the compiled CPU kernel for single tokens selects the same keys under these settings."""
@@ -2184,10 +2204,10 @@ class SOLConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         for name, value in take_renamed(kwargs, vars(self), type(self).__dataclass_fields__).items():
             setattr(self, name, value)
-        unknown = sorted(set(kwargs) - set(AXES) - _WRITTEN_BY_TRANSFORMERS)
+        unknown = sorted(set(kwargs) - set(AXES_in_axes) - _WRITTEN_BY_TRANSFORMERS)
         if unknown:
             raise ValueError(describe_unknown(unknown, self.known_keys()))
-        given = {name: kwargs.pop(name) for name in list(kwargs) if name in AXES}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in AXES_in_axes}
         given |= {axis.name: getattr(self, axis.name) for axis in PUBLISHED_AXES}
         axes = find_axes(self.axes, given, _taken_names)
         self.axes = None if axes == PUBLISHED_AXES else [axis.name for axis in axes]
@@ -2243,7 +2263,7 @@ class SOLConfig(PreTrainedConfig):
     def known_keys(cls) -> frozenset[str]:
         """Names of all fields, inherited ones and the registered axes included."""
         return (
-            frozenset(field.name for field in dataclasses.fields(cls)) | frozenset(AXES) | RENAMED.keys()
+            frozenset(field.name for field in dataclasses.fields(cls)) | frozenset(AXES_in_axes) | RENAMED.keys()
         )
 
     @classmethod
@@ -2325,7 +2345,7 @@ class SOLConfig(PreTrainedConfig):
     def action_space(self) -> ActionSpace:
         """The [`ActionSpace`] of the levels of all axes."""
         names = self.axes or [axis.name for axis in PUBLISHED_AXES]
-        return shared_action_space(tuple((AXES[name], tuple(getattr(self, name) or ())) for name in names))
+        return shared_action_space(tuple((AXES_in_axes[name], tuple(getattr(self, name) or ())) for name in names))
 
     @property
     def compute_unit(self) -> str | None:
@@ -2363,8 +2383,8 @@ def _as_levels(axis: Axis, levels: Any) -> list[float]:
 def _check_given(values: Mapping[str, Any]) -> None:
     """Raise a ValueError for a value of another type, not finite, or above a limit."""
     check_fields(values)
-    for name in set(AXES) & set(values):
-        _as_levels(AXES[name], values[name])
+    for name in set(AXES_in_axes) & set(values):
+        _as_levels(AXES_in_axes[name], values[name])
 
 
 # =====================================================================================================================
@@ -2618,8 +2638,23 @@ def _is_plain_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:")
 
 
+def check_download(path: Path) -> None:
+    """Raise a ValueError if a file in the Hub's cache is not what the Hub has: large files are named by their hash."""
+    blob = path.resolve()
+    if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != blob.name:
+        raise ValueError(
+            f"The policy weights in {path} are not those on the Hub: they were damaged on the way or on the disk. "
+            "Fetch them again with `force_download=True`."
+        )
+
+
 def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of every tensor of a safetensors file; none of them is read."""
+    check_download(path)
     try:
         with safe_open(path, framework="pt") as tensors:
             parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
@@ -4905,6 +4940,8 @@ class StepPart:
     """The forward of one module during decode steps; a subclass has `__call__`."""
 
     wraps_other_forwards = False
+    change_name: ClassVar[str] = "forward"
+    """Kind of the change that installs it, see [`Change`]."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -5041,7 +5078,8 @@ def text_config(base: PreTrainedModel) -> PreTrainedConfig:
 def text_modules(base: PreTrainedModel) -> Iterator[nn.Module]:
     """The text decoder of a base and all modules in it, without the towers for other kinds of input."""
     decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
-    root = decoder if isinstance(decoder, nn.Module) else base
+    is_head = decoder is base.get_output_embeddings()  # some bases call their LM head a decoder
+    root = decoder if isinstance(decoder, nn.Module) and not is_head else base
     return _without_towers(root, (type(base.config), type(text_config(base))))
 
 
@@ -5431,7 +5469,7 @@ class StepPlan(AxisPlan):
         levels = planned_levels(cache, values, dense_axes)
         if values.device.type == "cpu":
             lowest = dict(zip(cache.action_space.axis_names, values.amin(dim=0).tolist(), strict=True))
-            levels = {axis: level for axis, level in levels.items() if lowest[axis] < AXES[axis].dense}
+            levels = {axis: level for axis, level in levels.items() if lowest[axis] < AXES_in_axes[axis].dense}
             if "token_keep" in levels and reads_all_keys(cache, rule, levels["token_keep"]):
                 del levels["token_keep"]
         return cls(cache, rule, levels, backend, bits_backend, parts or {})
@@ -5742,6 +5780,8 @@ def _take(children: dict[str, Any], names: MLPNames, activation: Callable) -> ML
     if names.stacked:
         gate, up = gate.chunk(2)
         gate_bias, up_bias = (None, None) if gate_bias is None else gate_bias.chunk(2)
+    if down.shape[1] != len(gate) or (up is not None and up.shape != gate.shape):
+        return None  # what is between the projections is more than an activation
     function = names.activation, activation
     return MLPParts(gate, up, down, (gate_bias, up_bias, down_bias), known, sources, function)
 
@@ -7021,7 +7061,7 @@ UNSTORED = ("budget", "controller", "action_processors", "cuda_graphs", "lossles
 
 def stored_names() -> tuple[str, ...]:
     """Names of the options that a generation config may hold: `compute`, all registered axes, [`STORED_DEFAULTS`]."""
-    return ("compute", *AXES, *STORED_DEFAULTS)
+    return ("compute", *AXES_in_axes, *STORED_DEFAULTS)
 
 
 def option_names() -> tuple[str, ...]:
@@ -7153,7 +7193,7 @@ class DecodeOptions:
         """Whether steps may be less than dense on an axis."""
         if self.budget is not None and axis not in self.budget.controlled:
             return False
-        return min(space.levels[axis]) < AXES[axis].dense
+        return min(space.levels[axis]) < AXES_in_axes[axis].dense
 
     def controlled_axes(self, space: ActionSpace) -> list[str]:
         """The axes on which steps may be less than dense."""
@@ -7283,18 +7323,18 @@ def _resolve_budget(
 ) -> tuple[Budget | None, AxisTarget]:
     """The budget of a call and its `compute`, of which at most one is given; if it has none, those stored."""
     budget, compute = given.get("budget"), given.get("compute")
-    if budget is not None and any(axis in given for axis in AXES):
-        *most, last = (f"`{axis}`" for axis in AXES)
+    if budget is not None and any(axis in given for axis in AXES_in_axes):
+        *most, last = (f"`{axis}`" for axis in AXES_in_axes)
         raise ValueError(f"Pass either `budget` or {', '.join(most)} and {last}, not both.")
     if budget is not None and not isinstance(budget, Budget):
         raise ValueError(f"`budget` must be a Budget, got {type(budget).__name__}.")
-    targets = {axis: given.get(axis) for axis in AXES}
+    targets = {axis: given.get(axis) for axis in AXES_in_axes}
     explicit = budget is not None or any(value is not None for value in targets.values())
     if compute is not None and explicit:
-        names = ", ".join(f"`{name}`" for name in ("budget", *AXES))
+        names = ", ".join(f"`{name}`" for name in ("budget", *AXES_in_axes))
         raise ValueError(f"Pass either `compute` or a budget ({names}), not both.")
     for config in () if explicit or compute is not None else configs:
-        found = {axis: config.get(axis) for axis in AXES if config.get(axis) is not None}
+        found = {axis: config.get(axis) for axis in AXES_in_axes if config.get(axis) is not None}
         if config.get("compute") is not None:
             if found:
                 raise ValueError(f"A generation config sets both `compute` and {', '.join(found)}: remove one.")
@@ -8841,7 +8881,7 @@ def weights_read(session: DecodingSession) -> dict[str, torch.Tensor]:
     in_planes = (read <= CODE_BITS).any(dim=1)
     if read.device.type == "cpu" and not bool(in_planes.any()):
         return {}
-    return {"bits": torch.where(in_planes, float(CODE_BITS), AXES["bits"].dense)}
+    return {"bits": torch.where(in_planes, float(CODE_BITS), AXES_in_axes["bits"].dense)}
 
 
 # =====================================================================================================================
@@ -9225,10 +9265,14 @@ MOST_LOSS = 0.015
 """Share of the time of dense steps that may be spent on finding out whether drafts pay."""
 FIRST_LOSS = 2.0
 """Dense steps that the first texts of a setting may lose to find it out."""
+FIRST_SHARE = 0.03
+"""Share of the time of all texts of a setting that this may be: in short texts it waits until there were enough."""
 TRIED = 4
 """Tokens of such a draft."""
 FIRST_WAIT = 32
 """Tokens after which drafts that did not pay are tried again; twice as many every time."""
+LONGEST_WAIT = 512
+"""Tokens after which they are tried again at most."""
 STEP, CHECK, MORE = 0.5, 1.3, 0.1
 """Time of a draft's step, of a check, and of each of its tokens, in dense steps, as long as none was measured."""
 
@@ -9244,6 +9288,10 @@ class Costs:
     step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
     checks: dict[int, deque[float]] = field(default_factory=dict)
     whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
+    tokens: int = 0
+    lost: float = 0.0
+    wait: int = FIRST_WAIT
+    since: int = 0
     skipped: set[str] = field(default_factory=set)
 
     def note_dense(self, seconds: float) -> None:
@@ -9254,7 +9302,8 @@ class Costs:
     def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
         """Note what it took to draft tokens, and to check them together with the one before them."""
         self.step.append(drafting / drafted)
-        self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES_in_pace)).append(checking)
+        if not self._is_first(f"check of {drafted + 1}"):
+            self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES_in_pace)).append(checking)
 
     def _is_first(self, kind: str) -> bool:
         """Whether this is the first time of a kind, in which something may have been compiled or copied."""
@@ -9297,13 +9346,10 @@ class Pace:
     ):
         self.costs, self.agreement, self._rows, self._length = costs, agreement, rows, length
         self._longest = longest
-        self._lost, self._has_drafted = 0.0, False
-        self._tokens = 0
-        self._wait, self._since = FIRST_WAIT, 0
-        self._rate = 1.0
+        self._has_drafted, self._rate = False, 1.0
 
-    def begin(self, most: int) -> int:
-        """How many tokens may be drafted now, at most `most`; 0 for a dense step."""
+    def begin(self, most: int, left: int | None = None) -> int:
+        """How many tokens may be drafted now; 0 for a dense step."""
         if self._length is not None or most < 1:
             return max(0, min(self._length or 0, most))
         most = min(most, self._longest)
@@ -9312,19 +9358,21 @@ class Pace:
         self._rate = max(1.0, self.expected_rate())
         if self.costs.are_known and self._rate >= LEAST_GAIN_in_pace:
             return most
-        return self._tried(most)
+        return self._tried(most, left)
 
-    def _tried(self, most: int) -> int:
+    def _tried(self, most: int, left: int | None) -> int:
         """How many tokens are drafted to find out whether drafts pay, or do so by now."""
-        allowed = MOST_LOSS * self._tokens - self._lost
+        allowed = MOST_LOSS * self.costs.tokens - self.costs.lost
         if not self.costs.are_known:
+            if left is not None and FIRST_SHARE * (self.costs.tokens + left) < FIRST_LOSS:
+                return 0
             if not self.costs.step:
                 return 1  # the first of all, which may compile, and the next one, which is timed
             return min(most, TRIED) if allowed + FIRST_LOSS > 0 else 0
         loss = self._cost(TRIED) - expected_tokens(TRIED, self.chance)
-        if self._since < self._wait or allowed < loss:
+        if self.costs.since < self.costs.wait or allowed < loss:
             return 0
-        self._wait, self._since = 2 * self._wait, 0
+        self.costs.wait, self.costs.since = min(2 * self.costs.wait, LONGEST_WAIT), 0
         self.costs.whole.clear()
         self._rate = max(1.0, self.expected_rate())
         return most if self._rate >= LEAST_GAIN_in_pace else min(most, TRIED)
@@ -9365,11 +9413,11 @@ class Pace:
             self.costs.whole.append((tokens, seconds))
         dense = self.costs.dense_step
         if dense:
-            self._lost = max(0.0, self._lost + seconds / dense - tokens)
+            self.costs.lost = max(0.0, self.costs.lost + seconds / dense - tokens)
 
     def note_tokens(self, tokens: int) -> None:
         """Note that tokens were made."""
-        self._tokens, self._since = self._tokens + tokens, self._since + tokens
+        self.costs.tokens, self.costs.since = self.costs.tokens + tokens, self.costs.since + tokens
 
 
 @dataclass
@@ -9809,7 +9857,7 @@ def planned(
     """The levels `(rows,)` of a step over `tokens` `(rows, 1)`; short texts are read as a whole."""
     rows, device, plan = len(tokens), tokens.device, {}
     for axis, level in levels.items():
-        if level < AXES[axis].dense:
+        if level < AXES_in_axes[axis].dense:
             plan[axis] = torch.full((rows,), float(level), device=device)
     if "token_keep" in plan:
         seen = cache.get_seq_length() + 1
@@ -10085,7 +10133,7 @@ class LookAhead:
             return dense_part(session, inputs, all_logits)
         self.counts.tokens += 1
         self._pace = self._pace or self.pace_of(len(inputs.tokens), session.cache.get_seq_length())
-        most = self.pace.begin(self._most(session))
+        most = self.pace.begin(self._most(session), self.proposals.left())
         return self._look_ahead(session, inputs, most) if most else self._dense_step(session, inputs)
 
     @property
@@ -10776,80 +10824,1015 @@ def calibrate(base: PreTrainedModel, layers: Sequence[PlanedLayer], input_ids: t
 
 
 # =====================================================================================================================
-# execution/mlp/discovery.py
+# execution/mlp/copying_part.py
 #
-# Finds the MLPs of a base, and the last projection of each.
+# Base class of the parts of an MLP that run in a decode step and may hold copies of weights.
 # =====================================================================================================================
 
 
-MLP_NAMES = ("mlp", "feed_forward", "ffn")
+class WeightCopy(Protocol):
+    """A copy of a module's weights, or their view in another layout."""
+
+    @classmethod
+    def of(cls, module: Any) -> Self | None:
+        """The copy for a module; `None` if it is of a kind that cannot be copied."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copy."""
+
+    def still_fits(self, module: Any) -> bool:
+        """Whether a module still has the weights that were copied."""
 
 
-EXPERT_NAMES = ("experts", "router")
+Copy = TypeVar("Copy", bound=WeightCopy)
+
+_PARTS: "weakref.WeakValueDictionary[tuple[type, int], CopyingPart]" = weakref.WeakValueDictionary()
+"""By class and the id of the module. A part holds a reference to its module, so that the id stays valid."""
+_REGISTRY_LOCK_in_copying_part = threading.Lock()
 
 
+class CopyingPart(StepPart):
+    """The forward of one module while a generation runs, with copies of its weights in other layouts."""
+
+    wraps_other_forwards = True
+
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
+        self.weights = sum(parameter.numel() for parameter in module.parameters())
+        """Number of its weights, on which the fastest implementation depends."""
+        self._copies: dict[type[WeightCopy], WeightCopy | None] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Self:
+        """The part of a module. Bases that share the module also share this object and the copies of weights."""
+        with _REGISTRY_LOCK_in_copying_part:
+            part = _PARTS.get((cls, id(module)))
+            if part is None:
+                part = _PARTS[cls, id(module)] = cls(module)
+            return part  # type: ignore[return-value]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(copy.nbytes for copy in self.copies)
+
+    def drop_copies(self) -> None:
+        with self._lock:
+            self._copies = {}
+
+    def install(self) -> Callable[[], None]:
+        """Replace the module's forward, and drop copies of weights that have changed since."""
+        with self._lock:
+            copies = self._copies.items()
+            self._copies = {kind: copy for kind, copy in copies if copy is not None and copy.still_fits(self.module)}
+        return super().install()
+
+    def copy_of(self, kind: type[Copy]) -> Copy | None:
+        """The copy of a kind, made now if there is none; `None` if the module is not of a known kind."""
+        with self._lock:
+            if kind not in self._copies:
+                self._copies[kind] = None if self.computes_something_else() else kind.of(self.module)
+            return self._copies[kind]  # type: ignore[return-value]
+
+    @property
+    def copies(self) -> list[WeightCopy]:
+        """All copies that were made."""
+        return [copy for copy in list(self._copies.values()) if copy is not None]
+
+    def made_copy(self, kind: type[Copy]) -> Copy | None:
+        """The copy of a kind, if there is one."""
+        return self._copies.get(kind)  # type: ignore[return-value]
+
+    def computes_something_else(self) -> bool:
+        """Whether another library has replaced the module's forward, before or after this part did."""
+        return self._replaced is not None or vars(self.module).get("forward", self) is not self
+
+
+# =====================================================================================================================
+# kernels/cpu/sparse_mlp.py
+#
+# No MLP is computed by compiled kernels, which are not in this file.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class KeptChannels:
+    """The input of an MLP with all but the largest channels set to zero, and the channels that any token keeps."""
+
+    x: torch.Tensor
+    listed: torch.Tensor
+
+
+def supports_in_sparse_mlp(x: torch.Tensor) -> bool:
+    """Whether the kernels can work on a tensor."""
+    return False
+
+
+def keep_top_channels_in_sparse_mlp(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
+    """Only called where `supports` says yes."""
+    raise NotImplementedError
+
+
+def fake_quantize_in_sparse_mlp(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Only called where `supports` says yes."""
+    raise NotImplementedError
+
+
+# =====================================================================================================================
+# execution/mlp/kept_call.py
+#
+# A module of an MLP over the largest channels of its input.
+# =====================================================================================================================
+
+
+MOST_TOKENS_in_kept_call = 8
+"""Number of tokens in a forward above which all weights are read."""
+
+
+class HasCopies(Protocol):
+    """An object with copies of a module's weights: its [`CopyingPart`]."""
+
+    weights: int
+    """Their number."""
+
+    def copy_of(self, kind: type[Copy]) -> Copy | None:
+        """The copy of a kind, made now if there is none; `None` if the module is not of a known kind."""
+
+
+@dataclass(eq=False)
+class KeptCall:
+    """One module over the largest channels of its input: a whole MLP, or its last projection over neurons."""
+
+    plan: StepPlan
+    x: torch.Tensor
+    keep: torch.Tensor
+    own: Callable[[torch.Tensor], torch.Tensor]
+    copies: HasCopies
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the forward."""
+        return self.x.shape[:-1].numel()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the input is on the CPU, without gradient and autocast."""
+        return not (self.x.device.type != "cpu" or self.x.requires_grad or torch.is_autocast_enabled("cpu"))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether compiled code chooses the channels."""
+        return self.plan.backend != "reference" and supports_in_sparse_mlp(self.x)
+
+    @cached_property
+    def kept(self) -> KeptChannels:
+        """The input with all but the kept channels set to zero, and a list of the channels that any token keeps."""
+        if self.compiles:
+            return keep_top_channels_in_sparse_mlp(self.x, self.keep)
+        return keep_channels(self.x, kept_channels(self.x, self.keep))
+
+    def kept_input(self) -> torch.Tensor:
+        """The input with all but the kept channels set to zero, of the shape of `x`."""
+        if self.compiles or "kept" in vars(self):
+            return self.kept.x
+        return keep_top_channels_in_channels(self.x, self.keep)
+
+    @property
+    def read_share(self) -> float:
+        """Share of the channels that any token keeps, so that their weights have to be read."""
+        return len(self.kept.listed) / self.x.shape[-1]
+
+
+def keep_channels(x: torch.Tensor, mask: torch.Tensor) -> KeptChannels:
+    """[`KeptChannels`] of an input `(rows, ..., channels)` and a mask of that shape, in plain torch."""
+    listed = mask.flatten(0, -2).any(dim=0).nonzero().squeeze(1)
+    return KeptChannels(torch.where(mask, x, 0), listed.int())
+
+
+# =====================================================================================================================
+# execution/mlp/kept_neurons/operation.py
+#
+# The last projection of an MLP in a step with a `neuron_keep`, and all of its implementations.
+# =====================================================================================================================
+
+
+KEPT_NEURONS: Operation[KeptCall] = Operation(
+    "implementation of a last projection over kept neurons"
+)
+"""Implementations of a projection over the largest channels of its input by name."""
+
+
+# =====================================================================================================================
+# execution/mlp/step_down.py
+#
+# The last projection of an MLP in a decode step: reads the weights of the largest neurons (`neuron_keep`).
+#
+# Whatever computes the neurons runs before it: the MLP's own forward, or a fast path of [`StepMLP`]. Without a plan for
+# the axis it calls the projection's own forward, which may be that of a [`StepLinear`] or of another library.
+# =====================================================================================================================
+
+
+class StepDown(CopyingPart):
+    """The forward of one last projection while a generation runs."""
+
+    axis: ClassVar[str] = "neuron_keep"
+    change_name: ClassVar[str] = "last projection"
+
+    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        """The projection's output for neurons `(rows, ..., neurons)`, under the plan of this thread's forward."""
+        context = ACTIVE.get()
+        plan = None if context is None else context.plan
+        if plan is None or self.axis not in plan.levels:
+            assert self.own is not None, "only called while it is installed"
+            return self.own(*args, **kwargs)
+        (neurons,) = (*args, *kwargs.values())
+        return self.run(plan, neurons)
+
+    def run(self, plan: StepPlan, neurons: torch.Tensor) -> torch.Tensor:
+        """The projection's output for the inputs that a plan with a level of its axis keeps."""
+        assert self.own is not None, "only called while it is installed"
+        keep = plan.levels[self.axis].to(neurons.device)
+        backend = "reference" if plan.reads_planes else plan.backend
+        output = KEPT_NEURONS.run(KeptCall(plan, neurons, keep, self.own, self), backend)
+        assert output is not None, "the projection's own forward can compute every call"
+        plan.mark_done(self.axis, self)
+        return output
+
+    @property
+    def is_plain_product(self) -> bool:
+        """Read by the MLP's fast paths: whether no other library has replaced the projection's forward."""
+        return self._replaced is None or getattr(self._replaced, "is_plain_product", False)
+
+    def computes_something_else(self) -> bool:
+        return not self.is_plain_product or vars(self.module).get("forward", self) is not self
+
+
+# =====================================================================================================================
+# selection/quantizers.py
+#
+# Fake quantization of activations: the `bits` axis as a pure function.
+# =====================================================================================================================
+
+
+def fake_quantize_in_quantizers(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Symmetric per-token quantization to `bits` bits and back, in float32; 16 bits is the identity."""
+    bits = per_row(bits, x).float()
+    limit = torch.exp2(bits - 1) - 1
+    values = x.float()
+    scale = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / limit
+    quantized = torch.round(values / scale).clamp(-limit, limit) * scale
+    return torch.where(bits >= 16, x, quantized.to(x.dtype))
+
+
+# =====================================================================================================================
+# execution/mlp/expert_layout.py
+#
+# How a module of experts lays its weights out, as it tells transformers' own implementations of experts.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """The weights of all experts of a module, and what comes between them."""
+
+    first: torch.Tensor
+    last: torch.Tensor
+    biases: tuple[torch.Tensor | None, torch.Tensor | None]
+    is_transposed: bool
+    neurons: Callable[[torch.Tensor], torch.Tensor]
+    finish: Callable[[torch.Tensor], torch.Tensor] | None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "ExpertLayout | None":
+        """The layout of a module; `None` if it does not say, or its weights are spread over processes."""
+        known = all(isinstance(getattr(module, name, None), bool) for name in FLAGS)
+        if not known or getattr(module, "_is_expert_parallel", False):
+            return None
+        first = getattr(module, "gate_up_proj" if module.has_gate else "up_proj", None)
+        last = getattr(module, "down_proj", None)
+        if not all(isinstance(weight, torch.Tensor) and weight.dim() == 3 for weight in (first, last)):
+            return None
+        names = ("gate_up_proj_bias" if module.has_gate else "up_proj_bias", "down_proj_bias")
+        biases = tuple(getattr(module, name) if module.has_bias else None for name in names)
+        neurons = module._apply_gate if module.has_gate else module.act_fn
+        finish = getattr(module, "post_expert_norm", None) if getattr(module, "has_post_expert_norm", False) else None
+        return cls(first, last, biases, module.is_transposed, neurons, finish)  # type: ignore[arg-type]
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, experts: torch.Tensor
+    ) -> torch.Tensor:
+        """The product of every line of `x` `(n, inputs)` with the weights of its expert `(n,)`."""
+        if x.device.type == "cpu":
+            parts, order = [], []
+            for expert in experts.unique().tolist():
+                lines = (experts == expert).nonzero().squeeze(1)
+                matrix = weight[expert].t() if self.is_transposed else weight[expert]
+                parts.append(functional.linear(x[lines], matrix, None if bias is None else bias[expert]))
+                order.append(lines)
+            return torch.cat(parts)[torch.cat(order).argsort()]
+        matrices = weight[experts] if self.is_transposed else weight[experts].transpose(1, 2)
+        product = torch.bmm(x[:, None], matrices).squeeze(1)
+        return product if bias is None else product + bias[experts]
+
+
+FLAGS = ("has_gate", "has_bias", "is_transposed")
+
+
+# =====================================================================================================================
+# execution/mlp/experts_call.py
+#
+# The experts of a layer over the largest channels of their input, and the largest neurons of each.
+# =====================================================================================================================
+
+
+class HasExperts(HasCopies, Protocol):
+    """The part of a module of experts."""
+
+    module: nn.Module
+    """The module."""
+
+
+@dataclass(eq=False)
+class ExpertsCall:
+    """The experts of a layer in a step."""
+
+    plan: StepPlan
+    x: torch.Tensor
+    keep: torch.Tensor | None
+    neuron_keep: torch.Tensor | None
+    own: Callable[[torch.Tensor], torch.Tensor]
+    copies: HasExperts
+    chosen: tuple[torch.Tensor, ...]
+
+    @cached_property
+    def kept(self) -> KeptCall | None:
+        """The choice of channels, for tokens `(tokens, channels)`; `None` where all are read."""
+        if self.keep is None:
+            return None
+        return KeptCall(self.plan, self.x.flatten(0, -2), self.keep, self.own, self.copies)
+
+    def kept_input(self) -> torch.Tensor:
+        """The hidden states with all but the kept channels set to zero, of the shape of `x`."""
+        return self.x if self.kept is None else self.kept.kept_input().view_as(self.x)
+
+
+# =====================================================================================================================
+# execution/mlp/kept_experts/operation.py
+#
+# The experts of a layer in a step, and all of their implementations.
+# =====================================================================================================================
+
+
+KEPT_EXPERTS: Operation[ExpertsCall] = Operation("implementation of experts over kept channels")
+"""Implementations of experts over the largest channels and neurons by name."""
+
+
+# =====================================================================================================================
+# execution/mlp/step_experts.py
+#
+# The experts of a mixture in a decode step.
+#
+# transformers keeps the weights of all experts of a layer in one module, whose forward gets the hidden states and what
+# the router has chosen. A [`StepExperts`] replaces this forward: the router, which comes before it, sees the whole
+# hidden state, so that the choice of experts does not change. The experts then read the largest channels (`mlp_keep`)
+# and the largest neurons of each chosen expert (`neuron_keep`), and their sum is rounded (`bits`).
+# =====================================================================================================================
+
+
+class StepExperts(CopyingPart):
+    """The forward of the module of all experts of a layer while a generation runs."""
+
+    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        """The experts' output, under the plan of this thread's forward."""
+        own, context = self.own, ACTIVE.get()
+        assert own is not None, "only called while it is installed"
+        plan = None if context is None else context.plan
+        levels = {} if plan is None else {axis: plan.levels[axis] for axis in AXES_in_step_experts if axis in plan.levels}
+        if plan is None or not levels:
+            return own(*args, **kwargs)
+        if not args:  # the hidden states come first, by position or by name
+            name, x = next(iter(kwargs.items()))
+            return self._run(plan, levels, x, lambda kept: own(**{**kwargs, name: kept}), tuple(kwargs.values()))
+        return self._run(plan, levels, args[0], lambda kept: own(kept, *args[1:], **kwargs), (*args, *kwargs.values()))
+
+    def _run(
+        self,
+        plan: StepPlan,
+        levels: dict[str, torch.Tensor],
+        x: torch.Tensor,
+        own: Callable[[torch.Tensor], torch.Tensor],
+        arguments: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        flat = x.flatten(0, -2)
+        per_token = {axis: _repeated(level.to(x.device), len(flat)) for axis, level in levels.items()}
+        keep, neurons = per_token.get("mlp_keep"), per_token.get("neuron_keep")
+        call = ExpertsCall(plan, x, keep, neurons, own, self, arguments[1:])
+        output = KEPT_EXPERTS.run(call, "reference" if plan.reads_planes else plan.backend)
+        assert output is not None, "the module's own forward, or plain torch, can compute every call"
+        if "bits" in levels and not plan.reads_planes:
+            output = fake_quantize_in_quantizers(output.flatten(0, -2), per_token["bits"]).view_as(output)
+        for axis in levels:
+            plan.mark_done(axis, self)
+        return output
+
+    @property
+    def has_known_layout(self) -> bool:
+        """Whether the module says how its weights are laid out."""
+        return ExpertLayout.of(self.module) is not None
+
+
+AXES_in_step_experts = ("mlp_keep", "neuron_keep", "bits")
+
+
+def _repeated(level: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Levels `(rows,)` of a step for tokens `(tokens,)`: one of every row, for each expert or once."""
+    if tokens % len(level):
+        raise RuntimeError(
+            f"The experts of the base got {tokens} tokens in a step of {len(level)} rows, so that their rows are not "
+            "known: leave `mlp_keep`, `neuron_keep` and `bits` out of the budget."
+        )
+    return level.repeat(tokens // len(level))
+
+
+# =====================================================================================================================
+# execution/mlp/int8.py
+#
+# An MLP in int8: weights are rounded once, inputs at every step, and sums are exact in int32.
+#
+# `bits_backend="int8"` uses it instead of fake quantization for rows of 8 bits and fewer. The approximation differs from
+# the published one, where the *output* of the MLP is rounded to `bits` bits. Here every weight (one scale per output)
+# and every input of a projection (one scale per token) is rounded to 8 bits, for any number of bits up to 8 in the plan,
+# and the output is not rounded. It reads a quarter of the bytes of float32 weights, half of those of bfloat16. The copy
+# takes one byte per weight of the MLP.
+#
+# The products are computed by torch's `_int_mm`. torch's dynamically quantized linear layers are faster with one row,
+# but use one scale for all rows, so that the result of a row would depend on the other rows.
+# =====================================================================================================================
+
+
+INT8_BITS = 8
+LARGEST = 127
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric int8 quantization of every row of a matrix `x` `(n, m)`, each with a scale of its own."""
+    values = x.float()
+    scale = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / LARGEST
+    return torch.round(values / scale).to(torch.int8), scale
+
+
+class Int8Linear:
+    """A projection with int8 weights."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        self.weight, scale = quantize_rows(weight.detach())
+        self.scale = scale.squeeze(1)
+        self.bias = None if bias is None else bias.detach().float()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product for `x` `(tokens, inputs)`, `(tokens, outputs)` in float32."""
+        numbers, scale = quantize_rows(x)
+        product = torch._int_mm(numbers, self.weight.t()).float() * scale * self.scale
+        return product if self.bias is None else product + self.bias
+
+
+class Int8MLP(MLPCopy):
+    """int8 copy of an MLP."""
+
+    def __init__(self, parts: MLPParts):
+        super().__init__(parts)
+        self.gate = Int8Linear(parts.gate, parts.biases[0])
+        self.up = None if parts.up is None else Int8Linear(parts.up, parts.biases[1])
+        self.down = Int8Linear(parts.down, parts.biases[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copy."""
+        copies = (self.gate, self.up, self.down)
+        return sum(copy.weight.nbytes + copy.scale.nbytes for copy in copies if copy is not None)
+
+    def __call__(self, x: torch.Tensor, neuron_keep: torch.Tensor | None = None) -> torch.Tensor:
+        """The MLP's output `(rows, ..., outputs)` for an input `(rows, ..., channels)`, in the dtype of `x`."""
+        tokens = x.flatten(0, -2)
+        hidden = ACTIVATIONS[self.parts.activation](self.gate(tokens))
+        if self.up is not None:
+            hidden = hidden * self.up(tokens)
+        if neuron_keep is not None:
+            hidden = keep_top_channels_in_channels(hidden.view(*x.shape[:-1], -1), neuron_keep).flatten(0, -2)
+        return self.down(hidden).view(*x.shape[:-1], -1).to(x.dtype)
+
+
+# =====================================================================================================================
+# execution/mlp/kept_channels/operation.py
+#
+# The MLP of a step with an `mlp_keep`, and all of its implementations.
+# =====================================================================================================================
+
+
+@dataclass(eq=False)
+class MLPCall(KeptCall):
+    """One MLP over the largest channels of its input."""
+
+    last: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def contract(self, neurons: torch.Tensor, parts: MLPParts) -> torch.Tensor:
+        """The last projection's output for neurons `(rows, ..., neurons)`."""
+        if self.last is not None:
+            return self.last(neurons)
+        return functional.linear(neurons, parts.down, parts.biases[2])
+
+
+KEPT_CHANNELS: Operation[MLPCall] = Operation("implementation of an MLP over kept channels")
+"""Implementations of an MLP over the largest channels of its input by name."""
+
+
+# =====================================================================================================================
+# execution/mlp/step_mlp.py
+#
+# An MLP in a decode step: keeps channels of its input (`mlp_keep`) and rounds its output (`bits`).
+#
+# While a generation runs, each MLP of the base has an instance attribute `forward` that is a [`StepMLP`]. Forward hooks
+# are not sufficient: they can change the input and the output, but the MLP would still read all of its weights. Another
+# module in place of the MLP would be visible in `named_modules`, in `state_dict` and to other code with a reference to
+# the MLP. A [`StepMLP`] carries out the plan of the forward that runs in its thread. Without a plan it calls the MLP's
+# own forward.
+#
+# There are several implementations of the MLP over the kept channels, see `kept_channels`. Some of them need copies of
+# the weights in another layout. A copy is made when it is first needed, and is held by the [`StepMLP`].
+#
+# The neurons (`neuron_keep`) are chosen by the last projection, a [`StepDown`]: the MLP's own forward comes to it by
+# itself, and a fast path calls it.
+# =====================================================================================================================
+
+
+class StepMLP(CopyingPart):
+    """The forward of one MLP while a generation runs."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
+        self.down: StepDown | None = None
+        """Its last projection, on bases that can be controlled on `neuron_keep`."""
+
+    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        """The MLP's output for a hidden state `(rows, ..., channels)`, under the plan of this thread's forward."""
+        own, context = self.own, ACTIVE.get()
+        assert own is not None, "only called while it is installed"
+        plan = None if context is None else context.plan
+        keep, bits = (None, None) if plan is None else (plan.levels.get("mlp_keep"), plan.levels.get("bits"))
+        if plan is None or (keep is None and bits is None):
+            return own(*args, **kwargs)
+        (x,) = (*args, *kwargs.values())
+        keep = None if keep is None else keep.to(x.device)
+        bits = None if bits is None else bits.to(x.device)
+        if plan.reads_planes:  # by its linear layers, so that their forwards have to be called
+            output, bits = self._run(plan, x, keep, own), None
+        elif bits is None or plan.bits_backend == "fake":
+            output = self._finish(plan, self._run(plan, x, keep, own), bits)
+        else:
+            output = self._run_int8(plan, x, keep, bits, own)
+        for axis, level in (("mlp_keep", keep), ("bits", bits)):
+            if level is not None:
+                plan.mark_done(axis, self)
+        return output
+
+    def int8_copy(self) -> Int8MLP:
+        """The copy in int8."""
+        copy = self.copy_of(Int8MLP)
+        if copy is None:
+            with self._lock:
+                self._copies.pop(Int8MLP, None)  # the next call tries again: the reason may be removed
+            raise UnsupportedAxisError(
+                f"`bits_backend='int8'` needs MLPs of two or three plain linear layers on the CPU, and cannot run "
+                f"{type(self.module).__name__}: pass `bits_backend='fake'`."
+            )
+        return copy
+
+    def _run(self, plan: StepPlan, x: torch.Tensor, keep: torch.Tensor | None, own: Callable) -> torch.Tensor:
+        """The MLP over the channels that the plan keeps."""
+        if keep is None:
+            return own(x)
+        last = functools.partial(down.run, plan) if (down := self._planned_down(plan)) else None
+        backend = "reference" if plan.reads_planes else plan.backend
+        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self, last), backend)
+        assert output is not None, "the MLP's own forward can compute every call"
+        return output
+
+    def _finish(self, plan: StepPlan, output: torch.Tensor, bits: torch.Tensor | None) -> torch.Tensor:
+        if bits is None:
+            return output
+        fast = plan.backend != "reference" and supports_in_sparse_mlp(output)
+        return (fake_quantize_in_sparse_mlp if fast else fake_quantize_in_quantizers)(output, bits)
+
+    def _run_int8(
+        self, plan: StepPlan, x: torch.Tensor, keep: torch.Tensor | None, bits: torch.Tensor, own: Callable
+    ) -> torch.Tensor:
+        """Rows of 8 bits and fewer in int8, others as under fake quantization."""
+        copy, in_int8 = self.int8_copy(), bits <= INT8_BITS
+        if not bool(in_int8.any()):
+            return self._finish(plan, self._run(plan, x, keep, own), bits)
+        kept = x if keep is None else KeptCall(plan, x, keep, own, self).kept_input()
+        down = self._planned_down(plan)
+        product = copy(kept, plan.levels["neuron_keep"].to(x.device) if down else None)
+        if down:
+            plan.mark_done("neuron_keep", down)
+        if bool(in_int8.all()):
+            return product
+        output = self._finish(plan, self._run(plan, x, keep, own), bits)
+        return torch.where(in_int8.view(-1, *[1] * (x.dim() - 1)), product, output)
+
+    def _planned_down(self, plan: StepPlan) -> StepDown | None:
+        """The last projection, if the plan chooses neurons."""
+        return self.down if "neuron_keep" in plan.levels else None
+
+
+# =====================================================================================================================
+# execution/mlp/step_pair.py
+#
+# An MLP of two projections without a module of its own: the first keeps channels, the last neurons, and rounds.
+# =====================================================================================================================
+
+
+class StepFirst(StepDown):
+    """The first projection: reads the largest channels of the hidden state (`mlp_keep`)."""
+
+    axis = "mlp_keep"
+    change_name = "first projection"
+
+
+class StepLast(StepDown):
+    """The last projection: reads the largest neurons (`neuron_keep`), and rounds the MLP's output (`bits`)."""
+
+    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        output, context = super().__call__(*args, **kwargs), ACTIVE.get()
+        plan = None if context is None else context.plan
+        if plan is None or "bits" not in plan.levels:
+            return output
+        plan.mark_done("bits", self)
+        if plan.reads_planes:  # by the projection itself
+            return output
+        return fake_quantize_in_quantizers(output, plan.levels["bits"].to(output.device))
+
+
+# =====================================================================================================================
+# execution/mlp/sites.py
+#
+# The kinds of MLPs that decoder layers have, and the modules at which the axes apply to each.
+#
+# `mlp_keep` chooses where an MLP reads the hidden state, `neuron_keep` where its last projection reads the neurons, and
+# `bits` rounds its output:
+#
+#     kind              reads the hidden state    reads the neurons     output
+#     whole module      the module                its last projection   the module
+#     two projections   the first projection      the last projection   the last projection
+#     experts           the module of all experts, after the router, whose input stays whole
+# =====================================================================================================================
+
+
+MLPPart = StepMLP | StepDown | StepExperts
+
+
+@dataclass(frozen=True)
+class MLPSite:
+    """An MLP of a decoder layer; a layer may have several."""
+
+    layer: int
+    name: str
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules that hold its weights."""
+        raise NotImplementedError
+
+    @property
+    def last(self) -> nn.Module | None:
+        """The module of its last projection; `None` if it has none of its own."""
+        raise NotImplementedError
+
+    def part(self, axis: str) -> MLPPart:
+        """The part that carries out an axis."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """Its name for messages."""
+        return f"the MLP of layer {self.layer}" if self.name in USUAL_NAMES else f"`{self.name}` of layer {self.layer}"
+
+    def title_of(self, axis: str) -> str:
+        """The name of the part that carries out an axis, for messages."""
+        inner = axis == "neuron_keep" and self.last is not None
+        return f"the last projection of {self.title}" if inner else self.title
+
+    def check_int8(self) -> None:
+        """Make the copy in int8, or raise [`UnsupportedAxisError`]."""
+        raise UnsupportedAxisError(
+            f"`bits_backend='int8'` needs MLPs of two or three plain linear layers in a module of their own, and "
+            f"cannot run {self.title}: pass `bits_backend='fake'`."
+        )
+
+    def check_planes(self) -> None:
+        """Raise [`UnsupportedAxisError`] if its weights cannot be read from planes; by default they can."""
+
+    def keep_neurons(self) -> None:
+        """Tell the part that chooses channels which part chooses neurons, if both run in one computation."""
+
+
+USUAL_NAMES = ("mlp", "feed_forward", "ffn")
+
+
+@dataclass(frozen=True)
+class WholeMLP(MLPSite):
+    """A module whose forward takes the hidden state and returns the output."""
+
+    module: nn.Module
+    projection: nn.Module | None
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.module,)
+
+    @property
+    def last(self) -> nn.Module | None:
+        return self.projection
+
+    def part(self, axis: str) -> StepMLP | StepDown:
+        if axis != "neuron_keep":
+            return StepMLP.of(self.module)
+        if self.projection is None:
+            children = ", ".join(name for name, _ in self.module.named_children()) or "no children"
+            raise UnsupportedAxisError(
+                f"{self.title} ({type(self.module).__name__}) has no last projection that can be told from the "
+                f"others; it has {children}."
+            )
+        return StepDown.of(self.projection)
+
+    def check_int8(self) -> None:
+        StepMLP.of(self.module).int8_copy()
+
+    def keep_neurons(self) -> None:
+        down = self.part("neuron_keep")
+        assert isinstance(down, StepDown)
+        StepMLP.of(self.module).down = down
+
+
+@dataclass(frozen=True)
+class TwoProjections(MLPSite):
+    """Two projections that a decoder layer calls itself, or an MLP whose forward does more than that of an MLP."""
+
+    first: nn.Module
+    projection: nn.Module
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.first, self.projection)
+
+    @property
+    def last(self) -> nn.Module:
+        return self.projection
+
+    def part(self, axis: str) -> StepDown:
+        return StepFirst.of(self.first) if axis == "mlp_keep" else StepLast.of(self.projection)
+
+
+@dataclass(frozen=True)
+class ExpertsMLP(MLPSite):
+    """All experts of a mixture in one module, which gets the hidden states and the choice of the router."""
+
+    module: nn.Module
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.module,)
+
+    @property
+    def last(self) -> None:
+        return None
+
+    def part(self, axis: str) -> StepExperts:
+        part = StepExperts.of(self.module)
+        if axis == "neuron_keep" and not part.has_known_layout:
+            raise UnsupportedAxisError(
+                f"{self.title} ({type(self.module).__name__}) does not say how its weights are laid out, so that "
+                "the neurons of its experts cannot be told from other numbers."
+            )
+        return part
+
+    def check_planes(self) -> None:
+        raise UnsupportedAxisError(
+            f"`bits_backend='nested'` reads plain linear layers, but {self.title} holds the weights of all experts in "
+            "one tensor: pass `bits_backend='fake'`."
+        )
+
+
+# =====================================================================================================================
+# execution/mlp/discovery.py
+#
+# Finds the MLPs of a base by their structure, whatever their names are.
+#
+# An MLP of a decoder layer is one of these, see `sites.py`:
+#
+# - a module that takes the hidden state alone, with projections from and to the width of the hidden state;
+# - a module that takes more, for example the residual, with exactly two such projections;
+# - a module of experts, whose parameters have an expert, an input and an output dimension;
+# - where there is no such module, two projections that the layer calls itself, or two modules with one each.
+#
+# Attention is told from an MLP by its arguments: a mask, a cache, positions.
+# =====================================================================================================================
+
+
+NOT_OF_MLPS = frozenset(
+    """attention_mask past_key_values past_key_value layer_past cache_params position_embeddings position_ids
+    position_bias state encoder_hidden_states""".split()
+)
+"""Arguments that attention and recurrent layers take, and no MLP."""
 LAST_NAMES = ("down_proj", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "w2", "output_linear")
-"""Names of an MLP's last projection. Its inputs are the neurons: `act(gate) * up`, or `act(fc1)` without a gate."""
+"""Usual names of a last projection, for MLPs in which several could be it by their sizes."""
+NARROW = 8
+"""A module of a layer is no MLP if it has fewer neurons than the hidden state has channels over this."""
+AXES_in_discovery = "`neuron_keep`, `mlp_keep` and `bits`"
+
+
+def find_sites(base: PreTrainedModel) -> tuple[MLPSite, ...]:
+    """The MLPs of all decoder layers. A layer may have several, or, as a layer of a state-space model, none."""
+    start = f"The axes {AXES_in_discovery} cannot be controlled on {type(base).__name__}"
+    layers, width = decoder_layers(base), hidden_width(base)
+    if layers is None or width is None:
+        raise UnsupportedAxisError(f"{start}: no decoder layers.")
+    sites: list[MLPSite] = []
+    for index, layer in enumerate(layers):
+        try:
+            sites.extend(_in_layer(layer, index, width))
+        except UnsupportedAxisError as error:
+            raise UnsupportedAxisError(f"{start}: {error}") from error
+    if not sites:
+        raise UnsupportedAxisError(
+            f"{start}: no layer has an MLP. Layer 0 ({type(layers[0]).__name__}) consists of "
+            f"{', '.join(name for name, _ in layers[0].named_children())}."
+        )
+    return tuple(sites)
 
 
 def find_mlps(base: PreTrainedModel) -> tuple[nn.Module, ...]:
-    """One MLP module per decoder layer."""
-    start = f"The axes `neuron_keep`, `mlp_keep` and `bits` cannot be controlled on {type(base).__name__}"
-    layers = decoder_layers(base)
-    if layers is None:
-        raise UnsupportedAxisError(f"{start}: no decoder layers.")
-    mlps = []
-    for index, layer in enumerate(layers):
-        found = [child for child_name, child in layer.named_children() if child_name in MLP_NAMES]
-        if len(found) != 1:
-            raise UnsupportedAxisError(
-                f"{start}: layer {index} ({type(layer).__name__}) has no single MLP module among "
-                f"{', '.join(MLP_NAMES)}."
-            )
-        if any(child_name in EXPERT_NAMES for child_name, _ in found[0].named_children()):
-            raise UnsupportedAxisError(
-                f"{start}: the MLP of layer {index} is a mixture of experts, and zeroed inputs would change its "
-                "routing."
-            )
-        if len(inspect.signature(type(found[0]).forward).parameters) != 2:  # the module itself, the hidden state
-            raise UnsupportedAxisError(
-                f"{start}: {type(found[0]).__name__} takes more than the hidden state, so its input and output are "
-                "not those of a plain MLP."
-            )
-        mlps.append(found[0])
-    return tuple(mlps)
+    """The modules that hold the weights of the MLPs of all decoder layers, see [`find_sites`]."""
+    return tuple(module for site in find_sites(base) for module in site.modules)
+
+
+def hidden_width(base: PreTrainedModel) -> int | None:
+    """Channels of the hidden state, `None` if the config does not say."""
+    return getattr(text_config(base), "hidden_size", None)
+
+
+def _in_layer(layer: nn.Module, index: int, width: int) -> list[MLPSite]:
+    found = list(_modules_in(layer, index, width, ""))
+    experts = [site for site in found if isinstance(site, ExpertsMLP)]
+    others = [site for site in found if "." in site.name or not _is_narrow(site, width)]
+    if not experts and len(others) > 1:  # beside the MLP there are adapters and gates
+        others = [max(others, key=_weights)]
+    return others or list(_two_projections(layer, index, width))
+
+
+def _is_narrow(site: MLPSite, width: int) -> bool:
+    """Whether a module has too few neurons for an MLP, as adapters and gates do."""
+    neurons = None if site.last is None else input_size(site.last)
+    return neurons is not None and neurons * NARROW < width
+
+
+def _weights(site: MLPSite) -> int:
+    return sum(weight.numel() for module in site.modules for weight in module.parameters())
+
+
+def _modules_in(module: nn.Module, index: int, width: int, prefix: str) -> Iterator[MLPSite]:
+    """MLPs and experts among the children of a layer, and of blocks that join several."""
+    for child_name, child in module.named_children():
+        name = prefix + child_name
+        if _arguments(child) & NOT_OF_MLPS:
+            continue
+        if holds_experts(child):
+            yield _experts(child, index, name)
+        elif isinstance(child, nn.ModuleList) or any(holds_experts(part) for part in child.children()):
+            yield from _modules_in(child, index, width, f"{name}.")
+        else:
+            site = _module_site(child, index, name, width)
+            if site is not None:
+                yield site
+
+
+def _experts(module: nn.Module, index: int, name: str) -> ExpertsMLP:
+    """The site of a module of experts; not all can be told apart by row."""
+    if len(_required(module)) not in (1, 3):
+        raise UnsupportedAxisError(
+            f"`{name}` of layer {index} ({type(module).__name__}) gets its tokens in another way than from "
+            "a choice of experts per token, so that their rows are not known."
+        )
+    return ExpertsMLP(index, name, module)
+
+
+def _module_site(module: nn.Module, index: int, name: str, width: int) -> MLPSite | None:
+    """The site of a module that is an MLP, else `None`."""
+    projections = projections_in(module)
+    firsts = [part for part in projections if input_size(part) == width]
+    lasts = [part for part in projections if output_size(part) == width]
+    if len(projections) < 2 or not firsts or not lasts:
+        return None
+    if len(_required(module)) == 1:
+        return WholeMLP(index, name, module, _last_projection(module, projections, width))
+    pairs = _pairs([("", part) for part in projections], width)
+    if len(projections) == 2 and len(pairs) == 1:
+        return TwoProjections(index, name, pairs[0][0][1], pairs[0][1][1])
+    return None
+
+
+def _two_projections(layer: nn.Module, index: int, width: int) -> Iterator[MLPSite]:
+    """Two projections that a layer calls itself, or one in each of two modules."""
+    singles: list[tuple[str, nn.Module]] = []
+    for name, child in layer.named_children():
+        if is_projection(child):
+            singles.append((name, child))
+        elif not _arguments(child) & NOT_OF_MLPS:
+            own = [(f"{name}.{inner}", part) for inner, part in child.named_children() if is_projection(part)]
+            singles.extend(own if len(own) == 1 else [])
+    pairs = _pairs(singles, width)
+    if len(pairs) == 1:
+        (name, first), (last_name, last) = pairs[0]
+        yield TwoProjections(index, f"{name} and {last_name}", first, last)
+
+
+Named = tuple[str, nn.Module]
+
+
+def _pairs(projections: Sequence[Named], width: int) -> list[tuple[Named, Named]]:
+    """Pairs of projections that their sizes allow to be the first and the last of an MLP, in either order."""
+    return [
+        (first, last)
+        for first in projections
+        for last in projections
+        if first is not last
+        and input_size(first[1]) == output_size(last[1]) == width
+        and _follow_each_other(first[1], last[1])
+    ]
 
 
 def last_projection(mlp: nn.Module) -> nn.Module | None:
-    """The last projection of an MLP; `None` if there is no child with a known name, or more than one."""
-    found = [child for name, child in mlp.named_children() if name in LAST_NAMES]
-    return found[0] if len(found) == 1 else None
+    """The last projection of a module that is an MLP; `None` if several could be it, or none."""
+    projections = projections_in(mlp)
+    width = input_size(projections[0]) if projections else None
+    return None if width is None else _last_projection(mlp, projections, width)
 
 
-def find_last_projections(base: PreTrainedModel, mlps: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
-    """The last projection of every MLP of a base."""
-    start = f"The axis `neuron_keep` cannot be controlled on {type(base).__name__}"
-    hidden_size, found = getattr(text_config(base), "hidden_size", None), []
-    for layer, mlp in enumerate(mlps):
-        last, what = last_projection(mlp), f"the MLP of layer {layer} ({type(mlp).__name__})"
-        if last is None:
-            children = ", ".join(name for name, _ in mlp.named_children()) or "no children"
-            raise UnsupportedAxisError(
-                f"{start}: {what} has no single last projection among {', '.join(LAST_NAMES)}; it has {children}."
-            )
-        outputs = output_size(last)
-        if None not in (outputs, hidden_size) and outputs != hidden_size:
-            raise UnsupportedAxisError(
-                f"{start}: {what} has a projection of the name of a last one, but its {outputs} outputs are not the "
-                f"{hidden_size} channels of the hidden state."
-            )
-        found.append(last)
-    return tuple(found)
+def _last_projection(module: nn.Module, projections: Sequence[nn.Module], width: int) -> nn.Module | None:
+    """The last projection of an MLP: the only one that its sizes, or its name, allow."""
+    named = [part for name, part in module.named_children() if name in LAST_NAMES and output_size(part) == width]
+    if len(named) == 1:
+        return named[0]
+    before = [part for part in projections if input_size(part) == width]
+    lasts = [part for part in projections if output_size(part) == width]
+    lasts = [part for part in lasts if any(_follow_each_other(f, part) for f in before if f is not part)]
+    return lasts[0] if len(lasts) == 1 else None
+
+
+def _follow_each_other(first: nn.Module, last: nn.Module) -> bool:
+    """Whether the outputs of a projection, or their halves, can be the inputs of another one."""
+    outputs, inputs = output_size(first), input_size(last)
+    return outputs is not None and inputs is not None and outputs in (inputs, 2 * inputs)
+
+
+def projections_in(module: nn.Module) -> list[nn.Module]:
+    """The projections of a module in the order of their definition, adapters around them as one each."""
+    if is_projection(module):
+        return [module]
+    return [part for child in module.children() for part in projections_in(child)]
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, of any library, or an adapter around one."""
+    sizes = input_size(module), output_size(module)
+    return all(isinstance(size, int) for size in sizes) and not isinstance(module, nn.Embedding | nn.Bilinear)
+
+
+def holds_experts(module: nn.Module) -> bool:
+    """Whether a module has parameters with an expert, an input and an output dimension."""
+    return not isinstance(module, _ConvNd) and any(weight.dim() == 3 for weight in module.parameters(recurse=False))
+
+
+def input_size(projection: nn.Module) -> int | None:
+    """Inputs of a linear layer, of `Conv1D` or of an adapter around one; `None` if it does not say."""
+    return getattr(projection, "in_features", getattr(projection, "nx", None))
 
 
 def output_size(projection: nn.Module) -> int | None:
     """Outputs of a linear layer, of `Conv1D` or of an adapter around one; `None` if it does not say."""
     return getattr(projection, "out_features", getattr(projection, "nf", None))
+
+
+def _arguments(module: nn.Module) -> frozenset[str]:
+    return frozenset(inspect.signature(type(module).forward).parameters) - {"self"}
+
+
+def _required(module: nn.Module) -> list[str]:
+    """Arguments that a module's forward needs."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return [p.name for p in parameters if p.name != "self" and p.kind in kinds and p.default is p.empty]
 
 
 # =====================================================================================================================
@@ -12967,6 +13950,7 @@ class PageCriterion(Criterion):
     """Reads the pages with the highest scores, `ceil(token_keep * keys)` keys rounded up to whole pages."""
 
     chooses_pages: ClassVar[bool] = True
+    prefix_to_stagger: ClassVar[int | None] = 0
 
     def page_queries(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors to multiply with the maxima and the minima of pages, each of the shape of `query`."""
@@ -13047,18 +14031,18 @@ class Recency(Criterion):
     """Keeps the sink and the most recent tokens, the same for all heads."""
 
     heads_may_differ: ClassVar[bool] = False
+    prefix_to_stagger: ClassVar[int | None] = 0
 
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
-        first_key, slots = candidates.first_key, candidates.slots
-        count = slots - first_key
+        count, device = candidates.counts, token_keep.device
         always = rule.sink_tokens + rule.window_tokens + 1
         middle = count - always
         extra = torch.where(middle > 0, kept_count(token_keep, middle), 0)
         kept = torch.minimum(count, always + extra)
-        most = int(kept.max()) if first_key.device.type == "cpu" else slots
-        place = torch.arange(most, device=first_key.device)
+        most = int(kept.max()) if device.type == "cpu" else candidates.slots
+        place = torch.arange(most, device=device)
         in_row = torch.where(place < rule.sink_tokens, place, place + (count - kept)[:, None])
-        ranks = in_row + (first_key - candidates.page_origin)[:, None]
+        ranks = candidates.slots_at(in_row) - candidates.page_origin[:, None]
         return Selection(ranks[:, None], (place < kept[:, None])[:, None])
 
     def keys_read(self, rule: SelectionRule, token_keep: float, keys: int) -> int:
@@ -13086,11 +14070,10 @@ GAIN_in_relevancy = RefreshGain(((0.1, 0.017), (0.2, 0.011), (1.0, 0.0)))
 class Relevancy(Criterion):
     """Keeps the sink, the recent window, and of the other tokens those with the highest exact `q . k`."""
 
+    prefix_to_stagger: ClassVar[int | None] = 0
+
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
-        scores, first_key = candidates.exact_scores(), candidates.first_key
-        slots = scores.shape[-1]
-        place = torch.arange(slots, device=scores.device) - first_key[:, None]
-        count = slots - first_key
+        scores, place, count = candidates.exact_scores(), candidates.places, candidates.counts
         valid = place >= 0
         always = valid & ((place < rule.sink_tokens) | (place >= (count - rule.window_tokens - 2)[:, None]))
         others = count - always.sum(dim=-1)
@@ -13133,6 +14116,7 @@ class Sketch(Criterion):
     """Reads the sink, the recent window, and of the other tokens those with the highest scores."""
 
     ranks_codes: ClassVar[bool] = True
+    prefix_to_stagger: ClassVar[int | None] = MOST_IN_MEAN
     selections: ClassVar[tuple[str, ...]] = ("head", "group", "layer")
 
     def check(self, rule: SelectionRule) -> None:
@@ -13141,10 +14125,25 @@ class Sketch(Criterion):
             raise ValueError(f"`index_bits` must be one of {', '.join(map(str, INDEX_BITS))}, got {rule.index_bits}.")
 
     def select(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> Selection:
-        scores, first_key = candidates.coded_scores(rule.index_bits), candidates.first_key
-        slots = scores.shape[-1]
-        place = torch.arange(slots, device=scores.device) - first_key[:, None]
-        count = slots - first_key
+        scores, wanted = self._scores(candidates, token_keep, rule)
+        if rule.selection != "layer":
+            order, in_use = top_ranked(scores, wanted)
+        else:
+            order, in_use = _shared_by_heads(scores, wanted)
+        return Selection(order - candidates.page_origin[:, None, None], in_use)
+
+    def mask(self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule) -> torch.Tensor:
+        """See [`Criterion.mask`]. Heads that choose together give a mask at once."""
+        if rule.selection != "layer":
+            return super().mask(candidates, token_keep, rule)
+        scores, wanted = self._scores(candidates, token_keep, rule)
+        return _chosen_by_heads(scores, wanted)
+
+    def _scores(
+        self, candidates: Candidates, token_keep: torch.Tensor, rule: SelectionRule
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of all slots `(rows, H, slots)`, and how many keys `(rows,)` a head reads on average."""
+        scores, place, count = candidates.coded_scores(rule.index_bits), candidates.places, candidates.counts
         valid = place >= 0
         always = valid & ((place < rule.sink_tokens) | (place >= (count - rule.recent_tokens)[:, None]))
         wanted = self.tokens_wanted(rule, token_keep, count)
@@ -13154,11 +14153,7 @@ class Sketch(Criterion):
             logits = (scores * candidates.scaling).masked_fill(~valid[:, None, None], float("-inf"))
             scores = logits.softmax(dim=-1).sum(dim=2)
         scores = scores.masked_fill(always[:, None], float("inf")).masked_fill(~valid[:, None], float("-inf"))
-        if rule.selection != "layer":
-            order, in_use = top_ranked(scores, wanted)
-        else:
-            order, in_use = _shared_by_heads(scores, wanted)
-        return Selection(order - candidates.page_origin[:, None, None], in_use)
+        return scores, wanted
 
     def has_token_kernel(self, rule: SelectionRule) -> bool:
         return rule.index_bits == 4 and rule.selection != "head"
@@ -13182,10 +14177,14 @@ class Sketch(Criterion):
         return dataclasses.replace(cost, scored=keys, **index)
 
 
+def _chosen_by_heads(scores: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """A mask `(rows, kv_heads, slots)` of the best of all heads together, `wanted` a head on average."""
+    return largest(scores.flatten(1), wanted * scores.shape[1]).view_as(scores)
+
+
 def _shared_by_heads(scores: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ranks `(rows, kv_heads, m)` of the best of all heads together, `wanted` a head on average, and their mask."""
-    heads, slots = scores.shape[1:]
-    chosen = largest(scores.flatten(1), (wanted * heads)).view_as(scores)
+    chosen, slots = _chosen_by_heads(scores, wanted), scores.shape[-1]
     number = chosen.sum(dim=-1)
     most = int(number.max()) if scores.device.type == "cpu" else slots
     order = chosen.to(torch.int8).topk(most, dim=-1).indices
@@ -13196,481 +14195,39 @@ register_criterion("sketch", Sketch())
 
 
 # =====================================================================================================================
-# kernels/cpu/sparse_mlp.py
-#
-# No MLP is computed by compiled kernels, which are not in this file.
-# =====================================================================================================================
-
-
-@dataclass(frozen=True)
-class KeptChannels:
-    """The input of an MLP with all but the largest channels set to zero, and the channels that any token keeps."""
-
-    x: torch.Tensor
-    listed: torch.Tensor
-
-
-def supports_in_sparse_mlp(x: torch.Tensor) -> bool:
-    """Whether the kernels can work on a tensor."""
-    return False
-
-
-def keep_top_channels_in_sparse_mlp(x: torch.Tensor, fraction: torch.Tensor) -> KeptChannels:
-    """Only called where `supports` says yes."""
-    raise NotImplementedError
-
-
-def fake_quantize_in_sparse_mlp(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Only called where `supports` says yes."""
-    raise NotImplementedError
-
-
-# =====================================================================================================================
-# selection/quantizers.py
-#
-# Fake quantization of activations: the `bits` axis as a pure function.
-# =====================================================================================================================
-
-
-def fake_quantize_in_quantizers(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Symmetric per-token quantization to `bits` bits and back, in float32; 16 bits is the identity."""
-    bits = per_row(bits, x).float()
-    limit = torch.exp2(bits - 1) - 1
-    values = x.float()
-    scale = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / limit
-    quantized = torch.round(values / scale).clamp(-limit, limit) * scale
-    return torch.where(bits >= 16, x, quantized.to(x.dtype))
-
-
-# =====================================================================================================================
-# execution/mlp/copying_part.py
-#
-# Base class of the parts of an MLP that run in a decode step and may hold copies of weights.
-# =====================================================================================================================
-
-
-class WeightCopy(Protocol):
-    """A copy of a module's weights, or their view in another layout."""
-
-    @classmethod
-    def of(cls, module: Any) -> Self | None:
-        """The copy for a module; `None` if it is of a kind that cannot be copied."""
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the copy."""
-
-    def still_fits(self, module: Any) -> bool:
-        """Whether a module still has the weights that were copied."""
-
-
-Copy = TypeVar("Copy", bound=WeightCopy)
-
-_PARTS: "weakref.WeakValueDictionary[tuple[type, int], CopyingPart]" = weakref.WeakValueDictionary()
-"""By class and the id of the module. A part holds a reference to its module, so that the id stays valid."""
-_REGISTRY_LOCK_in_copying_part = threading.Lock()
-
-
-class CopyingPart(StepPart):
-    """The forward of one module while a generation runs, with copies of its weights in other layouts."""
-
-    wraps_other_forwards = True
-
-    def __init__(self, module: nn.Module):
-        super().__init__(module)
-        self.weights = sum(parameter.numel() for parameter in module.parameters())
-        """Number of its weights, on which the fastest implementation depends."""
-        self._copies: dict[type[WeightCopy], WeightCopy | None] = {}
-        self._lock = threading.Lock()
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Self:
-        """The part of a module. Bases that share the module also share this object and the copies of weights."""
-        with _REGISTRY_LOCK_in_copying_part:
-            part = _PARTS.get((cls, id(module)))
-            if part is None:
-                part = _PARTS[cls, id(module)] = cls(module)
-            return part  # type: ignore[return-value]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(copy.nbytes for copy in self.copies)
-
-    def drop_copies(self) -> None:
-        with self._lock:
-            self._copies = {}
-
-    def install(self) -> Callable[[], None]:
-        """Replace the module's forward, and drop copies of weights that have changed since."""
-        with self._lock:
-            copies = self._copies.items()
-            self._copies = {kind: copy for kind, copy in copies if copy is not None and copy.still_fits(self.module)}
-        return super().install()
-
-    def copy_of(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, made now if there is none; `None` if the module is not of a known kind."""
-        with self._lock:
-            if kind not in self._copies:
-                self._copies[kind] = None if self.computes_something_else() else kind.of(self.module)
-            return self._copies[kind]  # type: ignore[return-value]
-
-    @property
-    def copies(self) -> list[WeightCopy]:
-        """All copies that were made."""
-        return [copy for copy in list(self._copies.values()) if copy is not None]
-
-    def made_copy(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, if there is one."""
-        return self._copies.get(kind)  # type: ignore[return-value]
-
-    def computes_something_else(self) -> bool:
-        """Whether another library has replaced the module's forward, before or after this part did."""
-        return self._replaced is not None or vars(self.module).get("forward", self) is not self
-
-
-# =====================================================================================================================
-# execution/mlp/int8.py
-#
-# An MLP in int8: weights are rounded once, inputs at every step, and sums are exact in int32.
-#
-# `bits_backend="int8"` uses it instead of fake quantization for rows of 8 bits and fewer. The approximation differs from
-# the published one, where the *output* of the MLP is rounded to `bits` bits. Here every weight (one scale per output)
-# and every input of a projection (one scale per token) is rounded to 8 bits, for any number of bits up to 8 in the plan,
-# and the output is not rounded. It reads a quarter of the bytes of float32 weights, half of those of bfloat16. The copy
-# takes one byte per weight of the MLP.
-#
-# The products are computed by torch's `_int_mm`. torch's dynamically quantized linear layers are faster with one row,
-# but use one scale for all rows, so that the result of a row would depend on the other rows.
-# =====================================================================================================================
-
-
-INT8_BITS = 8
-LARGEST = 127
-
-
-def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric int8 quantization of every row of a matrix `x` `(n, m)`, each with a scale of its own."""
-    values = x.float()
-    scale = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8) / LARGEST
-    return torch.round(values / scale).to(torch.int8), scale
-
-
-class Int8Linear:
-    """A projection with int8 weights."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.weight, scale = quantize_rows(weight.detach())
-        self.scale = scale.squeeze(1)
-        self.bias = None if bias is None else bias.detach().float()
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product for `x` `(tokens, inputs)`, `(tokens, outputs)` in float32."""
-        numbers, scale = quantize_rows(x)
-        product = torch._int_mm(numbers, self.weight.t()).float() * scale * self.scale
-        return product if self.bias is None else product + self.bias
-
-
-class Int8MLP(MLPCopy):
-    """int8 copy of an MLP."""
-
-    def __init__(self, parts: MLPParts):
-        super().__init__(parts)
-        self.gate = Int8Linear(parts.gate, parts.biases[0])
-        self.up = None if parts.up is None else Int8Linear(parts.up, parts.biases[1])
-        self.down = Int8Linear(parts.down, parts.biases[2])
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the copy."""
-        copies = (self.gate, self.up, self.down)
-        return sum(copy.weight.nbytes + copy.scale.nbytes for copy in copies if copy is not None)
-
-    def __call__(self, x: torch.Tensor, neuron_keep: torch.Tensor | None = None) -> torch.Tensor:
-        """The MLP's output `(rows, ..., outputs)` for an input `(rows, ..., channels)`, in the dtype of `x`."""
-        tokens = x.flatten(0, -2)
-        hidden = ACTIVATIONS[self.parts.activation](self.gate(tokens))
-        if self.up is not None:
-            hidden = hidden * self.up(tokens)
-        if neuron_keep is not None:
-            hidden = keep_top_channels_in_channels(hidden.view(*x.shape[:-1], -1), neuron_keep).flatten(0, -2)
-        return self.down(hidden).view(*x.shape[:-1], -1).to(x.dtype)
-
-
-# =====================================================================================================================
-# execution/mlp/kept_call.py
-#
-# A module of an MLP over the largest channels of its input.
-# =====================================================================================================================
-
-
-MOST_TOKENS_in_kept_call = 8
-"""Number of tokens in a forward above which all weights are read."""
-
-
-class HasCopies(Protocol):
-    """An object with copies of a module's weights: its [`CopyingPart`]."""
-
-    weights: int
-    """Their number."""
-
-    def copy_of(self, kind: type[Copy]) -> Copy | None:
-        """The copy of a kind, made now if there is none; `None` if the module is not of a known kind."""
-
-
-@dataclass(eq=False)
-class KeptCall:
-    """One module over the largest channels of its input: a whole MLP, or its last projection over neurons."""
-
-    plan: StepPlan
-    x: torch.Tensor
-    keep: torch.Tensor
-    own: Callable[[torch.Tensor], torch.Tensor]
-    copies: HasCopies
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the forward."""
-        return self.x.shape[:-1].numel()
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the input is on the CPU, without gradient and autocast."""
-        return not (self.x.device.type != "cpu" or self.x.requires_grad or torch.is_autocast_enabled("cpu"))
-
-    @property
-    def compiles(self) -> bool:
-        """Whether compiled code chooses the channels."""
-        return self.plan.backend != "reference" and supports_in_sparse_mlp(self.x)
-
-    @cached_property
-    def kept(self) -> KeptChannels:
-        """The input with all but the kept channels set to zero, and a list of the channels that any token keeps."""
-        if self.compiles:
-            return keep_top_channels_in_sparse_mlp(self.x, self.keep)
-        return keep_channels(self.x, kept_channels(self.x, self.keep))
-
-    def kept_input(self) -> torch.Tensor:
-        """The input with all but the kept channels set to zero, of the shape of `x`."""
-        if self.compiles or "kept" in vars(self):
-            return self.kept.x
-        return keep_top_channels_in_channels(self.x, self.keep)
-
-    @property
-    def read_share(self) -> float:
-        """Share of the channels that any token keeps, so that their weights have to be read."""
-        return len(self.kept.listed) / self.x.shape[-1]
-
-
-def keep_channels(x: torch.Tensor, mask: torch.Tensor) -> KeptChannels:
-    """[`KeptChannels`] of an input `(rows, ..., channels)` and a mask of that shape, in plain torch."""
-    listed = mask.flatten(0, -2).any(dim=0).nonzero().squeeze(1)
-    return KeptChannels(torch.where(mask, x, 0), listed.int())
-
-
-# =====================================================================================================================
-# execution/mlp/kept_channels/operation.py
-#
-# The MLP of a step with an `mlp_keep`, and all of its implementations.
-# =====================================================================================================================
-
-
-@dataclass(eq=False)
-class MLPCall(KeptCall):
-    """One MLP over the largest channels of its input."""
-
-    last: Callable[[torch.Tensor], torch.Tensor] | None = None
-
-    def contract(self, neurons: torch.Tensor, parts: MLPParts) -> torch.Tensor:
-        """The last projection's output for neurons `(rows, ..., neurons)`."""
-        if self.last is not None:
-            return self.last(neurons)
-        return functional.linear(neurons, parts.down, parts.biases[2])
-
-
-KEPT_CHANNELS: Operation[MLPCall] = Operation("implementation of an MLP over kept channels")
-"""Implementations of an MLP over the largest channels of its input by name."""
-
-
-# =====================================================================================================================
-# execution/mlp/kept_neurons/operation.py
-#
-# The last projection of an MLP in a step with a `neuron_keep`, and all of its implementations.
-# =====================================================================================================================
-
-
-KEPT_NEURONS: Operation[KeptCall] = Operation(
-    "implementation of a last projection over kept neurons"
-)
-"""Implementations of a projection over the largest channels of its input by name."""
-
-
-# =====================================================================================================================
-# execution/mlp/step_down.py
-#
-# The last projection of an MLP in a decode step: reads the weights of the largest neurons (`neuron_keep`).
-#
-# Whatever computes the neurons runs before it: the MLP's own forward, or a fast path of [`StepMLP`]. Without a plan for
-# the axis it calls the projection's own forward, which may be that of a [`StepLinear`] or of another library.
-# =====================================================================================================================
-
-
-class StepDown(CopyingPart):
-    """The forward of one last projection while a generation runs."""
-
-    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-        """The projection's output for neurons `(rows, ..., neurons)`, under the plan of this thread's forward."""
-        context = ACTIVE.get()
-        plan = None if context is None else context.plan
-        if plan is None or "neuron_keep" not in plan.levels:
-            assert self.own is not None, "only called while it is installed"
-            return self.own(*args, **kwargs)
-        (neurons,) = (*args, *kwargs.values())
-        return self.run(plan, neurons)
-
-    def run(self, plan: StepPlan, neurons: torch.Tensor) -> torch.Tensor:
-        """The projection's output for the neurons that a plan with a `neuron_keep` keeps."""
-        assert self.own is not None, "only called while it is installed"
-        keep = plan.levels["neuron_keep"].to(neurons.device)
-        backend = "reference" if plan.reads_planes else plan.backend
-        output = KEPT_NEURONS.run(KeptCall(plan, neurons, keep, self.own, self), backend)
-        assert output is not None, "the projection's own forward can compute every call"
-        plan.mark_done("neuron_keep", self)
-        return output
-
-    @property
-    def is_plain_product(self) -> bool:
-        """Read by the MLP's fast paths: whether no other library has replaced the projection's forward."""
-        return self._replaced is None or getattr(self._replaced, "is_plain_product", False)
-
-    def computes_something_else(self) -> bool:
-        return not self.is_plain_product or vars(self.module).get("forward", self) is not self
-
-
-# =====================================================================================================================
-# execution/mlp/step_mlp.py
-#
-# An MLP in a decode step: keeps channels of its input (`mlp_keep`) and rounds its output (`bits`).
-#
-# While a generation runs, each MLP of the base has an instance attribute `forward` that is a [`StepMLP`]. Forward hooks
-# are not sufficient: they can change the input and the output, but the MLP would still read all of its weights. Another
-# module in place of the MLP would be visible in `named_modules`, in `state_dict` and to other code with a reference to
-# the MLP. A [`StepMLP`] carries out the plan of the forward that runs in its thread. Without a plan it calls the MLP's
-# own forward.
-#
-# There are several implementations of the MLP over the kept channels, see `kept_channels`. Some of them need copies of
-# the weights in another layout. A copy is made when it is first needed, and is held by the [`StepMLP`].
-#
-# The neurons (`neuron_keep`) are chosen by the last projection, a [`StepDown`]: the MLP's own forward comes to it by
-# itself, and a fast path calls it.
-# =====================================================================================================================
-
-
-class StepMLP(CopyingPart):
-    """The forward of one MLP while a generation runs."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__(module)
-        self.down: StepDown | None = None
-        """Its last projection, on bases that can be controlled on `neuron_keep`."""
-
-    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-        """The MLP's output for a hidden state `(rows, ..., channels)`, under the plan of this thread's forward."""
-        own, context = self.own, ACTIVE.get()
-        assert own is not None, "only called while it is installed"
-        plan = None if context is None else context.plan
-        keep, bits = (None, None) if plan is None else (plan.levels.get("mlp_keep"), plan.levels.get("bits"))
-        if plan is None or (keep is None and bits is None):
-            return own(*args, **kwargs)
-        (x,) = (*args, *kwargs.values())
-        keep = None if keep is None else keep.to(x.device)
-        bits = None if bits is None else bits.to(x.device)
-        if plan.reads_planes:  # by its linear layers, so that their forwards have to be called
-            output, bits = self._run(plan, x, keep, own), None
-        elif bits is None or plan.bits_backend == "fake":
-            output = self._finish(plan, self._run(plan, x, keep, own), bits)
-        else:
-            output = self._run_int8(plan, x, keep, bits, own)
-        for axis, level in (("mlp_keep", keep), ("bits", bits)):
-            if level is not None:
-                plan.mark_done(axis, self)
-        return output
-
-    def int8_copy(self) -> Int8MLP:
-        """The copy in int8."""
-        copy = self.copy_of(Int8MLP)
-        if copy is None:
-            with self._lock:
-                self._copies.pop(Int8MLP, None)  # the next call tries again: the reason may be removed
-            raise UnsupportedAxisError(
-                f"`bits_backend='int8'` needs MLPs of two or three plain linear layers on the CPU, and cannot run "
-                f"{type(self.module).__name__}: pass `bits_backend='fake'`."
-            )
-        return copy
-
-    def _run(self, plan: StepPlan, x: torch.Tensor, keep: torch.Tensor | None, own: Callable) -> torch.Tensor:
-        """The MLP over the channels that the plan keeps."""
-        if keep is None:
-            return own(x)
-        last = functools.partial(down.run, plan) if (down := self._planned_down(plan)) else None
-        backend = "reference" if plan.reads_planes else plan.backend
-        output = KEPT_CHANNELS.run(MLPCall(plan, x, keep, own, self, last), backend)
-        assert output is not None, "the MLP's own forward can compute every call"
-        return output
-
-    def _finish(self, plan: StepPlan, output: torch.Tensor, bits: torch.Tensor | None) -> torch.Tensor:
-        if bits is None:
-            return output
-        fast = plan.backend != "reference" and supports_in_sparse_mlp(output)
-        return (fake_quantize_in_sparse_mlp if fast else fake_quantize_in_quantizers)(output, bits)
-
-    def _run_int8(
-        self, plan: StepPlan, x: torch.Tensor, keep: torch.Tensor | None, bits: torch.Tensor, own: Callable
-    ) -> torch.Tensor:
-        """Rows of 8 bits and fewer in int8, others as under fake quantization."""
-        copy, in_int8 = self.int8_copy(), bits <= INT8_BITS
-        if not bool(in_int8.any()):
-            return self._finish(plan, self._run(plan, x, keep, own), bits)
-        kept = x if keep is None else KeptCall(plan, x, keep, own, self).kept_input()
-        down = self._planned_down(plan)
-        product = copy(kept, plan.levels["neuron_keep"].to(x.device) if down else None)
-        if down:
-            plan.mark_done("neuron_keep", down)
-        if bool(in_int8.all()):
-            return product
-        output = self._finish(plan, self._run(plan, x, keep, own), bits)
-        return torch.where(in_int8.view(-1, *[1] * (x.dim() - 1)), product, output)
-
-    def _planned_down(self, plan: StepPlan) -> StepDown | None:
-        """The last projection, if the plan chooses neurons."""
-        return self.down if "neuron_keep" in plan.levels else None
-
-
-# =====================================================================================================================
 # execution/mlp/executor.py
 #
-# Base class of the executors of the MLP axes: every MLP of the base runs as a [`StepMLP`].
+# Base class of the executors of the MLP axes: the parts of every MLP of the base that carry an axis out.
 # =====================================================================================================================
 
 
 class MLPExecutor(AxisExecutor):
-    """Replaces the forward of every MLP by a [`StepMLP`]."""
+    """Replaces the forward of the module of every MLP at which the axis applies."""
+
+    axis: ClassVar[str]
 
     def __init__(self, base: PreTrainedModel):
-        self.mlps = tuple(StepMLP.of(mlp) for mlp in find_mlps(base))
-        self._parts: dict[Hashable, str] = {mlp: f"the MLP of layer {layer}" for layer, mlp in enumerate(self.mlps)}
+        self.sites = find_sites(base)
+        try:
+            self._own = tuple(site.part(self.axis) for site in self.sites)
+        except UnsupportedAxisError as error:
+            start = f"The axis `{self.axis}` cannot be controlled on {type(base).__name__}"
+            raise UnsupportedAxisError(f"{start}: {error}") from error
+        titles = zip(self._own, self.sites, strict=True)
+        self._parts: dict[Hashable, str] = {part: site.title_of(self.axis) for part, site in titles}
 
     def changes(self) -> Iterable[Change]:
-        return [Change("forward", mlp.module, mlp.install) for mlp in self.mlps]
+        return [Change(part.change_name, part.module, part.install) for part in self._own]
 
     def parts(self, cache: SOLCache) -> Mapping[Hashable, str]:
         return self._parts
 
     def layers(self, cache: SOLCache) -> Sequence[int]:
-        return range(len(self.mlps))
+        return sorted({site.layer for site in self.sites})
 
     @property
-    def step_parts(self) -> Sequence[StepPart]:
-        return self.mlps
+    def step_parts(self) -> Sequence[StepPart | MLPPart]:
+        return self._own
 
 
 # =====================================================================================================================
@@ -13692,16 +14249,20 @@ GAINS = {
 class BitsExecutor(MLPExecutor):
     """Every MLP rounds its output to the number of bits in the plan; under `"nested"` linear layers read planes."""
 
+    axis = "bits"
+
     def __init__(self, base: PreTrainedModel):
         super().__init__(base)
-        self._layers = planed_layers(base, [mlp.module for mlp in self.mlps])
+        self._layers = planed_layers(base, [module for site in self.sites for module in site.modules])
         self._linear_parts: dict[Hashable, str] = {layer.part: layer.name for layer in self._layers if layer.part}
 
     def check_backend(self, bits_backend: str, max_plane_bytes: int | None = None) -> None:
         if bits_backend == "int8":
-            for mlp in self.mlps:
-                mlp.int8_copy()
+            for site in self.sites:
+                site.check_int8()
         elif bits_backend == "nested":
+            for site in self.sites:
+                site.check_planes()
             make_planes(self._layers, max_plane_bytes)
 
     def parts_under(self, bits_backend: str, cache: SOLCache) -> Mapping[Hashable, str]:
@@ -13713,7 +14274,7 @@ class BitsExecutor(MLPExecutor):
 
     @property
     def step_parts(self) -> Sequence[StepPart]:
-        return (*self.mlps, *(layer.part for layer in self._layers if layer.part))
+        return (*super().step_parts, *(layer.part for layer in self._layers if layer.part))
 
 
 # =====================================================================================================================
@@ -13730,6 +14291,8 @@ GAIN_in_mlp_keep = RefreshGain(((0.5, 0.072), (0.7, 0.006), (1.0, 0.0)))
 @register_executor("mlp_keep")
 class MLPKeepExecutor(MLPExecutor):
     """Every MLP keeps the share of its input channels that is in the plan."""
+
+    axis = "mlp_keep"
 
     @classmethod
     def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
@@ -13751,22 +14314,19 @@ GAIN_in_neuron_keep = RefreshGain(((0.2, 0.106), (0.3, 0.043), (0.5, 0.007), (1.
 class NeuronKeepExecutor(MLPExecutor):
     """The last projection of every MLP keeps the share of its inputs that is in the plan."""
 
+    axis = "neuron_keep"
+
     def __init__(self, base: PreTrainedModel):
         super().__init__(base)
-        lasts = find_last_projections(base, [mlp.module for mlp in self.mlps])
-        self._downs = tuple(StepDown.of(last) for last in lasts)
-        self._down_parts: dict[Hashable, str] = {
-            down: f"the last projection of the MLP of layer {layer}" for layer, down in enumerate(self._downs)
-        }
-        for mlp, down in zip(self.mlps, self._downs, strict=True):
-            mlp.down = down
+        self._readers = tuple(site.part("mlp_keep") for site in self.sites)
+        """A fast path of a whole MLP calls its last projection."""
+        for site in self.sites:
+            site.keep_neurons()
 
     def changes(self) -> Iterable[Change]:
+        for part in self._readers:
+            yield Change(part.change_name, part.module, part.install)
         yield from super().changes()
-        yield from (Change("last projection", down.module, down.install) for down in self._downs)
-
-    def parts(self, cache: SOLCache) -> Mapping[Hashable, str]:
-        return self._down_parts
 
     @classmethod
     def refresh_gain(cls, rule: SelectionRule, bits_backend: str) -> RefreshGain:
@@ -13774,7 +14334,7 @@ class NeuronKeepExecutor(MLPExecutor):
 
     @property
     def step_parts(self) -> Sequence[StepPart]:
-        return (*self.mlps, *self._downs)
+        return (*self._readers, *super().step_parts)
 
 
 # =====================================================================================================================
@@ -13829,14 +14389,16 @@ def own_name(implementation: str | None) -> str | None:
 # =====================================================================================================================
 
 
-UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED_ARGUMENTS = ("position_bias", "sinks")
+SCORE_CHANGES = ("softcap", "s_aux")
+"""Arguments that attention over selected keys can carry out, see [`ScoreChanges`]."""
 HIDDEN = -1e4
 """A key is hidden if the mask adds this value or less to its score."""
 
 
 def is_plain(arguments: dict[str, Any]) -> bool:
     """Whether a module's attention is a plain softmax of scaled products."""
-    return all(arguments.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
+    return all(arguments.get(name) is None for name in (*UNSUPPORTED_ARGUMENTS, *SCORE_CHANGES))
 
 
 PLAIN, HIDES, ADDS = "plain", "hides", "adds"
@@ -13874,7 +14436,7 @@ def _kind_by_values(mask: torch.Tensor, first_key: torch.Tensor | None) -> str:
     return PLAIN if bool((visible.sum(dim=-1) == expected).all()) else HIDES
 
 
-def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind: str) -> None:
+def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind: str, implementation: str) -> None:
     """Raise [`UnsupportedAxisError`] if a module's attention needs something that ours does not compute."""
     start = f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention"
     if kind == ADDS:
@@ -13886,9 +14448,12 @@ def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind:
             f"{start} mask hides keys that are not padding: the base selects the keys of a token itself, and cannot "
             "select among them again."
         )
-    for name in UNSUPPORTED_ARGUMENTS:
+    own = () if implementation == "eager" else SCORE_CHANGES
+    for name in (*UNSUPPORTED_ARGUMENTS, *own):
         if arguments.get(name) is not None:
-            raise UnsupportedAxisError(f"{start} uses `{name}`, which attention over selected keys does not support.")
+            raise UnsupportedAxisError(
+                f"{start} uses `{name}`, which attention over selected keys does not support with {implementation!r}."
+            )
 
 
 # =====================================================================================================================
@@ -13938,6 +14503,64 @@ def attend_refresh(call: RefreshAttention) -> torch.Tensor | None:
 
 
 # =====================================================================================================================
+# execution/attention/score_changes.py
+#
+# What some bases do with the scores of their attention, besides scaling: soft caps and learned sinks.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreChanges:
+    """Changes to the scores of attention."""
+
+    soft_cap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "ScoreChanges":
+        """Those that a module passes to its attention function."""
+        return cls(arguments.get("softcap"), arguments.get("s_aux"))
+
+    @property
+    def is_none(self) -> bool:
+        """Whether attention is a plain softmax of scaled products."""
+        return self.soft_cap is None and self.sinks is None
+
+    def capped(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scaled scores under the soft cap; `-inf`, of keys that are not read, stays."""
+        if self.soft_cap is None:
+            return scores
+        return torch.where(scores.isneginf(), scores, torch.tanh(scores / self.soft_cap) * self.soft_cap)
+
+    def weights(self, scores: torch.Tensor) -> torch.Tensor:
+        """Attention weights for scaled scores, in float32 at least."""
+        scores = self.capped(scores)
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        if self.sinks is None:
+            return scores.softmax(dim=-1)
+        rows, kv_heads, lines, _ = scores.shape
+        per_head = self.sinks.to(scores.dtype).view(1, kv_heads, 1, -1, 1)
+        sinks = per_head.expand(rows, -1, lines // per_head.shape[3], -1, 1).reshape(rows, kv_heads, lines, 1)
+        return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    changes: ScoreChanges,
+) -> torch.Tensor:
+    """Attention of the query heads of one token over keys."""
+    if changes.is_none:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (query @ key.transpose(2, 3) * scale).masked_fill(~mask, -torch.inf)
+    return changes.weights(scores).to(value.dtype) @ value
+
+
+# =====================================================================================================================
 # execution/attention/shared_prefix.py
 #
 # Attention of many rollouts over a prefix that they share.
@@ -13950,15 +14573,55 @@ def attend_refresh(call: RefreshAttention) -> torch.Tensor | None:
 class SharedCandidates(Candidates):
     """The keys that rows over a shared prefix may read: those of the prefix, and each row's own."""
 
-    def __init__(self, layer: SharedPrefixLayer, query: torch.Tensor, scores: torch.Tensor, scaling: float | None):
+    def __init__(
+        self,
+        layer: SharedPrefixLayer,
+        query: torch.Tensor,
+        scores: torch.Tensor,
+        scaling: float | None,
+        rows: torch.Tensor | None = None,
+    ):
+        self._layer, self._scores, self._queries, self._rows = layer, scores, query, rows
+        query = self._some(query)
         zero = torch.zeros(len(query), dtype=torch.long, device=query.device)
         super().__init__(query, layer.keys, zero, zero, layer.page_size, scaling)
-        self._layer, self._scores = layer, scores
+
+    def _some(self, x: torch.Tensor) -> torch.Tensor:
+        """Of all rows those to choose for."""
+        return x if self._rows is None else x[self._rows]
+
+    @property
+    def hidden_tokens(self) -> torch.Tensor | None:
+        """Tokens at the end of the prefix that a row does not see, `(rows,)`; `None` if all rows see all."""
+        visible = self._layer.prefix.visible_pages
+        if visible is None:
+            return None
+        hidden = self._layer.prefix.length - visible * self.page_size
+        return self._some(hidden.repeat(len(self._queries) // self._layer.repeats))
+
+    @property
+    def counts(self) -> torch.Tensor:
+        hidden = self.hidden_tokens
+        return super().counts if hidden is None else super().counts - hidden
+
+    @property
+    def places(self) -> torch.Tensor:
+        places, hidden, shared = super().places, self.hidden_tokens, self._layer.prefix.length
+        if hidden is None:
+            return places
+        seen = torch.where(places < (shared - hidden)[:, None], places, -1)
+        return torch.where(places < shared, seen, places - hidden[:, None])
+
+    def slots_at(self, places: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden_tokens
+        if hidden is None:
+            return super().slots_at(places)
+        return torch.where(places < (self._layer.prefix.length - hidden)[:, None], places, places + hidden[:, None])
 
     @property
     def keys(self) -> torch.Tensor:
         prefix = self._layer.prefix.keys.repeat_interleave(self._layer.repeats, dim=0)
-        return torch.cat([prefix, self._layer.keys], dim=2)
+        return self._some(torch.cat([prefix, self._layer.keys], dim=2))
 
     @property
     def stored_keys(self) -> torch.Tensor:
@@ -13969,16 +14632,17 @@ class SharedCandidates(Candidates):
         return self._scores.shape[-1]
 
     def exact_scores(self) -> torch.Tensor:
-        return self._layer.by_row(self._scores)
+        return self._some(self._layer.by_row(self._scores))
 
     def coded_scores(self, bits: int) -> torch.Tensor:
         layer = self._layer
         if layer.prefix.length < MOST_IN_MEAN:  # each row's own tokens count in its mean
             return super().coded_scores(bits)
         mean, coded = layer.coded_prefix(bits)
-        of_prefix = layer.by_row(layer.by_block(self.query.float()) @ coded.transpose(2, 3))
-        own = decode_in_sketch(*encode_in_sketch(layer.rounded(layer.keys), mean.repeat_interleave(layer.repeats, dim=0), bits))
-        return torch.cat([of_prefix, self.query.float() @ own.transpose(2, 3)], dim=-1)
+        of_prefix = layer.by_row(layer.by_block(self._queries.float()) @ coded.transpose(2, 3))
+        keys, means = layer.rounded(self._some(layer.keys)), self._some(mean.repeat_interleave(layer.repeats, dim=0))
+        own = decode_in_sketch(*encode_in_sketch(keys, means, bits))
+        return torch.cat([self._some(of_prefix), self.query.float() @ own.transpose(2, 3)], dim=-1)
 
 
 def attend_shared_prefix(
@@ -13987,6 +14651,7 @@ def attend_shared_prefix(
     token_keep: torch.Tensor | None,
     query: torch.Tensor,
     scaling: float | None,
+    changes: ScoreChanges,
 ) -> torch.Tensor:
     """Attention of one new token per row over shared prefix and own suffix."""
     rows, heads, _, dim = query.shape
@@ -14001,7 +14666,7 @@ def attend_shared_prefix(
         hidden = _hidden(layer.prefix.visible_pages * layer.page_size, shared)
         scores[..., :shared].masked_fill_(hidden.repeat_interleave(grouped.shape[2], dim=0), float("-inf"))
     scale = scaling if scaling is not None else dim**-0.5
-    weights = scores.mul_(scale).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = changes.weights(scores.mul_(scale)).to(query.dtype)
     output = layer.by_row(weights[..., :shared] @ layer.prefix.values)
     output = output + layer.by_row(weights[..., shared:]) @ layer.values
     return output.reshape(rows, 1, heads, output.shape[-1])
@@ -14023,10 +14688,17 @@ def _mask_out(
     """Set `scores` `(blocks, kv_heads, repeats * group, slots)` to -inf where a query head does not read a key."""
     criterion, slots = CRITERIA[rule.criterion], scores.shape[-1]
     if not isinstance(criterion, PageCriterion):
-        assert layer.prefix.visible_pages is None, "rows see different pages only where the criterion chooses pages"
-        candidates = SharedCandidates(layer, grouped, scores, scaling)
-        keep = candidates.mask_of(criterion.select(candidates, token_keep, rule))
-        scores.masked_fill_(~layer.by_block(_per_query(keep, grouped)), -torch.inf)
+        rows = _rows_to_choose_for(criterion, rule, token_keep, slots)
+        if rows is not None and not len(rows):
+            return
+        candidates = SharedCandidates(layer, grouped, scores, scaling, rows)
+        some = token_keep if rows is None else token_keep[rows]
+        keep = _per_query(criterion.mask(candidates, some, rule), candidates.query)
+        if rows is not None:
+            every = torch.ones(*grouped.shape[:3], slots, dtype=torch.bool)
+            every[rows] = keep
+            keep = every
+        scores.masked_fill_(~layer.by_block(keep), -torch.inf)
         return
     keep = layer.by_block(_per_query(_kept_pages(layer, criterion, rule, token_keep, grouped, slots), grouped))
     # Adding 0 or -inf page by page is cheaper than a mask over all keys.
@@ -14035,6 +14707,16 @@ def _mask_out(
     whole = shared // size
     scores[..., :shared].unflatten(-1, (whole, size)).add_(bias[..., :whole, None])
     scores[..., shared:].add_(bias[..., whole:].repeat_interleave(size, dim=-1)[..., : slots - shared])
+
+
+def _rows_to_choose_for(
+    criterion: Criterion, rule: SelectionRule, token_keep: torch.Tensor, slots: int
+) -> torch.Tensor | None:
+    """Indices of the rows that may leave keys out; `None` for all. On an accelerator, looking would stall it."""
+    if token_keep.device.type != "cpu" or not criterion.reads_all(rule, 1.0, slots):
+        return None
+    rows = (token_keep < 1).nonzero().squeeze(1)
+    return None if len(rows) == len(token_keep) else rows
 
 
 def _per_query(mask: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
@@ -14162,6 +14844,7 @@ class StepAttention:
     value: torch.Tensor
     scaling: float | None = None
     base_attention: Callable[[], tuple[torch.Tensor, torch.Tensor | None]] | None = None
+    changes: ScoreChanges = field(default_factory=ScoreChanges)
     weights: torch.Tensor | None = None
 
     @property
@@ -14177,7 +14860,16 @@ class StepAttention:
     @property
     def reads_pages(self) -> bool:
         """Whether the kernels for whole pages read the right keys: all, or those that the criterion selects."""
-        return self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
+        return self.changes.is_none and (
+            self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
+        )
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the kernels for single tokens read the keys that the criterion selects."""
+        plan = self.plan
+        selects = plan.token_keep is not None and CRITERIA[plan.rule.criterion].has_token_kernel(plan.rule)
+        return self.changes.is_none and selects
 
     @property
     def is_long(self) -> bool:
@@ -14243,7 +14935,7 @@ def _attention_function(implementation: str) -> Callable:
         )
         if context is None or context.told is None or args:
             return original()
-        call = AttentionCall(module, query, key, value, attention_mask, kwargs, original)
+        call = AttentionCall(module, query, key, value, attention_mask, kwargs, original, implementation)
         output = _attend_by_plan(call, context.plan, context) if context.plan is not None else None
         if output is None and context.refresh is not None and context.may_round_differently:
             output = _attend_in_refresh(call, context.refresh, context)
@@ -14265,11 +14957,17 @@ class AttentionCall(NamedTuple):
     mask: torch.Tensor | None
     further: dict[str, Any]
     original: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+    implementation: str
 
     @property
     def scaling(self) -> float | None:
         """Scale of the scores; `1 / sqrt(head_dim)` if it is `None`."""
         return self.further.get("scaling")
+
+    @property
+    def changes(self) -> ScoreChanges:
+        """What the base does with the scores, besides scaling."""
+        return ScoreChanges.of(self.further)
 
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]
@@ -14282,18 +14980,20 @@ def _attend_by_plan(call: AttentionCall, plan: StepPlan, context: ForwardContext
         return None
     layer = plan.cache.layers[layer_idx]
     if isinstance(layer, SharedPrefixLayer):
-        refuse_unsupported(call.module, call.further, kind_of_mask(context, call.mask))
+        refuse_unsupported(call.module, call.further, kind_of_mask(context, call.mask), call.implementation)
         refuse_computed_keys(call.module, layer, call.key)
         _mark_done(plan, layer_idx, call.module)
-        return attend_shared_prefix(layer, plan.rule, plan.token_keep, call.query, call.scaling), None
+        output = attend_shared_prefix(layer, plan.rule, plan.token_keep, call.query, call.scaling, call.changes)
+        return output, None
     if layer_idx not in plan.sparse_layers:
         return None
     dropped = layer.get_seq_length() - call.key.shape[2]
     kind = kind_of_mask(context, call.mask, plan.cache.padding, dropped)
     if plan.token_keep is not None:
-        refuse_unsupported(call.module, call.further, kind)
+        refuse_unsupported(call.module, call.further, kind, call.implementation)
         _mark_done(plan, layer_idx, call.module)
-        return attend_step(StepAttention(plan, layer_idx, *call[1:4], call.scaling)), None
+        step = StepAttention(plan, layer_idx, *call[1:4], call.scaling, changes=call.changes)
+        return attend_step(step), None
     if kind == PLAIN and is_plain(call.further):
         step = StepAttention(plan, layer_idx, *call[1:4], call.scaling, call.original)
         return attend_step(step), step.weights
@@ -14342,6 +15042,10 @@ def eager_attention_of(forward: Callable) -> Callable:
 # =====================================================================================================================
 
 
+REGISTRY = "ALL_ATTENTION_FUNCTIONS"
+"""Name under which model code has the registry of attention functions."""
+
+
 def attention_configs(base: PreTrainedModel) -> list[PreTrainedConfig]:
     """The configs from which the decoder layers read their attention implementation, each once."""
     layers = decoder_layers(base)
@@ -14355,18 +15059,8 @@ def check_attention(base: PreTrainedModel) -> None:
     """Raise [`UnsupportedAxisError`] if the attention of `base` cannot be reached through AttentionInterface."""
     config = text_config(base)
     start = f"The axis `token_keep` cannot be controlled on {type(base).__name__}"
-    if not base._supports_attention_backend:
+    if not base._supports_attention_backend and not calls_interface(base):
         raise UnsupportedAxisError(f"{start}: its attention does not go through transformers' AttentionInterface.")
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    if softcap is not None:
-        raise UnsupportedAxisError(
-            f"{start}: its attention soft-caps the scores (softcap={softcap:g}), which attention over selected keys "
-            "does not support."
-        )
-    if any(name.rpartition(".")[2] == "sinks" for name, _ in base.named_parameters()):
-        raise UnsupportedAxisError(
-            f"{start}: its attention has learned sinks, which attention over selected keys does not support."
-        )
     if own_name(config._attn_implementation) == "eager" and _upcasts(base):
         raise UnsupportedAxisError(
             f"{start} with `reorder_and_upcast_attn` and eager attention, which goes around the attention function: "
@@ -14378,6 +15072,17 @@ def check_attention(base: PreTrainedModel) -> None:
                 f"{start} with the attention implementation {name!r}: load the base with attn_implementation='sdpa' "
                 "or 'eager'."
             )
+
+
+def calls_interface(base: PreTrainedModel) -> bool:
+    """Whether code of the decoder layers looks up its attention where transformers registers implementations."""
+    layers = decoder_layers(base)
+    return layers is not None and any(_looks_up(type(module).forward) for module in layers.modules())
+
+
+@functools.lru_cache
+def _looks_up(forward: Callable) -> bool:
+    return REGISTRY in getattr(getattr(inspect.unwrap(forward), "__code__", None), "co_names", ())
 
 
 def _upcasts(base: PreTrainedModel) -> bool:
@@ -14808,25 +15513,6 @@ register_controller("random", lambda model, number: RandomController(number), nu
 
 
 # =====================================================================================================================
-# execution/mlp/kept_channels/all_weights.py
-#
-# The base's own MLP, with the channels that are not kept set to zero: it reads all weights.
-# =====================================================================================================================
-
-
-class AllWeights_in_kept_channels(Implementation[MLPCall]):
-    """The reference. Under other backends compiled code chooses the channels; the result is the same to the bit."""
-
-    order: ClassVar[int] = 0
-
-    def prepare(self, call: MLPCall) -> Prepared | None:
-        return functools.partial(call.own, call.kept_input())
-
-
-KEPT_CHANNELS.register("all_weights", AllWeights_in_kept_channels())
-
-
-# =====================================================================================================================
 # execution/mlp/kept_neurons/all_weights.py
 #
 # The base's own projection, with the neurons that are not kept set to zero: it reads all weights.
@@ -14846,10 +15532,90 @@ KEPT_NEURONS.register("all_weights", AllWeights_in_kept_neurons())
 
 
 # =====================================================================================================================
+# execution/mlp/kept_experts/all_weights.py
+#
+# The base's own experts, with the channels that are not kept set to zero: all weights of the chosen are read.
+# =====================================================================================================================
+
+
+class OwnExperts(Implementation[ExpertsCall]):
+    """The reference for steps that read all neurons."""
+
+    order: ClassVar[int] = 0
+
+    def prepare(self, call: ExpertsCall) -> Prepared | None:
+        return functools.partial(call.own, call.kept_input()) if call.neuron_keep is None else None
+
+
+KEPT_EXPERTS.register("own_experts", OwnExperts())
+
+
+# =====================================================================================================================
+# execution/mlp/kept_experts/neurons.py
+#
+# Experts in plain torch, with the neurons that are not kept set to zero.
+#
+# The neurons of an expert are numbers within its module's forward, so that this computes the forward from the layout of
+# the weights.
+# =====================================================================================================================
+
+
+class ExpertNeurons(Implementation[ExpertsCall]):
+    """The reference for steps that choose neurons."""
+
+    order: ClassVar[int] = 5
+
+    def prepare(self, call: ExpertsCall) -> Prepared | None:
+        layout = ExpertLayout.of(call.copies.module) if call.neuron_keep is not None else None
+        return None if layout is None else functools.partial(experts_output, call, layout)
+
+
+def experts_output(call: ExpertsCall, layout: ExpertLayout) -> torch.Tensor:
+    """The sum of the chosen experts' outputs, weighted by the router, of the shape of `call.x`."""
+    chosen, weights = call.chosen
+    tokens, each = chosen.shape
+    experts, is_real = chosen.flatten().clamp(max=len(layout.first) - 1), chosen.flatten() < len(layout.first)
+    x = call.kept_input().reshape(tokens, -1).repeat_interleave(each, dim=0)
+    neurons = layout.neurons(layout.linear(x, layout.first, layout.biases[0], experts))
+    if call.neuron_keep is not None:
+        neurons = keep_top_channels_in_channels(neurons, call.neuron_keep.repeat_interleave(each))
+    output = layout.linear(neurons, layout.last, layout.biases[1], experts)
+    if layout.finish is not None:
+        output = layout.finish(output)
+    output = (output * weights.flatten()[:, None]).masked_fill(~is_real[:, None], 0.0)
+    return output.view(tokens, each, -1).sum(dim=1).to(call.x.dtype).view_as(call.x)
+
+
+KEPT_EXPERTS.register("expert_neurons", ExpertNeurons())
+
+
+# =====================================================================================================================
+# execution/mlp/kept_channels/all_weights.py
+#
+# The base's own MLP, with the channels that are not kept set to zero: it reads all weights.
+# =====================================================================================================================
+
+
+class AllWeights_in_kept_channels(Implementation[MLPCall]):
+    """The reference. Under other backends compiled code chooses the channels; the result is the same to the bit."""
+
+    order: ClassVar[int] = 0
+
+    def prepare(self, call: MLPCall) -> Prepared | None:
+        return functools.partial(call.own, call.kept_input())
+
+
+KEPT_CHANNELS.register("all_weights", AllWeights_in_kept_channels())
+
+
+# =====================================================================================================================
 # execution/attention/grouped_queries.py
 #
 # Grouped-query attention in plain torch, without a copy of the keys for every query head.
 # =====================================================================================================================
+
+
+PLAIN_SCORES = ScoreChanges()
 
 
 def fold_groups(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -14859,7 +15625,12 @@ def fold_groups(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 
 def attend_grouped(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    changes: ScoreChanges = PLAIN_SCORES,
 ) -> torch.Tensor:
     """Attention of new tokens over all keys. The query heads of a group are treated as additional tokens of one head."""
     rows, heads, tokens, _ = query.shape
@@ -14869,9 +15640,7 @@ def attend_grouped(
         folded_mask = mask.expand(-1, group, -1, -1).reshape(len(mask), 1, group * tokens, slots)
     else:
         folded_mask = mask.reshape(len(mask), kv_heads, group * tokens, slots)
-    output = scaled_dot_product_attention(
-        fold_groups(query, kv_heads), key, value, attn_mask=folded_mask, scale=scaling
-    )
+    output = attend(fold_groups(query, kv_heads), key, value, folded_mask, scaling, changes)
     return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous()
 
 
@@ -15003,9 +15772,7 @@ def attend_selected(call: StepAttention) -> torch.Tensor:
     chosen_key, chosen_value = _gather(call, slot.clamp(0, slots - 1), heads if per_head else kv_heads)
     if not per_head:
         query = query.reshape(rows, kv_heads, heads // kv_heads, dim)
-    output = scaled_dot_product_attention(
-        query, chosen_key, chosen_value, attn_mask=in_use[:, :, None, :], scale=call.scaling
-    )
+    output = attend(query, chosen_key, chosen_value, in_use[:, :, None, :], call.scaling, call.changes)
     return output.reshape(rows, 1, heads, call.value.shape[-1])
 
 
@@ -15060,7 +15827,7 @@ def attend_masked(call: StepAttention) -> torch.Tensor:
     mask, heads = candidates.mask_of(selection), call.query.shape[1]
     if mask.shape[1] not in (1, heads):
         mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
-    return attend_grouped(call.query, call.key, call.value, mask[:, :, None], call.scaling)
+    return attend_grouped(call.query, call.key, call.value, mask[:, :, None], call.scaling, call.changes)
 
 
 STEP_ATTENTION.register("masked", Masked())
