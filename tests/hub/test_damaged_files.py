@@ -5,6 +5,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,7 @@ def released(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(released, tmp_path) -> Path:
     """A copy of the policy, to be damaged."""
-    for path in released.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
+    return shutil.copytree(released, tmp_path, dirs_exist_ok=True)
 
 
 def change_weights(folder: Path, change) -> None:
