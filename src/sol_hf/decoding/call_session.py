@@ -47,8 +47,8 @@ def session_of_call(
     mask, replaced, steps = arguments.get("attention_mask"), {}, None
     if controls is not None:
         steps = steps_of(base, prompt, new_tokens(prompt, arguments, configs), mask) if controls.is_exact else None
-        replaced = replaced_values(arguments, *configs)
-        check_generate_arguments(prompt, arguments, compute_device(base), vocab_size)
+        replaced = replaced_values(arguments, *configs, controls.origin)
+        check_generate_arguments(prompt, arguments, compute_device(base), vocab_size, controls.origin)
         if arguments.get("past_key_values") is None:
             arguments["past_key_values"] = new_cache(base, config, controls.kv_dtype)
         elif controls.asks_kv_dtype:

@@ -52,6 +52,7 @@ class DecodeControls:
         dense_axes (`frozenset[str]`): Axes that are dense at every step, for any scores of the controller.
         action_space ([`ActionSpace`], *optional*): The actions with what they spend in this call, if that is not what
             they spend by default.
+        origin (`str`): Why a call without a budget among its arguments has steps, as the end of an error message.
     """
 
     controller: Controller
@@ -69,6 +70,7 @@ class DecodeControls:
     asks_kv_dtype: bool = False
     dense_axes: frozenset[str] = frozenset()
     action_space: ActionSpace | None = None
+    origin: str = ""
 
     @cached_property
     def edits(self) -> LogitsProcessorList:

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
+from ..budget.axes import AXES
 from ..cache.sol_cache import SOLCache
 from .session import DecodingSession
 
@@ -71,8 +72,20 @@ def add_mask_of_assistant(
         arguments["attention_mask"] = torch.ones_like(prompt)
 
 
+def leave_out_budget(config: GenerationConfig) -> None:
+    """Make calls with a generation config dense, in place: those of a generation that runs only some of the layers."""
+    if any(getattr(config, name, None) is not None for name in ("compute", *AXES)):
+        for axis in AXES:
+            setattr(config, axis, None)
+        config.compute = 1.0
+
+
 def check_generate_arguments(
-    prompt: torch.Tensor | None, arguments: Mapping[str, Any], device: torch.device, vocabulary: int
+    prompt: torch.Tensor | None,
+    arguments: Mapping[str, Any],
+    device: torch.device,
+    vocabulary: int,
+    origin: str = "",
 ) -> None:
     """Raise a ValueError for arguments that cannot be used under a budget.
 
@@ -81,6 +94,7 @@ def check_generate_arguments(
         arguments (`Mapping[str, Any]`): Of the `generate` call.
         device (`torch.device`): Of the base.
         vocabulary (`int`): Rows of the base's input embeddings.
+        origin (`str`): [`DecodeControls.origin`].
     """
     if prompt is None or prompt.shape[1:2].numel() == 0:
         raise ValueError("The prompt is empty: at least one token is needed.")
@@ -94,12 +108,12 @@ def check_generate_arguments(
     if prompt.device.type not in ("cpu", device.type):
         raise ValueError(f"The prompt is on {prompt.device}, the model on {device}.")
     if arguments.get("assistant_model") is not None:
-        refuse(GenerationMode.ASSISTED_GENERATION)
+        refuse(GenerationMode.ASSISTED_GENERATION, origin)
     cache = arguments.get("past_key_values")
     if cache is not None and not isinstance(cache, SOLCache):
         raise ValueError(
             f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
-            "`past_key_values` of an earlier output."
+            f"`past_key_values` of an earlier output.{origin}"
         )
 
 
@@ -231,13 +245,13 @@ def refuse_mode(cache: Any, mode: GenerationMode) -> None:
             "leave it out."
         )
     if mode not in STEPWISE_MODES:
-        refuse(mode)
+        refuse(mode, session.controls.origin)
 
 
-def refuse(mode: GenerationMode) -> NoReturn:
-    """Raise the ValueError for a generation mode that cannot run under a budget."""
+def refuse(mode: GenerationMode, origin: str = "") -> NoReturn:
+    """Raise the ValueError for a generation mode that cannot run under a budget, with [`DecodeControls.origin`]."""
     raise ValueError(
         f"Generation mode `{mode.value}` cannot run under a budget, which chooses the compute of every token on its "
         "own: only greedy search, sampling and beam search can. Leave out the options of that mode, or call "
-        "`model.base.generate`."
+        f"`model.base.generate`.{origin}"
     )

@@ -60,6 +60,8 @@ class DecodeOptions:
     """Whether the call itself, not a stored config, asks for fast code: by `backend="fast"` or `cuda_graphs`."""
     asks_kv_dtype: bool = False
     """Whether the call itself says in which dtype keys and values are kept, which needs a cache of ours."""
+    has_stored_budget: bool = False
+    """Whether the budget comes from a generation config, not from the arguments of the call."""
     dial: Dial | None = None
     """Where the budget is from, if it comes from `compute`."""
     has_dense: bool = True
@@ -135,6 +137,20 @@ class DecodeOptions:
         """Whether the call asks for nothing that transformers' own generation would not do."""
         return self.is_empty and self.runs_base
 
+    @property
+    def origin(self) -> str:
+        """For a message of what the steps of a call exclude: why it has them, if no argument is a budget."""
+        if self.lossless:
+            return " `lossless` drafts under a budget: leave it out, too."
+        if self.has_stored_budget:
+            return " The budget is stored in the generation config: `compute=1.0` runs a call without it."
+        if not self.is_dense:
+            return ""
+        asks = {"kv_dtype": self.asks_kv_dtype, "cuda_graphs": bool(self.cuda_graphs)}
+        asks["backend='fast'"] = self.asks_fast and self.backend == "fast"
+        names = " and ".join(f"`{name}`" for name, is_asked in asks.items() if is_asked)
+        return f" This call is dense, but {names} runs it by the same steps as a budget: leave that out instead."
+
     def check_for_score(self) -> None:
         """Raise a ValueError for options that only `generate` has."""
         for name in ("lossless", "measure_agreement"):
@@ -185,6 +201,7 @@ class DecodeOptions:
             asks_kv_dtype=self.asks_kv_dtype,
             dense_axes=frozenset(config.action_space.axis_names),
             action_space=config.action_space,
+            origin=self.origin,
         )
 
     def controls(self, controller: Controller, config: SOLConfig) -> DecodeControls:
@@ -216,6 +233,7 @@ class DecodeOptions:
             asks_kv_dtype=self.asks_kv_dtype,
             dense_axes=self.dense_axes(space),
             action_space=self.spending(space),
+            origin=self.origin,
         )
 
 
@@ -264,6 +282,7 @@ def resolve_options(
         raise ValueError("`compute_unit` says what `compute` counts: pass `compute` as well.")
     if budget is None and given.get("exact"):
         raise ValueError("`exact` ends a budget at its target, and there is none: pass one, or leave out `exact`.")
+    targets = ("budget", "compute", *AXES)
     return DecodeOptions(
         budget=budget,
         compute_unit=None if dial is None else dial.unit,
@@ -276,6 +295,7 @@ def resolve_options(
         has_dense=config is None or config.action_space.has_dense,
         asks_fast=given.get("backend") == "fast" or bool(given.get("cuda_graphs")),
         asks_kv_dtype=given.get("kv_dtype") is not None,
+        has_stored_budget=budget is not None and not any(name in given for name in targets),
         **resolved,
     )
 

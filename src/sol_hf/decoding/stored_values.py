@@ -76,7 +76,10 @@ UNSUITABLE = (
 
 
 def replaced_values(
-    arguments: Mapping[str, Any], generation_config: GenerationConfig | None, stored: GenerationConfig
+    arguments: Mapping[str, Any],
+    generation_config: GenerationConfig | None,
+    stored: GenerationConfig,
+    origin: str = "",
 ) -> dict[str, Any]:
     """The values that a call under a budget uses instead of stored ones that it cannot use.
 
@@ -85,6 +88,7 @@ def replaced_values(
         generation_config (`GenerationConfig`, *optional*): Of the `generate` call. A value that equals the stored one
             was not asked for: such a config is often a changed copy of the model's own.
         stored (`GenerationConfig`): The model's own.
+        origin (`str`): [`DecodeControls.origin`].
 
     Raises:
         ValueError: for an option that the caller asks for, or that changes the text.
@@ -100,6 +104,6 @@ def replaced_values(
         if option.is_allowed(value):
             continue
         if option.changes_text or (passed is not None and passed != option.harmless):
-            raise ValueError(option.reason.format(name=name, value=value))
+            raise ValueError(option.reason.format(name=name, value=value) + origin)
         replaced[name] = option.instead
     return replaced

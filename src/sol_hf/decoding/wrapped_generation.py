@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import CandidateGenerator, EarlyExitCandidateGenerator
 
-from .generate_checks import refuse_batching, suit_to_session
+from .generate_checks import leave_out_budget, refuse_batching, suit_to_session
 from .kept_cache import keep_cache
 from .options import explain_unknown
 from .row_ends import ObservedStoppingCriteriaList
@@ -44,6 +45,12 @@ class WrappedGeneration(GenerationMixin):
 
     def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
         return ObservedStoppingCriteriaList(super()._get_stopping_criteria(*args, **kwargs))
+
+    def _get_candidate_generator(self, *args, **kwargs) -> CandidateGenerator:
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(generator, EarlyExitCandidateGenerator):
+            leave_out_budget(generator.generation_config)
+        return generator
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         try:
