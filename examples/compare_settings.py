@@ -18,22 +18,21 @@ leaving it out adds, over `--episodes` episodes, the first of which is left out.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sol_hf.cli.inputs import SMOLLM2
-from sol_hf.episodes.text_blocks import load_text
+from sol_hf.episodes.stored_files import write_json
+from sol_hf.episodes.text_blocks import text_beginnings
 from sol_hf.evaluation.refresh_quality import RefreshQuality, measure_refresh, refresh_table
 from sol_hf.evaluation.settings import SettingQuality, measure_settings, settings_table
 from sol_hf.integrations.smollm2 import fetch_smollm2
+from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 
 
 DEFAULTS = [
@@ -77,22 +76,6 @@ def read_setting(text: str) -> dict:
     return setting
 
 
-def beginnings(source: str, tokenizer, length: int, blocks: int, every: int) -> torch.LongTensor:
-    """The first `length` tokens of the first texts that have so many, `(blocks, length)`."""
-    texts = (row["text"] for row in islice(load_text(source, streaming=True), 0, None, every))
-    ids = (tokenizer(text).input_ids for text in texts)
-    found = list(islice((x[:length] for x in ids if len(x) >= length), blocks))
-    if len(found) < blocks:
-        raise SystemExit(f"{source} has {len(found)} texts of {length} tokens, not {blocks}: give more, or --blocks.")
-    return torch.tensor(found)
-
-
-def write_json(path: Path | None, results: Sequence[SettingQuality] | Sequence[RefreshQuality]) -> None:
-    """The results as JSON, if a file is asked for."""
-    if path is not None:
-        path.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> list[SettingQuality] | list[RefreshQuality]:
     """Prints the table and returns its data."""
     options = parse(arguments)
@@ -100,28 +83,28 @@ def main(arguments: list[str] | None = None) -> list[SettingQuality] | list[Refr
     episodes = options.episodes if options.refresh else 1
     length = max(options.context_lengths) + episodes * options.episode_length + 1
     if options.tiny:
-        torch.manual_seed(0)
-        sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
-        base = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2)).eval()
+        base = tiny_base(tiny_tokenizer())
         blocks = torch.randint(1, 99, (min(options.blocks, 4), length))
     else:
         source = str(fetch_smollm2()) if options.base == SMOLLM2 else options.base
         base = AutoModelForCausalLM.from_pretrained(source, dtype=options.dtype).eval()
         tokenizer = AutoTokenizer.from_pretrained(source)
-        blocks = beginnings(options.texts, tokenizer, length, options.blocks, options.every)
+        blocks = text_beginnings(options.texts, tokenizer, length, options.blocks, options.every)
     shapes = blocks, options.context_lengths
     if options.refresh:
         worth = measure_refresh(
             base, settings, *shapes, options.episodes, options.episode_length, batch_size=options.batch_size
         )
         sys.stdout.write(refresh_table(worth) + "\n")
-        write_json(options.json, worth)
+        if options.json is not None:
+            write_json(options.json, [asdict(result) for result in worth])
         return worth
     if options.timed_rounds:
         torch.set_num_threads(1)
     results = measure_settings(base, settings, *shapes, options.episode_length, timed_rounds=options.timed_rounds)
     sys.stdout.write(settings_table(results) + "\n")
-    write_json(options.json, results)
+    if options.json is not None:
+        write_json(options.json, [asdict(result) for result in results])
     if options.plot is not None:
         from sol_hf.figures.settings_figure import plot_settings
         from sol_hf.figures.style import save_figure

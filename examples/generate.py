@@ -13,55 +13,16 @@ fixed schedule is used. With a random base, whose text has no meaning, it needs 
 
 import argparse
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sol_hf import FixedController, SOLConfig, SOLForCausalLM
 from sol_hf.budget.axes import AXES
 from sol_hf.integrations.smollm2 import fetch_smollm2
+from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 
 
 TARGETS = {"token_keep": 0.8, "mlp_keep": 0.9, "bits": 12.0}
 """Default targets; other axes stay dense unless they are given."""
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that makes one token of every byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", padding_side="left"
-    )
-
-
-def tiny_base(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A random Llama of two layers of width 32."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.25,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def load(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrainedTokenizerBase]:

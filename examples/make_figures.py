@@ -15,23 +15,16 @@ unless `--policy` and `--base` are given.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
-from sol_hf import make_controller
 from sol_hf.cli.inputs import SMOLLM2, budget_values, load_policy, read_blocks
 from sol_hf.controllers.registry import CONTROLLERS
-from sol_hf.evaluation.kv_pollution import impulse_responses
-from sol_hf.evaluation.sweep.table import read_table
-from sol_hf.figures.action_map import map_actions, render_action_map
-from sol_hf.figures.action_map_figure import plot_action_map
-from sol_hf.figures.kv_pollution_figure import plot_impulse_responses
-from sol_hf.figures.style import save_figure
-from sol_hf.figures.sweep_figures import plot_pareto, plot_random_search, plot_realised
+from sol_hf.evaluation.kv_pollution import ImpulseResponse, impulse_responses
+from sol_hf.figures.drawing import draw_action_map, draw_pollution, draw_sweep
 
 
 SHIPPED_POLICY = Path(__file__).parents[1] / "model_cards" / "sol-smollm2-135m"
@@ -72,26 +65,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def draw_sweep(folder: Path, out: Path) -> list[Path]:
-    """Figures of a sweep; that of the random schedules only if the sweep has some."""
-    rows, blocks, trials = (list(read_table(folder, name)) for name in ("sweep", "blocks", "trials"))
-    files = save_figure(plot_pareto(rows, blocks), out / "pareto")
-    files += save_figure(plot_realised(rows), out / "realised")
-    return files + (save_figure(plot_random_search(rows, trials), out / "random_search") if trials else [])
-
-
-def draw_action_map(options: argparse.Namespace, model, tokenizer) -> list[Path]:
-    """The map of a text, as figure and as page."""
-    text = options.action_map.read_text(encoding="utf-8").strip()
-    controller = make_controller(options.controller, model)
-    found = map_actions(model, tokenizer, text, options.budget, controller=controller, name=options.controller)
-    files, page = save_figure(plot_action_map(found), options.out / "action_map"), options.out / "action_map.html"
-    page.write_text(render_action_map(found), encoding="utf-8")
-    return [*files, page]
-
-
-def draw_pollution(options: argparse.Namespace, model, tokenizer) -> list[Path]:
-    """Impulse responses with and without KV refresh, by default to the cheapest action; the figure and its numbers."""
+def measure_pollution(options: argparse.Namespace, model, tokenizer) -> list[ImpulseResponse]:
+    """Impulse responses with and without KV refresh, by default to the cheapest action."""
     blocks = read_blocks(options, model, tokenizer, options.steps)
     cheapest = tuple(min(levels) for levels in model.action_space.levels.values())
     begin, length = options.disturbed
@@ -111,10 +86,7 @@ def draw_pollution(options: argparse.Namespace, model, tokenizer) -> list[Path]:
         how = "without" if response.refresh_every is None else "with"
         print(f"{response.action}, {how} refresh: KL {during:.3f} while disturbed, {after:.4f} after; ", end="")
         print(f"below a tenth after {response.lasting(0.1)} steps, below a hundredth after {response.lasting(0.01)}")
-    files = save_figure(plot_impulse_responses(responses), options.out / "kv_pollution")
-    numbers = options.out / "kv_pollution.json"
-    numbers.write_text(json.dumps([row for x in responses for row in x.to_rows()], indent=1), encoding="utf-8")
-    return [*files, numbers]
+    return responses
 
 
 def main(arguments: list[str] | None = None) -> list[Path]:
@@ -125,9 +97,10 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         model, tokenizer = load_policy(options)
         model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
         if options.action_map:
-            files += draw_action_map(options, model, tokenizer)
+            text = options.action_map.read_text(encoding="utf-8").strip()
+            files += draw_action_map(model, tokenizer, text, options.budget, options.controller, options.out)
         if options.texts:
-            files += draw_pollution(options, model, tokenizer)
+            files += draw_pollution(measure_pollution(options, model, tokenizer), options.out)
     for path in files:
         print(path)
     return files

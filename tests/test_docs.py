@@ -30,7 +30,13 @@ from support.paths import ROOT
 
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "skills").glob("*/SKILL.md")])
-LINKING = [*PAGES, ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+LINKING = [
+    *PAGES,
+    ROOT / "AGENTS.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "examples" / "README.md",
+]
 SUBSTITUTES = ("fetch_smollm2()", '"HuggingFaceTB/SmolLM2-135M-Instruct"')
 POLICY = '"model_cards/sol-smollm2-135m"'
 REGISTRIES = (AXES, CONTROLLERS)

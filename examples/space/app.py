@@ -10,11 +10,9 @@ The two texts are written one after the other, so that each has the machine for 
 
 import argparse
 import os
-import runpy
 import time
 from collections.abc import Iterator
 from html import escape
-from pathlib import Path
 from queue import Queue
 from threading import Thread
 
@@ -24,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MaxTimeCriteria, S
 from transformers.generation.streamers import BaseStreamer
 
 from sol_hf import FixedController, SOLConfig, SOLForCausalLM
+from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 
 
 MOST_LETTERS, MOST_TOKENS, MOST_SECONDS, MOST_WAITING = 2000, 192, 60, 16
@@ -194,9 +193,8 @@ def load(is_tiny: bool) -> Writer:
     """The model that the variables of the Space name."""
     policy = os.environ.get("SOL_POLICY")
     if is_tiny:
-        made = runpy.run_path(str(Path(__file__).parents[1] / "generate.py"))
-        tokenizer = made["tiny_tokenizer"]()
-        base = made["tiny_base"](tokenizer)
+        tokenizer = tiny_tokenizer()
+        base = tiny_base(tokenizer)
     else:
         name = os.environ.get("SOL_BASE", "HuggingFaceTB/SmolLM2-135M-Instruct")
         tokenizer, base = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name).eval()

@@ -23,7 +23,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -260,6 +260,31 @@ def pack_blocks(
     if _first_row(blocks) is None:
         raise ValueError(_too_short(tokens, block_length, len(begin)))
     return blocks
+
+
+def text_beginnings(
+    source: str, tokenizer: PreTrainedTokenizerBase, length: int, texts: int, every: int = 1
+) -> torch.Tensor:
+    """The first tokens of the first texts that have so many, `(texts, length)`.
+
+    Args:
+        source (`str`): As for [`load_text`], with the texts in a column `text`.
+        tokenizer (`PreTrainedTokenizerBase`): Of the base.
+        length (`int`): Tokens of a text.
+        texts (`int`): Number of texts.
+        every (`int`, *optional*, defaults to 1): Use every n-th text of the source.
+
+    Raises:
+        ValueError: if the source has fewer texts of that length.
+    """
+    rows = islice(load_text(source, streaming=True), 0, None, every)
+    ids = (tokenizer(row["text"]).input_ids for row in rows)
+    found = list(islice((x[:length] for x in ids if len(x) >= length), texts))
+    if len(found) < texts:
+        raise ValueError(
+            f"{source} has {len(found)} texts of {length} tokens, not {texts}: give more, or ask for fewer."
+        )
+    return torch.tensor(found)
 
 
 def _check_length(block_length: int, max_positions: int | None) -> None:

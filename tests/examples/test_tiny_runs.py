@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Examples with `--tiny` run without a download, and their table names all of them."""
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+import torch
+
+from sol_hf import SOLForCausalLM
+from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
+from support.paths import EXAMPLES
+
+
+PARTS = ("demo_render.py", "train_arguments.py")
+"""Files that other scripts import."""
+RUN = dict(token_keep=0.6, mlp_keep=0.8, bits=12, max_new_tokens=6, do_sample=False)
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_names_every_example():
+    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for path in EXAMPLES.glob("*.py"):
+        assert path.name in PARTS or f"| [{path.name}]({path.name}) |" in table, path.name
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_beside_the_policy(tmp_path):
+    trainer = script("train_lora").main(["--tiny", "--out", str(tmp_path / "adapter")])
+    assert trainer.state.global_step == 2
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    again = SOLForCausalLM.from_pretrained(tmp_path / "adapter", base=tiny_base(tiny_tokenizer()))
+    assert any("lora" in name for name in again.policy.state_dict())
+    assert again.generate(torch.arange(10, 30)[None], **RUN).shape == (1, 26)
+
+
+@pytest.mark.slow
+def test_a_policy_from_measured_costs(tmp_path):
+    fitted = script("distill").main(["--tiny", "--out", str(tmp_path / "policy")])
+    assert (tmp_path / "policy-measured" / "measured-00000.safetensors").exists()
+    again = SOLForCausalLM.from_pretrained(tmp_path / "policy", base=tiny_base(tiny_tokenizer()))
+    prompt = torch.arange(10, 30)[None]
+    assert torch.equal(again.generate(prompt, **RUN), fitted.generate(prompt, **RUN))
+    assert "CounterfactualWarmup" in fitted.training_recipe
+
+
+@pytest.mark.slow
+def test_a_task_of_lm_eval(capsys):
+    results = script("evaluate_lm_eval").main(["--tiny"])
+    assert results["n-samples"]["tiny_questions"]["effective"] == 3
+    spent = results["config"]["sol"]["realised"]["tiny_questions"]
+    assert spent["token_keep"] < 1 and spent["bits"] < 16
+    assert "tiny_questions" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_lora", "distill", "evaluate_lm_eval"])
+def test_what_is_missing_is_named(name, capsys):
+    pytest.importorskip({"train_lora": "trl", "evaluate_lm_eval": "lm_eval"}.get(name, "torch"))
+    with pytest.raises(SystemExit):
+        script(name).main([] if name == "evaluate_lm_eval" else ["--out", "nowhere"])
+    assert "or --tiny" in capsys.readouterr().err
