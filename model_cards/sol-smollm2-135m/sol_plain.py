@@ -54,7 +54,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from huggingface_hub import (
     HfApi,
     ModelCard,
@@ -758,6 +758,9 @@ def _as_tuple(name: str, value: Any) -> tuple[float, ...]:
 
 
 NET_KEEP, LOG_PERPLEXITY = "net_keep", "log_perplexity"
+ROUNDING_in_calibration = 1e-9
+QUALITY = "quality"
+"""`compute="quality:0.02"` asks for the cheapest setting that loses at most 0.02 nats per token."""
 UNITS = {
     NET_KEEP: "net keep rate, the mean of the axes",
     "bytes": "share of the bytes of a dense step",
@@ -849,7 +852,8 @@ def dense_row(space: ActionSpace, log_perplexity: float, unit: str = NET_KEEP) -
 
 def budget_for(compute: AxisTarget, points: Points | None, unit: str | None = None) -> Budget:
     """The budget for a share of the compute, interpolated linearly between the two nearest points of a front."""
-    rates, table = _rates(compute), table_in(unit, points)
+    table = table_in(unit, points)
+    rates = _rates(compute, table)
     if table is None and set(rates) == {1}:
         return Budget.of({axis.name: [axis.dense] * len(rates) for axis in PUBLISHED_AXES})
     table = _require_range(table, rates)
@@ -859,14 +863,10 @@ def budget_for(compute: AxisTarget, points: Points | None, unit: str | None = No
 
 def expected_loss(compute: AxisTarget, points: Points | None, unit: str | None = None) -> float | list[float]:
     """What a share of the compute costs: log-perplexity above that of the base alone, interpolated linearly."""
-    rates = _rates(compute)
-    table = _require_range(table_in(unit, points), rates)
-    cost = unit_of(table[0])
-    if table[-1][cost] < 1:
-        raise ValueError(
-            "The calibration table of this policy has no dense row, so it does not say what a budget costs: make it "
-            f"again. {HOW_TO_MAKE}"
-        )
+    found = table_in(unit, points)
+    rates = _rates(compute, found)
+    table = _require_range(found, rates)
+    _check_dense_row(table)
     losses = []
     for rate in rates:
         right = _right_of(rate, table)
@@ -897,17 +897,60 @@ def _require_range(table: Points | None, rates: Sequence[float]) -> Points:
     return table
 
 
+def _check_dense_row(table: Points) -> None:
+    if table[-1][unit_of(table[0])] < 1:
+        raise ValueError(
+            "The calibration table of this policy has no dense row, so it does not say what a budget costs: make it "
+            f"again. {HOW_TO_MAKE}"
+        )
+
+
+def rate_within(quality: str, table: Points | None) -> float:
+    """The cheapest cost whose calibrated loss above dense stays within a limit, such as `"quality:0.02"`."""
+    word, _, number = quality.partition(":")
+    try:
+        most = float(number)
+    except ValueError:
+        most = math.nan
+    if word.strip() != QUALITY or not (math.isfinite(most) and most >= 0):
+        raise BudgetError(
+            f"`compute` must be a number, one number per row, or `{QUALITY}:` and nats per token, such as "
+            f"`{QUALITY}:0.02`, got {reprlib.repr(quality)}."
+        )
+    table = _require_range(table, [])
+    _check_dense_row(table)
+    *measured, dense = table
+    unit = unit_of(dense)
+    losses = [point[LOG_PERPLEXITY] - dense[LOG_PERPLEXITY] for point in measured]
+    most += ROUNDING_in_calibration
+    if not losses or losses[-1] > most:
+        best = f"the best measured one loses {losses[-1]:.3g} at {unit}={measured[-1][unit]:.3g}" if losses else "none"
+        raise BudgetError(
+            f"No setting of this policy's calibration stays within {float(number):g} nats of dense ({best}): ask for "
+            f"`{QUALITY}:` and more, pass `compute` as a share of dense, which is 1, or sweep larger budgets. "
+            f"{HOW_TO_MAKE}"
+        )
+    right = next(place for place, loss in enumerate(losses) if loss <= most)
+    if right == 0:
+        return measured[0][unit]
+    share = (losses[right - 1] - most) / (losses[right - 1] - losses[right])
+    return measured[right - 1][unit] + share * (measured[right][unit] - measured[right - 1][unit])
+
+
 def _plain_in_calibration(compute: AxisTarget) -> Any:
     """A number or a list of numbers, also for tensors, NumPy arrays and NumPy scalars."""
     return getattr(compute, "tolist", lambda: compute)()
 
 
-def _rates(compute: AxisTarget) -> list[float]:
-    """The numbers of `compute`."""
+def _rates(compute: AxisTarget, table: Points | None) -> list[float]:
+    """The numbers of `compute`; for a quality the cost that has it."""
     plain = _plain_in_calibration(compute)
     rates = list(plain) if isinstance(plain, list | tuple) else [plain]
+    rates = [rate_within(x, table) if isinstance(x, str) and x.startswith(QUALITY) else x for x in rates]
     if not rates or any(isinstance(x, bool) or not isinstance(x, int | float) for x in rates):
-        raise BudgetError(f"`compute` must be a number, or one number per row, got {compute!r}.")
+        raise BudgetError(
+            f"`compute` must be a number, or one number per row, or `{QUALITY}:` and nats per token, got {compute!r}."
+        )
     return rates
 
 
@@ -4741,195 +4784,6 @@ class Controller:
 
 
 # =====================================================================================================================
-# decoding/aligned_rows.py
-#
-# Rows of any length, padded so that their decode steps begin in the same column.
-# =====================================================================================================================
-
-
-@dataclass(frozen=True)
-class AlignedRows:
-    """Rows for scoring, padded so that their contexts end in the same column."""
-
-    tokens: torch.Tensor
-    padding: torch.Tensor
-    context: int
-    steps: torch.Tensor
-
-    @property
-    def step_mask(self) -> torch.Tensor:
-        """A mask of the steps that each row has, `(rows, steps)`."""
-        width = self.tokens.shape[1] - self.context - 1
-        return torch.arange(width, device=self.tokens.device) < self.steps[:, None]
-
-    @property
-    def attention_mask(self) -> torch.Tensor | None:
-        """1 for real tokens `(rows, columns)`, `None` if no row is padded on the left."""
-        if not bool(self.padding.any()):
-            return None
-        return (torch.arange(self.tokens.shape[1], device=self.tokens.device) >= self.padding[:, None]).long()
-
-    def merge(self, end: int, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Group rows that are the same before column `end`, and return the first row of every group."""
-        begins = torch.cat([self.padding[:, None], self.tokens[:, :end]], dim=1)[among]
-        _, group = begins.unique(dim=0, return_inverse=True)
-        first = torch.full_like(among, len(self.tokens)).scatter_reduce(0, group, among, "amin")[group]
-        leaders = first.unique()
-        return leaders, torch.searchsorted(leaders, first)
-
-
-def align_rows(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, context_length: int | Sequence[int] | torch.Tensor
-) -> AlignedRows:
-    """Pad rows so that their contexts end in the same column."""
-    if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-        raise ValueError(f"`input_ids` must have shape (rows, length), got {tuple(input_ids.shape)}.")
-    rows, device = len(input_ids), input_ids.device
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if mask.shape != input_ids.shape:
-        raise ValueError(f"`attention_mask` has shape {tuple(mask.shape)}, `input_ids` {tuple(input_ids.shape)}.")
-    if bool((mask.bool().int().diff(dim=1, prepend=mask.new_zeros(rows, 1).int()) > 0).sum(dim=1).max() > 1):
-        raise ValueError("`attention_mask` has a gap: padding may stand on either side of a row, not within.")
-    contexts = torch.as_tensor(context_length).expand(rows).tolist() if _is_scalar(context_length) else None
-    if contexts is None:
-        contexts = [int(value) for value in context_length]  # type: ignore[union-attr]
-    if len(contexts) != rows:
-        raise ValueError(f"`context_length` has {len(contexts)} entries, but the input has {rows} rows.")
-    real = [row[flag.bool()] for row, flag in zip(input_ids, mask, strict=True)]
-    for index, (tokens, context) in enumerate(zip(real, contexts, strict=True)):
-        if not 0 <= context <= len(tokens) - 2:
-            raise ValueError(
-                f"Row {index} has {len(tokens)} tokens, so `context_length` must lie in 0..{len(tokens) - 2} (a token "
-                f"to process and one to score), got {context}."
-            )
-    widest, longest = max(contexts), max(len(t) - c for t, c in zip(real, contexts, strict=True))
-    aligned = input_ids.new_zeros(rows, widest + longest)
-    for index, (tokens, context) in enumerate(zip(real, contexts, strict=True)):
-        aligned[index, widest - context : widest - context + len(tokens)] = tokens
-    padding = torch.tensor([widest - context for context in contexts], device=device)
-    steps = torch.tensor([len(t) - c - 1 for t, c in zip(real, contexts, strict=True)], device=device)
-    return AlignedRows(aligned, padding, widest, steps)
-
-
-def _is_scalar(value: int | Sequence[int] | torch.Tensor) -> bool:
-    return isinstance(value, int) or (isinstance(value, torch.Tensor) and value.dim() == 0)
-
-
-# =====================================================================================================================
-# decoding/base_arguments.py
-#
-# Which arguments the forward of a base takes, and how the base counts positions that it is not given.
-# =====================================================================================================================
-
-
-def accepted_arguments(base: PreTrainedModel) -> frozenset[str]:
-    """Names of the arguments that the forward of a base takes; it may pass `position_ids` on without naming them."""
-    named, passes_on = _signature(type(base).forward)
-    if not passes_on or "position_ids" in named:
-        return named
-    return _with_positions(named, type(base.get_decoder()).forward)
-
-
-@functools.lru_cache
-def _signature(forward: Callable) -> tuple[frozenset[str], bool]:
-    """Names of the arguments of a forward, and whether it takes others too."""
-    parameters = inspect.signature(forward).parameters
-    return frozenset(parameters), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-
-
-@functools.lru_cache
-def _with_positions(named: frozenset[str], of_decoder: Callable) -> frozenset[str]:
-    return named | ({"position_ids"} & _signature(of_decoder)[0])
-
-
-def counts_cached_tokens(base: PreTrainedModel) -> bool:
-    """Whether a base that gets no positions adds the length of its cache to them; some hybrid families do not."""
-    return _reads_length(type(base.get_decoder()).forward) or _reads_length(type(base).forward)
-
-
-@functools.lru_cache
-def _reads_length(forward: Callable) -> bool:
-    return "get_seq_length" in inspect.unwrap(forward).__code__.co_names
-
-
-def first_position(base: PreTrainedModel) -> int:
-    """Position of the first token of a text, where a base counts positions by itself."""
-    counting = (m for m in base.modules() if hasattr(m, "create_position_ids_from_input_ids"))
-    return next((module.padding_idx + 1 for module in counting if isinstance(module.padding_idx, int)), 0)
-
-
-# =====================================================================================================================
-# execution/base_device.py
-#
-# The device on which a base computes, also if its weights are elsewhere between two forwards.
-# =====================================================================================================================
-
-
-def compute_device(base: PreTrainedModel) -> torch.device:
-    """The device of a base. Of a base that accelerate offloads, it is the one that the weights are moved to."""
-    if base.device.type != "meta":
-        return base.device
-    for module in base.modules():
-        hook = getattr(module, "_hf_hook", None)
-        for part in getattr(hook, "hooks", [hook]):
-            device = getattr(part, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    raise ValueError(f"{type(base).__name__} is on the meta device, without weights: load it first.")
-
-
-# =====================================================================================================================
-# kernels/cuda/triton_support.py
-#
-# No tensor is computed on by Triton's kernels, which are not in this file.
-# =====================================================================================================================
-
-
-DEVICES: tuple[str, ...] = ("cuda",)
-
-
-def has_triton() -> bool:
-    """Whether the kernels can be used."""
-    return False
-
-
-def supports_in_triton_support(x: torch.Tensor) -> bool:
-    """Whether the kernels support a tensor."""
-    return False
-
-
-def on_device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
-    """A context in which the GPU of a tensor is the current device."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
-
-
-# =====================================================================================================================
-# execution/cuda_graphs.py
-#
-# CUDA graphs need the kernels, which are not in this file.
-# =====================================================================================================================
-
-
-class CapturedForward:
-    """A forward that runs from a CUDA graph."""
-
-    def __init__(self, *args: Any):
-        _refuse()
-
-
-def check_capture(base: Any, cache: Any, rule: Any) -> None:
-    """Raise a ValueError: nothing can be captured."""
-    _refuse()
-
-
-def _refuse() -> NoReturn:
-    raise ValueError(
-        "`cuda_graphs` needs kernels that are not in the code of a policy's repository: pip install 'sol_hf[cuda]', "
-        "or leave it out."
-    )
-
-
-# =====================================================================================================================
 # execution/step_part.py
 #
 # Base class of objects that replace a module's forward while a generation runs.
@@ -5047,123 +4901,6 @@ EXECUTORS: Registry[type[AxisExecutor]] = Registry("axis")
 def register_executor(axis: str) -> Callable[[type], type]:
     """Decorator: make a subclass of [`AxisExecutor`] the executor of an axis."""
     return EXECUTORS.registered(axis)
-
-
-# =====================================================================================================================
-# execution/decoder_layers.py
-#
-# Finds the text decoder of any base and its layers, never those of a vision or audio tower.
-#
-# A tower may have as many layers as the text decoder. It has a config of another class.
-# =====================================================================================================================
-
-
-def decoder_layers(base: PreTrainedModel) -> nn.ModuleList | None:
-    """The list of decoder layers: of the lists with as many entries as there are hidden layers, the heaviest."""
-    wanted = layer_count(base)
-    lists = [m for m in text_modules(base) if isinstance(m, nn.ModuleList) and len(m) == wanted]
-    return max(lists, key=_parameters_in_decoder_layers, default=None)
-
-
-def layer_count(base: PreTrainedModel) -> int | None:
-    """Decoder layers according to the config; `None` if it does not say."""
-    return getattr(text_config(base), "num_hidden_layers", None)
-
-
-def text_config(base: PreTrainedModel) -> PreTrainedConfig:
-    """The config of the text decoder; for some encoder-decoder families transformers makes a copy."""
-    return base.config.get_text_config(decoder=True)
-
-
-def text_modules(base: PreTrainedModel) -> Iterator[nn.Module]:
-    """The text decoder of a base and all modules in it, without the towers for other kinds of input."""
-    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
-    is_head = decoder is base.get_output_embeddings()  # some bases call their LM head a decoder
-    root = decoder if isinstance(decoder, nn.Module) and not is_head else base
-    return _without_towers(root, (type(base.config), type(text_config(base))))
-
-
-def _without_towers(module: nn.Module, own: tuple[type, ...]) -> Iterator[nn.Module]:
-    yield module
-    for child in module.children():
-        config = vars(child).get("config")
-        if not isinstance(config, PreTrainedConfig) or type(config) in own:
-            yield from _without_towers(child, own)
-
-
-def _parameters_in_decoder_layers(layers: nn.ModuleList) -> int:
-    return sum(parameter.numel() for parameter in layers.parameters())
-
-
-# =====================================================================================================================
-# execution/own_loop.py
-#
-# Bases that generate by a loop of their own: it runs without a budget, and is refused under one.
-# =====================================================================================================================
-
-
-LOOPS = ("generate", "_sample", "_beam_search", "_assisted_decoding", "_prefill")
-
-
-def has_own_loop(base: PreTrainedModel) -> bool:
-    """Whether the class of a base replaces a loop of transformers' `generate`."""
-    return any(_is_overridden(base, name) for name in LOOPS)
-
-
-def _is_overridden(base: PreTrainedModel, name: str) -> bool:
-    for kind in type(base).__mro__:
-        if kind in GenerationMixin.__mro__:
-            return False
-        if name in vars(kind):
-            return kind is not PreTrainedModel
-    return False
-
-
-def own_loop(base: PreTrainedModel, stored: GenerationConfig) -> Callable | None:
-    """The `generate` of a base that has a loop of its own, with the model's stored settings; `None` for others."""
-    if not has_own_loop(base):
-        return None
-
-    def generate(inputs: Any = None, generation_config: GenerationConfig | None = None, **arguments) -> Any:
-        prompt = {} if inputs is None else {base.main_input_name: inputs}
-        return base.generate(**prompt, generation_config=generation_config or stored, **arguments)
-
-    return generate
-
-
-# =====================================================================================================================
-# execution/cache_support.py
-#
-# Whether a base can run over the cache of a call under a budget.
-# =====================================================================================================================
-
-
-def reason_against_cache(base: PreTrainedModel) -> str | None:
-    """Why a base cannot keep its keys and values in a cache that it is given; `None` if it can."""
-    name = type(base).__name__
-    if has_own_loop(base):
-        return f"the `generate` of {name} is not the loop of transformers"
-    if not base._supports_default_dynamic_cache():
-        return f"{name} keeps a cache of its own kind, and does not run over one that it is given"
-    if not any("past_key_values" in arguments_of(module) for module in (base, base.get_decoder())):
-        return f"the forward of {name} takes no `past_key_values`, so it computes the whole text at every token"
-    if _sees_later_tokens(base):
-        return f"the attention of {name} is not causal; load it as a decoder, with `is_decoder=True` in its config"
-    return None
-
-
-def _sees_later_tokens(base: PreTrainedModel) -> bool:
-    """Whether the base is an encoder: its config is not that of a decoder, and its attention says that it looks ahead."""
-    layers = decoder_layers(base)
-    if layers is None or getattr(text_config(base), "is_decoder", True):
-        return False
-    causal = [vars(module)["is_causal"] for module in layers.modules() if "is_causal" in vars(module)]
-    return bool(causal) and not any(causal)
-
-
-def arguments_of(module: nn.Module) -> frozenset[str]:
-    """Names in the signature of a module's forward."""
-    return frozenset(inspect.signature(type(module).forward).parameters)
 
 
 # =====================================================================================================================
@@ -5345,6 +5082,174 @@ def product_in_nested_planes(
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight = decode_in_nested_planes(planes, bits).to(dtype)
     return functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+# =====================================================================================================================
+# execution/cuda_graphs.py
+#
+# CUDA graphs need the kernels, which are not in this file.
+# =====================================================================================================================
+
+
+class CapturedForward:
+    """A forward that runs from a CUDA graph."""
+
+    def __init__(self, *args: Any):
+        _refuse()
+
+
+def check_capture(base: Any, cache: Any, rule: Any) -> None:
+    """Raise a ValueError: nothing can be captured."""
+    _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise ValueError(
+        "`cuda_graphs` needs kernels that are not in the code of a policy's repository: pip install 'sol_hf[cuda]', "
+        "or leave it out."
+    )
+
+
+# =====================================================================================================================
+# kernels/cuda/triton_support.py
+#
+# No tensor is computed on by Triton's kernels, which are not in this file.
+# =====================================================================================================================
+
+
+DEVICES: tuple[str, ...] = ("cuda",)
+
+
+def has_triton() -> bool:
+    """Whether the kernels can be used."""
+    return False
+
+
+def supports_in_triton_support(x: torch.Tensor) -> bool:
+    """Whether the kernels support a tensor."""
+    return False
+
+
+def on_device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
+    """A context in which the GPU of a tensor is the current device."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+
+
+# =====================================================================================================================
+# execution/decoder_layers.py
+#
+# Finds the text decoder of any base and its layers, never those of a vision or audio tower.
+#
+# A tower may have as many layers as the text decoder. It has a config of another class.
+# =====================================================================================================================
+
+
+def decoder_layers(base: PreTrainedModel) -> nn.ModuleList | None:
+    """The list of decoder layers: of the lists with as many entries as there are hidden layers, the heaviest."""
+    wanted = layer_count(base)
+    lists = [m for m in text_modules(base) if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    return max(lists, key=_parameters_in_decoder_layers, default=None)
+
+
+def layer_count(base: PreTrainedModel) -> int | None:
+    """Decoder layers according to the config; `None` if it does not say."""
+    return getattr(text_config(base), "num_hidden_layers", None)
+
+
+def text_config(base: PreTrainedModel) -> PreTrainedConfig:
+    """The config of the text decoder; for some encoder-decoder families transformers makes a copy."""
+    return base.config.get_text_config(decoder=True)
+
+
+def text_modules(base: PreTrainedModel) -> Iterator[nn.Module]:
+    """The text decoder of a base and all modules in it, without the towers for other kinds of input."""
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    is_head = decoder is base.get_output_embeddings()  # some bases call their LM head a decoder
+    root = decoder if isinstance(decoder, nn.Module) and not is_head else base
+    return _without_towers(root, (type(base.config), type(text_config(base))))
+
+
+def _without_towers(module: nn.Module, own: tuple[type, ...]) -> Iterator[nn.Module]:
+    yield module
+    for child in module.children():
+        config = vars(child).get("config")
+        if not isinstance(config, PreTrainedConfig) or type(config) in own:
+            yield from _without_towers(child, own)
+
+
+def _parameters_in_decoder_layers(layers: nn.ModuleList) -> int:
+    return sum(parameter.numel() for parameter in layers.parameters())
+
+
+# =====================================================================================================================
+# execution/own_loop.py
+#
+# Bases that generate by a loop of their own: it runs without a budget, and is refused under one.
+# =====================================================================================================================
+
+
+LOOPS = ("generate", "_sample", "_beam_search", "_assisted_decoding", "_prefill")
+
+
+def has_own_loop(base: PreTrainedModel) -> bool:
+    """Whether the class of a base replaces a loop of transformers' `generate`."""
+    return any(_is_overridden(base, name) for name in LOOPS)
+
+
+def _is_overridden(base: PreTrainedModel, name: str) -> bool:
+    for kind in type(base).__mro__:
+        if kind in GenerationMixin.__mro__:
+            return False
+        if name in vars(kind):
+            return kind is not PreTrainedModel
+    return False
+
+
+def own_loop(base: PreTrainedModel, stored: GenerationConfig) -> Callable | None:
+    """The `generate` of a base that has a loop of its own, with the model's stored settings; `None` for others."""
+    if not has_own_loop(base):
+        return None
+
+    def generate(inputs: Any = None, generation_config: GenerationConfig | None = None, **arguments) -> Any:
+        prompt = {} if inputs is None else {base.main_input_name: inputs}
+        return base.generate(**prompt, generation_config=generation_config or stored, **arguments)
+
+    return generate
+
+
+# =====================================================================================================================
+# execution/cache_support.py
+#
+# Whether a base can run over the cache of a call under a budget.
+# =====================================================================================================================
+
+
+def reason_against_cache(base: PreTrainedModel) -> str | None:
+    """Why a base cannot keep its keys and values in a cache that it is given; `None` if it can."""
+    name = type(base).__name__
+    if has_own_loop(base):
+        return f"the `generate` of {name} is not the loop of transformers"
+    if not base._supports_default_dynamic_cache():
+        return f"{name} keeps a cache of its own kind, and does not run over one that it is given"
+    if not any("past_key_values" in arguments_of(module) for module in (base, base.get_decoder())):
+        return f"the forward of {name} takes no `past_key_values`, so it computes the whole text at every token"
+    if _sees_later_tokens(base):
+        return f"the attention of {name} is not causal; load it as a decoder, with `is_decoder=True` in its config"
+    return None
+
+
+def _sees_later_tokens(base: PreTrainedModel) -> bool:
+    """Whether the base is an encoder: its config is not that of a decoder, and its attention says that it looks ahead."""
+    layers = decoder_layers(base)
+    if layers is None or getattr(text_config(base), "is_decoder", True):
+        return False
+    causal = [vars(module)["is_causal"] for module in layers.modules() if "is_causal" in vars(module)]
+    return bool(causal) and not any(causal)
+
+
+def arguments_of(module: nn.Module) -> frozenset[str]:
+    """Names in the signature of a module's forward."""
+    return frozenset(inspect.signature(type(module).forward).parameters)
 
 
 # =====================================================================================================================
@@ -6591,6 +6496,49 @@ class Instrumentation:
 
 
 # =====================================================================================================================
+# decoding/base_arguments.py
+#
+# Which arguments the forward of a base takes, and how the base counts positions that it is not given.
+# =====================================================================================================================
+
+
+def accepted_arguments(base: PreTrainedModel) -> frozenset[str]:
+    """Names of the arguments that the forward of a base takes; it may pass `position_ids` on without naming them."""
+    named, passes_on = _signature(type(base).forward)
+    if not passes_on or "position_ids" in named:
+        return named
+    return _with_positions(named, type(base.get_decoder()).forward)
+
+
+@functools.lru_cache
+def _signature(forward: Callable) -> tuple[frozenset[str], bool]:
+    """Names of the arguments of a forward, and whether it takes others too."""
+    parameters = inspect.signature(forward).parameters
+    return frozenset(parameters), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+@functools.lru_cache
+def _with_positions(named: frozenset[str], of_decoder: Callable) -> frozenset[str]:
+    return named | ({"position_ids"} & _signature(of_decoder)[0])
+
+
+def counts_cached_tokens(base: PreTrainedModel) -> bool:
+    """Whether a base that gets no positions adds the length of its cache to them; some hybrid families do not."""
+    return _reads_length(type(base.get_decoder()).forward) or _reads_length(type(base).forward)
+
+
+@functools.lru_cache
+def _reads_length(forward: Callable) -> bool:
+    return "get_seq_length" in inspect.unwrap(forward).__code__.co_names
+
+
+def first_position(base: PreTrainedModel) -> int:
+    """Position of the first token of a text, where a base counts positions by itself."""
+    counting = (m for m in base.modules() if hasattr(m, "create_position_ids_from_input_ids"))
+    return next((module.padding_idx + 1 for module in counting if isinstance(module.padding_idx, int)), 0)
+
+
+# =====================================================================================================================
 # controllers/dense.py
 #
 # The controller of steps that are all dense: it has nothing to choose.
@@ -6953,6 +6901,26 @@ class DecodeControls:
         """Whether the controller or a processor is foreign code, which gets a copy of the state before a step."""
         code = (self.controller, *self.processors)
         return not all(type(x).__module__.startswith(OWN_CONTROLLERS) for x in code)
+
+
+# =====================================================================================================================
+# execution/base_device.py
+#
+# The device on which a base computes, also if its weights are elsewhere between two forwards.
+# =====================================================================================================================
+
+
+def compute_device(base: PreTrainedModel) -> torch.device:
+    """The device of a base. Of a base that accelerate offloads, it is the one that the weights are moved to."""
+    if base.device.type != "meta":
+        return base.device
+    for module in base.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", [hook]):
+            device = getattr(part, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    raise ValueError(f"{type(base).__name__} is on the meta device, without weights: load it first.")
 
 
 # =====================================================================================================================
@@ -7786,1038 +7754,6 @@ _RUNNING_in_session: ContextVar[DecodingSession | None] = ContextVar("sol_hf_run
 
 
 # =====================================================================================================================
-# decoding/generate_checks.py
-#
-# Checks of the arguments of `generate` under a budget, before any compute.
-# =====================================================================================================================
-
-
-BEAM_MODES = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
-
-
-STEPWISE_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, *BEAM_MODES)
-
-
-def find_prompt(inputs: torch.Tensor | None, arguments: Mapping[str, Any]) -> torch.Tensor | None:
-    """The prompt of a `generate` call: ids `(rows, length)`, or embeddings `(rows, length, embedding_size)`."""
-    candidates = (inputs, arguments.get("input_ids"), arguments.get("inputs_embeds"))
-    return next((prompt for prompt in candidates if prompt is not None), None)
-
-
-def begin_of_text(
-    arguments: Mapping[str, Any],
-    generation_config: GenerationConfig | None,
-    stored: GenerationConfig,
-    device: torch.device,
-) -> torch.Tensor:
-    """The prompt of a call without one: the token that begins a text, as in transformers, ids `(1, 1)`."""
-    sources = [arguments, *(vars(config) for config in (generation_config, stored) if config is not None)]
-    token = next((source["bos_token_id"] for source in sources if source.get("bos_token_id") is not None), None)
-    if token is None:
-        raise ValueError("There is no prompt, and no `bos_token_id` to begin a text with: pass `input_ids`.")
-    return torch.full((1, 1), int(token), dtype=torch.long, device=device)
-
-
-def add_mask_of_assistant(
-    prompt: torch.Tensor | None, arguments: dict[str, Any], generation_config: GenerationConfig | None
-) -> None:
-    """Add the attention mask that transformers' assisted generation leaves out when it calls its assistant."""
-    is_assistant = getattr(generation_config, "is_assistant", False)
-    if is_assistant and prompt is not None and prompt.dim() == 2 and arguments.get("attention_mask") is None:
-        arguments["attention_mask"] = torch.ones_like(prompt)
-
-
-def check_generate_arguments(
-    prompt: torch.Tensor | None, arguments: Mapping[str, Any], device: torch.device, vocabulary: int
-) -> None:
-    """Raise a ValueError for arguments that cannot be used under a budget."""
-    if prompt is None or prompt.shape[1:2].numel() == 0:
-        raise ValueError("The prompt is empty: at least one token is needed.")
-    check_tokens(prompt, vocabulary)
-    embeds = arguments.get("inputs_embeds")
-    if embeds is not None and prompt is not embeds and prompt.shape[1] != embeds.shape[1]:
-        raise ValueError(
-            f"`input_ids` has {prompt.shape[1]} tokens, `inputs_embeds` {embeds.shape[1]}: both must cover the whole "
-            "prompt. Or pass `inputs_embeds` only; the output then has the new tokens only."
-        )
-    if prompt.device.type not in ("cpu", device.type):
-        raise ValueError(f"The prompt is on {prompt.device}, the model on {device}.")
-    if arguments.get("assistant_model") is not None:
-        refuse(GenerationMode.ASSISTED_GENERATION)
-    cache = arguments.get("past_key_values")
-    if cache is not None and not isinstance(cache, SOLCache):
-        raise ValueError(
-            f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
-            "`past_key_values` of an earlier output."
-        )
-
-
-def check_tokens(tokens: torch.Tensor, vocabulary: int) -> None:
-    """Raise a ValueError if `tokens` are neither ids `(rows, length)` nor embeddings `(rows, length, size)`."""
-    shape = tuple(tokens.shape)
-    if tokens.dim() != (3 if tokens.is_floating_point() else 2):
-        raise ValueError(
-            f"A prompt has whole-number ids of shape (rows, length), or embeddings of shape (rows, length, size), got "
-            f"{tokens.dtype} of shape {shape}."
-        )
-    if len(tokens) == 0:
-        raise ValueError(f"The prompt has no rows: its shape is {shape}.")
-    if tokens.dim() == 2 and tokens.device.type == "cpu" and tokens.numel():
-        least, most = int(tokens.min()), int(tokens.max())
-        if least < 0 or most >= vocabulary:
-            wrong = least if least < 0 else most
-            raise ValueError(f"The prompt has the id {wrong}, but the base's ids are 0..{vocabulary - 1}.")
-
-
-def check_continuation(prompt: torch.Tensor, mask: torch.Tensor | None, cache: SOLCache) -> None:
-    """Raise a ValueError if a prompt does not continue the text in a cache."""
-    length, past = prompt.shape[1], cache.get_seq_length()
-    if mask is not None and (mask.dim() != 2 or mask.shape[1] not in (length, past + length)):
-        raise ValueError(
-            f"`attention_mask` must have shape (rows, columns) and cover the prompt ({length} tokens) and what the "
-            f"cache holds ({past}), but has shape {tuple(mask.shape)}."
-        )
-    is_whole = prompt.is_floating_point() or mask is None or mask.shape[1] == length
-    if not is_whole or past == 0:
-        return
-    if length <= past:
-        raise ValueError(
-            f"The cache holds {past} tokens, the prompt has {length}: pass the whole text, those tokens included, or "
-            f"the new tokens only with an `attention_mask` of {past + length} columns. `cache.crop` drops tokens."
-        )
-    steps = [] if prompt.is_floating_point() or cache.rows % len(prompt) else cache.episode.steps
-    if steps and not any(step.token.is_floating_point() for step in steps):
-        known = torch.cat([step.token for step in steps], dim=1)
-        found = prompt[:, past - len(steps) : past].to(known)
-        found = found.repeat_interleave(cache.rows // len(prompt), dim=0)  # as the loop repeats rows for beams
-        if not torch.equal(known, found):
-            if len(prompt) != cache.rows:
-                raise ValueError(
-                    f"The cache holds {cache.rows} rows, but the input has {len(prompt)} of another text."
-                )
-            row = int((known != found).any(dim=1).nonzero()[0, 0])
-            raise ValueError(
-                f"The prompt differs from the text in the cache within its last {len(steps)} tokens, in row {row}: "
-                f"{found[row].tolist()} in place of {known[row].tolist()}. Pass the `sequences` of the earlier output "
-                "and new tokens after them, or a new cache. After beam search the rows of a cache are beams."
-            )
-
-
-def named_arguments(further: Sequence[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Positional arguments of transformers' generate after the second, by their names."""
-    names = [name for name in inspect.signature(GenerationMixin.generate).parameters if name != "kwargs"][3:]
-    if len(further) > len(names):
-        raise TypeError(f"`generate` takes at most {len(names) + 2} positional arguments, got {len(further) + 2}.")
-    named = dict(zip(names, further, strict=False))
-    twice = sorted(named.keys() & arguments.keys())
-    if twice:
-        raise TypeError(f"`generate` got {', '.join(twice)} twice, by position and by name.")
-    return named
-
-
-def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: GenerationConfig | None) -> None:
-    """Refuse the paged cache of continuous batching, with or without a budget."""
-    stored = getattr(generation_config, "cache_implementation", None)
-    if "paged" in (arguments.get("cache_implementation"), stored):
-        refuse_batching()
-
-
-def refuse_batching() -> NoReturn:
-    """Raise the ValueError for continuous batching."""
-    raise ValueError(
-        "Continuous batching (`generate_batch`, `cache_implementation='paged'`, transformers' server with it) refuses "
-        "foreign models and attention: call the base's own `model.base.generate_batch`, which runs without a budget, "
-        "or `model.generate`."
-    )
-
-
-def suit_to_session(config: GenerationConfig, model_arguments: dict[str, Any]) -> None:
-    """Give a prepared generation config what the running call uses instead of stored values, and check its mode."""
-    cache = model_arguments.get("past_key_values")
-    session = DecodingSession.current()
-    if session is not None and session.cache is cache:
-        for name, value in session.replaced.items():
-            setattr(config, name, value)
-            model_arguments.pop(name, None)
-    refuse_mode(cache, config.get_generation_mode())
-
-
-def refuse_mode(cache: Any, mode: GenerationMode) -> None:
-    """Raise a ValueError if a call over a cache, as it runs under its budget, cannot run in a generation mode."""
-    session = DecodingSession.current()
-    if session is None or session.cache is not cache or session.controls is None:
-        return
-    if session.look_ahead is not None and mode in BEAM_MODES:
-        raise ValueError(
-            "`lossless` cannot be used with beams, which move keys and values to another place at every step: leave "
-            "it out, or pass `num_beams=1`."
-        )
-    if session.controls.cuda_graphs and mode in BEAM_MODES:
-        raise ValueError(
-            "`cuda_graphs` cannot be used with beams, which move keys and values to another place at every step: "
-            "leave it out."
-        )
-    if mode not in STEPWISE_MODES:
-        refuse(mode)
-
-
-def refuse(mode: GenerationMode) -> NoReturn:
-    """Raise the ValueError for a generation mode that cannot run under a budget."""
-    raise ValueError(
-        f"Generation mode `{mode.value}` cannot run under a budget, which chooses the compute of every token on its "
-        "own: only greedy search, sampling and beam search can. Leave out the options of that mode, or call "
-        "`model.base.generate`."
-    )
-
-
-# =====================================================================================================================
-# policy/episode_cache.py
-#
-# The policy's keys and values of an episode, with room for its later steps.
-#
-# A step of the policy by compiled code writes its keys and values there, where `torch.cat` would copy all of them.
-# =====================================================================================================================
-
-
-class Room:
-    """Memory of a layer."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int):
-        self.keys, self.values, self.used = keys, values, used
-        self.addresses = keys.data_ptr(), values.data_ptr(), keys.shape[2]
-        """Of keys and values, and the capacity, for compiled code."""
-
-
-class EpisodeLayer(DynamicLayer):
-    """A layer of an [`EpisodeCache`]: `keys` and `values` are what it holds, as in every dynamic layer."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    _room: Room | None = None
-
-    def append_step(self, rows: int, heads: int, dim: int, steps: int) -> Room:
-        """Room in which the keys and values of the next step are to be written, after those of the earlier ones."""
-        past, room = self.get_seq_length(), self._room
-        if room is None or room.used != past or (past and not self._is_in(room)) or past >= room.addresses[2]:
-            keys, values = (torch.zeros(rows, heads, max(steps, past + 1), dim) for _ in range(2))
-            if past:
-                keys[:, :, :past], values[:, :, :past] = self.keys, self.values
-            room = self._room = Room(keys, values, past)
-        if not self.is_initialized:
-            self.lazy_initialization(room.keys, room.values)
-        room.used = past + 1
-        self.keys, self.values = room.keys[:, :, : room.used], room.values[:, :, : room.used]
-        return room
-
-    def _is_in(self, room: Room) -> bool:
-        """Whether the keys are those in a room, and not what a method of this layer has made of them."""
-        same = self.keys.data_ptr() == room.addresses[0] and self.values.data_ptr() == room.addresses[1]
-        return same and self.keys.shape[0] == room.keys.shape[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Keys and values without spare room."""
-        state = {**vars(self), "_room": None}
-        if self.is_initialized:
-            state.update(keys=self.keys.clone(), values=self.values.clone())
-        return state
-
-    def reset(self) -> None:
-        self._room = None
-        super().reset()
-
-
-class EpisodeCache(DynamicCache):
-    """The cache of a policy: a `DynamicCache` whose layers have room for an episode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer_class_to_replicate = EpisodeLayer
-
-    def layer(self, number: int) -> EpisodeLayer | None:
-        """A layer, made when it is first asked for; `None` if it is of another class."""
-        while len(self.layers) <= number:
-            self.layers.append(EpisodeLayer())
-        layer = self.layers[number]
-        return layer if isinstance(layer, EpisodeLayer) else None
-
-
-# =====================================================================================================================
-# controllers/registry.py
-#
-# The registry of controllers, for command lines, sweeps and tables. Every controller registers itself in its file.
-# =====================================================================================================================
-
-
-class HasPolicy(Protocol):
-    """An object with a policy from which controllers are made: a [`SOLForCausalLM`]."""
-
-    policy: SOLPolicyModel
-
-
-@dataclass(frozen=True)
-class ControllerKind:
-    """A registered controller: how to make it from its name."""
-
-    make: Callable[[HasPolicy, int], Controller]
-    number: str | None = None
-
-
-CONTROLLERS: Registry[ControllerKind] = Registry("controller")
-"""All controllers by name."""
-
-
-def register_controller(
-    name: str, make: Callable[[HasPolicy, int], Controller], number: str | None = None
-) -> ControllerKind:
-    """Register a controller, so that `make_controller`, the command line, sweeps, lm-eval and plots accept its name."""
-    return CONTROLLERS.register(name, ControllerKind(make, number))
-
-
-# =====================================================================================================================
-# controllers/policy.py
-#
-# The learned policy as a controller.
-# =====================================================================================================================
-
-
-class PolicyController(Controller):
-    """Scores actions by a [`SOLPolicyModel`]."""
-
-    follows_bank = rows_are_independent = True
-
-    def __init__(self, policy: SOLPolicyModel):
-        self.policy = policy
-
-    def __call__(self, observation: Observation) -> torch.Tensor:
-        cache = self._cache_of(observation)
-        inputs = (
-            observation.hidden_state,
-            observation.token_embedding,
-            observation.scalars,
-            observation.previous_action,
-        )
-        if observation.backend != "reference" and isinstance(self.policy, SOLPolicyModel):
-            logits = self.policy.step(*inputs, cache)
-            if logits is not None:
-                return logits
-        hidden, embedding, scalars, previous = (tensor[:, None] for tensor in inputs)
-        return self.policy(hidden, embedding, scalars, previous, past_key_values=cache).logits[:, -1].float()
-
-    def choose(self, observation: Observation, limits: Limits) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The actions of a step within limits, by compiled code."""
-        is_own = type(self) is PolicyController and isinstance(self.policy, SOLPolicyModel)
-        if not is_own or observation.backend == "reference" or observation.controllable.device.type != "cpu":
-            return None, None
-        needs_bank, needs_end = limits.horizon == "generation", limits.exact
-        if (needs_bank and observation.ledger.bank is None) or (needs_end and observation.remaining_in_call is None):
-            return None, None  # the processors say what is missing
-        if observation.require_targets().dtype != torch.float32:
-            return None, None
-        found = self.policy.choose(observation, self._cache_of(observation), limits)
-        if found is None:
-            return None, None
-        actions, scores = found
-        return (actions, None) if scores is None else (None, scores)
-
-    @staticmethod
-    def _cache_of(observation: Observation) -> Cache:
-        if "cache" not in observation.state:
-            observation.state["cache"] = EpisodeCache()
-        return observation.state["cache"]
-
-
-register_controller("policy", lambda model, number: PolicyController(model.policy))
-
-
-# =====================================================================================================================
-# execution/forked_process.py
-#
-# Finds out that a process was forked after torch's threads had started: there torch would wait for them forever.
-#
-# A forked process has only the thread that forked it. The OpenMP library in its memory still counts on the others. This
-# holds for torch on its own, and for the kernels that run in torch's threads.
-# =====================================================================================================================
-
-
-@dataclass
-class _Threads:
-    """Whether generations used several threads in this process, and in one that it was forked from."""
-
-    here: bool = False
-    before_fork: bool = False
-
-    def after_fork(self) -> None:
-        self.here, self.before_fork = False, self.here or self.before_fork
-
-
-_THREADS = _Threads()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_THREADS.after_fork)
-
-
-def check_fork() -> None:
-    """Called before every generation, which then may use torch's threads."""
-    if torch.get_num_threads() == 1:
-        return
-    if _THREADS.before_fork:
-        raise RuntimeError(
-            "This process was forked after torch had started its threads. They do not exist here, and torch would "
-            "wait for them forever: call `torch.set_num_threads(1)` first in the forked process, or start it by "
-            "`spawn`, as `multiprocessing.get_context('spawn')` does."
-        )
-    _THREADS.here = True
-
-
-# =====================================================================================================================
-# decoding/setup.py
-#
-# Turns the options of a call into the settings of its steps, with all checks that need no compute.
-# =====================================================================================================================
-
-
-def new_cache(base: PreTrainedModel, config: SOLConfig, kv_dtype: str | None = None) -> SOLCache:
-    """An empty [`SOLCache`] for a base and the action space of a policy's config."""
-    kv_dtype = kv_dtype or config.kv_dtype
-    stored = stored_dtype(kv_dtype, base.dtype)
-    cache = SOLCache(base.config, config.action_space, config.page_size, stored)
-    if stored is not None and not any(isinstance(layer, StoredLayer) for layer in cache.layers):
-        raise ValueError(
-            f"`kv_dtype={kv_dtype!r}` has nothing to apply to: {type(base).__name__} has no layers with keys and "
-            "values, full or within a window. Leave it out."
-        )
-    return cache
-
-
-def check_kv_dtype_of(cache: SOLCache, base: PreTrainedModel, kv_dtype: str | None) -> None:
-    """Raise a ValueError if a cache keeps keys and values in another dtype than a call needs."""
-    held, needed = cache.kv_dtype or base.dtype, stored_dtype(kv_dtype, base.dtype) or base.dtype
-    if held != needed:
-        names = [str(dtype).removeprefix("torch.") for dtype in (held, needed)]
-        raise ValueError(
-            f"The cache keeps keys and values in {names[0]}, but the call needs them in {names[1]}: leave out "
-            "`kv_dtype` (and `lossless`, whose text is that of keys in the dtype of the base), or begin with "
-            f"`model.new_cache(kv_dtype={names[1]!r})`."
-        )
-
-
-def own_cache(cache: SOLCache, base: PreTrainedModel, config: SOLConfig) -> SOLCache:
-    """A cache after a check that it belongs to a model, and is as the last call of that model left it."""
-    refuse_used(cache)
-    if cache.owner is None:  # made by hand
-        sizes = {layer.page_size for layer in cache.layers if isinstance(layer, PagedLayer)}
-        if cache.action_space != config.action_space or sizes - {config.page_size}:
-            raise ValueError(
-                "The cache was made for another action space or page size than the model's: pass `model.new_cache()`."
-            )
-    settings = dataclasses.asdict(config.selection_rule)
-    for name in ("sink_tokens", "window_tokens", "short_text_tokens"):
-        del settings[name]  # what is cached does not depend on them
-    settings |= {"episode_length": config.episode_length, **config.action_space.levels}
-    last = _LAST_BASE.get(cache)
-    cache.belong_to(CacheOwner.of(base, settings), is_same_base=last is not None and last() is base)
-    _LAST_BASE[cache] = weakref.ref(base)
-    cache.check_intact()
-    return cache
-
-
-def controls_for(
-    options: DecodeOptions, base: PreTrainedModel, policy: SOLPolicyModel, config: SOLConfig, rows: int
-) -> DecodeControls | None:
-    """The settings of the decode steps of a call; `None` if the base itself is to run, since all would be dense."""
-    check_fork()
-    budget, space = options.budget, config.action_space
-    if budget is not None:
-        budget.check(options.spending(space), rows)
-    if options.runs_base:
-        return None
-    if options.controller is None and not options.is_dense:
-        policy.warn_if_fresh()
-    if options.dial is not None and not options.is_dense:
-        horizon = options.budget_horizon if options.budget_mode == "hard" else None
-        options.dial.check(base, options.bits_backend, options.kv_refresh, horizon)
-    instrumentation = Instrumentation.at_start(base)
-    axes = [] if options.is_dense else options.controlled_axes(space)
-    instrumentation.require(axes, options.bits_backend, options.max_plane_bytes)
-    cache = new_cache(base, config, options.kv_dtype)
-    instrumentation.require_cache(cache, axes, bool(axes) and options.kv_refresh)
-    if options.cuda_graphs:
-        instrumentation.require_graphs(cache, config.selection_rule)
-    if options.is_dense:
-        return options.dense_controls(config)
-    device = compute_device(base)
-    if policy.device.type != device.type:
-        raise ValueError(f"The policy is on {policy.device}, the base on {device}.")
-    controller = options.controller or PolicyController(policy)
-    if controller.needs_budget and budget is None:
-        raise ValueError(f"{type(controller).__name__} needs a budget.")
-    return options.controls(controller, config)
-
-
-_LAST_BASE: "weakref.WeakKeyDictionary[SOLCache, weakref.ref[PreTrainedModel]]" = weakref.WeakKeyDictionary()
-"""The base of the last call over a cache. It is no part of the cache, which can be copied and pickled."""
-
-
-# =====================================================================================================================
-# decoding/stored_values.py
-#
-# Options of transformers' generate that cannot be used under a budget.
-#
-# What a caller asks for is refused. What is only stored in a model's generation_config.json or config.json is a default:
-# if it is about speed, memory or further outputs, it is ignored. If it changes the text, it is refused too, because
-# without it the text would be another.
-# =====================================================================================================================
-
-
-@dataclass(frozen=True)
-class Unsuitable:
-    """An option with values that a budget does not allow."""
-
-    name: str
-    is_allowed: Callable[[Any], bool]
-    reason: str
-    instead: Any = None
-    changes_text: bool = False
-    harmless: Any = None
-
-
-def _is_off(value: Any) -> bool:
-    return value is None or value is False
-
-
-_DRAFTS = (
-    "Generation mode `assisted_generation` cannot run under a budget: it verifies several tokens in one forward, but "
-    "a budget chooses the compute of every token on its own. Leave out `{name}={value!r}`."
-)
-UNSUITABLE = (
-    Unsuitable(
-        "use_cache", lambda value: value is not False, "A budget needs the cache: remove `use_cache=False`.", True
-    ),
-    Unsuitable(
-        "cache_implementation",
-        lambda value: value is None,
-        "A budget needs its own cache, so `cache_implementation={value!r}` (static, quantized, offloaded, or the "
-        "paged cache of continuous batching) cannot be used with it: leave it out.",
-        harmless="dynamic",
-    ),
-    Unsuitable("prompt_lookup_num_tokens", _is_off, _DRAFTS),
-    Unsuitable("assistant_early_exit", _is_off, _DRAFTS),
-    Unsuitable("use_mtp", _is_off, _DRAFTS, False),
-    Unsuitable(
-        "output_attentions",
-        _is_off,
-        "`output_attentions` cannot be used under a budget: attention over selected keys has no weights for the "
-        "others. Leave it out, or call `model.base.generate`.",
-        False,
-    ),
-    Unsuitable(
-        "guidance_scale",
-        lambda value: value is None or value == 1,
-        "`guidance_scale={value!r}` runs the base a second time for every token, without the budget: pass "
-        "`guidance_scale=1`, or leave out the budget.",
-        changes_text=True,
-    ),
-)
-
-
-def replaced_values(
-    arguments: Mapping[str, Any], generation_config: GenerationConfig | None, stored: GenerationConfig
-) -> dict[str, Any]:
-    """The values that a call under a budget uses instead of stored ones that it cannot use."""
-    replaced = {}
-    for option in UNSUITABLE:
-        name, default = option.name, getattr(stored, option.name, None)
-        passed = arguments.get(name)
-        if passed is None and generation_config is not None:
-            found = getattr(generation_config, name, None)
-            passed = found if found != default else None
-        value = default if passed is None else passed
-        if option.is_allowed(value):
-            continue
-        if option.changes_text or (passed is not None and passed != option.harmless):
-            raise ValueError(option.reason.format(name=name, value=value))
-        replaced[name] = option.instead
-    return replaced
-
-
-# =====================================================================================================================
-# decoding/call_session.py
-#
-# The session of a `generate` call, after the checks of its arguments and of its cache.
-# =====================================================================================================================
-
-
-def session_of_call(
-    base: PreTrainedModel,
-    config: SOLConfig,
-    controls: DecodeControls | None,
-    prompt: torch.Tensor | None,
-    configs: tuple[GenerationConfig | None, GenerationConfig],
-    arguments: dict[str, Any],
-    vocab_size: int,
-) -> DecodingSession | None:
-    """The session of a call; `None` if it does not decode over a [`SOLCache`], or has no prompt."""
-    refuse_continuous_batching(arguments, configs[0])
-    mask, replaced, steps = arguments.get("attention_mask"), {}, None
-    if controls is not None:
-        steps = steps_of(base, prompt, new_tokens(prompt, arguments, configs), mask) if controls.is_exact else None
-        replaced = replaced_values(arguments, *configs)
-        check_generate_arguments(prompt, arguments, compute_device(base), vocab_size)
-        if arguments.get("past_key_values") is None:
-            arguments["past_key_values"] = new_cache(base, config, controls.kv_dtype)
-        elif controls.asks_kv_dtype:
-            check_kv_dtype_of(arguments["past_key_values"], base, controls.kv_dtype)
-    cache: Any = arguments.get("past_key_values")
-    if isinstance(cache, SOLCache) and prompt is not None:
-        own_cache(cache, base, config)
-        check_continuation(prompt, mask, cache)
-    return DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced, steps)
-
-
-def new_tokens(
-    prompt: torch.Tensor | None, arguments: Mapping[str, Any], configs: Sequence[GenerationConfig | None]
-) -> int:
-    """The largest number of new tokens of a call, of which each has a decode step."""
-    given = [arguments.get("max_new_tokens"), *(config.max_new_tokens for config in configs if config is not None)]
-    number = next((value for value in given if value is not None), None)
-    if number is None and prompt is not None and arguments.get("max_length") is not None:
-        number = arguments["max_length"] - prompt.shape[1]
-    if number is None:
-        raise ValueError("`exact` has to know how long the text may become: pass `max_new_tokens`.")
-    return int(number)
-
-
-def steps_of(base: PreTrainedModel, prompt: torch.Tensor | None, new: int, mask: torch.Tensor | None) -> int:
-    """Steps of a call that count: one less than its new tokens if the base computes its text again on the way."""
-    switch, text = getattr(base.config, "original_max_position_embeddings", None), prompt if mask is None else mask
-    if switch is None or text is None:
-        return new
-    return new - (text.shape[1] <= switch < text.shape[1] + new)
-
-
-# =====================================================================================================================
-# decoding/custom_loop.py
-#
-# `generate(custom_generate=...)`: a function of the user that may call the model's `generate` again.
-#
-# transformers passes the arguments of the call on to that function, but not the budget options, which are its own
-# parameters of [`SOLForCausalLM.generate`]. Calls that the function makes therefore inherit them.
-# =====================================================================================================================
-
-
-@dataclass
-class CustomLoop:
-    """A call with `custom_generate` that is running."""
-
-    options: dict[str, Any]
-    cache: Any
-    calls: int = 0
-
-
-_RUNNING_in_custom_loop: ContextVar[CustomLoop | None] = ContextVar("sol_hf_custom_loop", default=None)
-
-
-def inherit(options: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """The budget options of a call: its own, or if it has none, those of the custom loop that makes the call."""
-    loop = _RUNNING_in_custom_loop.get()
-    if loop is None:
-        return options
-    loop.calls += 1
-    if any(value is not None for value in options.values()):
-        return options
-    if loop.calls == 1 and arguments.get("past_key_values") is None and loop.cache is not None:
-        arguments["past_key_values"] = loop.cache
-    return dict(loop.options)
-
-
-@contextmanager
-def custom_loop(options: dict[str, Any], arguments: dict[str, Any]) -> Iterator[CustomLoop]:
-    """Within the block, calls inherit the options if the call has a `custom_generate`; otherwise they inherit none."""
-    loop = CustomLoop(options, arguments.get("past_key_values"))
-    token = _RUNNING_in_custom_loop.set(loop if arguments.get("custom_generate") is not None else None)
-    try:
-        yield loop
-    finally:
-        _RUNNING_in_custom_loop.reset(token)
-
-
-# =====================================================================================================================
-# decoding/executed.py
-#
-# After a `generate` call under a budget: every new token has a decode step over the cache of the call.
-# =====================================================================================================================
-
-
-def check_executed(session: DecodingSession | None, output: Any, prompt: torch.Tensor | None, steps: int) -> None:
-    """Raise a [`PlanNotExecutedError`] if new tokens were computed without a decode step, or over another cache."""
-    assert session is not None and prompt is not None, "a call under a budget has both"
-    sequences = output.get("sequences") if isinstance(output, ModelOutput) else output
-    if isinstance(sequences, torch.Tensor) and sequences.dim() == 2:
-        steps = max(steps, sequences.shape[1] - (0 if prompt.is_floating_point() else prompt.shape[1]))
-    missing = steps - (len(session.cache.trace) if session.look_ahead is None else session.look_ahead.processed)
-    returned = output.get("past_key_values") if isinstance(output, ModelOutput) else None
-    if missing > 0:
-        raise PlanNotExecutedError(dict.fromkeys(_axes(session), [f"{missing} of {steps} new tokens"]))
-    if returned is not None and returned is not session.cache:
-        raise PlanNotExecutedError(dict.fromkeys(_axes(session), [f"a {type(returned).__name__} of its own"]))
-
-
-def _axes(session: DecodingSession) -> list[str]:
-    return [
-        axis for axis in session.cache.action_space.axis_names if axis not in session.require_controls().dense_axes
-    ]
-
-
-# =====================================================================================================================
-# decoding/positions.py
-#
-# Positions of tokens that come without any.
-# =====================================================================================================================
-
-
-def default_positions(base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache) -> torch.Tensor | None:
-    """Positions `(rows, length)` of tokens without any, `None` if they are those that the base itself takes."""
-    begin, device, offset = cache.get_seq_length(), inputs.tokens.device, cache.position_offset
-    if offset is None and begin and not counts_cached_tokens(base):
-        offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=device)
-    if offset is None:
-        return None
-    slots = torch.arange(begin, begin + inputs.length, device=device)
-    return (slots - offset[:, None]).clamp(min=0)
-
-
-# =====================================================================================================================
-# decoding/compiled_step.py
-#
-# Decides whether a forward of a few tokens runs as one program of compiled operations, see `execution/stack`.
-# =====================================================================================================================
-
-
-def compiled_step(
-    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
-) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
-    """A decode step as one program: what the base returns, and the LM head's input `(rows, hidden_size)`."""
-    cache = session.cache
-    if not _is_plain_in_compiled_step(session, inputs):
-        return None
-    if is_new is None:
-        is_new = cache.episode.length == 0 or not cache.trace
-    places = _positions_of(session, inputs)[:, 0]
-    found = run_step(session.base, plan, inputs.tokens, places, is_new)
-    if found is None:
-        return None
-    cache.processed = cache.get_seq_length()
-    return CausalLMOutputWithPast(logits=found[0], past_key_values=cache), found[1]
-
-
-def compiled_refresh(
-    session: DecodingSession, inputs: ForwardInputs, plan: RefreshPlan, logits_to_keep: int
-) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
-    """A dense forward of several tokens as one program: what the base returns, and the LM head's inputs."""
-    cache = session.cache
-    if not _is_plain_in_compiled_step(session, inputs):
-        return None
-    found = run_refresh(session.base, plan, inputs.tokens, _positions_of(session, inputs))
-    if found is None:
-        return None
-    logits, hidden = found
-    cache.processed = cache.get_seq_length()
-    if logits is None:
-        logits = hidden.new_empty(len(hidden), 0, len(session.base.get_output_embeddings().weight))
-    elif logits_to_keep:
-        logits = logits[:, -logits_to_keep:]
-    return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden
-
-
-def _is_plain_in_compiled_step(session: DecodingSession, inputs: ForwardInputs) -> bool:
-    """Whether a forward on the CPU has to return logits only, and hides nothing but padding."""
-    if inputs.tokens.device.type != "cpu" or not isinstance(session.base, PreTrainedModel):
-        return False
-    return not inputs.asks_for_more and not inputs.with_prompt and _hides_only_padding(inputs, session.cache)
-
-
-def _positions_of(session: DecodingSession, inputs: ForwardInputs) -> torch.Tensor:
-    """Positions of the tokens, `(rows, tokens)`."""
-    given = inputs.along.get("position_ids")
-    positions = default_positions(session.base, inputs, session.cache) if given is None else given.value
-    if positions is None:
-        begin = session.cache.get_seq_length()
-        positions = torch.arange(begin, begin + inputs.length)[None]
-    return positions.expand(len(inputs.tokens), inputs.length)
-
-
-def _hides_only_padding(inputs: ForwardInputs, cache: SOLCache) -> bool:
-    """Whether the attention mask hides the padding of the cache and nothing else."""
-    if inputs.attention_mask is None:
-        return cache.padding is None
-    mask = inputs.attention_mask[:, : cache.get_seq_length() + inputs.length]
-    hidden = 0 if cache.padding is None else int(cache.padding.sum())
-    return mask.numel() - int(mask.count_nonzero()) == hidden
-
-
-# =====================================================================================================================
-# decoding/base_forward.py
-#
-# Forwards of the base over a cache.
-# =====================================================================================================================
-
-
-def base_forward(
-    base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache, logits_to_keep: int = 1
-) -> CausalLMOutputWithPast:
-    """Run the base on tokens that follow those in the cache."""
-    begin, length = cache.get_seq_length(), inputs.length
-    arguments = inputs.arguments()
-    if inputs.attention_mask is not None:
-        arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
-    accepted = accepted_arguments(base)
-    if "position_ids" in accepted and "position_ids" not in arguments:
-        positions = default_positions(base, inputs, cache)
-        if positions is not None:
-            arguments["position_ids"] = positions
-    if "logits_to_keep" in accepted:
-        arguments["logits_to_keep"] = logits_to_keep
-    arguments |= dict(past_key_values=cache, use_cache=True, return_dict=True)
-    output = base(**arguments)
-    if cache.get_seq_length() != begin + length:
-        raise UnsupportedAxisError(
-            f"{type(base).__name__} cannot run over the cache of a call under a budget: after {begin + length} tokens "
-            f"it holds the keys of {cache.get_seq_length()}. Leave the budget out."
-        )
-    cache.processed = begin + length
-    if logits_to_keep and output.logits.shape[1] > logits_to_keep:
-        output.logits = output.logits[:, -logits_to_keep:]
-    return output
-
-
-def dense_forward(
-    session: DecodingSession, inputs: ForwardInputs, logits_to_keep: int = 1, refresh: RefreshPlan | None = None
-) -> CausalLMOutputWithPast:
-    """Process tokens densely, as a KV refresh if `refresh` is given, and begin a new episode after them."""
-    output, hidden = processed_densely(session, inputs, logits_to_keep, refresh)
-    session.cache.end_episode(hidden[:, -1], inputs.tokens[:, -1:], logits_digest(session, output))
-    return output
-
-
-def processed_densely(
-    session: DecodingSession, inputs: ForwardInputs, logits_to_keep: int, refresh: RefreshPlan | None
-) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
-    """What the base returns for tokens, and the LM head's inputs `(rows, tokens, hidden_size)`."""
-    compiled = None if refresh is None else compiled_refresh(session, inputs, refresh, logits_to_keep)
-    if compiled is not None:
-        return compiled
-    with active_forward(refresh=refresh) as context:
-        output = base_forward(session.base, inputs, session.cache, logits_to_keep)
-    return output, context.head_inputs()
-
-
-def logits_digest(session: DecodingSession, output: CausalLMOutputWithPast) -> torch.Tensor | None:
-    """What the controller keeps of the logits of the last token, `None` if it does not use them."""
-    if not session.needs_logits:
-        return None
-    return session.require_controls().controller.digest_logits(output.logits[:, -1])
-
-
-def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
-    """Input embeddings of ids; embeddings are returned unchanged."""
-    return token if token.is_floating_point() else base.get_input_embeddings()(token)
-
-
-# =====================================================================================================================
-# decoding/row_ends.py
-#
-# Records when each row of a generation ended, by an end token, a stop string or a criterion of the user.
-#
-# transformers' loop continues until all rows have ended, and the steps of a row after its end must not count.
-# [`RowEnds`] is one of the stopping criteria, and records the result of all of them.
-# =====================================================================================================================
-
-
-class RowEnds(StoppingCriteria):
-    """A criterion that never stops a row, and records when the other criteria stopped it."""
-
-    def __init__(self, prompt_length: int):
-        self.lengths = [prompt_length]
-        self.ended: list[torch.Tensor] = []
-        self.so_far: torch.Tensor | None = None
-        """Which rows `(rows,)` have ended at any length so far."""
-
-    def record(self, length: int, ended: torch.Tensor) -> None:
-        """Record which rows `(rows,)` have ended at a length of `length` tokens."""
-        self.lengths.append(length)
-        self.ended.append(ended)
-        self.so_far = ended if self.so_far is None else self.so_far | ended
-
-    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def running(self) -> torch.Tensor:
-        """A mask of the new tokens up to the end of their row, the last token included."""
-        ended = torch.stack(self.ended, dim=1)
-        running = ended.cumsum(dim=1) - ended.long() == 0
-        added = torch.tensor(self.lengths, device=ended.device).diff()
-        return running.repeat_interleave(added, dim=1)
-
-
-class ObservedStoppingCriteriaList(StoppingCriteriaList):
-    """A `StoppingCriteriaList` that passes the combined result of all criteria to every [`RowEnds`] in the list."""
-
-    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
-        ended = super().__call__(input_ids, scores, **kwargs)
-        for criterion in self:
-            if isinstance(criterion, RowEnds):
-                criterion.record(input_ids.shape[1], ended)
-        return ended
-
-
-# =====================================================================================================================
-# controllers/choice.py
-#
-# Takes one action of every row by its scores.
-# =====================================================================================================================
-
-
-def refuse_nan(scores: torch.Tensor, controller: Controller) -> None:
-    """Raise a ValueError for scores that are no numbers."""
-    if scores.device.type == "cpu" and scores.numel() and bool(scores.amax().isnan()):  # NaN counts as the largest
-        raise ValueError(
-            f"{type(controller).__name__} returned scores that are not a number (NaN), so there is no best action: "
-            "look for a division by zero, or for weights that are NaN."
-        )
-
-
-def best_actions(scores: torch.Tensor) -> torch.Tensor:
-    """The action with the highest score in every row, `(rows,)`, from scores `(rows, n_actions)`."""
-    return scores.argmax(dim=-1)
-
-
-def drawn_actions(scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Actions drawn from the softmax of `scores / temperature`, `(rows,)`, from scores `(rows, n_actions)`."""
-    scaled, best = scores / temperature, scores.amax(dim=-1, keepdim=True)
-    below_best = torch.where(scores == best, 0.0, scores - best) / temperature
-    weights = torch.where(scaled.amax(dim=-1, keepdim=True).isfinite(), scaled, below_best).softmax(dim=-1)
-    return torch.multinomial(weights, 1).squeeze(1)
-
-
-# =====================================================================================================================
-# decoding/captured.py
-#
-# Decides whether a forward runs from a CUDA graph, and finds or makes the graph.
-# =====================================================================================================================
-
-
-GROWTH_TOKENS = 256
-"""A CUDA graph is captured with storage for at least this many additional tokens, or a quarter of the text if more."""
-
-
-def is_captured(session: DecodingSession, inputs: ForwardInputs) -> bool:
-    """Whether a forward is to run from a [`CapturedForward`]."""
-    controls, length = session.require_controls(), session.cache.get_seq_length()
-    if not controls.cuda_graphs or inputs.tokens.is_floating_point() or length == 0 or inputs.asks_for_more:
-        return False
-    return controls.cuda_graphs is True or length + inputs.length <= controls.cuda_graphs
-
-
-def positions_of(inputs: ForwardInputs) -> torch.Tensor | None:
-    """Positions of the tokens `(rows, length)` or `(1, length)`, `None` if they are not given."""
-    positions = inputs.along.get("position_ids")
-    return None if positions is None else positions.value
-
-
-def current_capture(session: DecodingSession, refreshed: int = 0) -> CapturedForward:
-    """The session's [`CapturedForward`] for steps, or for KV refreshes of `refreshed` tokens per row."""
-    base, cache, controls, graphs = session.base, session.cache, session.require_controls(), session.graphs
-    length = cache.get_seq_length() + (refreshed or 1)
-    if controls.cuda_graphs is not True:
-        graphs.room = max(graphs.room, controls.cuda_graphs)
-    if length > graphs.room:
-        graphs.room = length + max(GROWTH_TOKENS, length // 4)
-    kind = "refresh" if refreshed else "step"
-    captured = graphs.forwards.get(kind)
-    rule, dense_axes, backend = controls.rule, controls.dense_axes, controls.bits_backend
-    if captured is None or not captured.is_current(base, rule, dense_axes, refreshed, backend):
-        captured = CapturedForward(base, cache, rule, dense_axes, graphs.room, refreshed, session.parts, backend)
-        graphs.forwards[kind] = captured
-    return captured
-
-
-# =====================================================================================================================
-# decoding/joined_outputs.py
-#
-# Outputs of the parts of a forward, joined to what one forward over all tokens returns.
-# =====================================================================================================================
-
-
-APART = ("loss", "logits", "past_key_values")
-"""Fields that are treated elsewhere."""
-
-
-def join_outputs(outputs: Sequence[ModelOutput], lengths: Sequence[int], rows: int) -> ModelOutput:
-    """Join what has an entry per token: hidden states, attention weights, logits of routers."""
-    if len(outputs) == 1:
-        return outputs[0]
-    names = dict.fromkeys(name for output in outputs for name in output if name not in APART)
-    joined = {name: _joined(name, [output.get(name) for output in outputs], lengths, rows) for name in names}
-    kind = type(outputs[0]) if hasattr(outputs[0], "past_key_values") else CausalLMOutputWithPast  # some leave it out
-    return kind(logits=outputs[-1].logits, past_key_values=getattr(outputs[-1], "past_key_values", None), **joined)
-
-
-def last_tokens(output: ModelOutput, processed: int, wanted: int, rows: int) -> ModelOutput:
-    """An output with the last `wanted` of `processed` tokens; its logits are not changed."""
-    if processed == wanted:
-        return output
-    cut = {
-        name: value if name in APART else _each(value, lambda x: _cut(x, processed, wanted, rows))
-        for name, value in output.items()
-    }
-    return type(output)(**cut)
-
-
-def _joined(name: str, values: list[Any], lengths: Sequence[int], rows: int) -> Any:
-    given = [value for value in values if value is not None]
-    if len(given) < 2:
-        return given[0] if given else None
-    if len(given) < len(values):
-        return None
-    if isinstance(given[0], tuple | list):
-        layers = [_joined(name, list(layer), lengths, rows) for layer in zip(*given, strict=True)]
-        return tuple(layers)
-    if not isinstance(given[0], torch.Tensor):
-        return None
-    if name.endswith("attentions"):
-        slots = given[-1].shape[-1]
-        return torch.cat([pad(weights, (0, slots - weights.shape[-1])) for weights in given], dim=-2)
-    along = [_token_dim(value, length, rows) for value, length in zip(given, lengths, strict=True)]
-    if all(dim == 1 for dim in along):
-        return torch.cat(given, dim=1)
-    if all(dim == 0 for dim in along):  # rows and tokens in one dimension
-        unfolded = [x.unflatten(0, (rows, length)) for x, length in zip(given, lengths, strict=True)]
-        return torch.cat(unfolded, dim=1).flatten(0, 1)
-    return None
-
-
-def _token_dim(value: torch.Tensor, length: int, rows: int) -> int | None:
-    """The dimension of the tokens; 0 if it is also that of the rows."""
-    if value.dim() >= 2 and value.shape[:2] == (rows, length):
-        return 1
-    return 0 if value.dim() >= 2 and value.shape[0] == rows * length else None
-
-
-def _cut(value: torch.Tensor, processed: int, wanted: int, rows: int) -> torch.Tensor:
-    if value.dim() == 4 and value.shape[2] == processed:  # attention weights
-        return value[:, :, -wanted:]
-    dim = _token_dim(value, processed, rows)
-    if dim == 1:
-        return value[:, -wanted:]
-    return value if dim is None else value.unflatten(0, (rows, processed))[:, -wanted:].flatten(0, 1)
-
-
-def _each(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, tuple | list):
-        return tuple(_each(item, function) for item in value)
-    return function(value) if isinstance(value, torch.Tensor) else value
-
-
-# =====================================================================================================================
 # decoding/refresh_rule.py
 #
 # When the KV refresh runs, for which rows, and in how many bits it reads weights.
@@ -8882,1945 +7818,6 @@ def weights_read(session: DecodingSession) -> dict[str, torch.Tensor]:
     if read.device.type == "cpu" and not bool(in_planes.any()):
         return {}
     return {"bits": torch.where(in_planes, float(CODE_BITS), AXES_in_axes["bits"].dense)}
-
-
-# =====================================================================================================================
-# decoding/kv_refresh.py
-#
-# The KV refresh: a dense forward over the tokens of an episode.
-# =====================================================================================================================
-
-
-def take_back(session: DecodingSession, inputs: ForwardInputs, begin: int) -> list[ForwardInputs]:
-    """Drop the keys and values of the running episode from a step on."""
-    steps = [inputs.again(step.token, step.along) for step in session.cache.episode.steps[begin:]]
-    if session.rollback is not None:
-        session.rollback.keep_tail(len(steps))
-    session.cache.drop_tokens(len(steps))
-    return join_runs(steps)
-
-
-def refresh(session: DecodingSession, inputs: ForwardInputs, is_new_turn: bool = False) -> None:
-    """KV refresh: recompute the keys and values of the episode by a forward that leaves nothing out."""
-    controls, skips_head = session.require_controls(), not session.needs_logits
-    levels = {} if is_new_turn else weights_read(session)
-    begin = 0 if levels else session.cache.episode.first_sparse or 0
-    spared = SparedRows.of(session, begin)
-    for again in take_back(session, inputs, begin):
-        if skips_head and again.length == controls.episode_length and is_captured(session, again):
-            _refresh_captured(session, again, levels)
-        else:
-            plan = RefreshPlan(session.cache, controls.backend, skips_head, levels=levels, parts=session.parts)
-            dense_forward(session, again, refresh=plan)
-    if spared is not None:
-        spared.put_back(session.cache)
-
-
-def _refresh_captured(session: DecodingSession, again: ForwardInputs, levels: dict[str, torch.Tensor]) -> None:
-    """Run a refresh of a whole episode from a CUDA graph."""
-    rows, device = again.tokens.shape[0], again.tokens.device
-    axes = session.cache.action_space.axes
-    values = [levels.get(axis.name, torch.full((rows,), axis.dense, device=device)) for axis in axes]
-    captured = current_capture(session, again.length)
-    hidden = captured(again.tokens, torch.stack(values, dim=1), positions_of(again))[1]
-    session.cache.end_episode(hidden, again.tokens[:, -1:])
-
-
-@dataclass(frozen=True)
-class SparedRows:
-    """What rows that need no refresh had before it, since a refresh is a forward of all rows."""
-
-    rows: torch.Tensor
-    tails: list[tuple[torch.Tensor, torch.Tensor]]
-    hidden_state: torch.Tensor
-    digest: torch.Tensor | None
-
-    @classmethod
-    def of(cls, session: DecodingSession, begin: int) -> "SparedRows | None":
-        """Copies of what the spared rows have from step `begin` on; `None` if all rows are refreshed."""
-        if not spares_rows(session):
-            return None
-        episode = session.cache.episode
-        number = len(episode.steps[begin:])
-        layers = session.cache.layers
-        tails = [(_last_in_kv_refresh(layer.keys, number).clone(), _last_in_kv_refresh(layer.values, number).clone()) for layer in layers]
-        assert episode.hidden_state is not None, "there is a state after a step"
-        return cls(~rows_to_refresh(session), tails, episode.hidden_state, episode.logits_digest)
-
-    def put_back(self, cache: SOLCache) -> None:
-        """Write it back after the refresh."""
-        for layer, (keys, values) in zip(cache.layers, self.tails, strict=True):
-            number = min(keys.shape[2], layer.keys.shape[2])
-            for stored, old in ((layer.keys, keys), (layer.values, values)):
-                _last_in_kv_refresh(stored, number)[self.rows] = _last_in_kv_refresh(old, number)[self.rows]
-            if isinstance(layer, PagedLayer):
-                layer.index_again(layer.get_seq_length() - number)
-        episode = cache.episode
-        episode.hidden_state = self._mixed(self.hidden_state, episode.hidden_state)
-        episode.logits_digest = self._mixed(self.digest, episode.logits_digest)
-
-    def _mixed(self, spared: torch.Tensor | None, refreshed: torch.Tensor | None) -> torch.Tensor | None:
-        if spared is None or refreshed is None:
-            return refreshed
-        return torch.where(self.rows.view(-1, *[1] * (spared.dim() - 1)), spared, refreshed)
-
-
-def _last_in_kv_refresh(stored: torch.Tensor, number: int) -> torch.Tensor:
-    return stored[:, :, stored.shape[2] - number :] if number <= stored.shape[2] else stored
-
-
-# =====================================================================================================================
-# decoding/seen_keys.py
-#
-# What follows from the number of keys that the rows of a step see.
-# =====================================================================================================================
-
-
-def seen_keys(session: DecodingSession) -> dict[str, Any]:
-    """The fields of an [`Observation`] that follow from it."""
-    cache, controls = session.cache, session.require_controls()
-    rule, seen, padding = controls.rule, cache.get_seq_length() + 1, cache.padding
-    left = controls.episode_length - cache.episode.length
-    ends = None if session.steps is None else session.steps - len(cache.trace)
-    least = rule.sink_tokens + rule.window_tokens + 2
-    if padding is None and not rule.short_text_tokens and not isinstance(ends, torch.Tensor):
-        ahead = max(least - seen, 0)
-        to_end = (
-            None if ends is None else torch.full((cache.rows,), float(max(ends - ahead, 0)), device=session.device)
-        )
-        return dict(
-            controllable=session.in_all_rows(rule.is_controllable(seen), torch.bool),
-            remaining=session.in_all_rows(float(max(left - ahead, 0)), torch.float32),
-            page_fill=session.in_all_rows(rule.page_fill(seen), torch.float32),
-            remaining_in_call=to_end,
-        )
-    count = torch.full((cache.rows,), seen, device=session.device) if padding is None else seen - padding
-    uncontrollable_ahead = (least - count).clamp(min=0)
-    return dict(
-        controllable=rule.is_controllable(count),
-        remaining=(left - uncontrollable_ahead).clamp(min=0).float(),
-        page_fill=rule.page_fill(count),
-        held=held_axes(rule, count, cache.action_space),
-        remaining_in_call=None if ends is None else (ends - uncontrollable_ahead).clamp(min=0).float(),
-    )
-
-
-def held_axes(rule: SelectionRule, count: torch.Tensor, space: ActionSpace) -> torch.Tensor | None:
-    """The axes `(rows, axes)` that a step holds at their largest level: `token_keep`, where it reads a short text."""
-    if not rule.short_text_tokens:
-        return None
-    held = torch.zeros(len(count), len(space.axes), dtype=torch.bool, device=count.device)
-    held[:, space.axis_names.index("token_keep")] = rule.reads_all(count)
-    return held
-
-
-# =====================================================================================================================
-# decoding/step.py
-#
-# One forward of the base under a budget: dense prefix, decode steps, KV refresh.
-#
-# `generate` and `score` process all tokens by [`decode_forward`]. It is stateless: all state is in the [`SOLCache`], and
-# the settings of the call are in the [`DecodingSession`].
-#
-#     tokens of a call     | d d d d d d d d | s |        d: one dense forward of the base
-#     session.decode_from                      ^          s: a decode step each
-# =====================================================================================================================
-
-
-def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
-    """The input of the controller before `token` `(rows, 1)` is processed."""
-    base, cache, controls = session.base, session.cache, session.require_controls()
-    episode = cache.episode
-    if episode.hidden_state is None and cache.get_seq_length():
-        raise ValueError("The hidden state before this token is unknown after `crop`: pass two tokens or more.")
-    embedding, before = embed(base, token)[:, -1], None
-    if episode.length == 0 and episode.token_before is not None:
-        before = embed(base, episode.token_before)[:, -1]
-    if episode.hidden_state is None:
-        size = base.get_output_embeddings().weight.shape[-1]
-        episode.hidden_state = torch.zeros(cache.rows, size, device=token.device, dtype=embedding.dtype)
-    space, last = cache.action_space, episode.steps[-1] if episode.steps else None
-    return Observation(
-        hidden_state=episode.hidden_state,
-        token_embedding=embedding,
-        previous_action=session.in_all_rows(len(space), torch.long) if last is None else last.action,
-        step=episode.length,
-        total_step=len(cache.trace),
-        episode_length=controls.episode_length,
-        targets=cache.targets,
-        ledger=cache.ledger,
-        action_space=space,
-        state=episode.controller_state,
-        previous_hidden_state=None if last is None else last.previous_hidden,
-        previous_embedding=before,
-        logits_digest=episode.logits_digest,
-        backend=controls.backend,
-        **seen_keys(session),
-    )
-
-
-def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
-    """Action ids `(rows,)`: the best by the processed scores, or a sample; dense for rows not under control."""
-    cache, controls, space = session.cache, session.require_controls(), observation.action_space
-    scores = None
-    if controls.simple_limits is not None and isinstance(controls.controller, PolicyController):
-        chosen, scores = controls.controller.choose(observation, controls.simple_limits)
-        if chosen is not None:
-            return chosen
-    shown = observation.as_asked(controls.controller)
-    shown = shown.copy() if controls.needs_copies else shown
-    scores = controls.controller(shown) if scores is None else scores
-    if scores.shape != (observation.rows, len(space)):
-        raise ValueError(
-            f"{type(controls.controller).__name__} returned scores of shape {tuple(scores.shape)}, expected "
-            f"{(observation.rows, len(space))}."
-        )
-    refuse_nan(scores, controls.controller)
-    before = observation.previous_action[:, None]  # the limits do not look at it
-    if controls.edits:
-        before = cache.episode.actions(observation.rows, scores.device)
-        scores = controls.edits(before, scores, observation=shown)
-    scores = controls.limits(before, scores, observation=observation)
-    if observation.held is not None:
-        scores = hold_axes(scores, observation.held, space)
-    actions = drawn_actions(scores, controls.temperature) if controls.do_sample else best_actions(scores)
-    return torch.where(observation.controllable, actions, space.dense_id)
-
-
-def decode_step(
-    session: DecodingSession, inputs: ForwardInputs, active: torch.Tensor | None = None
-) -> CausalLMOutputWithPast:
-    """Choose an action for one token per row, and process it."""
-    cache, controls, token = session.cache, session.require_controls(), inputs.tokens
-    if cache.episode.length == controls.episode_length:
-        if needs_refresh(session):
-            refresh(session, inputs)
-        else:
-            last = cache.episode
-            cache.end_episode(last.hidden_state, last.steps[-1].token, last.logits_digest)
-    observation = observe(session, token)
-    actions = choose(observation, session)
-    values = cache.action_space.values_on(actions.device)[actions]
-    if is_captured(session, inputs):
-        logits, hidden = current_capture(session)(token, values, positions_of(inputs))
-        output, is_dense = CausalLMOutputWithPast(logits=logits, past_key_values=cache), False
-    else:
-        settings = controls.rule, controls.backend, controls.bits_backend, controls.dense_axes
-        plan = StepPlan.from_values(values, cache, *settings, parts=session.parts)
-        output, hidden = run_planned(session, inputs, plan)
-        is_dense = plan.is_dense
-    counted = observation.controllable if active is None else observation.controllable & active
-    digest = logits_digest(session, output)
-    cache.record(token, actions, counted, hidden, digest, inputs.along, observation.held)
-    if cache.episode.first_sparse is None and not is_dense:
-        cache.episode.first_sparse = cache.episode.length - 1
-    return output
-
-
-def run_planned(
-    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
-) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
-    """A step by its plan: what the base returns, and the LM head's input `(rows, hidden_size)`."""
-    compiled = compiled_step(session, inputs, plan, is_new)
-    if compiled is not None:
-        return compiled
-    with active_forward(plan) as context:
-        output = base_forward(session.base, without_needless_mask(inputs, session.cache), session.cache)
-    return output, context.last_hidden_state()
-
-
-def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInputs:
-    """The inputs of a step, without the attention mask if no row is padded: transformers would copy it to the host."""
-    if cache.padding is not None or inputs.tokens.device.type == "cpu":
-        return inputs
-    return replace(inputs, attention_mask=None)
-
-
-def dense_part(session: DecodingSession, inputs: ForwardInputs, all_logits: bool) -> CausalLMOutputWithPast:
-    """Process tokens densely, and again with them those of an unfinished episode, which refreshes their keys."""
-    cache, logits_to_keep = session.cache, inputs.length if all_logits else 1
-    whole = inputs
-    if cache.episode.length and needs_refresh(session) and spares_rows(session):
-        refresh(session, inputs, is_new_turn=True)
-    elif cache.episode.length and needs_refresh(session):
-        *before, last = take_back(session, inputs, cache.episode.first_sparse or 0)
-        if last.tokens.is_floating_point() != inputs.tokens.is_floating_point():
-            last, whole = (part.embedded(session.base) for part in (last, whole))
-        if whole.can_follow(last):
-            whole = whole.after(last)
-        else:
-            before.append(last)
-        for part in before:
-            dense_forward(session, part)
-    output = dense_forward(session, whole, logits_to_keep)
-    return last_tokens(output, whole.length, inputs.length, cache.rows)
-
-
-def decode_forward(
-    session: DecodingSession, inputs: ForwardInputs, all_logits: bool, active: torch.Tensor | None = None
-) -> CausalLMOutputWithPast:
-    """Process `inputs`: densely up to `session.decode_from`, one decode step for each token from there on."""
-    cache, length = session.cache, inputs.length
-    dense = length - 1
-    if session.controls is None:
-        dense = length
-    elif session.is_recomputing:
-        dense = length
-    elif session.decode_from is not None:
-        dense = min(max(session.decode_from - cache.get_seq_length(), 0), length)
-    outputs, lengths = [], [dense] if dense else []
-    if dense:
-        outputs.append(dense_part(session, inputs.part(0, dense, is_dense=True), all_logits))
-    if session.is_recomputing:
-        cache.record_dense()
-        session.is_recomputing = False
-    for index in range(dense, length):
-        outputs.append(decode_step(session, inputs.part(index, index + 1, is_dense=False), active))
-        lengths.append(1)
-    joined = join_outputs(outputs, lengths, cache.rows)
-    if all_logits and len(outputs) > 1:
-        joined.logits = torch.cat([output.logits for output in outputs], dim=1)
-    joined.past_key_values = cache
-    return joined
-
-
-# =====================================================================================================================
-# decoding/lossless/agreement.py
-#
-# How likely a drafted token is the one that is taken: learned from those that were checked.
-#
-# A draft is wrong where two tokens were nearly as likely. So shares are kept by the *gap* between the two best tokens of
-# the draft, in nats: with weights in 8 bits and a fifth of the keys, nine out of ten wrong drafts have a gap below 0.4.
-# =====================================================================================================================
-
-
-EDGES = (0.1, 0.2, 0.4, 0.7, 1.0, 2.0)
-"""Gaps in nats at which the next bin begins."""
-MEASURED = (0.57, 0.72, 0.957, 0.965, 0.99, 0.993, 0.998)
-"""Share of drafted tokens that agreed, by bin: SmolLM2-135M, 8 bits, a fifth of the keys, context 512, 16 texts."""
-CERTAINTY = 8.0
-"""Tokens for which the measured shares count in the beginning."""
-MEMORY = 0.98
-"""Weight of all earlier tokens of a bin after another one."""
-SHARES = (0.053, 0.045, 0.077, 0.105, 0.08, 0.21, 0.43)
-"""Share of the tokens in every bin, in the same texts."""
-
-
-class Agreement:
-    """Shares of drafted tokens that were taken, by the gap of the draft."""
-
-    def __init__(self) -> None:
-        self._taken = [share * CERTAINTY for share in MEASURED]
-        self._drafted = [CERTAINTY] * len(MEASURED)
-        self._weights = list(SHARES)
-
-    def probability(self, gap: float) -> float:
-        """The chance that a token with this gap is taken; 1 for one without another choice."""
-        if gap == math.inf:
-            return 1.0
-        place = bisect.bisect_right(EDGES, gap)
-        return self._taken[place] / self._drafted[place]
-
-    @property
-    def mean(self) -> float:
-        """The chance that a drafted token is taken, before its gap is known."""
-        chances = (taken / drafted for taken, drafted in zip(self._taken, self._drafted, strict=True))
-        return sum(map(float.__mul__, chances, self._weights)) / sum(self._weights)
-
-    def record(self, gap: float, is_taken: bool) -> None:
-        """Note that a drafted token was taken, or that another one was."""
-        place = bisect.bisect_right(EDGES, gap)
-        self._taken[place] = MEMORY * self._taken[place] + is_taken
-        self._drafted[place] = MEMORY * self._drafted[place] + 1
-        step = 1 - MEMORY
-        self._weights = [(1 - step) * weight + step * (index == place) for index, weight in enumerate(self._weights)]
-
-
-# =====================================================================================================================
-# decoding/lossless/pace.py
-#
-# How long a draft pays: see docs/lossless.md.
-#
-# With `d` the time of a dense step, `c` of a draft's step, `v(n)` of a check of `n` tokens, and `a` the chance that a
-# drafted token is taken, a draft of `g` tokens makes
-#
-#     E(g) = 1 + a + a^2 + ... + a^g   tokens in   g c + v(g + 1),    a dense step one token in   d
-#
-# The best rate over all `g` is compared with that of dense steps. Within a draft, another token pays as long as the
-# chance that all so far are taken, and the next one too, is larger than what it costs at that rate.
-# =====================================================================================================================
-
-
-LONGEST_in_pace = 16
-"""Tokens of a draft at most."""
-LEAST_SEEN = 4
-"""Drafts after which their measured rate counts, and not the model's."""
-SAMPLES_in_pace = 9
-"""Times of each kind that are remembered; their median counts."""
-DENSE_FIRST = 3
-"""Dense steps that are timed before the first draft, the first of which may compile and copy."""
-LEAST_GAIN_in_pace = 1.02
-"""Drafts begin where they are expected to be faster than dense steps by this factor."""
-MOST_LOSS = 0.015
-"""Share of the time of dense steps that may be spent on finding out whether drafts pay."""
-FIRST_LOSS = 2.0
-"""Dense steps that the first texts of a setting may lose to find it out."""
-FIRST_SHARE = 0.03
-"""Share of the time of all texts of a setting that this may be: in short texts it waits until there were enough."""
-TRIED = 4
-"""Tokens of such a draft."""
-FIRST_WAIT = 32
-"""Tokens after which drafts that did not pay are tried again; twice as many every time."""
-LONGEST_WAIT = 512
-"""Tokens after which they are tried again at most."""
-STEP, CHECK, MORE = 0.5, 1.3, 0.1
-"""Time of a draft's step, of a check, and of each of its tokens, in dense steps, as long as none was measured."""
-
-read_clock = time.perf_counter
-"""The clock by which drafts are judged; a benchmark on a busy machine may count processor time instead."""
-
-
-@dataclass
-class Costs:
-    """Times, in seconds, of one setting: a base, a number of rows, a draft, and about one length of the text."""
-
-    dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
-    step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
-    checks: dict[int, deque[float]] = field(default_factory=dict)
-    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
-    tokens: int = 0
-    lost: float = 0.0
-    wait: int = FIRST_WAIT
-    since: int = 0
-    skipped: set[str] = field(default_factory=set)
-
-    def note_dense(self, seconds: float) -> None:
-        """Note the time of a dense step."""
-        if not self._is_first("dense"):
-            self.dense.append(seconds)
-
-    def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
-        """Note what it took to draft tokens, and to check them together with the one before them."""
-        self.step.append(drafting / drafted)
-        if not self._is_first(f"check of {drafted + 1}"):
-            self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES_in_pace)).append(checking)
-
-    def _is_first(self, kind: str) -> bool:
-        """Whether this is the first time of a kind, in which something may have been compiled or copied."""
-        is_first = kind not in self.skipped
-        self.skipped.add(kind)
-        return is_first
-
-    @property
-    def dense_step(self) -> float | None:
-        """Seconds of a dense step; `None` if none was timed."""
-        return statistics.median(self.dense) if self.dense else None
-
-    @property
-    def relative_step(self) -> float:
-        """Time of a draft's step, in dense steps."""
-        dense = self.dense_step
-        return statistics.median(self.step) / dense if dense and self.step else STEP
-
-    def relative_check(self, tokens: int) -> float:
-        """Time of a check of so many tokens, in dense steps: as measured, or from the nearest number that was."""
-        dense = self.dense_step
-        if not dense or not self.checks:
-            return CHECK + MORE * tokens
-        nearest = min(self.checks, key=lambda known: (abs(known - tokens), known))
-        return max(0.0, statistics.median(self.checks[nearest]) / dense + MORE * (tokens - nearest))
-
-    @property
-    def are_known(self) -> bool:
-        """Whether drafts have been timed often enough, or are slower than dense steps without any check."""
-        if self.dense_step is None or not self.step:
-            return False
-        return len(self.step) >= 3 or min(self.step) > self.dense_step
-
-
-class Pace:
-    """Decides how many tokens are drafted, in one call."""
-
-    def __init__(
-        self, costs: Costs, agreement: Agreement, rows: int = 1, length: int | None = None, longest: int = LONGEST_in_pace
-    ):
-        self.costs, self.agreement, self._rows, self._length = costs, agreement, rows, length
-        self._longest = longest
-        self._has_drafted, self._rate = False, 1.0
-
-    def begin(self, most: int, left: int | None = None) -> int:
-        """How many tokens may be drafted now; 0 for a dense step."""
-        if self._length is not None or most < 1:
-            return max(0, min(self._length or 0, most))
-        most = min(most, self._longest)
-        if len(self.costs.dense) + len(self.costs.skipped & {"dense"}) < DENSE_FIRST:
-            return 0
-        self._rate = max(1.0, self.expected_rate())
-        if self.costs.are_known and self._rate >= LEAST_GAIN_in_pace:
-            return most
-        return self._tried(most, left)
-
-    def _tried(self, most: int, left: int | None) -> int:
-        """How many tokens are drafted to find out whether drafts pay, or do so by now."""
-        allowed = MOST_LOSS * self.costs.tokens - self.costs.lost
-        if not self.costs.are_known:
-            if left is not None and FIRST_SHARE * (self.costs.tokens + left) < FIRST_LOSS:
-                return 0
-            if not self.costs.step:
-                return 1  # the first of all, which may compile, and the next one, which is timed
-            return min(most, TRIED) if allowed + FIRST_LOSS > 0 else 0
-        loss = self._cost(TRIED) - expected_tokens(TRIED, self.chance)
-        if self.costs.since < self.costs.wait or allowed < loss:
-            return 0
-        self.costs.wait, self.costs.since = min(2 * self.costs.wait, LONGEST_WAIT), 0
-        self.costs.whole.clear()
-        self._rate = max(1.0, self.expected_rate())
-        return most if self._rate >= LEAST_GAIN_in_pace else min(most, TRIED)
-
-    def expected_rate(self) -> float:
-        """Tokens that drafts and their checks give in the time of a dense step: as measured, or by the model."""
-        dense, seen = self.costs.dense_step, self.costs.whole
-        if dense is not None and len(seen) >= LEAST_SEEN:
-            return sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
-        return max(expected_tokens(length, self.chance) / self._cost(length) for length in range(1, self._longest + 1))
-
-    def _cost(self, length: int) -> float:
-        """Time of a draft of so many tokens and of its check, in dense steps."""
-        return length * self.costs.relative_step + self.costs.relative_check(length + 1)
-
-    @property
-    def chance(self) -> float:
-        """That a token is taken in every row, before it is drafted."""
-        return self.agreement.mean**self._rows
-
-    def goes_on(self, drafted: int, chance: float) -> bool:
-        """Whether another token pays, after `drafted` that are all taken with this chance."""
-        if self._length is not None:
-            return True
-        more = self.costs.relative_check(drafted + 2) - self.costs.relative_check(drafted + 1)
-        return chance * self.chance > self._rate * (self.costs.relative_step + max(0.0, more))
-
-    def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
-        """Note the time of a draft and its check; not of the first ones of a call, which assemble its programs."""
-        if self._has_drafted:
-            self.costs.note_draft(drafting, drafted, checking)
-        self._has_drafted = True
-
-    def settle(self, tokens: int, seconds: float) -> None:
-        """Note how many tokens a draft and its check have given, in this time."""
-        self.note_tokens(tokens)
-        if self.costs.are_known:
-            self.costs.whole.append((tokens, seconds))
-        dense = self.costs.dense_step
-        if dense:
-            self.costs.lost = max(0.0, self.costs.lost + seconds / dense - tokens)
-
-    def note_tokens(self, tokens: int) -> None:
-        """Note that tokens were made."""
-        self.costs.tokens, self.costs.since = self.costs.tokens + tokens, self.costs.since + tokens
-
-
-@dataclass
-class Known:
-    """What earlier calls have found out about a base."""
-
-    costs: dict[tuple[str, int, int], Costs] = field(default_factory=dict)
-    agreements: dict[str, Agreement] = field(default_factory=dict)
-
-    def pace(self, name: str, rows: int, context: int, length: int | None, longest: int) -> Pace:
-        """The [`Pace`] of a call with drafts of this name, after a context of so many tokens."""
-        costs = self.costs.setdefault((name, rows, context.bit_length()), Costs())
-        return Pace(costs, self.agreements.setdefault(name, Agreement()), rows, length, longest)
-
-
-def expected_tokens(length: int, chance: float) -> float:
-    """Tokens that a draft and its check give on average: those that are taken, and the one after them."""
-    return sum(chance**place for place in range(length + 1))
-
-
-# =====================================================================================================================
-# decoding/lossless/ahead.py
-#
-# Tokens ahead of the loop: processed densely already, with their logits, but not yet part of the text.
-#
-# The cache holds what the loop has processed and nothing else, also between two forwards: a callback that copies it, or
-# an exception, finds it as after any other step. The keys and values ahead are kept beside it.
-#
-#     cache    | keys of the text so far |  ahead: keys of drafted tokens  |
-#                                        ^ one more with each token that the loop takes as drafted
-# =====================================================================================================================
-
-
-@dataclass
-class Ahead:
-    """Drafted tokens after a check."""
-
-    tokens: torch.Tensor
-    gaps: list[list[float]]
-    logits: torch.Tensor
-    hidden: torch.Tensor
-    along: TokenArguments
-    seconds: float = 0.0
-    tails: list[tuple[torch.Tensor, torch.Tensor] | None] = field(default_factory=list)
-    used: int = 0
-
-    @property
-    def drafted(self) -> int:
-        """Number of drafted tokens."""
-        return self.tokens.shape[1]
-
-    def take_from(self, cache: SOLCache) -> None:
-        """Take the keys and values of the drafted tokens, the last in the cache, out of it."""
-        number = self.drafted
-        self.tails = [None if isinstance(layer, PagedLayer) else _last_in_ahead(layer, number) for layer in cache.layers]
-        if number:
-            cache.drop_tokens(number)
-
-    def follows(self, inputs: ForwardInputs) -> torch.Tensor | None:
-        """Which rows `(rows,)` take the next drafted token; `None` if the forward is of another kind altogether."""
-        place = self.used
-        if place >= self.drafted or inputs.tokens.shape != (len(self.tokens), 1) or inputs.asks_for_more:
-            return None
-        if inputs.tokens.is_floating_point() or not _are_same(inputs.along, self.along, place + 1):
-            return None
-        if inputs.attention_mask is not None and not bool(inputs.attention_mask[:, -1].all()):
-            return None
-        return inputs.tokens[:, 0] == self.tokens[:, place]
-
-    def give_next(self, cache: SOLCache) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the keys and values of the next token into the cache."""
-        place = self.used
-        for layer, tail in zip(cache.layers, self.tails, strict=True):
-            if tail is None:
-                layer.give_back(1)
-            else:
-                layer.update(tail[0][:, :, place : place + 1], tail[1][:, :, place : place + 1])
-        cache.processed += 1
-        self.used += 1
-        return self.logits[:, self.used : self.used + 1], self.hidden[:, self.used]
-
-
-def _last_in_ahead(layer: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    begin = layer.keys.shape[2] - number
-    return layer.keys[:, :, begin:], layer.values[:, :, begin:]
-
-
-def _are_same(given: TokenArguments, expected: TokenArguments, place: int) -> bool:
-    """Whether arguments of one token are those that were expected for the token at `place`."""
-    if given.keys() != expected.keys():
-        return False
-    pairs = ((given[name].value, expected[name].cut(place, place + 1).value) for name in given)
-    return all(torch.equal(one.to(other.device), other) for one, other in pairs)
-
-
-def ahead_of(inputs: ForwardInputs, token: torch.Tensor, steps: int) -> ForwardInputs:
-    """The inputs of a token `(rows, 1)` that the loop may take `steps` tokens after that of `inputs`."""
-    mask = inputs.attention_mask
-    if mask is not None:
-        mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
-    along = {name: replace(argument, value=argument.value + steps) for name, argument in inputs.along.items()}
-    return ForwardInputs(token, mask, along, further=inputs.further)
-
-
-# =====================================================================================================================
-# decoding/outputs.py
-#
-# The outputs of `generate` and `score`, and how executed steps are added to them.
-# =====================================================================================================================
-
-
-NO_ACTION = -1
-
-_ACTIONS_AND_REALISED = """
-        actions (`torch.LongTensor` of shape `(rows, steps)`): Action under which each new token was computed, -1 where
-            the row had already ended.
-        realised (`torch.Tensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further axes
-            of the action space over the row's controllable steps; the largest levels for a row that had none.
-        compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it."""
-
-
-@dataclass
-class SOLGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
-    __doc__ = f"""Output of greedy search and sampling under a budget.
-
-    Args:
-        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}
-        agreement (`float`, *optional*): With `lossless`, the share of drafted tokens that were taken; with
-            `measure_agreement`, the share of new tokens at which the most likely token is the dense one.
-        checks (`int`, *optional*): With `lossless`, dense forwards over drafts.
-        tokens_per_forward (`float`, *optional*): With `lossless`, tokens of a row for every dense forward after the
-            prompt, checks and dense steps.
-    """
-
-    actions: torch.Tensor | None = None
-    realised: torch.Tensor | None = None
-    compute_unit: str | None = None
-    agreement: float | None = None
-    checks: int | None = None
-    tokens_per_forward: float | None = None
-
-
-@dataclass
-class SOLGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
-    __doc__ = f"""Output of beam search under a budget.
-
-    Args:
-        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}
-    """
-
-    actions: torch.Tensor | None = None
-    realised: torch.Tensor | None = None
-    compute_unit: str | None = None
-
-
-@dataclass
-class SOLScoreOutput(ModelOutput):
-    """Teacher-forced scores of a continuation; `steps` is the number of steps of the longest row."""
-
-    logprobs: torch.Tensor | None = None
-    actions: torch.Tensor | None = None
-    realised: torch.Tensor | None = None
-    step_mask: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    greedy: torch.Tensor | None = None
-    compute_unit: str | None = None
-
-
-def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """Means in axis units over the counted steps, `(rows, axes)`, from `(rows, steps)` actions and flags."""
-    ratios = space.ratios_on(actions.device)[actions.clamp(min=0)]
-    weight = counted.to(ratios.dtype)[..., None]
-    means = (ratios * weight).sum(1) / weight.sum(1).clamp(min=1) * space.scales.to(actions.device)
-    return torch.where(weight.sum(1) > 0, means, torch.tensor(space.largest, device=actions.device))
-
-
-def attach_steps(
-    output: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput,
-    row_ends: RowEnds,
-    cache: SOLCache | None,
-    space: ActionSpace,
-    compute_unit: str | None = None,
-) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
-    """Add `actions` and `realised` to the output of transformers' generate."""
-    beams = getattr(output, "beam_indices", None)
-    if beams is not None:
-        beams = beams[:, : len(row_ends.ended)].long()
-    running = row_ends.running() if beams is None else beams >= 0
-    steps = running.shape[1]
-    if cache is None:
-        actions = torch.full_like(running, space.dense_id if space.has_dense else NO_ACTION, dtype=torch.long)
-        realised = torch.tensor(space.dense, device=running.device).repeat(len(running), 1)
-    else:
-        trace = cache.trace
-        actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
-        counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
-        if beams is not None:
-            actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
-        realised = realised_means(actions, counted & running, cache.action_space)
-    is_beam_search = isinstance(output, GenerateBeamDecoderOnlyOutput)
-    target = SOLGenerateBeamDecoderOnlyOutput if is_beam_search else SOLGenerateDecoderOnlyOutput
-    return target(
-        **{field.name: getattr(output, field.name) for field in fields(output)},
-        actions=actions.masked_fill(~running, NO_ACTION),
-        realised=realised,
-        compute_unit=compute_unit,
-    )
-
-
-# =====================================================================================================================
-# decoding/lossless/counts.py
-#
-# What came of the drafts of a call.
-# =====================================================================================================================
-
-
-@dataclass
-class DraftCounts:
-    """Sums over a call."""
-
-    drafted: int = 0
-    taken: int = 0
-    checks: int = 0
-    steps: int = 0
-    tokens: int = 0
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of the drafted tokens that were taken; `None` if none was drafted."""
-        return self.taken / self.drafted if self.drafted else None
-
-    @property
-    def tokens_per_forward(self) -> float | None:
-        """Tokens of a row for every dense forward after the prompt; `None` without any."""
-        forwards = self.checks + self.steps
-        return self.tokens / forwards if forwards else None
-
-    def report(self, output: SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput) -> None:
-        """Write them into the output of a call, which has no beams."""
-        assert isinstance(output, SOLGenerateDecoderOnlyOutput), "beams are refused"
-        output.agreement, output.checks = self.agreement, self.checks
-        output.tokens_per_forward = self.tokens_per_forward
-
-
-# =====================================================================================================================
-# controllers/levels.py
-#
-# The levels next to wanted values, and scores that rank actions by their distance to wanted levels.
-# =====================================================================================================================
-
-
-def closeness(wanted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """Scores that rank actions by their distance to the wanted levels, 0 for an exact match."""
-    return -(space.ratios_on(wanted.device) - wanted[:, None]).abs().sum(dim=-1)
-
-
-def neighbouring_levels(targets: torch.Tensor, space: ActionSpace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per axis the nearest levels at or below and at or above the target, and the share of the upper one."""
-    lower, upper = [], []
-    for levels, target in zip(space.levels_on(targets.device), targets.unbind(-1), strict=True):
-        last = torch.searchsorted(levels, target + 1e-6, right=True).clamp(1, len(levels)) - 1
-        low = levels[last]
-        lower.append(low)
-        upper.append(torch.where(low >= target - 1e-6, low, levels[(last + 1).clamp(max=len(levels) - 1)]))
-    low, high = torch.stack(lower, -1), torch.stack(upper, -1)
-    share = ((targets - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    return low, high, torch.where(high > low, torch.round(share, decimals=6), 0.0)
-
-
-# =====================================================================================================================
-# controllers/fixed.py
-#
-# The static schedule: the baseline that a trained policy has to beat.
-# =====================================================================================================================
-
-
-NOT_CARRIED = "token_keep"
-"""The axis on which the published baseline does not carry the remainder of its rounding to the next step."""
-STEPS_AHEAD = 64
-"""Steps of which the scores are computed together, on the CPU."""
-
-
-class FixedController(Controller):
-    """The static schedule: the two levels next to each target, assigned round-robin over the rows."""
-
-    def __init__(self, carry: Sequence[str] | None = None, across_rows: bool = True):
-        self.carry = None if carry is None else tuple(axis.name for axis in axes_named(carry))
-        self.across_rows, self.rows_are_independent = across_rows, not across_rows
-        self._ahead: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-        """First step, targets and levels of the scores that are computed ahead, and the scores."""
-
-    def __call__(self, observation: Observation) -> torch.Tensor:
-        targets, space, step = observation.require_targets(), observation.action_space, observation.total_step
-        if targets.device.type != "cpu":  # to compare targets would stall the device
-            return self._scores(targets, space, step, 1)[0]
-        known, begin, ratios = self._ahead, step - step % STEPS_AHEAD, space.ratios_on(targets.device)
-        if not (known and known[0] == begin and torch.equal(known[1], targets) and torch.equal(known[2], ratios)):
-            scores = self._scores(targets, space, begin, STEPS_AHEAD)
-            known = self._ahead = begin, targets.clone(), ratios.clone(), scores
-        return known[3][step - begin].clone()
-
-    def _scores(self, targets: torch.Tensor, space: ActionSpace, step: int, number: int) -> torch.Tensor:
-        """Scores of all actions in `number` steps, the first of which is `step`, `(number, rows, n_actions)`."""
-        (low, high, share), rows = neighbouring_levels(targets, space), len(targets)
-        steps = torch.arange(step, step + number, dtype=torch.float32, device=targets.device)[:, None]
-        half = half_between(low, high)
-        now, then = steps[:, None], steps[:, None] + 1
-        own_turn = torch.ceil(share * then - half) > torch.ceil(share * now - half)
-
-        total = share.sum(dim=0)
-        carried = _mask_on(tuple(self._carried(space)), targets.device)
-        earlier = torch.where(carried, torch.round(total * steps), 0)
-        number_high = torch.where(carried, torch.round(total * (steps + 1)) - earlier, torch.round(total))
-        begin = _first_rows(space, steps[:, 0], earlier, number_high)
-        place = (torch.arange(rows, device=targets.device)[:, None] - begin[:, None]) % rows
-        shared_turn = place < number_high[:, None]
-
-        shared = (targets == targets[0]).all() & (rows > 1 and self.across_rows)
-        is_high = torch.where(shared, shared_turn, own_turn)
-        wanted = torch.where(is_high, high, low)
-        return closeness(wanted.flatten(0, 1), space).view(number, rows, -1)
-
-    def _carried(self, space: ActionSpace) -> list[bool]:
-        """For every axis, whether the remainder is carried."""
-        if self.carry is None:
-            return [name != NOT_CARRIED for name in space.axis_names]
-        lacking = [name for name in self.carry if name not in space.axis_names]
-        if lacking:
-            raise ValueError(
-                f"`carry` names {', '.join(lacking)}, but the axes of the action space are "
-                f"{', '.join(space.axis_names)}."
-            )
-        return [name in self.carry for name in space.axis_names]
-
-
-@functools.lru_cache
-def _mask_on(flags: tuple[bool, ...], device: torch.device) -> torch.Tensor:
-    """A mask on `device`; copied there once."""
-    return torch.tensor(flags).to(device)
-
-
-def _first_rows(space: ActionSpace, step: torch.Tensor, earlier: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
-    """Per axis the index of the first row that gets the upper level, `(steps, axes)`, not yet modulo the rows."""
-    published = {"token_keep": step, "bits": now[:, 0] + step}
-    first, before = [], torch.zeros_like(step)
-    for name, own_earlier, own_now in zip(space.axis_names, earlier.unbind(-1), now.unbind(-1), strict=True):
-        first.append(published.get(name, before + own_earlier))
-        before = before + own_now
-    return torch.stack(first, dim=-1)
-
-
-def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
-    """The static schedule of `blocks` texts, as for a single row in which they follow one another."""
-    low, high, share = neighbouring_levels(means[None].float(), space)
-    counted = counted.expand(blocks, -1)
-    half = half_between(low, high).double()
-    is_high = upper_turns(share.double(), half, int(counted.sum()))
-    axes = len(space.axes)
-    corners = torch.tensor(list(product((False, True), repeat=axes)))
-    ids = closeness(torch.where(corners, high, low), space).argmax(dim=-1)
-    schedule = torch.full(counted.shape, space.dense_id)
-    corner = (is_high * 2 ** torch.arange(axes).flip(0)).sum(dim=-1)
-    schedule[counted] = ids[corner]
-    return schedule
-
-
-def half_between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Where a remainder is rounded up, for levels next to a target: ties are rounded down, as in a [`BudgetPrior`]."""
-    return 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)
-
-
-def upper_turns(share: torch.Tensor, half: torch.Tensor | float, number: int) -> torch.Tensor:
-    """The turns in which an axis takes its upper level, if its share of them is carried from turn to turn."""
-    turn = torch.arange(number, dtype=torch.float64)[:, None]
-    return torch.ceil(share * (turn + 1) - half) > torch.ceil(share * turn - half)
-
-
-register_controller("fixed", lambda model, number: FixedController())
-
-
-# =====================================================================================================================
-# decoding/lossless/drafts.py
-#
-# The steps of a draft: all at the same levels, or at those that a controller chooses under the budget of the call.
-#
-# Nothing of a draft stays in the cache but the record of what it spent. Its keys and values are those of cheap steps,
-# and the check writes dense ones in their place.
-# =====================================================================================================================
-
-
-@dataclass(frozen=True)
-class DraftSteps:
-    """Runs the steps of drafts."""
-
-    levels: Mapping[str, float] | None = None
-
-    @classmethod
-    def of(cls, options: DecodeOptions, space: ActionSpace) -> "DraftSteps":
-        """The steps of a call with a budget; without a controller if its schedule has nothing to choose."""
-        budget = options.budget
-        if budget is None or budget.rows is not None or type(options.controller) is not FixedController:
-            return cls()
-        targets = dict(zip(space.axis_names, space.largest, strict=True))
-        targets |= {axis: float(getattr(budget, axis)) for axis in space.axis_names if axis in budget.controlled}
-        levels = {}
-        for axis, target in targets.items():
-            spent = space.spent[axis]
-            if target not in spent:
-                return cls()
-            levels[axis] = float(space.levels[axis][spent.index(target)])
-        return cls(levels)
-
-    @property
-    def name(self) -> str:
-        """What the times of these steps are remembered by."""
-        return "controller" if self.levels is None else str(sorted(self.levels.items()))
-
-    def __call__(self, session: DecodingSession, inputs: ForwardInputs, is_first: bool) -> torch.Tensor:
-        """Process one token of every row, the first of a draft or a later one; logits `(rows, vocab_size)`."""
-        if self.levels is None:
-            return decode_step(session, inputs).logits[:, -1]
-        controls, cache = session.require_controls(), session.cache
-        levels = planned(self.levels, cache, controls.rule, inputs.tokens)
-        if is_captured(session, inputs):
-            values = [
-                levels.get(axis.name, torch.full_like(inputs.tokens[:, 0], axis.dense, dtype=torch.float32))
-                for axis in cache.action_space.axes
-            ]
-            return current_capture(session)(inputs.tokens, torch.stack(values, dim=1), positions_of(inputs))[0][:, -1]
-        plan = StepPlan(cache, controls.rule, levels, controls.backend, controls.bits_backend, session.parts)
-        return run_planned(session, inputs, plan, is_new=is_first)[0].logits[:, -1]
-
-
-def planned(
-    levels: Mapping[str, float], cache: SOLCache, rule: SelectionRule, tokens: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The levels `(rows,)` of a step over `tokens` `(rows, 1)`; short texts are read as a whole."""
-    rows, device, plan = len(tokens), tokens.device, {}
-    for axis, level in levels.items():
-        if level < AXES_in_axes[axis].dense:
-            plan[axis] = torch.full((rows,), float(level), device=device)
-    if "token_keep" in plan:
-        seen = cache.get_seq_length() + 1
-        count = torch.full((rows,), seen, device=device) if cache.padding is None else seen - cache.padding
-        reads_all = rule.reads_all(count) | ~rule.is_controllable(count)
-        plan["token_keep"] = plan["token_keep"].masked_fill(reads_all, 1.0)
-        if device.type == "cpu" and reads_all_keys(cache, rule, plan["token_keep"]):
-            del plan["token_keep"]
-    return plan
-
-
-# =====================================================================================================================
-# decoding/lossless/known_rows.py
-#
-# Rows that are ahead of others: where one row takes another token than was drafted, the others need no new draft yet.
-#
-# All rows of a batch are processed together, so what is ahead of them is dropped when the first row takes another token.
-# Of the others the next dense logits are known. They take the place of the logits of the new draft as long as it takes
-# the tokens that these rows had before.
-#
-#     row 0    a b c | x          x: another token than was drafted; its next tokens are drafted anew
-#     row 1    d e f | g h i      as drafted; what follows is known up to i, and after it
-# =====================================================================================================================
-
-
-@dataclass
-class KnownRows:
-    """What is known of rows that are ahead."""
-
-    rows: torch.Tensor
-    tokens: torch.Tensor
-    logits: torch.Tensor
-
-    @classmethod
-    def of(cls, ahead: Ahead, taken: torch.Tensor) -> "KnownRows | None":
-        """What is known after a token that only some rows `(rows,)` have taken as drafted."""
-        if not bool(taken.any()):
-            return None
-        begin = ahead.used + 1
-        return cls(taken, ahead.tokens[:, begin:], ahead.logits[:, begin:])
-
-    def in_place_of(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits of a draft `(rows, vocab_size)`, with those that are known."""
-        return torch.where(self.rows[:, None], self.logits[:, 0], logits)
-
-    def after(self, tokens: torch.Tensor) -> "KnownRows | None":
-        """What is known after the next drafted tokens `(rows,)`."""
-        if not self.tokens.shape[1]:
-            return None
-        rows = self.rows & (self.tokens[:, 0] == tokens)
-        return KnownRows(rows, self.tokens[:, 1:], self.logits[:, 1:]) if bool(rows.any()) else None
-
-
-# =====================================================================================================================
-# decoding/lossless/proposals.py
-#
-# What transformers' loop would take if the logits of a draft were those of the model.
-#
-# A drafted token is of use only if the loop then takes it. So the processors of the call are applied to the draft's
-# logits, and where the loop samples, the token is drawn with the random numbers that the loop will use: from a copy of
-# the state of its generator. If draft and model nearly agree, so do the draws. The loop's own generator and processors
-# are as if there were no draft. What is proposed has no influence on the text.
-# =====================================================================================================================
-
-
-PURE = tuple(
-    vars(logits_process)[name]
-    for name in (
-        "EncoderNoRepeatNGramLogitsProcessor",
-        "EncoderRepetitionPenaltyLogitsProcessor",
-        "EpsilonLogitsWarper",
-        "EtaLogitsWarper",
-        "ExponentialDecayLengthPenalty",
-        "ForcedBOSTokenLogitsProcessor",
-        "ForcedEOSTokenLogitsProcessor",
-        "InfNanRemoveLogitsProcessor",
-        "LogitNormalization",
-        "MinLengthLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor",
-        "MinPLogitsWarper",
-        "NoBadWordsLogitsProcessor",
-        "NoRepeatNGramLogitsProcessor",
-        "RepetitionPenaltyLogitsProcessor",
-        "SequenceBiasLogitsProcessor",
-        "SuppressTokensAtBeginLogitsProcessor",
-        "SuppressTokensLogitsProcessor",
-        "TemperatureLogitsWarper",
-        "TopKLogitsWarper",
-        "TopPLogitsWarper",
-        "TypicalLogitsWarper",
-    )
-    if name in vars(logits_process)
-)
-"""Processors that can be called once more without any effect on later calls. Others are left out of drafts."""
-
-KNOWN = float("inf")
-"""The gap of a token without another choice."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A drafted token of every row."""
-
-    tokens: torch.Tensor
-    gaps: torch.Tensor
-
-
-class Proposals:
-    """The choices of a running loop, as far as they can be foreseen."""
-
-    def __init__(self) -> None:
-        self._processors = LogitsProcessorList()
-        self._samples = False
-        self._pad: torch.Tensor | None = None
-        self._ends: torch.Tensor | None = None
-        self._longest: int | None = None
-        self.text: torch.Tensor | None = None
-
-    def observe(self, processors: Iterable[Any], config: GenerationConfig) -> None:
-        """Take over the settings of a loop that begins."""
-        self._processors = LogitsProcessorList(x for x in processors if type(x) in PURE)
-        self._samples, self._longest = bool(config.do_sample), config.max_length
-        self._pad, self._ends = (getattr(config, f"_{name}_token_tensor", None) for name in ("pad", "eos"))
-
-    def left(self) -> int | None:
-        """Tokens that the loop can still take; `None` if that is not known."""
-        return None if self.text is None or self._longest is None else self._longest - self.text.shape[1]
-
-    def begin(self, tokens: torch.Tensor, ended: torch.Tensor | None) -> "Draw":
-        """The choices after the last tokens `(rows, 1)`; rows that have ended `(rows,)` get the padding token."""
-        text = self.text
-        if text is None or len(text) != len(tokens) or not torch.equal(text[:, -1:], tokens.to(text.device)):
-            return Draw(LogitsProcessorList(), self._samples, tokens, self._pad, self._ends, ended)
-        return Draw(self._processors, self._samples, text, self._pad, self._ends, ended)
-
-
-class Draw:
-    """The choices of one draft, one after the other, on the device of the loop."""
-
-    def __init__(
-        self,
-        processors: LogitsProcessorList,
-        samples: bool,
-        text: torch.Tensor,
-        pad: torch.Tensor | None,
-        ends: torch.Tensor | None,
-        ended: torch.Tensor | None,
-    ):
-        self._processors, self._text = processors, text
-        self._pad, self._ends = (value if value is None else value.to(text.device) for value in (pad, ends))
-        none = torch.zeros(len(text), dtype=torch.bool, device=text.device)
-        self.ended = none if ended is None else ended.to(text.device)
-        self._generator = generator_like_that_of(text.device) if samples else None
-
-    def __call__(self, logits: torch.Tensor, known: torch.Tensor | None = None) -> Proposal:
-        """The token that follows, by logits `(rows, vocab_size)`."""
-        scores = self._processors(self._text, logits.to(self._text.device, torch.float32, copy=True))
-        if self._generator is not None:
-            scores = scores.softmax(dim=-1)
-            noise = torch.empty_like(scores).exponential_(1, generator=self._generator)
-            scores = (scores / noise).log()
-        best = scores.topk(min(2, scores.shape[-1]), dim=-1)
-        tokens, gaps = best.indices[:, 0], best.values[:, 0] - best.values[:, -1]
-        if known is not None:
-            gaps = gaps.masked_fill(known.to(gaps.device), KNOWN)
-        if self._pad is not None and self._ends is not None:
-            tokens, gaps = torch.where(self.ended, self._pad, tokens), gaps.masked_fill(self.ended, KNOWN)
-            self.ended = self.ended | torch.isin(tokens, self._ends)
-        self._text = torch.cat([self._text, tokens[:, None]], dim=1)
-        return Proposal(tokens, gaps.nan_to_num(nan=0.0, posinf=KNOWN))
-
-
-def generator_like_that_of(device: torch.device) -> torch.Generator:
-    """A generator that draws what the default generator of a device will draw next, and leaves that one alone."""
-    own = torch.Generator(device=device)
-    state = torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
-    own.set_state(state)
-    return own
-
-
-# =====================================================================================================================
-# decoding/lossless/reach.py
-#
-# How far ahead of the text a base can process tokens and get what it would get one by one.
-# =====================================================================================================================
-
-
-NO_LIMIT = 1 << 30
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Lengths of a text that tokens which are processed together may not cross."""
-
-    longest: int = NO_LIMIT
-    switch: int = NO_LIMIT
-    moves_beyond: int = NO_LIMIT
-
-    @classmethod
-    def of(cls, base: PreTrainedModel) -> "Reach":
-        """That of a base, by its config."""
-        config = text_config(base)
-        longest = getattr(config, "max_position_embeddings", None) or NO_LIMIT
-        kinds = _rope_kinds(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
-        switch = getattr(config, "original_max_position_embeddings", None) or longest
-        return cls(
-            longest=longest,
-            switch=switch if "longrope" in kinds else NO_LIMIT,
-            moves_beyond=longest if "dynamic" in kinds else NO_LIMIT,
-        )
-
-    def ahead_of(self, length: int) -> int:
-        """Tokens that can be processed together with the one that follows `length` tokens."""
-        if length >= self.moves_beyond:
-            return 0
-        ends = (end for end in (self.longest, self.switch, self.moves_beyond) if length < end)
-        return max(0, min(ends, default=NO_LIMIT) - length - 1)
-
-
-def _rope_kinds(parameters: dict) -> set[str]:
-    """The kinds of rotary embeddings in a config; there may be one for every kind of layer."""
-    kinds = {parameters.get(name) for name in ("rope_type", "type")}
-    for value in parameters.values():
-        if isinstance(value, dict):
-            kinds |= _rope_kinds(value)
-    return {kind for kind in kinds if isinstance(kind, str)}
-
-
-# =====================================================================================================================
-# decoding/lossless/look_ahead.py
-#
-# Decoding ahead of transformers' loop: drafts under a budget, and dense forwards that check them.
-#
-# The loop asks a forward for the logits after one token x of every row.
-#
-#     nothing is ahead      d1 .. dg are drafted by cheap steps; one dense forward over x d1 .. dg gives g + 1 logits,
-#                           of which the loop gets the first
-#     its token is d1       it gets the next ones at once, and so on
-#     it is another token   what is ahead is dropped, and a new draft begins there
-#
-# So all logits that leave the model are dense. A drafted token is taken if the loop itself takes it, by its own
-# processors, random numbers and criteria. Where drafts do not pay, there are dense steps: see [`Pace`].
-# =====================================================================================================================
-
-
-@dataclass(eq=False)
-class LookAhead:
-    """Processes the forwards of one call of `generate(lossless=True)`."""
-
-    steps: DraftSteps
-    pace_of: Callable[[int, int], Pace]
-    reach: Reach
-    row_ends: RowEnds
-    proposals: Proposals = field(default_factory=Proposals)
-    counts: DraftCounts = field(default_factory=DraftCounts, init=False)
-    _ahead: Ahead | None = field(default=None, init=False, repr=False)
-    _known: KnownRows | None = field(default=None, init=False, repr=False)
-    _pace: Pace | None = field(default=None, init=False, repr=False)
-    _forwards: int = field(default=0, init=False, repr=False)
-    _is_begun: bool = field(default=False, init=False, repr=False)
-
-    def __call__(self, session: DecodingSession, inputs: ForwardInputs, all_logits: bool) -> CausalLMOutputWithPast:
-        """Process the tokens of a forward of the loop."""
-        self._forwards, self._known = self._forwards + 1, None
-        is_text = inputs.length == 1 and self._is_begun and not session.is_recomputing
-        if is_text and self._ahead is not None:
-            found = self._taken_as_drafted(session, inputs)
-            if found is not None:
-                return found
-        self._drop()
-        if not is_text or inputs.asks_for_more or inputs.tokens.is_floating_point() or session.cache.episode.length:
-            self._is_begun, session.is_recomputing = True, False
-            return dense_part(session, inputs, all_logits)
-        self.counts.tokens += 1
-        self._pace = self._pace or self.pace_of(len(inputs.tokens), session.cache.get_seq_length())
-        most = self.pace.begin(self._most(session), self.proposals.left())
-        return self._look_ahead(session, inputs, most) if most else self._dense_step(session, inputs)
-
-    @property
-    def processed(self) -> int:
-        """Forwards of the call so far, each of which has given the logits of one new token."""
-        return self._forwards
-
-    def note_text(self, text: torch.Tensor) -> None:
-        """Take note of all tokens `(rows, length)` that the loop has, before a forward."""
-        self.proposals.text = text
-
-    def note_settings(self, processors: Iterable[Any], config: GenerationConfig) -> None:
-        """Take note of the settings of a loop that begins."""
-        self.proposals.observe(processors, config)
-
-    @property
-    def pace(self) -> Pace:
-        """How many tokens are drafted; known from the first token after the prompt on."""
-        assert self._pace is not None, "there is one once a token follows the prompt"
-        return self._pace
-
-    def _most(self, session: DecodingSession) -> int:
-        """Tokens that it makes sense to draft, at most."""
-        left, length = self.proposals.left(), session.cache.get_seq_length()
-        most = self.reach.ahead_of(length)
-        return most if left is None else min(most, left - 1)
-
-    def _taken_as_drafted(self, session: DecodingSession, inputs: ForwardInputs) -> CausalLMOutputWithPast | None:
-        """The logits after a token that was drafted, `None` if it is another one in some row."""
-        ahead = self._ahead
-        assert ahead is not None, "asked for only if something is ahead"
-        taken = ahead.follows(inputs)
-        if taken is None:
-            return None
-        running = [row for row, gap in enumerate(ahead.gaps[ahead.used]) if gap != KNOWN]
-        self.counts.drafted += len(running)
-        for row in running:
-            is_taken = bool(taken[row])
-            self.counts.taken += is_taken
-            self.pace.agreement.record(ahead.gaps[ahead.used][row], is_taken)
-        if not bool(taken.all()):
-            self.counts.drafted += sum(gap != KNOWN for gaps in ahead.gaps[ahead.used + 1 :] for gap in gaps)
-            self._known = KnownRows.of(ahead, taken)
-            return None
-        self.counts.tokens += 1
-        logits, hidden = ahead.give_next(session.cache)
-        output = CausalLMOutputWithPast(logits=logits, past_key_values=session.cache)
-        session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
-        return output
-
-    def _drop(self) -> None:
-        """Forget what is ahead; the text goes on in another way, or it is used up."""
-        if self._ahead is not None:
-            self.pace.settle(1 + self._ahead.used, self._ahead.seconds)
-        self._ahead = None
-
-    def _dense_step(self, session: DecodingSession, inputs: ForwardInputs) -> CausalLMOutputWithPast:
-        begin = read_clock()
-        controls = session.require_controls()
-        plan = StepPlan(session.cache, controls.rule, {}, controls.backend, controls.bits_backend, session.parts)
-        is_new = self.counts.steps % controls.episode_length == 0
-        output, hidden = run_planned(session, inputs, plan, is_new)
-        session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
-        self.counts.steps += 1
-        self.pace.note_tokens(1)
-        self.pace.costs.note_dense(now(inputs) - begin)
-        return output
-
-    def _look_ahead(self, session: DecodingSession, inputs: ForwardInputs, most: int) -> CausalLMOutputWithPast:
-        """Draft at most `most` tokens and check them."""
-        begin = read_clock()
-        parts, gaps = self._draft(session, inputs, most)
-        middle = read_clock()
-        whole = parts[-1].after(*parts[:-1])
-        ahead = self._check(session, whole, gaps)
-        end = now(inputs)
-        ahead.seconds = end - begin
-        self.pace.note_draft(middle - begin, len(gaps), end - middle)
-        self.counts.checks += 1
-        self._ahead = ahead
-        output = CausalLMOutputWithPast(logits=ahead.logits[:, :1], past_key_values=session.cache)
-        session.cache.end_episode(ahead.hidden[:, 0], inputs.tokens, logits_digest(session, output))
-        return output
-
-    def _draft(
-        self, session: DecodingSession, inputs: ForwardInputs, most: int
-    ) -> tuple[list[ForwardInputs], list[list[float]]]:
-        """Inputs of the token of `inputs` and of those that are drafted after it, and the gap of each of these."""
-        cache, parts, gaps, chance = session.cache, [inputs], list[list[float]](), 1.0
-        text = cache.episode
-        cache.episode = Episode(text.hidden_state, token_before=text.token_before, logits_digest=text.logits_digest)
-        cache.ledger.start_episode()
-        draw, (known, self._known) = self.proposals.begin(inputs.tokens, self.row_ends.so_far), (self._known, None)
-        for number in range(1, most + 1):
-            logits = self.steps(session, parts[-1], is_first=number == 1)
-            if known is None:
-                proposal = draw(logits)
-            else:
-                proposal = draw(known.in_place_of(logits), known.rows)
-                known = known.after(proposal.tokens.to(logits.device))
-            gaps.append(proposal.gaps.tolist())
-            parts.append(ahead_of(inputs, proposal.tokens[:, None].to(inputs.tokens.device), number))
-            chance *= math.prod(map(self.pace.agreement.probability, gaps[-1]))
-            if bool(draw.ended.all()) or not self.pace.goes_on(number, chance):
-                break
-        cache.drop_tokens(len(gaps))
-        cache.episode = text
-        return parts, gaps
-
-    def _check(self, session: DecodingSession, whole: ForwardInputs, gaps: list[list[float]]) -> Ahead:
-        """A dense forward over tokens, of which the cache keeps the first."""
-        controls, number = session.require_controls(), whole.length
-        plan = RefreshPlan(session.cache, controls.backend, parts=session.parts)
-        output, hidden = processed_densely(session, whole, number, plan)
-        ahead = Ahead(whole.tokens[:, 1:], gaps, output.logits, hidden[:, -number:], whole.along)
-        ahead.take_from(session.cache)
-        return ahead
-
-
-def now(inputs: ForwardInputs) -> float:
-    """The time in seconds at which everything is computed that was asked of the device of these inputs."""
-    if inputs.tokens.device.type != "cpu":
-        torch.get_device_module(inputs.tokens.device).synchronize(inputs.tokens.device)
-    return read_clock()
-
-
-# =====================================================================================================================
-# decoding/lossless/settings.py
-#
-# The settings of a call of `generate(lossless=True)`, and the checks that need no compute.
-#
-# With a budget, drafts are steps under it. Without one, they read all weights in 8 bits and, in long texts, a fifth of
-# the keys: of the settings of docs/choosing.md the one that gave the most tokens a second, see docs/lossless.md.
-# =====================================================================================================================
-
-
-LEVELS = {"token_keep": 0.2, "bits": 8}
-"""Of drafts without a budget, on the axes that the base has."""
-SHORT_TEXT = 1024
-"""Tokens up to which such drafts read all keys."""
-RULE: dict[str, Any] = dict(criterion="sketch", selection="layer", index_bits=4, short_text_tokens=SHORT_TEXT)
-
-
-def lossless_controls(
-    options: DecodeOptions, base: PreTrainedModel, policy: SOLPolicyModel, config: SOLConfig, rows: int
-) -> tuple[DecodeControls, DraftSteps]:
-    """The settings of drafts, and how their steps run."""
-    check_cache(base, config, options.kv_dtype)
-    options = dataclasses.replace(options, asks_kv_dtype=True)  # a cache that is given must have the base's dtype, too
-    if options.is_empty:
-        return default_controls(options, base, config)
-    if options.is_dense:
-        raise ValueError(
-            "`lossless` drafts under the budget of the call, but this one is dense: pass a smaller one, or none, for "
-            "which there is a default."
-        )
-    controls = controls_for(options, base, policy, config, rows)
-    assert controls is not None, "only calls that are all dense have none"
-    steps = DraftSteps.of(options, controls.action_space or config.action_space)
-    return dataclasses.replace(controls, kv_refresh=True), steps
-
-
-def default_controls(
-    options: DecodeOptions, base: PreTrainedModel, config: SOLConfig
-) -> tuple[DecodeControls, DraftSteps]:
-    """The settings of drafts without a budget, on the axes of [`LEVELS`] that the base has."""
-    check_fork()
-    instrumentation = Instrumentation.at_start(base)
-    reasons = {axis: instrumentation.unsupported(axis) for axis in LEVELS}
-    levels = {axis: level for axis, level in LEVELS.items() if reasons[axis] is None}
-    try:
-        instrumentation.require(levels, "nested", options.max_plane_bytes)
-    except UnsupportedAxisError as error:
-        reasons["bits"] = error
-        levels.pop("bits", None)
-    if not levels:
-        raise UnsupportedAxisError(
-            f"`lossless` has nothing to draft with: {' '.join(str(reason) for reason in reasons.values())} Leave "
-            "`lossless` out: `backend='fast'` is dense, too."
-        )
-    rule = dataclasses.replace(config.selection_rule, **RULE)
-    if options.cuda_graphs:
-        instrumentation.require_graphs(new_cache(base, config, options.kv_dtype), rule)
-    controls = dataclasses.replace(
-        options.dense_controls(config),
-        rule=rule,
-        kv_refresh=True,
-        backend="fast" if options.cuda_graphs else options.backend,
-        bits_backend="nested",
-        dense_axes=frozenset(),
-        action_space=space_of(levels),
-    )
-    return controls, DraftSteps(levels)
-
-
-def space_of(levels: Mapping[str, float]) -> ActionSpace:
-    """The action space of steps at these levels and of dense ones."""
-    both: dict[str, Any] = {axis.name: {axis.dense, levels.get(axis.name, axis.dense)} for axis in PUBLISHED_AXES}
-    return ActionSpace(**{name: sorted(values) for name, values in both.items()})
-
-
-def check_cache(base: PreTrainedModel, config: SOLConfig, kv_dtype: str | None) -> None:
-    """Raise an error if a call's cache does not allow the base's own text."""
-    cache = new_cache(base, config, kv_dtype)
-    if cache.kv_dtype is not None:
-        name = str(base.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"`lossless` gives the text of the base, which keys and values in {str(cache.kv_dtype)[6:]} would change: "
-            f"pass `kv_dtype={name!r}`, or leave out `lossless`."
-        )
-    kinds = {type(layer) for layer in cache.layers}
-    other = sorted(kind.__name__ for kind in kinds - {PagedLayer, WindowLayer})
-    if other or not kinds:
-        raise UnsupportedAxisError(
-            f"`lossless` cannot run on {type(base).__name__}: {', '.join(other) or 'a cache without layers'} cannot "
-            "take tokens back and give them again. Leave it out."
-        )
-
-
-def look_ahead_of(
-    options: DecodeOptions, controls: DecodeControls, steps: DraftSteps, base: PreTrainedModel, row_ends: RowEnds
-) -> LookAhead:
-    """What processes the forwards of a call; see [`LookAhead`]."""
-    longest = LONGEST_in_pace if steps.levels is not None else min(LONGEST_in_pace, controls.episode_length)
-    length = None if options.lossless is True else int(options.lossless)
-    known = _KNOWN.setdefault(base, Known())
-    name = f"{steps.name}, {controls.backend}, {controls.bits_backend}"
-
-    def pace(rows: int, context: int) -> Pace:
-        return known.pace(name, rows, context, length, longest)
-
-    return LookAhead(steps, pace, Reach.of(base), row_ends)
-
-
-def known_of(base: PreTrainedModel, rows: int, context: int) -> tuple[Costs, Agreement]:
-    """What the last calls have found out about drafts after a context of about so many tokens."""
-    known = _KNOWN.get(base, Known())
-    found = [(name, costs) for (name, *key), costs in known.costs.items() if key == [rows, context.bit_length()]]
-    return (found[-1][1], known.agreements[found[-1][0]]) if found else (Costs(), Agreement())
-
-
-_KNOWN: "weakref.WeakKeyDictionary[PreTrainedModel, Known]" = weakref.WeakKeyDictionary()
-"""Times and agreement of earlier calls."""
-
-
-# =====================================================================================================================
-# decoding/policy_fit.py
-#
-# The config by which a model generates is the one that is saved with its policy.
-# =====================================================================================================================
-
-
-DESCRIPTIVE = frozenset(
-    "base_model_name_or_path base_model_revision base_fingerprint calibration calibration_unit calibration_conditions "
-    "place_costs base_max_position_embeddings initializer_range sol_hf_version".split()
-)
-"""Fields of a config that describe where a policy comes from, and do not change what it computes."""
-
-
-def differences(config: SOLConfig, other: SOLConfig) -> dict[str, tuple[Any, Any]]:
-    """The values of two configs in the fields, levels of axes included, that change what is computed and differ."""
-    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    own = [field.name for field in dataclasses.fields(SOLConfig) if field.name not in inherited]
-    names = [name for name in (*own, *config.action_space.levels) if name not in DESCRIPTIVE]
-    pairs = {name: (_plain_in_policy_fit(getattr(config, name, None)), _plain_in_policy_fit(getattr(other, name, None))) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def unite_configs(config: SOLConfig, policy: SOLPolicyModel) -> SOLConfig:
-    """The one config of a model and its policy: the policy's, which is saved, with the descriptions of `config`."""
-    own = policy.config
-    if config is own:
-        return own
-    check_agreement(config, policy)
-    for name, value in vars(config).items():
-        if value is not None and getattr(own, name, None) is None:
-            setattr(own, name, value)
-    return own
-
-
-def check_agreement(config: SOLConfig, policy: SOLPolicyModel) -> None:
-    """Raise a ValueError if the config of a model is not that of its policy, or the policy's sizes do not fit it."""
-    found = {} if config is policy.config else differences(config, policy.config)
-    if found:
-        listed = ", ".join(f"`{name}` ({own!r}, the policy's {other!r})" for name, (own, other) in found.items())
-        raise ValueError(
-            f"The config of the model differs from that of its policy in {listed}: it would generate by one and save "
-            "the other. Give both the same config: `model.config = model.policy.config`."
-        )
-    actions, steps = policy.action_embedding.num_embeddings - 1, policy.position_embedding.num_embeddings
-    if actions != len(config.action_space):
-        raise ValueError(
-            f"The policy has {actions} actions, but its config describes {len(config.action_space)}: the levels of "
-            "its axes cannot be changed once it is made."
-        )
-    if steps != config.episode_length:
-        raise ValueError(
-            f"The policy was made for episodes of {steps} steps, but its config has `episode_length` "
-            f"{config.episode_length}."
-        )
-
-
-def _plain_in_policy_fit(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-# =====================================================================================================================
-# decoding/kept_cache.py
-#
-# Bases that drop the cache of a running generation.
-#
-# The code of a base prepares the arguments of every forward, and may leave the cache out, to have the whole text
-# computed again. Phi-3 does so when the text outgrows its short rotary factors: all keys change. Under a budget the text
-# is then computed again into the call's own [`SOLCache`], by one dense forward. Ledger and trace continue.
-# =====================================================================================================================
-
-
-def keep_cache(base: PreTrainedModel, prepared: dict[str, Any]) -> dict[str, Any]:
-    """The prepared arguments of a forward, with the cache of the running call if the base has left it out."""
-    session = DecodingSession.current()
-    if session is None or session.controls is None or prepared.get("past_key_values") is session.cache:
-        return prepared
-    name, cached = type(base).__name__, session.cache.get_seq_length()
-    other = prepared.get("past_key_values")
-    if other is not None:
-        raise UnsupportedAxisError(
-            f"{name} exchanges the cache of a generation for a {type(other).__name__} of its own, so it cannot run "
-            "under a budget: leave the budget out."
-        )
-    tokens = prepared.get("inputs_embeds") if prepared.get("input_ids") is None else prepared["input_ids"]
-    if tokens is None or tokens.shape[1] <= cached or _begins_late(prepared.get("position_ids")):
-        raise UnsupportedAxisError(
-            f"{name} drops the cache of {cached} tokens here and has to compute the whole text again, but was given "
-            "its last part only: pass all token ids of the text to `generate`."
-        )
-    if cached:
-        session.cache.forget_tokens()
-    session.is_recomputing = _changes_within(base, tokens, cached)
-    return prepared | {"past_key_values": session.cache}
-
-
-def _begins_late(positions: torch.Tensor | None) -> bool:
-    """Whether the first token is not the first of its text; it has position 0, padding may have position 1."""
-    return positions is not None and bool(positions[..., 0].min() > 1)
-
-
-def _changes_within(base: PreTrainedModel, tokens: torch.Tensor, cached: int) -> bool:
-    """Whether the last token may be computed in another way than those before it, if it were a step of its own."""
-    switch = getattr(base.config, "original_max_position_embeddings", None)
-    return cached > 0 or switch is None or tokens.shape[1] - 1 <= switch
-
-
-# =====================================================================================================================
-# decoding/wrapped_generation.py
-#
-# transformers' generation loop on a wrapper: what it asks of a model is answered by the base.
-#
-# Some classes of bases override methods of the loop: vision-language models compute positions in three dimensions, for
-# example. The loop has to call the base's versions, except for those that [`WrappedGeneration`] has itself.
-# =====================================================================================================================
-
-
-class WrappedGeneration(GenerationMixin):
-    """The methods of transformers' loop for a model around a base, which is its attribute `base`."""
-
-    base: PreTrainedModel
-
-    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
-        if inputs_embeds is not None:
-            kwargs["inputs_embeds"] = inputs_embeds
-        look_ahead = DecodingSession.looking_ahead(kwargs.get("past_key_values"))
-        if look_ahead is not None:
-            look_ahead.note_text(input_ids)
-        prepared = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        return keep_cache(self.base, prepared)
-
-    def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
-        is_own = type(self.base)._get_logits_processor is not GenerationMixin._get_logits_processor
-        make = self.base._get_logits_processor if is_own else super()._get_logits_processor
-        processors = make(generation_config, *args, **kwargs)
-        look_ahead = DecodingSession.looking_ahead((kwargs.get("model_kwargs") or {}).get("past_key_values"))
-        if look_ahead is not None:
-            look_ahead.note_settings(processors, generation_config)
-        return processors
-
-    def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
-        return ObservedStoppingCriteriaList(super()._get_stopping_criteria(*args, **kwargs))
-
-    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        try:
-            self.base._validate_model_kwargs(model_kwargs)
-        except ValueError as error:
-            raise ValueError(str(error) + explain_unknown(model_kwargs)) from error
-
-    def _prepare_generation_config(self, *args, **kwargs) -> tuple[GenerationConfig, dict[str, Any]]:
-        prepared, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
-        suit_to_session(prepared, model_kwargs)
-        return prepared, model_kwargs
-
-    def _prepare_cache_for_generation(self, *args, **kwargs):
-        return self.base._prepare_cache_for_generation(*args, **kwargs)
-
-    def init_continuous_batching(self, *args, **kwargs):
-        refuse_batching()
-
-    def continuous_batching_context_manager(self, *args, **kwargs):
-        refuse_batching()
-
-    def generate_batch(self, *args, **kwargs):
-        refuse_batching()
-
-
-def overridden_hooks(base: PreTrainedModel, wrapper: type[GenerationMixin]) -> dict[str, Callable]:
-    """The methods of `GenerationMixin` that the class of `base` overrides and `wrapper` does not, bound to `base`."""
-    hooks = {}
-    for name, original in vars(GenerationMixin).items():
-        if name.startswith("__") or not callable(getattr(GenerationMixin, name)):
-            continue
-        theirs = getattr(type(base), name, None)
-        if getattr(wrapper, name) is original and theirs is not None and theirs is not original:
-            hooks[name] = getattr(base, name)
-    return hooks
-
-
-# =====================================================================================================================
-# decoding/budgeted_generation.py
-#
-# A `generate` call from its options to its output: checks, session, transformers' loop, and what is reported.
-# =====================================================================================================================
-
-
-class BudgetedGeneration(WrappedGeneration):
-    """Mixin of [`SOLForCausalLM`]: what `generate` does with its options."""
-
-    config: SOLConfig
-    policy: SOLPolicyModel
-    action_space: Any
-    """[`SOLConfig.action_space`]."""
-
-    def _generate(
-        self, inputs: torch.Tensor | None, generation_config: GenerationConfig | None, given: dict, kwargs: dict
-    ) -> ModelOutput | torch.LongTensor:
-        """`generate` with its options in `given`, and transformers' arguments in `kwargs`."""
-        options = resolve_options(given, generation_config, self.generation_config, self.config)
-        prompt, configs = find_prompt(inputs, kwargs), (generation_config, self.generation_config)
-        if prompt is None and not options.runs_base:
-            device = compute_device(self.base)
-            prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
-        add_mask_of_assistant(prompt, kwargs, generation_config)
-        meter = AgreementMeter.of_call(options, prompt, kwargs, configs) if options.measure_agreement else None
-        row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
-        controls, look_ahead = self._settings(options, 1 if prompt is None else len(prompt), row_ends)
-        vocab_size = self.base.get_input_embeddings().weight.shape[0]
-        session = session_of_call(self.base, self.config, controls, prompt, configs, kwargs, vocab_size)
-        if session is not None:
-            session.look_ahead, session.meter = look_ahead, meter
-        if not options.is_bare:
-            kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
-        with contextlib.ExitStack() as stack:
-            if controls is not None:
-                stack.enter_context(Instrumentation.of(self.base))
-            lends = kwargs.get("custom_generate") is not None
-            stack.enter_context(DecodingSession.none_running() if session is None else session.running(lends))
-            loop = stack.enter_context(custom_loop(given, kwargs))
-            generate = own_loop(self.base, self.generation_config) or super().generate
-            output = generate(inputs, generation_config=generation_config, **kwargs)
-        if controls is not None and not loop.calls:  # calls of a custom loop check themselves
-            check_executed(session, output, prompt, len(row_ends.ended))
-        if options.is_bare or loop.calls or not isinstance(output, ModelOutput):
-            return output
-        cache = None if options.is_dense or options.lossless else kwargs["past_key_values"]
-        attached = attach_steps(output, row_ends, cache, self.action_space, options.compute_unit)
-        if look_ahead is not None:
-            look_ahead.counts.report(attached)
-        if meter is not None and isinstance(attached, SOLGenerateDecoderOnlyOutput):
-            attached.agreement = meter.agreement(self.base, output.sequences, row_ends.running())
-        return attached
-
-    def _settings(
-        self, options: DecodeOptions, rows: int, row_ends: RowEnds
-    ) -> tuple[DecodeControls | None, LookAhead | None]:
-        """The settings of the steps of a call, and what processes its forwards if it is one with `lossless`."""
-        check_agreement(self.config, self.policy)
-        if not options.lossless:
-            return controls_for(options, self.base, self.policy, self.config, rows), None
-        controls, steps = lossless_controls(options, self.base, self.policy, self.config, rows)
-        return controls, look_ahead_of(options, controls, steps, self.base, row_ends)
-
-
-# =====================================================================================================================
-# decoding/cache_forward.py
-#
-# A forward of the wrapped model over a [`SOLCache`]: its checks, its parts, and the logits that are wanted.
-# =====================================================================================================================
-
-
-def forward_over_cache(
-    session: DecodingSession,
-    arguments: Mapping[str, Any],
-    attention_mask: torch.Tensor | None,
-    logits_to_keep: int | torch.Tensor = 0,
-) -> CausalLMOutputWithPast:
-    """Process the tokens of a forward. If it is interrupted, the cache is what it was before."""
-    inputs = inputs_of(session, arguments, attention_mask)
-    all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
-    context = watching(session.base) if session.controls is None else Instrumentation.of(session.base)
-    alone = nullcontext() if session is DecodingSession.current() else using(session.cache)
-    with torch.no_grad(), alone, context, session.undone_if_interrupted():
-        session.set_up_rows(len(inputs.tokens), inputs.tokens.device)
-        session.cache.observe_inputs(inputs.tokens, attention_mask, session.decode_from, session.mask_was_passed)
-        output = (session.look_ahead or decode_forward)(session, inputs, all_logits)
-    if session.meter is not None:
-        session.meter.note(output.logits[:, -1])
-    if isinstance(logits_to_keep, torch.Tensor):
-        output.logits = output.logits[:, logits_to_keep]
-    elif logits_to_keep > 1:
-        output.logits = output.logits[:, -logits_to_keep:]
-    return output
-
-
-def inputs_of(
-    session: DecodingSession, arguments: Mapping[str, Any], attention_mask: torch.Tensor | None
-) -> ForwardInputs:
-    """The inputs of a forward, from its arguments."""
-    given = {name: value for name, value in arguments.items() if value is not None}
-    ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
-    if (ids is None) == (embeds is None):
-        raise ValueError("Pass either `input_ids` or `inputs_embeds`.")
-    tokens = embeds if ids is None else ids
-    if tokens.dim() < 2 or 0 in tokens.shape[:2]:
-        raise ValueError(
-            f"There are no tokens to process: `input_ids` or `inputs_embeds` has shape {tuple(tokens.shape)}."
-        )
-    base, is_running = session.base, session.controls is not None
-    if is_running and given.get("output_attentions"):
-        raise ValueError("`output_attentions` cannot be used under a budget: leave it out.")
-    if is_running and getattr(base.config, "output_attentions", False):
-        given["output_attentions"] = False  # the config's default is not a request
-    if session is DecodingSession.current() and "position_ids" not in accepted_arguments(base):
-        given.pop("position_ids", None)  # transformers' loop makes them because the wrapper accepts them
-    return ForwardInputs.of(tokens, attention_mask, given)
-
-
-# =====================================================================================================================
-# execution/linear/planed_layers.py
-#
-# The linear layers whose weights are read in fewer bits under `bits_backend="nested"`, and their checks.
-#
-# They are all linear layers of the text decoder, and the LM head. Those of MLPs are read in the bits of the step, the
-# others in 6 at least: they are more sensitive than MLPs ([measured](docs/performance.md)).
-# =====================================================================================================================
-
-
-LEAST_OUTSIDE_MLPS = 6
-
-
-@dataclass(frozen=True)
-class PlanedLayer:
-    """A linear layer of a base."""
-
-    name: str
-    module: nn.Module
-    part: StepLinear | None
-
-
-def planed_layers(base: PreTrainedModel, mlps: Sequence[nn.Module]) -> tuple[PlanedLayer, ...]:
-    """The linear layers of the text decoder and the LM head of a base, each once."""
-    names = {id(module): name for name, module in base.named_modules()}
-    within = {id(module) for mlp in mlps for module in mlp.modules()}
-    found = {}
-    for module in (*text_modules(base), *lm_head_of(base).modules()):
-        if _is_linear(module):
-            part = StepLinear.of(module) if type(module) in PRODUCTS else None
-            if part is not None:
-                part.least_bits = min(WIDTHS) if id(module) in within else LEAST_OUTSIDE_MLPS
-            found[id(module)] = PlanedLayer(names.get(id(module), type(module).__name__), module, part)
-    return tuple(found.values())
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies with a weight of its own, as far as one can tell."""
-    if isinstance(module, PRODUCTS):
-        return True
-    if isinstance(module, nn.Embedding) or next(module.children(), None) is not None:
-        return False
-    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return bool(own) and ("linear" in type(module).__name__.lower() or any(_is_quantized(x) for x in own))
-
-
-def _is_quantized(x: torch.Tensor) -> bool:
-    """Whether a tensor is a matrix of integers, as quantized weights are."""
-    return x.dim() >= 2 and min(x.shape) > 1 and not x.is_floating_point() and x.dtype != torch.bool
-
-
-def make_planes(layers: Sequence[PlanedLayer], most_bytes: int | None = None) -> None:
-    """Make the planes of all layers that have none, or whose weights have changed."""
-    check_layers(layers)
-    needed = sum(plane_bytes(*matrix_of(layer.module).shape) for layer in layers)
-    if most_bytes is not None and needed > most_bytes:
-        raise ValueError(
-            f"The planes for `bits_backend='nested'` would take {needed:,} bytes, but `max_plane_bytes` is "
-            f"{most_bytes:,}: raise it, or pass `bits_backend='fake'`."
-        )
-    for layer in layers:
-        if layer.part is not None:
-            try:
-                layer.part.planes()
-            except ValueError as error:
-                raise ValueError(f"`{layer.name}`: {error}") from error
-
-
-def check_layers(layers: Sequence[PlanedLayer]) -> None:
-    """Raise an UnsupportedAxisError for the first layer that can have no planes."""
-    for layer in layers:
-        _check(layer)
-
-
-def _check(layer: PlanedLayer) -> None:
-    reason = _reason_against(layer.module)
-    if reason is not None:
-        raise UnsupportedAxisError(
-            f"`bits_backend='nested'` reads plain linear layers, but `{layer.name}` {reason}: pass "
-            "`bits_backend='fake'`, or load the base with plain weights on one device."
-        )
-
-
-def _reason_against(module: nn.Module) -> str | None:
-    if type(module) not in PRODUCTS:
-        return f"is of the class {type(module).__name__}"
-    forward, weight = vars(module).get("forward"), module.weight
-    if forward is not None and not isinstance(forward, StepPart):
-        return "has a forward that another library has replaced"
-    if not isinstance(weight, torch.Tensor) or type(weight) not in (nn.Parameter, torch.Tensor):
-        return f"has a weight of the class {type(weight).__name__}"
-    if weight.device.type == "meta":
-        return "has a weight without values, on the meta device"
-    if not weight.is_floating_point():
-        return f"has a weight of {weight.dtype}"
-    return None
-
-
-# =====================================================================================================================
-# execution/linear/plane_calibration.py
-#
-# Scales of nested planes that fit the inputs of the layers, as a text shows them.
-# =====================================================================================================================
-
-
-class InputSquares:
-    """Sums of squares of the inputs of linear layers, by channel."""
-
-    def __init__(self, layers: Sequence[PlanedLayer]):
-        self.layers = [layer for layer in layers if layer.part is not None]
-        self.sums: dict[int, torch.Tensor] = {}
-        self.counts: dict[int, int] = {}
-
-    def add(self, module: nn.Module, inputs: tuple) -> None:
-        """Add the input of a layer; a forward pre-hook."""
-        lines = inputs[0].detach().flatten(0, -2).double()
-        key = id(module)
-        self.sums[key] = self.sums.get(key, 0) + lines.square().sum(dim=0)
-        self.counts[key] = self.counts.get(key, 0) + len(lines)
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Within the block, inputs of the layers are added."""
-        with ExitStack() as stack:
-            for layer in self.layers:
-                stack.callback(layer.module.register_forward_pre_hook(self.add).remove)
-            yield
-
-    def choose_scales(self) -> None:
-        """Let the next planes of every layer that was called fit its inputs."""
-        for layer in self.layers:
-            count = self.counts.get(id(layer.module), 0)
-            if layer.part is not None and count:
-                layer.part.choose_scales((self.sums[id(layer.module)] / count).float())
-
-
-@torch.no_grad()
-def calibrate(base: PreTrainedModel, layers: Sequence[PlanedLayer], input_ids: torch.LongTensor) -> None:
-    """Run the base over texts, row by row, and let the next planes of its layers fit their inputs."""
-    squares = InputSquares(layers)
-    with squares.watching():
-        for row in input_ids.to(base.device):
-            base(input_ids=row[None], use_cache=False)
-    squares.choose_scales()
 
 
 # =====================================================================================================================
@@ -11836,6 +8833,3685 @@ def _required(module: nn.Module) -> list[str]:
 
 
 # =====================================================================================================================
+# costs/counted_model.py
+#
+# What is counted: a base with a policy.
+# =====================================================================================================================
+
+
+class CountedModel(Protocol):
+    """A base with a policy and its config: a [`SOLForCausalLM`]."""
+
+    base: PreTrainedModel
+    policy: Any
+    config: SOLConfig
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """The actions."""
+
+    def new_cache(self, kv_dtype: str | None = None) -> SOLCache:
+        """An empty cache."""
+
+
+# =====================================================================================================================
+# costs/expert_counts.py
+#
+# How many of the weights of a mixture of experts one token reads.
+# =====================================================================================================================
+
+
+TOP_K = """num_experts_per_tok num_experts_per_token experts_per_token top_k_experts moe_topk moe_top_k moe_k
+    top_k""".split()
+"""What configs call the number of experts that a token runs through."""
+
+
+def share_read(module: nn.Module) -> float:
+    """Share of the parameters of one module that a token reads: that of the chosen experts, 1 for other modules."""
+    config = vars(module).get("config")
+    if config is None or not holds_experts(module):
+        return 1.0
+    experts = next(len(weight) for weight in module.parameters(recurse=False) if weight.dim() == 3)
+    chosen = next((k for k in (getattr(config, name, None) for name in TOP_K) if isinstance(k, int)), experts)
+    return min(1.0, chosen / experts)
+
+
+def layout_of(module: nn.Module) -> ExpertLayout | None:
+    """How the weights of a module of experts are laid out; `None` for other modules."""
+    return ExpertLayout.of(module) if holds_experts(module) else None
+
+
+# =====================================================================================================================
+# costs/axis_costs.py
+#
+# Counts of what a decode step reads and computes, and their reduction by the levels of an axis.
+#
+# Every axis has an entry in the folder `axes`, registered in [`AXIS_COSTS`]. An entry turns the counts of a dense step,
+# [`StepCounts`], into those of a step at a level. Entries multiply counts, so their order does not matter. An axis
+# without an entry saves nothing.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Number of weights that a forward of one token reads."""
+
+    mlp_input: int
+    mlp_last: int
+    mlp: int
+    head: int
+    total: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, model: CountedModel) -> "Weights":
+        """The weights of the base of `model`."""
+        base, mlps = model.base, MlpModules.of(model.base)
+        return cls(
+            mlp_input=_numbers(mlps.inputs) + sum(first.numbers for first, _ in mlps.experts),
+            mlp_last=_numbers(mlps.lasts) + sum(last.numbers for _, last in mlps.experts),
+            mlp=sum(map(own_numbers, mlps.every)),
+            head=read_numbers(base.get_output_embeddings()),
+            total=sum(map(own_numbers, step_modules(base))),
+            itemsize=base.get_input_embeddings().weight.element_size(),
+        )
+
+
+class MlpModules(NamedTuple):
+    """The modules of the MLPs of a base that the axes tell apart."""
+
+    inputs: list[nn.Module]
+    lasts: list[nn.Module]
+    every: list[nn.Module]
+
+    @classmethod
+    def of(cls, base: PreTrainedModel) -> "MlpModules":
+        """Those of `base`; none if its MLPs are not controlled."""
+        width = base.get_input_embeddings().weight.shape[-1]
+        try:
+            sites = find_sites(base)
+        except UnsupportedAxisError:
+            sites = ()
+        every = list(dict.fromkeys(part for site in sites for mlp in site.modules for part in mlp.modules()))
+        projections = [site.last for site in sites if site.last is not None]
+        inner = {part for last in projections for part in last.modules()}
+        inputs = [part for part in every if part not in inner and _has_matrix(part) and _inputs(part) == width]
+        return cls(inputs, [part for last in projections for part in _of_widest_input(last)], every)
+
+    @property
+    def experts(self) -> list[tuple["ReadMatrix", "ReadMatrix"]]:
+        """What a token reads of first and last projections of experts, which are among the parameters of `every`."""
+        layouts = ((layout_of(part), share_read(part)) for part in self.every)
+        return [(ReadMatrix(of.first, share), ReadMatrix(of.last, share)) for of, share in layouts if of is not None]
+
+
+class ReadMatrix(NamedTuple):
+    """Weights of which a token reads a share."""
+
+    weight: torch.Tensor
+    share: float
+
+    @property
+    def numbers(self) -> int:
+        """How many it reads."""
+        return round(self.weight.numel() * self.share)
+
+    @property
+    def bytes(self) -> int:
+        """Their bytes."""
+        return round(self.weight.nbytes * self.share)
+
+
+def _numbers(parts: list[nn.Module]) -> int:
+    return sum(_matrix(part).numel() for part in parts)
+
+
+def _of_widest_input(projection: nn.Module) -> list[nn.Module]:
+    """The linear layers of a projection whose inputs are the neurons; an adapter has others behind them."""
+    matrices = [part for part in projection.modules() if _has_matrix(part)]
+    most = max(map(_inputs, matrices), default=0)
+    return [part for part in matrices if _inputs(part) == most]
+
+
+def _has_matrix(part: nn.Module) -> bool:
+    """Whether a module is a linear layer with a weight of its own, not that of another module."""
+    weight = vars(part)["_parameters"].get("weight", vars(part)["_buffers"].get("weight"))
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not isinstance(part, nn.Embedding)
+
+
+def _matrix(part: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer."""
+    weight = part.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _inputs(part: nn.Module) -> int:
+    """Input channels of a linear layer."""
+    return _matrix(part).shape[0 if type(part).__name__ == "Conv1D" else 1]
+
+
+def read_numbers(module: nn.Module) -> int:
+    """Parameters that a forward of one token reads: of an embedding one row, else all. A tied head counts in full."""
+    return sum(map(own_numbers, module.modules()))
+
+
+def own_numbers(part: nn.Module) -> int:
+    """Parameters of one module, without those of its parts, that a forward of one token reads."""
+    own = part.parameters(recurse=False)
+    if isinstance(part, nn.Embedding):
+        return sum(p.shape[-1] for p in own)
+    share = share_read(part)
+    return sum(round(p.numel() * share) for p in own)
+
+
+def read_bytes(modules: Iterable[nn.Module]) -> int:
+    """Bytes of the parameters of modules, without those of their parts, that a forward of one token reads."""
+    total = 0
+    for part in modules:
+        own, share = part.parameters(recurse=False), share_read(part)
+        total += sum(p[0].nbytes if isinstance(part, nn.Embedding) else round(p.nbytes * share) for p in own)
+    return total
+
+
+def step_modules(base: PreTrainedModel) -> list[nn.Module]:
+    """The modules that a forward of one token runs: the text decoder and the LM head, no towers for other input."""
+    return list(dict.fromkeys([*text_modules(base), *lm_head_of(base).modules()]))
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Counts of what one decode step reads and computes, for a single sequence."""
+
+    mlp_input_weights: float
+    mlp_last_weights: float
+    other_mlp_weights: float
+    other_weights: float
+    itemsize: int
+    kv_bytes: float
+    kv_flops: float
+    nominal_mlp_size: float = 1.0
+    mlp_input_size: float = 1.0
+    mlp_last_size: float = 1.0
+    other_mlp_size: float = 1.0
+    mlp_scale_bytes: float = 0.0
+    other_bytes_saved: float = 0.0
+
+    def times(self, **factors: float) -> "StepCounts":
+        """A copy in which the named counts are multiplied by factors."""
+        return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})
+
+    @property
+    def weights(self) -> float:
+        """All weights read."""
+        return self.mlp_weights + self.other_weights
+
+    @property
+    def mlp_weights(self) -> float:
+        """All weights read of MLPs."""
+        return self.mlp_input_weights + self.mlp_last_weights + self.other_mlp_weights
+
+    @property
+    def bytes(self) -> float:
+        """Bytes read."""
+        outside = self.other_weights * self.itemsize - self.other_bytes_saved
+        return self._mlp_bytes + self.mlp_scale_bytes + outside + self.kv_bytes
+
+    @property
+    def _mlp_bytes(self) -> float:
+        sized = self.mlp_input_weights * self.mlp_input_size + self.mlp_last_weights * self.mlp_last_size
+        return (sized + self.other_mlp_weights * self.other_mlp_size) * self.itemsize
+
+    @property
+    def nominal_bytes(self) -> float:
+        """Bytes that would be read if the weights were stored with the bits of the action."""
+        return self.bytes - self._mlp_bytes * (1 - self.nominal_mlp_size)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations: two per weight, and those of attention."""
+        return 2 * self.weights + self.kv_flops
+
+
+def dense_counts(model: CountedModel, weights: Weights, kv: tuple[float, float]) -> StepCounts:
+    """Counts of a dense step."""
+    mlps, itemsize = MlpModules.of(model.base), weights.itemsize
+    other_mlp, outside = weights.mlp - weights.mlp_input - weights.mlp_last, weights.total - weights.mlp
+    inputs = sum(_matrix(part).nbytes for part in mlps.inputs) + sum(first.bytes for first, _ in mlps.experts)
+    lasts = sum(_matrix(part).nbytes for part in mlps.lasts) + sum(last.bytes for _, last in mlps.experts)
+    all_of_mlps = read_bytes(mlps.every)
+    return StepCounts(
+        mlp_input_weights=weights.mlp_input,
+        mlp_last_weights=weights.mlp_last,
+        other_mlp_weights=other_mlp,
+        other_weights=outside,
+        itemsize=itemsize,
+        kv_bytes=kv[0],
+        kv_flops=kv[1],
+        mlp_input_size=size_of(inputs, weights.mlp_input, itemsize),
+        mlp_last_size=size_of(lasts, weights.mlp_last, itemsize),
+        other_mlp_size=size_of(all_of_mlps - inputs - lasts, other_mlp, itemsize),
+        other_bytes_saved=outside * itemsize - read_bytes(step_modules(model.base)) + all_of_mlps,
+    )
+
+
+def size_of(read: float, weights: int, itemsize: int) -> float:
+    """Bytes per weight as a fraction of `itemsize`, 1 without weights."""
+    return read / (weights * itemsize) if weights else 1.0
+
+
+class AxisCost:
+    """How the levels of one axis change the counts of a step."""
+
+    def __init__(self, model: CountedModel, keys: int, bits_backend: str = "fake"):
+        self.model, self.keys, self.bits_backend = model, keys, bits_backend
+
+    def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
+        """A function that applies a level to the counts of a step; called once per level."""
+        raise NotImplementedError
+
+
+AXIS_COSTS: Registry[type[AxisCost]] = Registry("axis cost")
+"""The costs of all axes that reduce the counts, by the name of the axis."""
+
+
+# =====================================================================================================================
+# decoding/positions.py
+#
+# Positions of tokens that come without any.
+# =====================================================================================================================
+
+
+def default_positions(base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache) -> torch.Tensor | None:
+    """Positions `(rows, length)` of tokens without any, `None` if they are those that the base itself takes."""
+    begin, device, offset = cache.get_seq_length(), inputs.tokens.device, cache.position_offset
+    if offset is None and begin and not counts_cached_tokens(base):
+        offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=device)
+    if offset is None:
+        return None
+    slots = torch.arange(begin, begin + inputs.length, device=device)
+    return (slots - offset[:, None]).clamp(min=0)
+
+
+# =====================================================================================================================
+# decoding/compiled_step.py
+#
+# Decides whether a forward of a few tokens runs as one program of compiled operations, see `execution/stack`.
+# =====================================================================================================================
+
+
+def compiled_step(
+    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
+) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
+    """A decode step as one program: what the base returns, and the LM head's input `(rows, hidden_size)`."""
+    cache = session.cache
+    if not _is_plain_in_compiled_step(session, inputs):
+        return None
+    if is_new is None:
+        is_new = cache.episode.length == 0 or not cache.trace
+    places = _positions_of(session, inputs)[:, 0]
+    found = run_step(session.base, plan, inputs.tokens, places, is_new)
+    if found is None:
+        return None
+    cache.processed = cache.get_seq_length()
+    return CausalLMOutputWithPast(logits=found[0], past_key_values=cache), found[1]
+
+
+def compiled_refresh(
+    session: DecodingSession, inputs: ForwardInputs, plan: RefreshPlan, logits_to_keep: int
+) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
+    """A dense forward of several tokens as one program: what the base returns, and the LM head's inputs."""
+    cache = session.cache
+    if not _is_plain_in_compiled_step(session, inputs):
+        return None
+    found = run_refresh(session.base, plan, inputs.tokens, _positions_of(session, inputs))
+    if found is None:
+        return None
+    logits, hidden = found
+    cache.processed = cache.get_seq_length()
+    if logits is None:
+        logits = hidden.new_empty(len(hidden), 0, len(session.base.get_output_embeddings().weight))
+    elif logits_to_keep:
+        logits = logits[:, -logits_to_keep:]
+    return CausalLMOutputWithPast(logits=logits, past_key_values=cache), hidden
+
+
+def _is_plain_in_compiled_step(session: DecodingSession, inputs: ForwardInputs) -> bool:
+    """Whether a forward on the CPU has to return logits only, and hides nothing but padding."""
+    if inputs.tokens.device.type != "cpu" or not isinstance(session.base, PreTrainedModel):
+        return False
+    return not inputs.asks_for_more and not inputs.with_prompt and _hides_only_padding(inputs, session.cache)
+
+
+def _positions_of(session: DecodingSession, inputs: ForwardInputs) -> torch.Tensor:
+    """Positions of the tokens, `(rows, tokens)`."""
+    given = inputs.along.get("position_ids")
+    positions = default_positions(session.base, inputs, session.cache) if given is None else given.value
+    if positions is None:
+        begin = session.cache.get_seq_length()
+        positions = torch.arange(begin, begin + inputs.length)[None]
+    return positions.expand(len(inputs.tokens), inputs.length)
+
+
+def _hides_only_padding(inputs: ForwardInputs, cache: SOLCache) -> bool:
+    """Whether the attention mask hides the padding of the cache and nothing else."""
+    if inputs.attention_mask is None:
+        return cache.padding is None
+    mask = inputs.attention_mask[:, : cache.get_seq_length() + inputs.length]
+    hidden = 0 if cache.padding is None else int(cache.padding.sum())
+    return mask.numel() - int(mask.count_nonzero()) == hidden
+
+
+# =====================================================================================================================
+# decoding/base_forward.py
+#
+# Forwards of the base over a cache.
+# =====================================================================================================================
+
+
+def base_forward(
+    base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache, logits_to_keep: int = 1
+) -> CausalLMOutputWithPast:
+    """Run the base on tokens that follow those in the cache."""
+    begin, length = cache.get_seq_length(), inputs.length
+    arguments = inputs.arguments()
+    if inputs.attention_mask is not None:
+        arguments["attention_mask"] = inputs.attention_mask[:, : begin + length]
+    accepted = accepted_arguments(base)
+    if "position_ids" in accepted and "position_ids" not in arguments:
+        positions = default_positions(base, inputs, cache)
+        if positions is not None:
+            arguments["position_ids"] = positions
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = logits_to_keep
+    arguments |= dict(past_key_values=cache, use_cache=True, return_dict=True)
+    output = base(**arguments)
+    if cache.get_seq_length() != begin + length:
+        raise UnsupportedAxisError(
+            f"{type(base).__name__} cannot run over the cache of a call under a budget: after {begin + length} tokens "
+            f"it holds the keys of {cache.get_seq_length()}. Leave the budget out."
+        )
+    cache.processed = begin + length
+    if logits_to_keep and output.logits.shape[1] > logits_to_keep:
+        output.logits = output.logits[:, -logits_to_keep:]
+    return output
+
+
+def dense_forward(
+    session: DecodingSession, inputs: ForwardInputs, logits_to_keep: int = 1, refresh: RefreshPlan | None = None
+) -> CausalLMOutputWithPast:
+    """Process tokens densely, as a KV refresh if `refresh` is given, and begin a new episode after them."""
+    output, hidden = processed_densely(session, inputs, logits_to_keep, refresh)
+    session.cache.end_episode(hidden[:, -1], inputs.tokens[:, -1:], logits_digest(session, output))
+    return output
+
+
+def processed_densely(
+    session: DecodingSession, inputs: ForwardInputs, logits_to_keep: int, refresh: RefreshPlan | None
+) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
+    """What the base returns for tokens, and the LM head's inputs `(rows, tokens, hidden_size)`."""
+    compiled = None if refresh is None else compiled_refresh(session, inputs, refresh, logits_to_keep)
+    if compiled is not None:
+        return compiled
+    with active_forward(refresh=refresh) as context:
+        output = base_forward(session.base, inputs, session.cache, logits_to_keep)
+    return output, context.head_inputs()
+
+
+def logits_digest(session: DecodingSession, output: CausalLMOutputWithPast) -> torch.Tensor | None:
+    """What the controller keeps of the logits of the last token, `None` if it does not use them."""
+    if not session.needs_logits:
+        return None
+    return session.require_controls().controller.digest_logits(output.logits[:, -1])
+
+
+def embed(base: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
+    """Input embeddings of ids; embeddings are returned unchanged."""
+    return token if token.is_floating_point() else base.get_input_embeddings()(token)
+
+
+# =====================================================================================================================
+# costs/cache_reads.py
+#
+# What attention reads of the cache for one token, and computes.
+#
+# The shapes of keys and values differ between bases, and between the layers of one base: in number of heads and of
+# channels, in sliding windows, in layers that have a state of a fixed size, or share the keys of another layer. They are
+# therefore read from a cache into which the base has put one token.
+# =====================================================================================================================
+
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class CachedLayer:
+    """The shapes of one layer of a cache."""
+
+    kv_heads: int
+    group: int
+    key_dim: int
+    value_dim: int
+    itemsize: int
+    own_itemsize: int
+    window: int | None
+    is_sparse: bool
+    state_bytes: int = 0
+
+
+@torch.no_grad()
+def cached_layers(model: CountedModel) -> list[CachedLayer]:
+    """The layers of a cache of this model, after one token."""
+    cache, base = model.new_cache(), model.base
+    token = torch.ones(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
+    cache.set_up_rows(1, token.device)
+    with evaluating(base):
+        base_forward(base, ForwardInputs(token), cache)
+    config, found = base.config.get_text_config(decoder=True), []
+    for index, layer in enumerate(cache.layers):
+        if not isinstance(layer, PagedLayer | WindowLayer) or layer.keys is None:
+            state = sum(x.nbytes for x in vars(layer).values() if isinstance(x, torch.Tensor))
+            found.append(CachedLayer(0, 0, 0, 0, 0, 0, None, False, state))
+            continue
+        _, kv_heads, _, key_dim = layer.keys.shape
+        heads = _heads(config, index)
+        window = layer.sliding_window if isinstance(layer, WindowLayer) else None
+        sizes = key_dim, layer.values.shape[-1], layer.stored_dtype.itemsize, layer.dtype.itemsize
+        found.append(CachedLayer(kv_heads, max(1, heads // kv_heads), *sizes, window, index in cache.sparse_layers))
+    return found
+
+
+def _heads(config, index: int) -> int:
+    """Query heads of a layer; in some families the layers have configs of their own."""
+    own = getattr(config, "per_layer_config", None)
+    return (own[index] if own else config).num_attention_heads
+
+
+def attention_costs(
+    layers: Sequence[CachedLayer], rule: SelectionRule, token_keep: float, keys: int, of_base: bool = False
+) -> tuple[float, float]:
+    """Bytes that the attention of all layers reads from the cache for one token, and its operations."""
+    read, computed = 0.0, 0.0
+    token_keep = 1.0 if keys <= rule.short_text_tokens else token_keep
+    for layer in layers:
+        read += layer.state_bytes
+        if not layer.kv_heads:
+            continue
+        seen = keys if layer.window is None else min(keys, layer.window)
+        cost = CRITERIA[rule.criterion].cost(rule, token_keep if layer.is_sparse else 1.0, seen, layer.group)
+        pair, itemsize = layer.key_dim + layer.value_dim, layer.own_itemsize if of_base else layer.itemsize
+        index = cost.index_bits * layer.key_dim / 8 + cost.index_values * itemsize
+        index += cost.index_means * layer.key_dim * FLOAT32
+        read += layer.kv_heads * (cost.moved * pair * itemsize + index)
+        heads = layer.kv_heads * layer.group
+        computed += 2 * heads * (cost.attended * pair + cost.scored * layer.key_dim)
+    return read, computed
+
+
+# =====================================================================================================================
+# execution/linear/planed_layers.py
+#
+# The linear layers whose weights are read in fewer bits under `bits_backend="nested"`, and their checks.
+#
+# They are all linear layers of the text decoder, and the LM head. Those of MLPs are read in the bits of the step, the
+# others in 6 at least: they are more sensitive than MLPs ([measured](docs/performance.md)).
+# =====================================================================================================================
+
+
+LEAST_OUTSIDE_MLPS = 6
+
+
+@dataclass(frozen=True)
+class PlanedLayer:
+    """A linear layer of a base."""
+
+    name: str
+    module: nn.Module
+    part: StepLinear | None
+
+
+def planed_layers(base: PreTrainedModel, mlps: Sequence[nn.Module]) -> tuple[PlanedLayer, ...]:
+    """The linear layers of the text decoder and the LM head of a base, each once."""
+    names = {id(module): name for name, module in base.named_modules()}
+    within = {id(module) for mlp in mlps for module in mlp.modules()}
+    found = {}
+    for module in (*text_modules(base), *lm_head_of(base).modules()):
+        if _is_linear(module):
+            part = StepLinear.of(module) if type(module) in PRODUCTS else None
+            if part is not None:
+                part.least_bits = min(WIDTHS) if id(module) in within else LEAST_OUTSIDE_MLPS
+            found[id(module)] = PlanedLayer(names.get(id(module), type(module).__name__), module, part)
+    return tuple(found.values())
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies with a weight of its own, as far as one can tell."""
+    if isinstance(module, PRODUCTS):
+        return True
+    if isinstance(module, nn.Embedding) or next(module.children(), None) is not None:
+        return False
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return bool(own) and ("linear" in type(module).__name__.lower() or any(_is_quantized(x) for x in own))
+
+
+def _is_quantized(x: torch.Tensor) -> bool:
+    """Whether a tensor is a matrix of integers, as quantized weights are."""
+    return x.dim() >= 2 and min(x.shape) > 1 and not x.is_floating_point() and x.dtype != torch.bool
+
+
+def make_planes(layers: Sequence[PlanedLayer], most_bytes: int | None = None) -> None:
+    """Make the planes of all layers that have none, or whose weights have changed."""
+    check_layers(layers)
+    needed = sum(plane_bytes(*matrix_of(layer.module).shape) for layer in layers)
+    if most_bytes is not None and needed > most_bytes:
+        raise ValueError(
+            f"The planes for `bits_backend='nested'` would take {needed:,} bytes, but `max_plane_bytes` is "
+            f"{most_bytes:,}: raise it, or pass `bits_backend='fake'`."
+        )
+    for layer in layers:
+        if layer.part is not None:
+            try:
+                layer.part.planes()
+            except ValueError as error:
+                raise ValueError(f"`{layer.name}`: {error}") from error
+
+
+def check_layers(layers: Sequence[PlanedLayer]) -> None:
+    """Raise an UnsupportedAxisError for the first layer that can have no planes."""
+    for layer in layers:
+        _check(layer)
+
+
+def _check(layer: PlanedLayer) -> None:
+    reason = _reason_against(layer.module)
+    if reason is not None:
+        raise UnsupportedAxisError(
+            f"`bits_backend='nested'` reads plain linear layers, but `{layer.name}` {reason}: pass "
+            "`bits_backend='fake'`, or load the base with plain weights on one device."
+        )
+
+
+def _reason_against(module: nn.Module) -> str | None:
+    if type(module) not in PRODUCTS:
+        return f"is of the class {type(module).__name__}"
+    forward, weight = vars(module).get("forward"), module.weight
+    if forward is not None and not isinstance(forward, StepPart):
+        return "has a forward that another library has replaced"
+    if not isinstance(weight, torch.Tensor) or type(weight) not in (nn.Parameter, torch.Tensor):
+        return f"has a weight of the class {type(weight).__name__}"
+    if weight.device.type == "meta":
+        return "has a weight without values, on the meta device"
+    if not weight.is_floating_point():
+        return f"has a weight of {weight.dtype}"
+    return None
+
+
+# =====================================================================================================================
+# costs/refresh_bytes.py
+#
+# Bytes that a KV refresh reads: those of a dense step without the LM head, or all bits of planes.
+# =====================================================================================================================
+
+
+def refresh_bytes(model: CountedModel, dense: StepCounts, in_planes: bool = False) -> float:
+    """Bytes of one refresh, whose tokens are processed together."""
+    head = lm_head_of(model.base)
+    total = dense.bytes - read_bytes(head.modules())
+    if not in_planes:
+        return total
+    of_head = {id(module) for module in head.modules()}
+    for layer in planed_layers(model.base, find_mlps(model.base)):
+        if layer.part is not None and id(layer.module) not in of_head:
+            weight = matrix_of(layer.module)
+            total += plane_bytes(*weight.shape) - weight.nbytes
+    return total
+
+
+# =====================================================================================================================
+# costs/compute_costs.py
+#
+# Bytes read and floating-point operations of a decode step, estimated from the base's own sizes.
+#
+# The net keep rate gives all axes the same weight. The number of bytes that a step reads depends on the base: on the
+# share of its MLPs and on the length of the context. It is counted here for a single sequence (all weights are read for
+# one token):
+#
+#     weights   those of the text decoder and the LM head once, minus the savings of the axes
+#     KV cache  the keys and values that the step reads, and the data that the selection needs: bounds of pages, or the
+#               codes of all keys with their scales
+#     refresh   a forward over an episode's tokens without the LM head, once per episode, if any of its steps lost
+#               something by which it is restored; it reads planes where steps did
+#     policy    the weights that its step reads, if the policy chooses the actions
+#
+# The savings of an axis are in its entry of [`AXIS_COSTS`], see the folder `axes`. These are counts for an
+# implementation that skips everything that can be skipped; they are not times. Fake quantization saves nothing; with
+# `bits_backend="nested"` the planes and scales that are read count. In *nominal* counts MLP weights are read with
+# bits / 16 of their size. Query heads that share a key-value head may select different keys (`selection="head"`). The
+# counts assume that they do: if `n` heads share one, up to `n` times `token_keep` of the keys is read. Of a mixture of
+# experts all experts are counted. Activations and the entropy that a controller computes are not counted.
+# =====================================================================================================================
+
+
+def keys_read(rule: SelectionRule, token_keep: float, keys: int) -> int:
+    """Number of keys that a query head reads of `keys` keys, its own included."""
+    return CRITERIA[rule.criterion].keys_read(rule, token_keep, keys)
+
+
+@dataclass(frozen=True)
+class ComputeCosts:
+    """Estimated costs of the steps of an episode."""
+
+    bytes: torch.Tensor
+    flops: torch.Tensor
+    nominal_bytes: torch.Tensor
+    dense_bytes: float
+    dense_flops: float
+    refresh_bytes: float
+    refresh_bytes_in_planes: float
+    refresh_flops: float
+    policy_bytes: float
+    policy_flops: float
+    refreshed: torch.Tensor
+    reads_planes: torch.Tensor
+    gains: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: CountedModel,
+        context_length: int,
+        bits_backend: str = "fake",
+        kv_refresh: bool | str = True,
+    ) -> "ComputeCosts":
+        """Costs in an episode that follows `context_length` tokens."""
+        weights, steps = Weights.of(model), model.config.episode_length
+        keys = context_length + (steps + 1) // 2
+        cached, rule = cached_layers(model), model.config.selection_rule
+        dense = dense_counts(model, weights, attention_costs(cached, rule, 1.0, keys, of_base=True))
+        again = replace(dense, kv_bytes=attention_costs(cached, rule, 1.0, keys)[0])  # over keys as they are stored
+        counts = step_counts(model, dense, keys, bits_backend)
+        policy = model.policy
+        policy_parts = [part for part in policy.modules() if part is not policy.value_head]  # for training only
+        policy_numbers = sum(own_numbers(part) for part in policy_parts)
+        refreshed, reads_planes = refreshed_actions(model, keys, bits_backend)
+        refreshed, gains = refreshed & bool(kv_refresh), None
+        if kv_refresh == "auto":
+            space = space_under(bits_backend, model.action_space)
+            gains = expected_gain(space.values[:, None], space, model.config.selection_rule, bits_backend)
+        return cls(
+            bytes=torch.tensor([step.bytes for step in counts], dtype=torch.float64),
+            flops=torch.tensor([step.flops for step in counts], dtype=torch.float64),
+            nominal_bytes=torch.tensor([step.nominal_bytes for step in counts], dtype=torch.float64),
+            dense_bytes=dense.bytes,
+            dense_flops=dense.flops,
+            refresh_bytes=refresh_bytes(model, again) / steps,
+            refresh_bytes_in_planes=refresh_bytes(model, again, in_planes=bits_backend == "nested") / steps,
+            refresh_flops=dense.flops - 2 * weights.head,
+            policy_bytes=read_bytes(policy_parts),
+            policy_flops=2 * policy_numbers,
+            refreshed=refreshed,
+            reads_planes=reads_planes,
+            gains=gains,
+        )
+
+    def per_token(self, actions: torch.Tensor, with_policy: bool) -> dict[str, float]:
+        """Means over episodes, KV refresh and policy included."""
+        is_refreshed, in_planes = self.refreshed[actions].any(dim=1), self.reads_planes[actions].any(dim=1)
+        if self.gains is not None:
+            is_refreshed = is_refreshed & (self.gains[actions].mean(dim=1) >= LEAST_GAIN_in_refresh_rule - ROUNDING_in_refresh_rule)
+        per_episode = torch.where(in_planes, self.refresh_bytes_in_planes, self.refresh_bytes) * is_refreshed
+        refreshed = float(is_refreshed.double().mean())
+        extra_bytes = float(per_episode.double().mean()) + with_policy * self.policy_bytes
+        extra_flops = refreshed * self.refresh_flops + with_policy * self.policy_flops
+        return {
+            "refresh_overhead": refreshed,
+            "bytes_per_token": float(self.bytes[actions].mean()) + extra_bytes,
+            "flops_per_token": float(self.flops[actions].mean()) + extra_flops,
+            "nominal_bytes_per_token": float(self.nominal_bytes[actions].mean()) + extra_bytes,
+            "dense_bytes_per_token": self.dense_bytes,
+            "dense_flops_per_token": self.dense_flops,
+        }
+
+
+def refreshed_actions(model: CountedModel, keys: int, bits_backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The actions `(n_actions,)` for which an episode is refreshed, and those of which a step reads planes."""
+    space, rule, is_nested = model.action_space, model.config.selection_rule, bits_backend == "nested"
+    levels = space.by_axis(space_under(bits_backend, space).values)
+    restored = {axis.name: axis.dense for axis in space.axes}
+    if is_nested:
+        restored[BITS.name] = CODE_BITS
+    lost = {name: levels[name] < most for name, most in restored.items()}
+    reads_all, keep = CRITERIA[rule.criterion].reads_all, TOKEN_KEEP.name
+    lost[keep] &= ~torch.tensor([reads_all(rule, level, keys) for level in levels[keep].tolist()])
+    return torch.stack(list(lost.values())).any(dim=0), (levels[BITS.name] <= CODE_BITS) & is_nested
+
+
+def step_counts(model: CountedModel, dense: StepCounts, keys: int, bits_backend: str = "fake") -> list[StepCounts]:
+    """Counts of a step that sees `keys` keys, for every action of the model's action space."""
+    space = model.action_space
+    changes = []
+    for axis in space.axes:
+        entry = AXIS_COSTS[axis.name](model, keys, bits_backend) if axis.name in AXIS_COSTS else None
+        changes.append({} if entry is None else {level: entry.at(level) for level in space.levels[axis.name]})
+    counts = []
+    for action in space.table:
+        step = dense
+        for change, level in zip(changes, action, strict=True):
+            step = change[level](step) if level in change else step
+        counts.append(step)
+    return counts
+
+
+# =====================================================================================================================
+# costs/row_shares.py
+#
+# The share of the bytes of dense steps that the rows of a call have read.
+# =====================================================================================================================
+
+
+class CountedCall(Protocol):
+    """What is counted of the options of a call: a [`DecodeOptions`]."""
+
+    @property
+    def bits_backend(self) -> str:
+        """See [`StepPlan`]."""
+
+    @property
+    def kv_refresh(self) -> bool | str:
+        """Which episodes are refreshed."""
+
+    @property
+    def controller(self) -> Controller | None:
+        """`None` for the policy, whose own bytes count."""
+
+
+@dataclass(frozen=True)
+class RowShares:
+    """Counts the bytes of rows over those of as many dense steps at their contexts, as [`ComputeCosts`] does."""
+
+    model: CountedModel
+    bits_backend: str
+    kv_refresh: bool | str
+    with_policy: bool
+    apart: int = 64
+    known: dict[int, ComputeCosts] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: CountedModel, call: CountedCall, apart: int = 64) -> "RowShares":
+        """For the rows of a call."""
+        return cls(model, call.bits_backend, call.kv_refresh, call.controller is None, apart)
+
+    def __call__(self, actions: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        """The share of every row."""
+        rows = zip(actions.cpu(), contexts.tolist(), strict=True)
+        return torch.tensor([self._of_row(row[row >= 0], context) for row, context in rows])
+
+    def _of_row(self, taken: torch.Tensor, context: int) -> float:
+        length = self.model.config.episode_length
+        if len(taken) == 0:
+            return 1.0
+        middle = max(1, context) + max(0, len(taken) - length) // 2
+        costs, read = self._costs(-(-middle // self.apart) * self.apart), 0.0
+        for episode in taken.split(length):
+            read += len(episode) * costs.per_token(episode[None], self.with_policy)["bytes_per_token"]
+        return read / (len(taken) * costs.dense_bytes)
+
+    def _costs(self, context: int) -> ComputeCosts:
+        if context not in self.known:
+            self.known[context] = ComputeCosts.of(self.model, context, self.bits_backend, self.kv_refresh)
+        return self.known[context]
+
+
+# =====================================================================================================================
+# decoding/aligned_rows.py
+#
+# Rows of any length, padded so that their decode steps begin in the same column.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class AlignedRows:
+    """Rows for scoring, padded so that their contexts end in the same column."""
+
+    tokens: torch.Tensor
+    padding: torch.Tensor
+    context: int
+    steps: torch.Tensor
+
+    @property
+    def step_mask(self) -> torch.Tensor:
+        """A mask of the steps that each row has, `(rows, steps)`."""
+        width = self.tokens.shape[1] - self.context - 1
+        return torch.arange(width, device=self.tokens.device) < self.steps[:, None]
+
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """1 for real tokens `(rows, columns)`, `None` if no row is padded on the left."""
+        if not bool(self.padding.any()):
+            return None
+        return (torch.arange(self.tokens.shape[1], device=self.tokens.device) >= self.padding[:, None]).long()
+
+    def merge(self, end: int, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Group rows that are the same before column `end`, and return the first row of every group."""
+        begins = torch.cat([self.padding[:, None], self.tokens[:, :end]], dim=1)[among]
+        _, group = begins.unique(dim=0, return_inverse=True)
+        first = torch.full_like(among, len(self.tokens)).scatter_reduce(0, group, among, "amin")[group]
+        leaders = first.unique()
+        return leaders, torch.searchsorted(leaders, first)
+
+
+def align_rows(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, context_length: int | Sequence[int] | torch.Tensor
+) -> AlignedRows:
+    """Pad rows so that their contexts end in the same column."""
+    if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"`input_ids` must have shape (rows, length), got {tuple(input_ids.shape)}.")
+    rows, device = len(input_ids), input_ids.device
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if mask.shape != input_ids.shape:
+        raise ValueError(f"`attention_mask` has shape {tuple(mask.shape)}, `input_ids` {tuple(input_ids.shape)}.")
+    if bool((mask.bool().int().diff(dim=1, prepend=mask.new_zeros(rows, 1).int()) > 0).sum(dim=1).max() > 1):
+        raise ValueError("`attention_mask` has a gap: padding may stand on either side of a row, not within.")
+    contexts = torch.as_tensor(context_length).expand(rows).tolist() if _is_scalar(context_length) else None
+    if contexts is None:
+        contexts = [int(value) for value in context_length]  # type: ignore[union-attr]
+    if len(contexts) != rows:
+        raise ValueError(f"`context_length` has {len(contexts)} entries, but the input has {rows} rows.")
+    real = [row[flag.bool()] for row, flag in zip(input_ids, mask, strict=True)]
+    for index, (tokens, context) in enumerate(zip(real, contexts, strict=True)):
+        if not 0 <= context <= len(tokens) - 2:
+            raise ValueError(
+                f"Row {index} has {len(tokens)} tokens, so `context_length` must lie in 0..{len(tokens) - 2} (a token "
+                f"to process and one to score), got {context}."
+            )
+    widest, longest = max(contexts), max(len(t) - c for t, c in zip(real, contexts, strict=True))
+    aligned = input_ids.new_zeros(rows, widest + longest)
+    for index, (tokens, context) in enumerate(zip(real, contexts, strict=True)):
+        aligned[index, widest - context : widest - context + len(tokens)] = tokens
+    padding = torch.tensor([widest - context for context in contexts], device=device)
+    steps = torch.tensor([len(t) - c - 1 for t, c in zip(real, contexts, strict=True)], device=device)
+    return AlignedRows(aligned, padding, widest, steps)
+
+
+def _is_scalar(value: int | Sequence[int] | torch.Tensor) -> bool:
+    return isinstance(value, int) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+
+
+# =====================================================================================================================
+# decoding/generate_checks.py
+#
+# Checks of the arguments of `generate` under a budget, before any compute.
+# =====================================================================================================================
+
+
+BEAM_MODES = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+
+
+STEPWISE_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, *BEAM_MODES)
+
+
+def find_prompt(inputs: torch.Tensor | None, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """The prompt of a `generate` call: ids `(rows, length)`, or embeddings `(rows, length, embedding_size)`."""
+    candidates = (inputs, arguments.get("input_ids"), arguments.get("inputs_embeds"))
+    return next((prompt for prompt in candidates if prompt is not None), None)
+
+
+def contexts_of_prompt(prompt: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+    """Tokens before the first decode step of every row, `(rows,)`, padding not counted; the last of a prompt is one."""
+    if mask is not None and mask.dim() == 2:
+        return mask.long().sum(dim=1) - 1
+    rows, length = (1, 1) if prompt is None else prompt.shape[:2]
+    return torch.full((rows,), length - 1)
+
+
+def begin_of_text(
+    arguments: Mapping[str, Any],
+    generation_config: GenerationConfig | None,
+    stored: GenerationConfig,
+    device: torch.device,
+) -> torch.Tensor:
+    """The prompt of a call without one: the token that begins a text, as in transformers, ids `(1, 1)`."""
+    sources = [arguments, *(vars(config) for config in (generation_config, stored) if config is not None)]
+    token = next((source["bos_token_id"] for source in sources if source.get("bos_token_id") is not None), None)
+    if token is None:
+        raise ValueError("There is no prompt, and no `bos_token_id` to begin a text with: pass `input_ids`.")
+    return torch.full((1, 1), int(token), dtype=torch.long, device=device)
+
+
+def add_mask_of_assistant(
+    prompt: torch.Tensor | None, arguments: dict[str, Any], generation_config: GenerationConfig | None
+) -> None:
+    """Add the attention mask that transformers' assisted generation leaves out when it calls its assistant."""
+    is_assistant = getattr(generation_config, "is_assistant", False)
+    if is_assistant and prompt is not None and prompt.dim() == 2 and arguments.get("attention_mask") is None:
+        arguments["attention_mask"] = torch.ones_like(prompt)
+
+
+def check_generate_arguments(
+    prompt: torch.Tensor | None, arguments: Mapping[str, Any], device: torch.device, vocabulary: int
+) -> None:
+    """Raise a ValueError for arguments that cannot be used under a budget."""
+    if prompt is None or prompt.shape[1:2].numel() == 0:
+        raise ValueError("The prompt is empty: at least one token is needed.")
+    check_tokens(prompt, vocabulary)
+    embeds = arguments.get("inputs_embeds")
+    if embeds is not None and prompt is not embeds and prompt.shape[1] != embeds.shape[1]:
+        raise ValueError(
+            f"`input_ids` has {prompt.shape[1]} tokens, `inputs_embeds` {embeds.shape[1]}: both must cover the whole "
+            "prompt. Or pass `inputs_embeds` only; the output then has the new tokens only."
+        )
+    if prompt.device.type not in ("cpu", device.type):
+        raise ValueError(f"The prompt is on {prompt.device}, the model on {device}.")
+    if arguments.get("assistant_model") is not None:
+        refuse(GenerationMode.ASSISTED_GENERATION)
+    cache = arguments.get("past_key_values")
+    if cache is not None and not isinstance(cache, SOLCache):
+        raise ValueError(
+            f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
+            "`past_key_values` of an earlier output."
+        )
+
+
+def check_tokens(tokens: torch.Tensor, vocabulary: int) -> None:
+    """Raise a ValueError if `tokens` are neither ids `(rows, length)` nor embeddings `(rows, length, size)`."""
+    shape = tuple(tokens.shape)
+    if tokens.dim() != (3 if tokens.is_floating_point() else 2):
+        raise ValueError(
+            f"A prompt has whole-number ids of shape (rows, length), or embeddings of shape (rows, length, size), got "
+            f"{tokens.dtype} of shape {shape}."
+        )
+    if len(tokens) == 0:
+        raise ValueError(f"The prompt has no rows: its shape is {shape}.")
+    if tokens.dim() == 2 and tokens.device.type == "cpu" and tokens.numel():
+        least, most = int(tokens.min()), int(tokens.max())
+        if least < 0 or most >= vocabulary:
+            wrong = least if least < 0 else most
+            raise ValueError(f"The prompt has the id {wrong}, but the base's ids are 0..{vocabulary - 1}.")
+
+
+def check_continuation(prompt: torch.Tensor, mask: torch.Tensor | None, cache: SOLCache) -> None:
+    """Raise a ValueError if a prompt does not continue the text in a cache."""
+    length, past = prompt.shape[1], cache.get_seq_length()
+    if mask is not None and (mask.dim() != 2 or mask.shape[1] not in (length, past + length)):
+        raise ValueError(
+            f"`attention_mask` must have shape (rows, columns) and cover the prompt ({length} tokens) and what the "
+            f"cache holds ({past}), but has shape {tuple(mask.shape)}."
+        )
+    is_whole = prompt.is_floating_point() or mask is None or mask.shape[1] == length
+    if not is_whole or past == 0:
+        return
+    if length <= past:
+        raise ValueError(
+            f"The cache holds {past} tokens, the prompt has {length}: pass the whole text, those tokens included, or "
+            f"the new tokens only with an `attention_mask` of {past + length} columns. `cache.crop` drops tokens."
+        )
+    steps = [] if prompt.is_floating_point() or cache.rows % len(prompt) else cache.episode.steps
+    if steps and not any(step.token.is_floating_point() for step in steps):
+        known = torch.cat([step.token for step in steps], dim=1)
+        found = prompt[:, past - len(steps) : past].to(known)
+        found = found.repeat_interleave(cache.rows // len(prompt), dim=0)  # as the loop repeats rows for beams
+        if not torch.equal(known, found):
+            if len(prompt) != cache.rows:
+                raise ValueError(
+                    f"The cache holds {cache.rows} rows, but the input has {len(prompt)} of another text."
+                )
+            row = int((known != found).any(dim=1).nonzero()[0, 0])
+            raise ValueError(
+                f"The prompt differs from the text in the cache within its last {len(steps)} tokens, in row {row}: "
+                f"{found[row].tolist()} in place of {known[row].tolist()}. Pass the `sequences` of the earlier output "
+                "and new tokens after them, or a new cache. After beam search the rows of a cache are beams."
+            )
+
+
+def named_arguments(further: Sequence[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Positional arguments of transformers' generate after the second, by their names."""
+    names = [name for name in inspect.signature(GenerationMixin.generate).parameters if name != "kwargs"][3:]
+    if len(further) > len(names):
+        raise TypeError(f"`generate` takes at most {len(names) + 2} positional arguments, got {len(further) + 2}.")
+    named = dict(zip(names, further, strict=False))
+    twice = sorted(named.keys() & arguments.keys())
+    if twice:
+        raise TypeError(f"`generate` got {', '.join(twice)} twice, by position and by name.")
+    return named
+
+
+def refuse_continuous_batching(arguments: Mapping[str, Any], generation_config: GenerationConfig | None) -> None:
+    """Refuse the paged cache of continuous batching, with or without a budget."""
+    stored = getattr(generation_config, "cache_implementation", None)
+    if "paged" in (arguments.get("cache_implementation"), stored):
+        refuse_batching()
+
+
+def refuse_batching() -> NoReturn:
+    """Raise the ValueError for continuous batching."""
+    raise ValueError(
+        "Continuous batching (`generate_batch`, `cache_implementation='paged'`, transformers' server with it) refuses "
+        "foreign models and attention: call the base's own `model.base.generate_batch`, which runs without a budget, "
+        "or `model.generate`."
+    )
+
+
+def suit_to_session(config: GenerationConfig, model_arguments: dict[str, Any]) -> None:
+    """Give a prepared generation config what the running call uses instead of stored values, and check its mode."""
+    cache = model_arguments.get("past_key_values")
+    session = DecodingSession.current()
+    if session is not None and session.cache is cache:
+        for name, value in session.replaced.items():
+            setattr(config, name, value)
+            model_arguments.pop(name, None)
+    refuse_mode(cache, config.get_generation_mode())
+
+
+def refuse_mode(cache: Any, mode: GenerationMode) -> None:
+    """Raise a ValueError if a call over a cache, as it runs under its budget, cannot run in a generation mode."""
+    session = DecodingSession.current()
+    if session is None or session.cache is not cache or session.controls is None:
+        return
+    if session.look_ahead is not None and mode in BEAM_MODES:
+        raise ValueError(
+            "`lossless` cannot be used with beams, which move keys and values to another place at every step: leave "
+            "it out, or pass `num_beams=1`."
+        )
+    if session.controls.cuda_graphs and mode in BEAM_MODES:
+        raise ValueError(
+            "`cuda_graphs` cannot be used with beams, which move keys and values to another place at every step: "
+            "leave it out."
+        )
+    if mode not in STEPWISE_MODES:
+        refuse(mode)
+
+
+def refuse(mode: GenerationMode) -> NoReturn:
+    """Raise the ValueError for a generation mode that cannot run under a budget."""
+    raise ValueError(
+        f"Generation mode `{mode.value}` cannot run under a budget, which chooses the compute of every token on its "
+        "own: only greedy search, sampling and beam search can. Leave out the options of that mode, or call "
+        "`model.base.generate`."
+    )
+
+
+# =====================================================================================================================
+# policy/episode_cache.py
+#
+# The policy's keys and values of an episode, with room for its later steps.
+#
+# A step of the policy by compiled code writes its keys and values there, where `torch.cat` would copy all of them.
+# =====================================================================================================================
+
+
+class Room:
+    """Memory of a layer."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int):
+        self.keys, self.values, self.used = keys, values, used
+        self.addresses = keys.data_ptr(), values.data_ptr(), keys.shape[2]
+        """Of keys and values, and the capacity, for compiled code."""
+
+
+class EpisodeLayer(DynamicLayer):
+    """A layer of an [`EpisodeCache`]: `keys` and `values` are what it holds, as in every dynamic layer."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    _room: Room | None = None
+
+    def append_step(self, rows: int, heads: int, dim: int, steps: int) -> Room:
+        """Room in which the keys and values of the next step are to be written, after those of the earlier ones."""
+        past, room = self.get_seq_length(), self._room
+        if room is None or room.used != past or (past and not self._is_in(room)) or past >= room.addresses[2]:
+            keys, values = (torch.zeros(rows, heads, max(steps, past + 1), dim) for _ in range(2))
+            if past:
+                keys[:, :, :past], values[:, :, :past] = self.keys, self.values
+            room = self._room = Room(keys, values, past)
+        if not self.is_initialized:
+            self.lazy_initialization(room.keys, room.values)
+        room.used = past + 1
+        self.keys, self.values = room.keys[:, :, : room.used], room.values[:, :, : room.used]
+        return room
+
+    def _is_in(self, room: Room) -> bool:
+        """Whether the keys are those in a room, and not what a method of this layer has made of them."""
+        same = self.keys.data_ptr() == room.addresses[0] and self.values.data_ptr() == room.addresses[1]
+        return same and self.keys.shape[0] == room.keys.shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keys and values without spare room."""
+        state = {**vars(self), "_room": None}
+        if self.is_initialized:
+            state.update(keys=self.keys.clone(), values=self.values.clone())
+        return state
+
+    def reset(self) -> None:
+        self._room = None
+        super().reset()
+
+
+class EpisodeCache(DynamicCache):
+    """The cache of a policy: a `DynamicCache` whose layers have room for an episode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_class_to_replicate = EpisodeLayer
+
+    def layer(self, number: int) -> EpisodeLayer | None:
+        """A layer, made when it is first asked for; `None` if it is of another class."""
+        while len(self.layers) <= number:
+            self.layers.append(EpisodeLayer())
+        layer = self.layers[number]
+        return layer if isinstance(layer, EpisodeLayer) else None
+
+
+# =====================================================================================================================
+# controllers/registry.py
+#
+# The registry of controllers, for command lines, sweeps and tables. Every controller registers itself in its file.
+# =====================================================================================================================
+
+
+class HasPolicy(Protocol):
+    """An object with a policy from which controllers are made: a [`SOLForCausalLM`]."""
+
+    policy: SOLPolicyModel
+
+
+@dataclass(frozen=True)
+class ControllerKind:
+    """A registered controller: how to make it from its name."""
+
+    make: Callable[[HasPolicy, int], Controller]
+    number: str | None = None
+
+
+CONTROLLERS: Registry[ControllerKind] = Registry("controller")
+"""All controllers by name."""
+
+
+def register_controller(
+    name: str, make: Callable[[HasPolicy, int], Controller], number: str | None = None
+) -> ControllerKind:
+    """Register a controller, so that `make_controller`, the command line, sweeps, lm-eval and plots accept its name."""
+    return CONTROLLERS.register(name, ControllerKind(make, number))
+
+
+# =====================================================================================================================
+# controllers/policy.py
+#
+# The learned policy as a controller.
+# =====================================================================================================================
+
+
+class PolicyController(Controller):
+    """Scores actions by a [`SOLPolicyModel`]."""
+
+    follows_bank = rows_are_independent = True
+
+    def __init__(self, policy: SOLPolicyModel):
+        self.policy = policy
+
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        cache = self._cache_of(observation)
+        inputs = (
+            observation.hidden_state,
+            observation.token_embedding,
+            observation.scalars,
+            observation.previous_action,
+        )
+        if observation.backend != "reference" and isinstance(self.policy, SOLPolicyModel):
+            logits = self.policy.step(*inputs, cache)
+            if logits is not None:
+                return logits
+        hidden, embedding, scalars, previous = (tensor[:, None] for tensor in inputs)
+        return self.policy(hidden, embedding, scalars, previous, past_key_values=cache).logits[:, -1].float()
+
+    def choose(self, observation: Observation, limits: Limits) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The actions of a step within limits, by compiled code."""
+        is_own = type(self) is PolicyController and isinstance(self.policy, SOLPolicyModel)
+        if not is_own or observation.backend == "reference" or observation.controllable.device.type != "cpu":
+            return None, None
+        needs_bank, needs_end = limits.horizon == "generation", limits.exact
+        if (needs_bank and observation.ledger.bank is None) or (needs_end and observation.remaining_in_call is None):
+            return None, None  # the processors say what is missing
+        if observation.require_targets().dtype != torch.float32:
+            return None, None
+        found = self.policy.choose(observation, self._cache_of(observation), limits)
+        if found is None:
+            return None, None
+        actions, scores = found
+        return (actions, None) if scores is None else (None, scores)
+
+    @staticmethod
+    def _cache_of(observation: Observation) -> Cache:
+        if "cache" not in observation.state:
+            observation.state["cache"] = EpisodeCache()
+        return observation.state["cache"]
+
+
+register_controller("policy", lambda model, number: PolicyController(model.policy))
+
+
+# =====================================================================================================================
+# execution/forked_process.py
+#
+# Finds out that a process was forked after torch's threads had started: there torch would wait for them forever.
+#
+# A forked process has only the thread that forked it. The OpenMP library in its memory still counts on the others. This
+# holds for torch on its own, and for the kernels that run in torch's threads.
+# =====================================================================================================================
+
+
+@dataclass
+class _Threads:
+    """Whether generations used several threads in this process, and in one that it was forked from."""
+
+    here: bool = False
+    before_fork: bool = False
+
+    def after_fork(self) -> None:
+        self.here, self.before_fork = False, self.here or self.before_fork
+
+
+_THREADS = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_THREADS.after_fork)
+
+
+def check_fork() -> None:
+    """Called before every generation, which then may use torch's threads."""
+    if torch.get_num_threads() == 1:
+        return
+    if _THREADS.before_fork:
+        raise RuntimeError(
+            "This process was forked after torch had started its threads. They do not exist here, and torch would "
+            "wait for them forever: call `torch.set_num_threads(1)` first in the forked process, or start it by "
+            "`spawn`, as `multiprocessing.get_context('spawn')` does."
+        )
+    _THREADS.here = True
+
+
+# =====================================================================================================================
+# decoding/setup.py
+#
+# Turns the options of a call into the settings of its steps, with all checks that need no compute.
+# =====================================================================================================================
+
+
+def new_cache(base: PreTrainedModel, config: SOLConfig, kv_dtype: str | None = None) -> SOLCache:
+    """An empty [`SOLCache`] for a base and the action space of a policy's config."""
+    kv_dtype = kv_dtype or config.kv_dtype
+    stored = stored_dtype(kv_dtype, base.dtype)
+    cache = SOLCache(base.config, config.action_space, config.page_size, stored)
+    if stored is not None and not any(isinstance(layer, StoredLayer) for layer in cache.layers):
+        raise ValueError(
+            f"`kv_dtype={kv_dtype!r}` has nothing to apply to: {type(base).__name__} has no layers with keys and "
+            "values, full or within a window. Leave it out."
+        )
+    return cache
+
+
+def check_kv_dtype_of(cache: SOLCache, base: PreTrainedModel, kv_dtype: str | None) -> None:
+    """Raise a ValueError if a cache keeps keys and values in another dtype than a call needs."""
+    held, needed = cache.kv_dtype or base.dtype, stored_dtype(kv_dtype, base.dtype) or base.dtype
+    if held != needed:
+        names = [str(dtype).removeprefix("torch.") for dtype in (held, needed)]
+        raise ValueError(
+            f"The cache keeps keys and values in {names[0]}, but the call needs them in {names[1]}: leave out "
+            "`kv_dtype` (and `lossless`, whose text is that of keys in the dtype of the base), or begin with "
+            f"`model.new_cache(kv_dtype={names[1]!r})`."
+        )
+
+
+def own_cache(cache: SOLCache, base: PreTrainedModel, config: SOLConfig) -> SOLCache:
+    """A cache after a check that it belongs to a model, and is as the last call of that model left it."""
+    refuse_used(cache)
+    if cache.owner is None:  # made by hand
+        sizes = {layer.page_size for layer in cache.layers if isinstance(layer, PagedLayer)}
+        if cache.action_space != config.action_space or sizes - {config.page_size}:
+            raise ValueError(
+                "The cache was made for another action space or page size than the model's: pass `model.new_cache()`."
+            )
+    settings = dataclasses.asdict(config.selection_rule)
+    for name in ("sink_tokens", "window_tokens", "short_text_tokens"):
+        del settings[name]  # what is cached does not depend on them
+    settings |= {"episode_length": config.episode_length, **config.action_space.levels}
+    last = _LAST_BASE.get(cache)
+    cache.belong_to(CacheOwner.of(base, settings), is_same_base=last is not None and last() is base)
+    _LAST_BASE[cache] = weakref.ref(base)
+    cache.check_intact()
+    return cache
+
+
+def controls_for(
+    options: DecodeOptions, base: PreTrainedModel, policy: SOLPolicyModel, config: SOLConfig, rows: int
+) -> DecodeControls | None:
+    """The settings of the decode steps of a call; `None` if the base itself is to run, since all would be dense."""
+    check_fork()
+    budget, space = options.budget, config.action_space
+    if budget is not None:
+        budget.check(options.spending(space), rows)
+    if options.runs_base:
+        return None
+    if options.controller is None and not options.is_dense:
+        policy.warn_if_fresh()
+    if options.dial is not None and not options.is_dense:
+        horizon = options.budget_horizon if options.budget_mode == "hard" else None
+        options.dial.check(base, options.bits_backend, options.kv_refresh, horizon)
+    instrumentation = Instrumentation.at_start(base)
+    axes = [] if options.is_dense else options.controlled_axes(space)
+    instrumentation.require(axes, options.bits_backend, options.max_plane_bytes)
+    cache = new_cache(base, config, options.kv_dtype)
+    instrumentation.require_cache(cache, axes, bool(axes) and options.kv_refresh)
+    if options.cuda_graphs:
+        instrumentation.require_graphs(cache, config.selection_rule)
+    if options.is_dense:
+        return options.dense_controls(config)
+    device = compute_device(base)
+    if policy.device.type != device.type:
+        raise ValueError(f"The policy is on {policy.device}, the base on {device}.")
+    controller = options.controller or PolicyController(policy)
+    if controller.needs_budget and budget is None:
+        raise ValueError(f"{type(controller).__name__} needs a budget.")
+    return options.controls(controller, config)
+
+
+_LAST_BASE: "weakref.WeakKeyDictionary[SOLCache, weakref.ref[PreTrainedModel]]" = weakref.WeakKeyDictionary()
+"""The base of the last call over a cache. It is no part of the cache, which can be copied and pickled."""
+
+
+# =====================================================================================================================
+# decoding/stored_values.py
+#
+# Options of transformers' generate that cannot be used under a budget.
+#
+# What a caller asks for is refused. What is only stored in a model's generation_config.json or config.json is a default:
+# if it is about speed, memory or further outputs, it is ignored. If it changes the text, it is refused too, because
+# without it the text would be another.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class Unsuitable:
+    """An option with values that a budget does not allow."""
+
+    name: str
+    is_allowed: Callable[[Any], bool]
+    reason: str
+    instead: Any = None
+    changes_text: bool = False
+    harmless: Any = None
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False
+
+
+_DRAFTS = (
+    "Generation mode `assisted_generation` cannot run under a budget: it verifies several tokens in one forward, but "
+    "a budget chooses the compute of every token on its own. Leave out `{name}={value!r}`."
+)
+UNSUITABLE = (
+    Unsuitable(
+        "use_cache", lambda value: value is not False, "A budget needs the cache: remove `use_cache=False`.", True
+    ),
+    Unsuitable(
+        "cache_implementation",
+        lambda value: value is None,
+        "A budget needs its own cache, so `cache_implementation={value!r}` (static, quantized, offloaded, or the "
+        "paged cache of continuous batching) cannot be used with it: leave it out.",
+        harmless="dynamic",
+    ),
+    Unsuitable("prompt_lookup_num_tokens", _is_off, _DRAFTS),
+    Unsuitable("assistant_early_exit", _is_off, _DRAFTS),
+    Unsuitable("use_mtp", _is_off, _DRAFTS, False),
+    Unsuitable(
+        "output_attentions",
+        _is_off,
+        "`output_attentions` cannot be used under a budget: attention over selected keys has no weights for the "
+        "others. Leave it out, or call `model.base.generate`.",
+        False,
+    ),
+    Unsuitable(
+        "guidance_scale",
+        lambda value: value is None or value == 1,
+        "`guidance_scale={value!r}` runs the base a second time for every token, without the budget: pass "
+        "`guidance_scale=1`, or leave out the budget.",
+        changes_text=True,
+    ),
+)
+
+
+def replaced_values(
+    arguments: Mapping[str, Any], generation_config: GenerationConfig | None, stored: GenerationConfig
+) -> dict[str, Any]:
+    """The values that a call under a budget uses instead of stored ones that it cannot use."""
+    replaced = {}
+    for option in UNSUITABLE:
+        name, default = option.name, getattr(stored, option.name, None)
+        passed = arguments.get(name)
+        if passed is None and generation_config is not None:
+            found = getattr(generation_config, name, None)
+            passed = found if found != default else None
+        value = default if passed is None else passed
+        if option.is_allowed(value):
+            continue
+        if option.changes_text or (passed is not None and passed != option.harmless):
+            raise ValueError(option.reason.format(name=name, value=value))
+        replaced[name] = option.instead
+    return replaced
+
+
+# =====================================================================================================================
+# decoding/call_session.py
+#
+# The session of a `generate` call, after the checks of its arguments and of its cache.
+# =====================================================================================================================
+
+
+def session_of_call(
+    base: PreTrainedModel,
+    config: SOLConfig,
+    controls: DecodeControls | None,
+    prompt: torch.Tensor | None,
+    configs: tuple[GenerationConfig | None, GenerationConfig],
+    arguments: dict[str, Any],
+    vocab_size: int,
+) -> DecodingSession | None:
+    """The session of a call; `None` if it does not decode over a [`SOLCache`], or has no prompt."""
+    refuse_continuous_batching(arguments, configs[0])
+    mask, replaced, steps = arguments.get("attention_mask"), {}, None
+    if controls is not None:
+        steps = steps_of(base, prompt, new_tokens(prompt, arguments, configs), mask) if controls.is_exact else None
+        replaced = replaced_values(arguments, *configs)
+        check_generate_arguments(prompt, arguments, compute_device(base), vocab_size)
+        if arguments.get("past_key_values") is None:
+            arguments["past_key_values"] = new_cache(base, config, controls.kv_dtype)
+        elif controls.asks_kv_dtype:
+            check_kv_dtype_of(arguments["past_key_values"], base, controls.kv_dtype)
+    cache: Any = arguments.get("past_key_values")
+    if isinstance(cache, SOLCache) and prompt is not None:
+        own_cache(cache, base, config)
+        check_continuation(prompt, mask, cache)
+    return DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced, steps)
+
+
+def new_tokens(
+    prompt: torch.Tensor | None, arguments: Mapping[str, Any], configs: Sequence[GenerationConfig | None]
+) -> int:
+    """The largest number of new tokens of a call, of which each has a decode step."""
+    given = [arguments.get("max_new_tokens"), *(config.max_new_tokens for config in configs if config is not None)]
+    number = next((value for value in given if value is not None), None)
+    if number is None and prompt is not None and arguments.get("max_length") is not None:
+        number = arguments["max_length"] - prompt.shape[1]
+    if number is None:
+        raise ValueError("`exact` has to know how long the text may become: pass `max_new_tokens`.")
+    return int(number)
+
+
+def steps_of(base: PreTrainedModel, prompt: torch.Tensor | None, new: int, mask: torch.Tensor | None) -> int:
+    """Steps of a call that count: one less than its new tokens if the base computes its text again on the way."""
+    switch, text = getattr(base.config, "original_max_position_embeddings", None), prompt if mask is None else mask
+    if switch is None or text is None:
+        return new
+    return new - (text.shape[1] <= switch < text.shape[1] + new)
+
+
+# =====================================================================================================================
+# decoding/custom_loop.py
+#
+# `generate(custom_generate=...)`: a function of the user that may call the model's `generate` again.
+#
+# transformers passes the arguments of the call on to that function, but not the budget options, which are its own
+# parameters of [`SOLForCausalLM.generate`]. Calls that the function makes therefore inherit them.
+# =====================================================================================================================
+
+
+@dataclass
+class CustomLoop:
+    """A call with `custom_generate` that is running."""
+
+    options: dict[str, Any]
+    cache: Any
+    calls: int = 0
+
+
+_RUNNING_in_custom_loop: ContextVar[CustomLoop | None] = ContextVar("sol_hf_custom_loop", default=None)
+
+
+def inherit(options: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The budget options of a call: its own, or if it has none, those of the custom loop that makes the call."""
+    loop = _RUNNING_in_custom_loop.get()
+    if loop is None:
+        return options
+    loop.calls += 1
+    if any(value is not None for value in options.values()):
+        return options
+    if loop.calls == 1 and arguments.get("past_key_values") is None and loop.cache is not None:
+        arguments["past_key_values"] = loop.cache
+    return dict(loop.options)
+
+
+@contextmanager
+def custom_loop(options: dict[str, Any], arguments: dict[str, Any]) -> Iterator[CustomLoop]:
+    """Within the block, calls inherit the options if the call has a `custom_generate`; otherwise they inherit none."""
+    loop = CustomLoop(options, arguments.get("past_key_values"))
+    token = _RUNNING_in_custom_loop.set(loop if arguments.get("custom_generate") is not None else None)
+    try:
+        yield loop
+    finally:
+        _RUNNING_in_custom_loop.reset(token)
+
+
+# =====================================================================================================================
+# decoding/executed.py
+#
+# After a `generate` call under a budget: every new token has a decode step over the cache of the call.
+# =====================================================================================================================
+
+
+def check_executed(session: DecodingSession | None, output: Any, prompt: torch.Tensor | None, steps: int) -> None:
+    """Raise a [`PlanNotExecutedError`] if new tokens were computed without a decode step, or over another cache."""
+    assert session is not None and prompt is not None, "a call under a budget has both"
+    sequences = output.get("sequences") if isinstance(output, ModelOutput) else output
+    if isinstance(sequences, torch.Tensor) and sequences.dim() == 2:
+        steps = max(steps, sequences.shape[1] - (0 if prompt.is_floating_point() else prompt.shape[1]))
+    missing = steps - (len(session.cache.trace) if session.look_ahead is None else session.look_ahead.processed)
+    returned = output.get("past_key_values") if isinstance(output, ModelOutput) else None
+    if missing > 0:
+        raise PlanNotExecutedError(dict.fromkeys(_axes(session), [f"{missing} of {steps} new tokens"]))
+    if returned is not None and returned is not session.cache:
+        raise PlanNotExecutedError(dict.fromkeys(_axes(session), [f"a {type(returned).__name__} of its own"]))
+
+
+def _axes(session: DecodingSession) -> list[str]:
+    return [
+        axis for axis in session.cache.action_space.axis_names if axis not in session.require_controls().dense_axes
+    ]
+
+
+# =====================================================================================================================
+# decoding/row_ends.py
+#
+# Records when each row of a generation ended, by an end token, a stop string or a criterion of the user.
+#
+# transformers' loop continues until all rows have ended, and the steps of a row after its end must not count.
+# [`RowEnds`] is one of the stopping criteria, and records the result of all of them.
+# =====================================================================================================================
+
+
+class RowEnds(StoppingCriteria):
+    """A criterion that never stops a row, and records when the other criteria stopped it."""
+
+    def __init__(self, prompt_length: int):
+        self.lengths = [prompt_length]
+        self.ended: list[torch.Tensor] = []
+        self.so_far: torch.Tensor | None = None
+        """Which rows `(rows,)` have ended at any length so far."""
+
+    def record(self, length: int, ended: torch.Tensor) -> None:
+        """Record which rows `(rows,)` have ended at a length of `length` tokens."""
+        self.lengths.append(length)
+        self.ended.append(ended)
+        self.so_far = ended if self.so_far is None else self.so_far | ended
+
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def running(self) -> torch.Tensor:
+        """A mask of the new tokens up to the end of their row, the last token included."""
+        ended = torch.stack(self.ended, dim=1)
+        running = ended.cumsum(dim=1) - ended.long() == 0
+        added = torch.tensor(self.lengths, device=ended.device).diff()
+        return running.repeat_interleave(added, dim=1)
+
+
+class ObservedStoppingCriteriaList(StoppingCriteriaList):
+    """A `StoppingCriteriaList` that passes the combined result of all criteria to every [`RowEnds`] in the list."""
+
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        ended = super().__call__(input_ids, scores, **kwargs)
+        for criterion in self:
+            if isinstance(criterion, RowEnds):
+                criterion.record(input_ids.shape[1], ended)
+        return ended
+
+
+# =====================================================================================================================
+# controllers/choice.py
+#
+# Takes one action of every row by its scores.
+# =====================================================================================================================
+
+
+def refuse_nan(scores: torch.Tensor, controller: Controller) -> None:
+    """Raise a ValueError for scores that are no numbers."""
+    if scores.device.type == "cpu" and scores.numel() and bool(scores.amax().isnan()):  # NaN counts as the largest
+        raise ValueError(
+            f"{type(controller).__name__} returned scores that are not a number (NaN), so there is no best action: "
+            "look for a division by zero, or for weights that are NaN."
+        )
+
+
+def best_actions(scores: torch.Tensor) -> torch.Tensor:
+    """The action with the highest score in every row, `(rows,)`, from scores `(rows, n_actions)`."""
+    return scores.argmax(dim=-1)
+
+
+def drawn_actions(scores: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Actions drawn from the softmax of `scores / temperature`, `(rows,)`, from scores `(rows, n_actions)`."""
+    scaled, best = scores / temperature, scores.amax(dim=-1, keepdim=True)
+    below_best = torch.where(scores == best, 0.0, scores - best) / temperature
+    weights = torch.where(scaled.amax(dim=-1, keepdim=True).isfinite(), scaled, below_best).softmax(dim=-1)
+    return torch.multinomial(weights, 1).squeeze(1)
+
+
+# =====================================================================================================================
+# decoding/captured.py
+#
+# Decides whether a forward runs from a CUDA graph, and finds or makes the graph.
+# =====================================================================================================================
+
+
+GROWTH_TOKENS = 256
+"""A CUDA graph is captured with storage for at least this many additional tokens, or a quarter of the text if more."""
+
+
+def is_captured(session: DecodingSession, inputs: ForwardInputs) -> bool:
+    """Whether a forward is to run from a [`CapturedForward`]."""
+    controls, length = session.require_controls(), session.cache.get_seq_length()
+    if not controls.cuda_graphs or inputs.tokens.is_floating_point() or length == 0 or inputs.asks_for_more:
+        return False
+    return controls.cuda_graphs is True or length + inputs.length <= controls.cuda_graphs
+
+
+def positions_of(inputs: ForwardInputs) -> torch.Tensor | None:
+    """Positions of the tokens `(rows, length)` or `(1, length)`, `None` if they are not given."""
+    positions = inputs.along.get("position_ids")
+    return None if positions is None else positions.value
+
+
+def current_capture(session: DecodingSession, refreshed: int = 0) -> CapturedForward:
+    """The session's [`CapturedForward`] for steps, or for KV refreshes of `refreshed` tokens per row."""
+    base, cache, controls, graphs = session.base, session.cache, session.require_controls(), session.graphs
+    length = cache.get_seq_length() + (refreshed or 1)
+    if controls.cuda_graphs is not True:
+        graphs.room = max(graphs.room, controls.cuda_graphs)
+    if length > graphs.room:
+        graphs.room = length + max(GROWTH_TOKENS, length // 4)
+    kind = "refresh" if refreshed else "step"
+    captured = graphs.forwards.get(kind)
+    rule, dense_axes, backend = controls.rule, controls.dense_axes, controls.bits_backend
+    if captured is None or not captured.is_current(base, rule, dense_axes, refreshed, backend):
+        captured = CapturedForward(base, cache, rule, dense_axes, graphs.room, refreshed, session.parts, backend)
+        graphs.forwards[kind] = captured
+    return captured
+
+
+# =====================================================================================================================
+# decoding/joined_outputs.py
+#
+# Outputs of the parts of a forward, joined to what one forward over all tokens returns.
+# =====================================================================================================================
+
+
+APART = ("loss", "logits", "past_key_values")
+"""Fields that are treated elsewhere."""
+
+
+def join_outputs(outputs: Sequence[ModelOutput], lengths: Sequence[int], rows: int) -> ModelOutput:
+    """Join what has an entry per token: hidden states, attention weights, logits of routers."""
+    if len(outputs) == 1:
+        return outputs[0]
+    names = dict.fromkeys(name for output in outputs for name in output if name not in APART)
+    joined = {name: _joined(name, [output.get(name) for output in outputs], lengths, rows) for name in names}
+    kind = type(outputs[0]) if hasattr(outputs[0], "past_key_values") else CausalLMOutputWithPast  # some leave it out
+    return kind(logits=outputs[-1].logits, past_key_values=getattr(outputs[-1], "past_key_values", None), **joined)
+
+
+def last_tokens(output: ModelOutput, processed: int, wanted: int, rows: int) -> ModelOutput:
+    """An output with the last `wanted` of `processed` tokens; its logits are not changed."""
+    if processed == wanted:
+        return output
+    cut = {
+        name: value if name in APART else _each(value, lambda x: _cut(x, processed, wanted, rows))
+        for name, value in output.items()
+    }
+    return type(output)(**cut)
+
+
+def _joined(name: str, values: list[Any], lengths: Sequence[int], rows: int) -> Any:
+    given = [value for value in values if value is not None]
+    if len(given) < 2:
+        return given[0] if given else None
+    if len(given) < len(values):
+        return None
+    if isinstance(given[0], tuple | list):
+        layers = [_joined(name, list(layer), lengths, rows) for layer in zip(*given, strict=True)]
+        return tuple(layers)
+    if not isinstance(given[0], torch.Tensor):
+        return None
+    if name.endswith("attentions"):
+        slots = given[-1].shape[-1]
+        return torch.cat([pad(weights, (0, slots - weights.shape[-1])) for weights in given], dim=-2)
+    along = [_token_dim(value, length, rows) for value, length in zip(given, lengths, strict=True)]
+    if all(dim == 1 for dim in along):
+        return torch.cat(given, dim=1)
+    if all(dim == 0 for dim in along):  # rows and tokens in one dimension
+        unfolded = [x.unflatten(0, (rows, length)) for x, length in zip(given, lengths, strict=True)]
+        return torch.cat(unfolded, dim=1).flatten(0, 1)
+    return None
+
+
+def _token_dim(value: torch.Tensor, length: int, rows: int) -> int | None:
+    """The dimension of the tokens; 0 if it is also that of the rows."""
+    if value.dim() >= 2 and value.shape[:2] == (rows, length):
+        return 1
+    return 0 if value.dim() >= 2 and value.shape[0] == rows * length else None
+
+
+def _cut(value: torch.Tensor, processed: int, wanted: int, rows: int) -> torch.Tensor:
+    if value.dim() == 4 and value.shape[2] == processed:  # attention weights
+        return value[:, :, -wanted:]
+    dim = _token_dim(value, processed, rows)
+    if dim == 1:
+        return value[:, -wanted:]
+    return value if dim is None else value.unflatten(0, (rows, processed))[:, -wanted:].flatten(0, 1)
+
+
+def _each(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(_each(item, function) for item in value)
+    return function(value) if isinstance(value, torch.Tensor) else value
+
+
+# =====================================================================================================================
+# decoding/kv_refresh.py
+#
+# The KV refresh: a dense forward over the tokens of an episode.
+# =====================================================================================================================
+
+
+def take_back(session: DecodingSession, inputs: ForwardInputs, begin: int) -> list[ForwardInputs]:
+    """Drop the keys and values of the running episode from a step on."""
+    steps = [inputs.again(step.token, step.along) for step in session.cache.episode.steps[begin:]]
+    if session.rollback is not None:
+        session.rollback.keep_tail(len(steps))
+    session.cache.drop_tokens(len(steps))
+    return join_runs(steps)
+
+
+def refresh(session: DecodingSession, inputs: ForwardInputs, is_new_turn: bool = False) -> None:
+    """KV refresh: recompute the keys and values of the episode by a forward that leaves nothing out."""
+    controls, skips_head = session.require_controls(), not session.needs_logits
+    levels = {} if is_new_turn else weights_read(session)
+    begin = 0 if levels else session.cache.episode.first_sparse or 0
+    spared = SparedRows.of(session, begin)
+    for again in take_back(session, inputs, begin):
+        if skips_head and again.length == controls.episode_length and is_captured(session, again):
+            _refresh_captured(session, again, levels)
+        else:
+            plan = RefreshPlan(session.cache, controls.backend, skips_head, levels=levels, parts=session.parts)
+            dense_forward(session, again, refresh=plan)
+    if spared is not None:
+        spared.put_back(session.cache)
+
+
+def _refresh_captured(session: DecodingSession, again: ForwardInputs, levels: dict[str, torch.Tensor]) -> None:
+    """Run a refresh of a whole episode from a CUDA graph."""
+    rows, device = again.tokens.shape[0], again.tokens.device
+    axes = session.cache.action_space.axes
+    values = [levels.get(axis.name, torch.full((rows,), axis.dense, device=device)) for axis in axes]
+    captured = current_capture(session, again.length)
+    hidden = captured(again.tokens, torch.stack(values, dim=1), positions_of(again))[1]
+    session.cache.end_episode(hidden, again.tokens[:, -1:])
+
+
+@dataclass(frozen=True)
+class SparedRows:
+    """What rows that need no refresh had before it, since a refresh is a forward of all rows."""
+
+    rows: torch.Tensor
+    tails: list[tuple[torch.Tensor, torch.Tensor]]
+    hidden_state: torch.Tensor
+    digest: torch.Tensor | None
+
+    @classmethod
+    def of(cls, session: DecodingSession, begin: int) -> "SparedRows | None":
+        """Copies of what the spared rows have from step `begin` on; `None` if all rows are refreshed."""
+        if not spares_rows(session):
+            return None
+        episode = session.cache.episode
+        number = len(episode.steps[begin:])
+        layers = session.cache.layers
+        tails = [(_last_in_kv_refresh(layer.keys, number).clone(), _last_in_kv_refresh(layer.values, number).clone()) for layer in layers]
+        assert episode.hidden_state is not None, "there is a state after a step"
+        return cls(~rows_to_refresh(session), tails, episode.hidden_state, episode.logits_digest)
+
+    def put_back(self, cache: SOLCache) -> None:
+        """Write it back after the refresh."""
+        for layer, (keys, values) in zip(cache.layers, self.tails, strict=True):
+            number = min(keys.shape[2], layer.keys.shape[2])
+            for stored, old in ((layer.keys, keys), (layer.values, values)):
+                _last_in_kv_refresh(stored, number)[self.rows] = _last_in_kv_refresh(old, number)[self.rows]
+            if isinstance(layer, PagedLayer):
+                layer.index_again(layer.get_seq_length() - number)
+        episode = cache.episode
+        episode.hidden_state = self._mixed(self.hidden_state, episode.hidden_state)
+        episode.logits_digest = self._mixed(self.digest, episode.logits_digest)
+
+    def _mixed(self, spared: torch.Tensor | None, refreshed: torch.Tensor | None) -> torch.Tensor | None:
+        if spared is None or refreshed is None:
+            return refreshed
+        return torch.where(self.rows.view(-1, *[1] * (spared.dim() - 1)), spared, refreshed)
+
+
+def _last_in_kv_refresh(stored: torch.Tensor, number: int) -> torch.Tensor:
+    return stored[:, :, stored.shape[2] - number :] if number <= stored.shape[2] else stored
+
+
+# =====================================================================================================================
+# decoding/seen_keys.py
+#
+# What follows from the number of keys that the rows of a step see.
+# =====================================================================================================================
+
+
+def seen_keys(session: DecodingSession) -> dict[str, Any]:
+    """The fields of an [`Observation`] that follow from it."""
+    cache, controls = session.cache, session.require_controls()
+    rule, seen, padding = controls.rule, cache.get_seq_length() + 1, cache.padding
+    left = controls.episode_length - cache.episode.length
+    ends = None if session.steps is None else session.steps - len(cache.trace)
+    least = rule.sink_tokens + rule.window_tokens + 2
+    if padding is None and not rule.short_text_tokens and not isinstance(ends, torch.Tensor):
+        ahead = max(least - seen, 0)
+        to_end = (
+            None if ends is None else torch.full((cache.rows,), float(max(ends - ahead, 0)), device=session.device)
+        )
+        return dict(
+            controllable=session.in_all_rows(rule.is_controllable(seen), torch.bool),
+            remaining=session.in_all_rows(float(max(left - ahead, 0)), torch.float32),
+            page_fill=session.in_all_rows(rule.page_fill(seen), torch.float32),
+            remaining_in_call=to_end,
+        )
+    count = torch.full((cache.rows,), seen, device=session.device) if padding is None else seen - padding
+    uncontrollable_ahead = (least - count).clamp(min=0)
+    return dict(
+        controllable=rule.is_controllable(count),
+        remaining=(left - uncontrollable_ahead).clamp(min=0).float(),
+        page_fill=rule.page_fill(count),
+        held=held_axes(rule, count, cache.action_space),
+        remaining_in_call=None if ends is None else (ends - uncontrollable_ahead).clamp(min=0).float(),
+    )
+
+
+def held_axes(rule: SelectionRule, count: torch.Tensor, space: ActionSpace) -> torch.Tensor | None:
+    """The axes `(rows, axes)` that a step holds at their largest level: `token_keep`, where it reads a short text."""
+    if not rule.short_text_tokens:
+        return None
+    held = torch.zeros(len(count), len(space.axes), dtype=torch.bool, device=count.device)
+    held[:, space.axis_names.index("token_keep")] = rule.reads_all(count)
+    return held
+
+
+# =====================================================================================================================
+# decoding/step.py
+#
+# One forward of the base under a budget: dense prefix, decode steps, KV refresh.
+#
+# `generate` and `score` process all tokens by [`decode_forward`]. It is stateless: all state is in the [`SOLCache`], and
+# the settings of the call are in the [`DecodingSession`].
+#
+#     tokens of a call     | d d d d d d d d | s |        d: one dense forward of the base
+#     session.decode_from                      ^          s: a decode step each
+# =====================================================================================================================
+
+
+def observe(session: DecodingSession, token: torch.Tensor) -> Observation:
+    """The input of the controller before `token` `(rows, 1)` is processed."""
+    base, cache, controls = session.base, session.cache, session.require_controls()
+    episode = cache.episode
+    if episode.hidden_state is None and cache.get_seq_length():
+        raise ValueError("The hidden state before this token is unknown after `crop`: pass two tokens or more.")
+    embedding, before = embed(base, token)[:, -1], None
+    if episode.length == 0 and episode.token_before is not None:
+        before = embed(base, episode.token_before)[:, -1]
+    if episode.hidden_state is None:
+        size = base.get_output_embeddings().weight.shape[-1]
+        episode.hidden_state = torch.zeros(cache.rows, size, device=token.device, dtype=embedding.dtype)
+    space, last = cache.action_space, episode.steps[-1] if episode.steps else None
+    return Observation(
+        hidden_state=episode.hidden_state,
+        token_embedding=embedding,
+        previous_action=session.in_all_rows(len(space), torch.long) if last is None else last.action,
+        step=episode.length,
+        total_step=len(cache.trace),
+        episode_length=controls.episode_length,
+        targets=cache.targets,
+        ledger=cache.ledger,
+        action_space=space,
+        state=episode.controller_state,
+        previous_hidden_state=None if last is None else last.previous_hidden,
+        previous_embedding=before,
+        logits_digest=episode.logits_digest,
+        backend=controls.backend,
+        **seen_keys(session),
+    )
+
+
+def choose(observation: Observation, session: DecodingSession) -> torch.Tensor:
+    """Action ids `(rows,)`: the best by the processed scores, or a sample; dense for rows not under control."""
+    cache, controls, space = session.cache, session.require_controls(), observation.action_space
+    scores = None
+    if controls.simple_limits is not None and isinstance(controls.controller, PolicyController):
+        chosen, scores = controls.controller.choose(observation, controls.simple_limits)
+        if chosen is not None:
+            return chosen
+    shown = observation.as_asked(controls.controller)
+    shown = shown.copy() if controls.needs_copies else shown
+    scores = controls.controller(shown) if scores is None else scores
+    if scores.shape != (observation.rows, len(space)):
+        raise ValueError(
+            f"{type(controls.controller).__name__} returned scores of shape {tuple(scores.shape)}, expected "
+            f"{(observation.rows, len(space))}."
+        )
+    refuse_nan(scores, controls.controller)
+    before = observation.previous_action[:, None]  # the limits do not look at it
+    if controls.edits:
+        before = cache.episode.actions(observation.rows, scores.device)
+        scores = controls.edits(before, scores, observation=shown)
+    scores = controls.limits(before, scores, observation=observation)
+    if observation.held is not None:
+        scores = hold_axes(scores, observation.held, space)
+    actions = drawn_actions(scores, controls.temperature) if controls.do_sample else best_actions(scores)
+    return torch.where(observation.controllable, actions, space.dense_id)
+
+
+def decode_step(
+    session: DecodingSession, inputs: ForwardInputs, active: torch.Tensor | None = None
+) -> CausalLMOutputWithPast:
+    """Choose an action for one token per row, and process it."""
+    cache, controls, token = session.cache, session.require_controls(), inputs.tokens
+    if cache.episode.length == controls.episode_length:
+        if needs_refresh(session):
+            refresh(session, inputs)
+        else:
+            last = cache.episode
+            cache.end_episode(last.hidden_state, last.steps[-1].token, last.logits_digest)
+    observation = observe(session, token)
+    actions = choose(observation, session)
+    values = cache.action_space.values_on(actions.device)[actions]
+    if is_captured(session, inputs):
+        logits, hidden = current_capture(session)(token, values, positions_of(inputs))
+        output, is_dense = CausalLMOutputWithPast(logits=logits, past_key_values=cache), False
+    else:
+        settings = controls.rule, controls.backend, controls.bits_backend, controls.dense_axes
+        plan = StepPlan.from_values(values, cache, *settings, parts=session.parts)
+        output, hidden = run_planned(session, inputs, plan)
+        is_dense = plan.is_dense
+    counted = observation.controllable if active is None else observation.controllable & active
+    digest = logits_digest(session, output)
+    cache.record(token, actions, counted, hidden, digest, inputs.along, observation.held)
+    if cache.episode.first_sparse is None and not is_dense:
+        cache.episode.first_sparse = cache.episode.length - 1
+    return output
+
+
+def run_planned(
+    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
+) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
+    """A step by its plan: what the base returns, and the LM head's input `(rows, hidden_size)`."""
+    compiled = compiled_step(session, inputs, plan, is_new)
+    if compiled is not None:
+        return compiled
+    with active_forward(plan) as context:
+        output = base_forward(session.base, without_needless_mask(inputs, session.cache), session.cache)
+    return output, context.last_hidden_state()
+
+
+def without_needless_mask(inputs: ForwardInputs, cache: SOLCache) -> ForwardInputs:
+    """The inputs of a step, without the attention mask if no row is padded: transformers would copy it to the host."""
+    if cache.padding is not None or inputs.tokens.device.type == "cpu":
+        return inputs
+    return replace(inputs, attention_mask=None)
+
+
+def dense_part(session: DecodingSession, inputs: ForwardInputs, all_logits: bool) -> CausalLMOutputWithPast:
+    """Process tokens densely, and again with them those of an unfinished episode, which refreshes their keys."""
+    cache, logits_to_keep = session.cache, inputs.length if all_logits else 1
+    whole = inputs
+    if cache.episode.length and needs_refresh(session) and spares_rows(session):
+        refresh(session, inputs, is_new_turn=True)
+    elif cache.episode.length and needs_refresh(session):
+        *before, last = take_back(session, inputs, cache.episode.first_sparse or 0)
+        if last.tokens.is_floating_point() != inputs.tokens.is_floating_point():
+            last, whole = (part.embedded(session.base) for part in (last, whole))
+        if whole.can_follow(last):
+            whole = whole.after(last)
+        else:
+            before.append(last)
+        for part in before:
+            dense_forward(session, part)
+    output = dense_forward(session, whole, logits_to_keep)
+    return last_tokens(output, whole.length, inputs.length, cache.rows)
+
+
+def decode_forward(
+    session: DecodingSession, inputs: ForwardInputs, all_logits: bool, active: torch.Tensor | None = None
+) -> CausalLMOutputWithPast:
+    """Process `inputs`: densely up to `session.decode_from`, one decode step for each token from there on."""
+    cache, length = session.cache, inputs.length
+    dense = length - 1
+    if session.controls is None:
+        dense = length
+    elif session.is_recomputing:
+        dense = length
+    elif session.decode_from is not None:
+        dense = min(max(session.decode_from - cache.get_seq_length(), 0), length)
+    outputs, lengths = [], [dense] if dense else []
+    if dense:
+        outputs.append(dense_part(session, inputs.part(0, dense, is_dense=True), all_logits))
+    if session.is_recomputing:
+        cache.record_dense()
+        session.is_recomputing = False
+    for index in range(dense, length):
+        outputs.append(decode_step(session, inputs.part(index, index + 1, is_dense=False), active))
+        lengths.append(1)
+    joined = join_outputs(outputs, lengths, cache.rows)
+    if all_logits and len(outputs) > 1:
+        joined.logits = torch.cat([output.logits for output in outputs], dim=1)
+    joined.past_key_values = cache
+    return joined
+
+
+# =====================================================================================================================
+# decoding/lossless/agreement.py
+#
+# How likely a drafted token is the one that is taken: learned from those that were checked.
+#
+# A draft is wrong where two tokens were nearly as likely. So shares are kept by the *gap* between the two best tokens of
+# the draft, in nats: with weights in 8 bits and a fifth of the keys, nine out of ten wrong drafts have a gap below 0.4.
+# =====================================================================================================================
+
+
+EDGES = (0.1, 0.2, 0.4, 0.7, 1.0, 2.0)
+"""Gaps in nats at which the next bin begins."""
+MEASURED = (0.57, 0.72, 0.957, 0.965, 0.99, 0.993, 0.998)
+"""Share of drafted tokens that agreed, by bin: SmolLM2-135M, 8 bits, a fifth of the keys, context 512, 16 texts."""
+CERTAINTY = 8.0
+"""Tokens for which the measured shares count in the beginning."""
+MEMORY = 0.98
+"""Weight of all earlier tokens of a bin after another one."""
+SHARES = (0.053, 0.045, 0.077, 0.105, 0.08, 0.21, 0.43)
+"""Share of the tokens in every bin, in the same texts."""
+
+
+class Agreement:
+    """Shares of drafted tokens that were taken, by the gap of the draft."""
+
+    def __init__(self) -> None:
+        self._taken = [share * CERTAINTY for share in MEASURED]
+        self._drafted = [CERTAINTY] * len(MEASURED)
+        self._weights = list(SHARES)
+
+    def probability(self, gap: float) -> float:
+        """The chance that a token with this gap is taken; 1 for one without another choice."""
+        if gap == math.inf:
+            return 1.0
+        place = bisect.bisect_right(EDGES, gap)
+        return self._taken[place] / self._drafted[place]
+
+    @property
+    def mean(self) -> float:
+        """The chance that a drafted token is taken, before its gap is known."""
+        chances = (taken / drafted for taken, drafted in zip(self._taken, self._drafted, strict=True))
+        return sum(map(float.__mul__, chances, self._weights)) / sum(self._weights)
+
+    def record(self, gap: float, is_taken: bool) -> None:
+        """Note that a drafted token was taken, or that another one was."""
+        place = bisect.bisect_right(EDGES, gap)
+        self._taken[place] = MEMORY * self._taken[place] + is_taken
+        self._drafted[place] = MEMORY * self._drafted[place] + 1
+        step = 1 - MEMORY
+        self._weights = [(1 - step) * weight + step * (index == place) for index, weight in enumerate(self._weights)]
+
+
+# =====================================================================================================================
+# decoding/lossless/pace.py
+#
+# How long a draft pays: see docs/lossless.md.
+#
+# With `d` the time of a dense step, `c` of a draft's step, `v(n)` of a check of `n` tokens, and `a` the chance that a
+# drafted token is taken, a draft of `g` tokens makes
+#
+#     E(g) = 1 + a + a^2 + ... + a^g   tokens in   g c + v(g + 1),    a dense step one token in   d
+#
+# The best rate over all `g` is compared with that of dense steps. Within a draft, another token pays as long as the
+# chance that all so far are taken, and the next one too, is larger than what it costs at that rate.
+# =====================================================================================================================
+
+
+LONGEST_in_pace = 16
+"""Tokens of a draft at most."""
+LEAST_SEEN = 4
+"""Drafts after which their measured rate counts, and not the model's."""
+SAMPLES_in_pace = 9
+"""Times of each kind that are remembered; their median counts."""
+DENSE_FIRST = 3
+"""Dense steps that are timed before the first draft, the first of which may compile and copy."""
+LEAST_GAIN_in_pace = 1.02
+"""Drafts begin where they are expected to be faster than dense steps by this factor."""
+MOST_LOSS = 0.015
+"""Share of the time of dense steps that may be spent on finding out whether drafts pay."""
+FIRST_LOSS = 2.0
+"""Dense steps that the first texts of a setting may lose to find it out."""
+FIRST_SHARE = 0.03
+"""Share of the time of all texts of a setting that this may be: in short texts it waits until there were enough."""
+TRIED = 4
+"""Tokens of such a draft."""
+FIRST_WAIT = 32
+"""Tokens after which drafts that did not pay are tried again; twice as many every time."""
+LONGEST_WAIT = 512
+"""Tokens after which they are tried again at most."""
+STEP, CHECK, MORE = 0.5, 1.3, 0.1
+"""Time of a draft's step, of a check, and of each of its tokens, in dense steps, as long as none was measured."""
+
+read_clock = time.perf_counter
+"""The clock by which drafts are judged; a benchmark on a busy machine may count processor time instead."""
+
+
+@dataclass
+class Costs:
+    """Times, in seconds, of one setting: a base, a number of rows, a draft, and about one length of the text."""
+
+    dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
+    step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
+    checks: dict[int, deque[float]] = field(default_factory=dict)
+    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
+    tokens: int = 0
+    lost: float = 0.0
+    wait: int = FIRST_WAIT
+    since: int = 0
+    skipped: set[str] = field(default_factory=set)
+
+    def note_dense(self, seconds: float) -> None:
+        """Note the time of a dense step."""
+        if not self._is_first("dense"):
+            self.dense.append(seconds)
+
+    def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
+        """Note what it took to draft tokens, and to check them together with the one before them."""
+        self.step.append(drafting / drafted)
+        if not self._is_first(f"check of {drafted + 1}"):
+            self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES_in_pace)).append(checking)
+
+    def _is_first(self, kind: str) -> bool:
+        """Whether this is the first time of a kind, in which something may have been compiled or copied."""
+        is_first = kind not in self.skipped
+        self.skipped.add(kind)
+        return is_first
+
+    @property
+    def dense_step(self) -> float | None:
+        """Seconds of a dense step; `None` if none was timed."""
+        return statistics.median(self.dense) if self.dense else None
+
+    @property
+    def relative_step(self) -> float:
+        """Time of a draft's step, in dense steps."""
+        dense = self.dense_step
+        return statistics.median(self.step) / dense if dense and self.step else STEP
+
+    def relative_check(self, tokens: int) -> float:
+        """Time of a check of so many tokens, in dense steps: as measured, or from the nearest number that was."""
+        dense = self.dense_step
+        if not dense or not self.checks:
+            return CHECK + MORE * tokens
+        nearest = min(self.checks, key=lambda known: (abs(known - tokens), known))
+        return max(0.0, statistics.median(self.checks[nearest]) / dense + MORE * (tokens - nearest))
+
+    @property
+    def are_known(self) -> bool:
+        """Whether drafts have been timed often enough, or are slower than dense steps without any check."""
+        if self.dense_step is None or not self.step:
+            return False
+        return len(self.step) >= 3 or min(self.step) > self.dense_step
+
+
+class Pace:
+    """Decides how many tokens are drafted, in one call."""
+
+    def __init__(
+        self, costs: Costs, agreement: Agreement, rows: int = 1, length: int | None = None, longest: int = LONGEST_in_pace
+    ):
+        self.costs, self.agreement, self._rows, self._length = costs, agreement, rows, length
+        self._longest = longest
+        self._has_drafted, self._rate = False, 1.0
+
+    def begin(self, most: int, left: int | None = None) -> int:
+        """How many tokens may be drafted now; 0 for a dense step."""
+        if self._length is not None or most < 1:
+            return max(0, min(self._length or 0, most))
+        most = min(most, self._longest)
+        if len(self.costs.dense) + len(self.costs.skipped & {"dense"}) < DENSE_FIRST:
+            return 0
+        self._rate = max(1.0, self.expected_rate())
+        if self.costs.are_known and self._rate >= LEAST_GAIN_in_pace:
+            return most
+        return self._tried(most, left)
+
+    def _tried(self, most: int, left: int | None) -> int:
+        """How many tokens are drafted to find out whether drafts pay, or do so by now."""
+        allowed = MOST_LOSS * self.costs.tokens - self.costs.lost
+        if not self.costs.are_known:
+            if left is not None and FIRST_SHARE * (self.costs.tokens + left) < FIRST_LOSS:
+                return 0
+            if not self.costs.step:
+                return 1  # the first of all, which may compile, and the next one, which is timed
+            return min(most, TRIED) if allowed + FIRST_LOSS > 0 else 0
+        loss = self._cost(TRIED) - expected_tokens(TRIED, self.chance)
+        if self.costs.since < self.costs.wait or allowed < loss:
+            return 0
+        self.costs.wait, self.costs.since = min(2 * self.costs.wait, LONGEST_WAIT), 0
+        self.costs.whole.clear()
+        self._rate = max(1.0, self.expected_rate())
+        return most if self._rate >= LEAST_GAIN_in_pace else min(most, TRIED)
+
+    def expected_rate(self) -> float:
+        """Tokens that drafts and their checks give in the time of a dense step: as measured, or by the model."""
+        dense, seen = self.costs.dense_step, self.costs.whole
+        if dense is not None and len(seen) >= LEAST_SEEN:
+            return sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
+        return max(expected_tokens(length, self.chance) / self._cost(length) for length in range(1, self._longest + 1))
+
+    def _cost(self, length: int) -> float:
+        """Time of a draft of so many tokens and of its check, in dense steps."""
+        return length * self.costs.relative_step + self.costs.relative_check(length + 1)
+
+    @property
+    def chance(self) -> float:
+        """That a token is taken in every row, before it is drafted."""
+        return self.agreement.mean**self._rows
+
+    def goes_on(self, drafted: int, chance: float) -> bool:
+        """Whether another token pays, after `drafted` that are all taken with this chance."""
+        if self._length is not None:
+            return True
+        more = self.costs.relative_check(drafted + 2) - self.costs.relative_check(drafted + 1)
+        return chance * self.chance > self._rate * (self.costs.relative_step + max(0.0, more))
+
+    def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
+        """Note the time of a draft and its check; not of the first ones of a call, which assemble its programs."""
+        if self._has_drafted:
+            self.costs.note_draft(drafting, drafted, checking)
+        self._has_drafted = True
+
+    def settle(self, tokens: int, seconds: float) -> None:
+        """Note how many tokens a draft and its check have given, in this time."""
+        self.note_tokens(tokens)
+        if self.costs.are_known:
+            self.costs.whole.append((tokens, seconds))
+        dense = self.costs.dense_step
+        if dense:
+            self.costs.lost = max(0.0, self.costs.lost + seconds / dense - tokens)
+
+    def note_tokens(self, tokens: int) -> None:
+        """Note that tokens were made."""
+        self.costs.tokens, self.costs.since = self.costs.tokens + tokens, self.costs.since + tokens
+
+
+@dataclass
+class Known:
+    """What earlier calls have found out about a base."""
+
+    costs: dict[tuple[str, int, int], Costs] = field(default_factory=dict)
+    agreements: dict[str, Agreement] = field(default_factory=dict)
+
+    def pace(self, name: str, rows: int, context: int, length: int | None, longest: int) -> Pace:
+        """The [`Pace`] of a call with drafts of this name, after a context of so many tokens."""
+        costs = self.costs.setdefault((name, rows, context.bit_length()), Costs())
+        return Pace(costs, self.agreements.setdefault(name, Agreement()), rows, length, longest)
+
+
+def expected_tokens(length: int, chance: float) -> float:
+    """Tokens that a draft and its check give on average: those that are taken, and the one after them."""
+    return sum(chance**place for place in range(length + 1))
+
+
+# =====================================================================================================================
+# decoding/lossless/ahead.py
+#
+# Tokens ahead of the loop: processed densely already, with their logits, but not yet part of the text.
+#
+# The cache holds what the loop has processed and nothing else, also between two forwards: a callback that copies it, or
+# an exception, finds it as after any other step. The keys and values ahead are kept beside it.
+#
+#     cache    | keys of the text so far |  ahead: keys of drafted tokens  |
+#                                        ^ one more with each token that the loop takes as drafted
+# =====================================================================================================================
+
+
+@dataclass
+class Ahead:
+    """Drafted tokens after a check."""
+
+    tokens: torch.Tensor
+    gaps: list[list[float]]
+    logits: torch.Tensor
+    hidden: torch.Tensor
+    along: TokenArguments
+    seconds: float = 0.0
+    tails: list[tuple[torch.Tensor, torch.Tensor] | None] = field(default_factory=list)
+    used: int = 0
+
+    @property
+    def drafted(self) -> int:
+        """Number of drafted tokens."""
+        return self.tokens.shape[1]
+
+    def take_from(self, cache: SOLCache) -> None:
+        """Take the keys and values of the drafted tokens, the last in the cache, out of it."""
+        number = self.drafted
+        self.tails = [None if isinstance(layer, PagedLayer) else _last_in_ahead(layer, number) for layer in cache.layers]
+        if number:
+            cache.drop_tokens(number)
+
+    def follows(self, inputs: ForwardInputs) -> torch.Tensor | None:
+        """Which rows `(rows,)` take the next drafted token; `None` if the forward is of another kind altogether."""
+        place = self.used
+        if place >= self.drafted or inputs.tokens.shape != (len(self.tokens), 1) or inputs.asks_for_more:
+            return None
+        if inputs.tokens.is_floating_point() or not _are_same(inputs.along, self.along, place + 1):
+            return None
+        if inputs.attention_mask is not None and not bool(inputs.attention_mask[:, -1].all()):
+            return None
+        return inputs.tokens[:, 0] == self.tokens[:, place]
+
+    def give_next(self, cache: SOLCache) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the keys and values of the next token into the cache."""
+        place = self.used
+        for layer, tail in zip(cache.layers, self.tails, strict=True):
+            if tail is None:
+                layer.give_back(1)
+            else:
+                layer.update(tail[0][:, :, place : place + 1], tail[1][:, :, place : place + 1])
+        cache.processed += 1
+        self.used += 1
+        return self.logits[:, self.used : self.used + 1], self.hidden[:, self.used]
+
+
+def _last_in_ahead(layer: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    begin = layer.keys.shape[2] - number
+    return layer.keys[:, :, begin:], layer.values[:, :, begin:]
+
+
+def _are_same(given: TokenArguments, expected: TokenArguments, place: int) -> bool:
+    """Whether arguments of one token are those that were expected for the token at `place`."""
+    if given.keys() != expected.keys():
+        return False
+    pairs = ((given[name].value, expected[name].cut(place, place + 1).value) for name in given)
+    return all(torch.equal(one.to(other.device), other) for one, other in pairs)
+
+
+def ahead_of(inputs: ForwardInputs, token: torch.Tensor, steps: int) -> ForwardInputs:
+    """The inputs of a token `(rows, 1)` that the loop may take `steps` tokens after that of `inputs`."""
+    mask = inputs.attention_mask
+    if mask is not None:
+        mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
+    along = {name: replace(argument, value=argument.value + steps) for name, argument in inputs.along.items()}
+    return ForwardInputs(token, mask, along, further=inputs.further)
+
+
+# =====================================================================================================================
+# decoding/counted_output.py
+#
+# What an output says of the bytes that a call has read. They are counted when they are asked for.
+# =====================================================================================================================
+
+
+class CountsBytes:
+    """Base class of outputs with `bytes_share`."""
+
+    _counting: Any = None
+
+    def count_bytes_by(self, count: Callable[[], torch.Tensor]) -> None:
+        """Set how bytes are counted: a function that returns the share of every row, `(rows,)`."""
+        object.__setattr__(self, "_counting", count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without what would count, which knows the whole model; a share that was counted stays."""
+        return {name: value for name, value in vars(self).items() if name != "_counting" or not callable(value)}
+
+    @property
+    def bytes_share(self) -> torch.Tensor | None:
+        """The share of the bytes of as many dense steps at its context that every row has read, `(rows,)`."""
+        if callable(self._counting):
+            object.__setattr__(self, "_counting", self._counting())
+        return self._counting
+
+
+# =====================================================================================================================
+# decoding/outputs.py
+#
+# The outputs of `generate` and `score`, and how executed steps are added to them.
+# =====================================================================================================================
+
+
+NO_ACTION = -1
+
+_ACTIONS_AND_REALISED = """
+        actions (`torch.LongTensor` of shape `(rows, steps)`): Action under which each new token was computed, -1 where
+            the row had already ended.
+        realised (`torch.Tensor` of shape `(rows, axes)`): Means of `token_keep`, `mlp_keep`, `bits` and further axes
+            of the action space over the row's controllable steps; the largest levels for a row that had none.
+        net_keep (`torch.Tensor` of shape `(rows,)`): Mean of `realised` over the axes, in ratio units.
+        compute_unit (`str`, *optional*): What `compute` counted, if the budget came from it."""
+
+
+@dataclass
+class SOLGenerateDecoderOnlyOutput(CountsBytes, GenerateDecoderOnlyOutput):
+    __doc__ = f"""Output of greedy search and sampling under a budget.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}
+        agreement (`float`, *optional*): With `lossless`, the share of drafted tokens that were taken; with
+            `measure_agreement`, the share of new tokens at which the most likely token is the dense one.
+        checks (`int`, *optional*): With `lossless`, dense forwards over drafts.
+        tokens_per_forward (`float`, *optional*): With `lossless`, tokens of a row for every dense forward after the
+            prompt, checks and dense steps.
+    """
+
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
+    compute_unit: str | None = None
+    net_keep: torch.Tensor | None = None
+    agreement: float | None = None
+    checks: int | None = None
+    tokens_per_forward: float | None = None
+
+
+@dataclass
+class SOLGenerateBeamDecoderOnlyOutput(CountsBytes, GenerateBeamDecoderOnlyOutput):
+    __doc__ = f"""Output of beam search under a budget.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(rows, length)`): Prompt and new tokens.{_ACTIONS_AND_REALISED}
+    """
+
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
+    compute_unit: str | None = None
+    net_keep: torch.Tensor | None = None
+
+
+@dataclass
+class SOLScoreOutput(CountsBytes, ModelOutput):
+    """Teacher-forced scores of a continuation; `steps` is the number of steps of the longest row."""
+
+    logprobs: torch.Tensor | None = None
+    actions: torch.Tensor | None = None
+    realised: torch.Tensor | None = None
+    step_mask: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    greedy: torch.Tensor | None = None
+    compute_unit: str | None = None
+    net_keep: torch.Tensor | None = None
+
+
+def realised_means(actions: torch.Tensor, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """Means in axis units over the counted steps, `(rows, axes)`, from `(rows, steps)` actions and flags."""
+    ratios = space.ratios_on(actions.device)[actions.clamp(min=0)]
+    weight = counted.to(ratios.dtype)[..., None]
+    means = (ratios * weight).sum(1) / weight.sum(1).clamp(min=1) * space.scales.to(actions.device)
+    return torch.where(weight.sum(1) > 0, means, torch.tensor(space.largest, device=actions.device))
+
+
+def net_keep_of(realised: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """Means over the axes in ratio units, `(rows,)`, of means `(rows, axes)` in axis units."""
+    return (realised / space.scales.to(realised)).mean(dim=-1)
+
+
+def attach_steps(
+    output: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput,
+    row_ends: RowEnds,
+    cache: SOLCache | None,
+    space: ActionSpace,
+    compute_unit: str | None = None,
+) -> SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput:
+    """Add `actions` and `realised` to the output of transformers' generate."""
+    beams = getattr(output, "beam_indices", None)
+    if beams is not None:
+        beams = beams[:, : len(row_ends.ended)].long()
+    running = row_ends.running() if beams is None else beams >= 0
+    steps = running.shape[1]
+    if cache is None:
+        actions = torch.full_like(running, space.dense_id if space.has_dense else NO_ACTION, dtype=torch.long)
+        realised = torch.tensor(space.dense, device=running.device).repeat(len(running), 1)
+    else:
+        trace = cache.trace
+        actions = torch.stack([action for action, _ in trace[:steps]], dim=1)
+        counted = torch.stack([flag for _, flag in trace[:steps]], dim=1)
+        if beams is not None:
+            actions, counted = (x.gather(0, beams.clamp(min=0)) for x in (actions, counted))
+        realised = realised_means(actions, counted & running, cache.action_space)
+    is_beam_search = isinstance(output, GenerateBeamDecoderOnlyOutput)
+    target = SOLGenerateBeamDecoderOnlyOutput if is_beam_search else SOLGenerateDecoderOnlyOutput
+    return target(
+        **{field.name: getattr(output, field.name) for field in fields(output)},
+        actions=actions.masked_fill(~running, NO_ACTION),
+        realised=realised,
+        compute_unit=compute_unit,
+        net_keep=net_keep_of(realised, space),
+    )
+
+
+# =====================================================================================================================
+# decoding/lossless/counts.py
+#
+# What came of the drafts of a call.
+# =====================================================================================================================
+
+
+@dataclass
+class DraftCounts:
+    """Sums over a call."""
+
+    drafted: int = 0
+    taken: int = 0
+    checks: int = 0
+    steps: int = 0
+    tokens: int = 0
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the drafted tokens that were taken; `None` if none was drafted."""
+        return self.taken / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_forward(self) -> float | None:
+        """Tokens of a row for every dense forward after the prompt; `None` without any."""
+        forwards = self.checks + self.steps
+        return self.tokens / forwards if forwards else None
+
+    def report(self, output: SOLGenerateDecoderOnlyOutput | SOLGenerateBeamDecoderOnlyOutput) -> None:
+        """Write them into the output of a call, which has no beams."""
+        assert isinstance(output, SOLGenerateDecoderOnlyOutput), "beams are refused"
+        output.agreement, output.checks = self.agreement, self.checks
+        output.tokens_per_forward = self.tokens_per_forward
+
+
+# =====================================================================================================================
+# controllers/levels.py
+#
+# The levels next to wanted values, and scores that rank actions by their distance to wanted levels.
+# =====================================================================================================================
+
+
+def closeness(wanted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """Scores that rank actions by their distance to the wanted levels, 0 for an exact match."""
+    return -(space.ratios_on(wanted.device) - wanted[:, None]).abs().sum(dim=-1)
+
+
+def neighbouring_levels(targets: torch.Tensor, space: ActionSpace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per axis the nearest levels at or below and at or above the target, and the share of the upper one."""
+    lower, upper = [], []
+    for levels, target in zip(space.levels_on(targets.device), targets.unbind(-1), strict=True):
+        last = torch.searchsorted(levels, target + 1e-6, right=True).clamp(1, len(levels)) - 1
+        low = levels[last]
+        lower.append(low)
+        upper.append(torch.where(low >= target - 1e-6, low, levels[(last + 1).clamp(max=len(levels) - 1)]))
+    low, high = torch.stack(lower, -1), torch.stack(upper, -1)
+    share = ((targets - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    return low, high, torch.where(high > low, torch.round(share, decimals=6), 0.0)
+
+
+# =====================================================================================================================
+# controllers/fixed.py
+#
+# The static schedule: the baseline that a trained policy has to beat.
+# =====================================================================================================================
+
+
+NOT_CARRIED = "token_keep"
+"""The axis on which the published baseline does not carry the remainder of its rounding to the next step."""
+STEPS_AHEAD = 64
+"""Steps of which the scores are computed together, on the CPU."""
+
+
+class FixedController(Controller):
+    """The static schedule: the two levels next to each target, assigned round-robin over the rows."""
+
+    def __init__(self, carry: Sequence[str] | None = None, across_rows: bool = True):
+        self.carry = None if carry is None else tuple(axis.name for axis in axes_named(carry))
+        self.across_rows, self.rows_are_independent = across_rows, not across_rows
+        self._ahead: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        """First step, targets and levels of the scores that are computed ahead, and the scores."""
+
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        targets, space, step = observation.require_targets(), observation.action_space, observation.total_step
+        if targets.device.type != "cpu":  # to compare targets would stall the device
+            return self._scores(targets, space, step, 1)[0]
+        known, begin, ratios = self._ahead, step - step % STEPS_AHEAD, space.ratios_on(targets.device)
+        if not (known and known[0] == begin and torch.equal(known[1], targets) and torch.equal(known[2], ratios)):
+            scores = self._scores(targets, space, begin, STEPS_AHEAD)
+            known = self._ahead = begin, targets.clone(), ratios.clone(), scores
+        return known[3][step - begin].clone()
+
+    def _scores(self, targets: torch.Tensor, space: ActionSpace, step: int, number: int) -> torch.Tensor:
+        """Scores of all actions in `number` steps, the first of which is `step`, `(number, rows, n_actions)`."""
+        (low, high, share), rows = neighbouring_levels(targets, space), len(targets)
+        steps = torch.arange(step, step + number, dtype=torch.float32, device=targets.device)[:, None]
+        half = half_between(low, high)
+        now, then = steps[:, None], steps[:, None] + 1
+        own_turn = torch.ceil(share * then - half) > torch.ceil(share * now - half)
+
+        total = share.sum(dim=0)
+        carried = _mask_on(tuple(self._carried(space)), targets.device)
+        earlier = torch.where(carried, torch.round(total * steps), 0)
+        number_high = torch.where(carried, torch.round(total * (steps + 1)) - earlier, torch.round(total))
+        begin = _first_rows(space, steps[:, 0], earlier, number_high)
+        place = (torch.arange(rows, device=targets.device)[:, None] - begin[:, None]) % rows
+        shared_turn = place < number_high[:, None]
+
+        shared = (targets == targets[0]).all() & (rows > 1 and self.across_rows)
+        is_high = torch.where(shared, shared_turn, own_turn)
+        wanted = torch.where(is_high, high, low)
+        return closeness(wanted.flatten(0, 1), space).view(number, rows, -1)
+
+    def _carried(self, space: ActionSpace) -> list[bool]:
+        """For every axis, whether the remainder is carried."""
+        if self.carry is None:
+            return [name != NOT_CARRIED for name in space.axis_names]
+        lacking = [name for name in self.carry if name not in space.axis_names]
+        if lacking:
+            raise ValueError(
+                f"`carry` names {', '.join(lacking)}, but the axes of the action space are "
+                f"{', '.join(space.axis_names)}."
+            )
+        return [name in self.carry for name in space.axis_names]
+
+
+@functools.lru_cache
+def _mask_on(flags: tuple[bool, ...], device: torch.device) -> torch.Tensor:
+    """A mask on `device`; copied there once."""
+    return torch.tensor(flags).to(device)
+
+
+def _first_rows(space: ActionSpace, step: torch.Tensor, earlier: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """Per axis the index of the first row that gets the upper level, `(steps, axes)`, not yet modulo the rows."""
+    published = {"token_keep": step, "bits": now[:, 0] + step}
+    first, before = [], torch.zeros_like(step)
+    for name, own_earlier, own_now in zip(space.axis_names, earlier.unbind(-1), now.unbind(-1), strict=True):
+        first.append(published.get(name, before + own_earlier))
+        before = before + own_now
+    return torch.stack(first, dim=-1)
+
+
+def fixed_schedule(means: torch.Tensor, blocks: int, counted: torch.Tensor, space: ActionSpace) -> torch.Tensor:
+    """The static schedule of `blocks` texts, as for a single row in which they follow one another."""
+    low, high, share = neighbouring_levels(means[None].float(), space)
+    counted = counted.expand(blocks, -1)
+    half = half_between(low, high).double()
+    is_high = upper_turns(share.double(), half, int(counted.sum()))
+    axes = len(space.axes)
+    corners = torch.tensor(list(product((False, True), repeat=axes)))
+    ids = closeness(torch.where(corners, high, low), space).argmax(dim=-1)
+    schedule = torch.full(counted.shape, space.dense_id)
+    corner = (is_high * 2 ** torch.arange(axes).flip(0)).sum(dim=-1)
+    schedule[counted] = ids[corner]
+    return schedule
+
+
+def half_between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Where a remainder is rounded up, for levels next to a target: ties are rounded down, as in a [`BudgetPrior`]."""
+    return 0.5 + TIE_MARGIN / (high - low).clamp(min=1e-6)
+
+
+def upper_turns(share: torch.Tensor, half: torch.Tensor | float, number: int) -> torch.Tensor:
+    """The turns in which an axis takes its upper level, if its share of them is carried from turn to turn."""
+    turn = torch.arange(number, dtype=torch.float64)[:, None]
+    return torch.ceil(share * (turn + 1) - half) > torch.ceil(share * turn - half)
+
+
+register_controller("fixed", lambda model, number: FixedController())
+
+
+# =====================================================================================================================
+# decoding/lossless/drafts.py
+#
+# The steps of a draft: all at the same levels, or at those that a controller chooses under the budget of the call.
+#
+# Nothing of a draft stays in the cache but the record of what it spent. Its keys and values are those of cheap steps,
+# and the check writes dense ones in their place.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class DraftSteps:
+    """Runs the steps of drafts."""
+
+    levels: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, options: DecodeOptions, space: ActionSpace) -> "DraftSteps":
+        """The steps of a call with a budget; without a controller if its schedule has nothing to choose."""
+        budget = options.budget
+        if budget is None or budget.rows is not None or type(options.controller) is not FixedController:
+            return cls()
+        targets = dict(zip(space.axis_names, space.largest, strict=True))
+        targets |= {axis: float(getattr(budget, axis)) for axis in space.axis_names if axis in budget.controlled}
+        levels = {}
+        for axis, target in targets.items():
+            spent = space.spent[axis]
+            if target not in spent:
+                return cls()
+            levels[axis] = float(space.levels[axis][spent.index(target)])
+        return cls(levels)
+
+    @property
+    def name(self) -> str:
+        """What the times of these steps are remembered by."""
+        return "controller" if self.levels is None else str(sorted(self.levels.items()))
+
+    def __call__(self, session: DecodingSession, inputs: ForwardInputs, is_first: bool) -> torch.Tensor:
+        """Process one token of every row, the first of a draft or a later one; logits `(rows, vocab_size)`."""
+        if self.levels is None:
+            return decode_step(session, inputs).logits[:, -1]
+        controls, cache = session.require_controls(), session.cache
+        levels = planned(self.levels, cache, controls.rule, inputs.tokens)
+        if is_captured(session, inputs):
+            values = [
+                levels.get(axis.name, torch.full_like(inputs.tokens[:, 0], axis.dense, dtype=torch.float32))
+                for axis in cache.action_space.axes
+            ]
+            return current_capture(session)(inputs.tokens, torch.stack(values, dim=1), positions_of(inputs))[0][:, -1]
+        plan = StepPlan(cache, controls.rule, levels, controls.backend, controls.bits_backend, session.parts)
+        return run_planned(session, inputs, plan, is_new=is_first)[0].logits[:, -1]
+
+
+def planned(
+    levels: Mapping[str, float], cache: SOLCache, rule: SelectionRule, tokens: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The levels `(rows,)` of a step over `tokens` `(rows, 1)`; short texts are read as a whole."""
+    rows, device, plan = len(tokens), tokens.device, {}
+    for axis, level in levels.items():
+        if level < AXES_in_axes[axis].dense:
+            plan[axis] = torch.full((rows,), float(level), device=device)
+    if "token_keep" in plan:
+        seen = cache.get_seq_length() + 1
+        count = torch.full((rows,), seen, device=device) if cache.padding is None else seen - cache.padding
+        reads_all = rule.reads_all(count) | ~rule.is_controllable(count)
+        plan["token_keep"] = plan["token_keep"].masked_fill(reads_all, 1.0)
+        if device.type == "cpu" and reads_all_keys(cache, rule, plan["token_keep"]):
+            del plan["token_keep"]
+    return plan
+
+
+# =====================================================================================================================
+# decoding/lossless/known_rows.py
+#
+# Rows that are ahead of others: where one row takes another token than was drafted, the others need no new draft yet.
+#
+# All rows of a batch are processed together, so what is ahead of them is dropped when the first row takes another token.
+# Of the others the next dense logits are known. They take the place of the logits of the new draft as long as it takes
+# the tokens that these rows had before.
+#
+#     row 0    a b c | x          x: another token than was drafted; its next tokens are drafted anew
+#     row 1    d e f | g h i      as drafted; what follows is known up to i, and after it
+# =====================================================================================================================
+
+
+@dataclass
+class KnownRows:
+    """What is known of rows that are ahead."""
+
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    logits: torch.Tensor
+
+    @classmethod
+    def of(cls, ahead: Ahead, taken: torch.Tensor) -> "KnownRows | None":
+        """What is known after a token that only some rows `(rows,)` have taken as drafted."""
+        if not bool(taken.any()):
+            return None
+        begin = ahead.used + 1
+        return cls(taken, ahead.tokens[:, begin:], ahead.logits[:, begin:])
+
+    def in_place_of(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of a draft `(rows, vocab_size)`, with those that are known."""
+        return torch.where(self.rows[:, None], self.logits[:, 0], logits)
+
+    def after(self, tokens: torch.Tensor) -> "KnownRows | None":
+        """What is known after the next drafted tokens `(rows,)`."""
+        if not self.tokens.shape[1]:
+            return None
+        rows = self.rows & (self.tokens[:, 0] == tokens)
+        return KnownRows(rows, self.tokens[:, 1:], self.logits[:, 1:]) if bool(rows.any()) else None
+
+
+# =====================================================================================================================
+# decoding/lossless/proposals.py
+#
+# What transformers' loop would take if the logits of a draft were those of the model.
+#
+# A drafted token is of use only if the loop then takes it. So the processors of the call are applied to the draft's
+# logits, and where the loop samples, the token is drawn with the random numbers that the loop will use: from a copy of
+# the state of its generator. If draft and model nearly agree, so do the draws. The loop's own generator and processors
+# are as if there were no draft. What is proposed has no influence on the text.
+# =====================================================================================================================
+
+
+PURE = tuple(
+    vars(logits_process)[name]
+    for name in (
+        "EncoderNoRepeatNGramLogitsProcessor",
+        "EncoderRepetitionPenaltyLogitsProcessor",
+        "EpsilonLogitsWarper",
+        "EtaLogitsWarper",
+        "ExponentialDecayLengthPenalty",
+        "ForcedBOSTokenLogitsProcessor",
+        "ForcedEOSTokenLogitsProcessor",
+        "InfNanRemoveLogitsProcessor",
+        "LogitNormalization",
+        "MinLengthLogitsProcessor",
+        "MinNewTokensLengthLogitsProcessor",
+        "MinPLogitsWarper",
+        "NoBadWordsLogitsProcessor",
+        "NoRepeatNGramLogitsProcessor",
+        "RepetitionPenaltyLogitsProcessor",
+        "SequenceBiasLogitsProcessor",
+        "SuppressTokensAtBeginLogitsProcessor",
+        "SuppressTokensLogitsProcessor",
+        "TemperatureLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "TypicalLogitsWarper",
+    )
+    if name in vars(logits_process)
+)
+"""Processors that can be called once more without any effect on later calls. Others are left out of drafts."""
+
+KNOWN = float("inf")
+"""The gap of a token without another choice."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A drafted token of every row."""
+
+    tokens: torch.Tensor
+    gaps: torch.Tensor
+
+
+class Proposals:
+    """The choices of a running loop, as far as they can be foreseen."""
+
+    def __init__(self) -> None:
+        self._processors = LogitsProcessorList()
+        self._samples = False
+        self._pad: torch.Tensor | None = None
+        self._ends: torch.Tensor | None = None
+        self._longest: int | None = None
+        self.text: torch.Tensor | None = None
+
+    def observe(self, processors: Iterable[Any], config: GenerationConfig) -> None:
+        """Take over the settings of a loop that begins."""
+        self._processors = LogitsProcessorList(x for x in processors if type(x) in PURE)
+        self._samples, self._longest = bool(config.do_sample), config.max_length
+        self._pad, self._ends = (getattr(config, f"_{name}_token_tensor", None) for name in ("pad", "eos"))
+
+    def left(self) -> int | None:
+        """Tokens that the loop can still take; `None` if that is not known."""
+        return None if self.text is None or self._longest is None else self._longest - self.text.shape[1]
+
+    def begin(self, tokens: torch.Tensor, ended: torch.Tensor | None) -> "Draw":
+        """The choices after the last tokens `(rows, 1)`; rows that have ended `(rows,)` get the padding token."""
+        text = self.text
+        if text is None or len(text) != len(tokens) or not torch.equal(text[:, -1:], tokens.to(text.device)):
+            return Draw(LogitsProcessorList(), self._samples, tokens, self._pad, self._ends, ended)
+        return Draw(self._processors, self._samples, text, self._pad, self._ends, ended)
+
+
+class Draw:
+    """The choices of one draft, one after the other, on the device of the loop."""
+
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        samples: bool,
+        text: torch.Tensor,
+        pad: torch.Tensor | None,
+        ends: torch.Tensor | None,
+        ended: torch.Tensor | None,
+    ):
+        self._processors, self._text = processors, text
+        self._pad, self._ends = (value if value is None else value.to(text.device) for value in (pad, ends))
+        none = torch.zeros(len(text), dtype=torch.bool, device=text.device)
+        self.ended = none if ended is None else ended.to(text.device)
+        self._generator = generator_like_that_of(text.device) if samples else None
+
+    def __call__(self, logits: torch.Tensor, known: torch.Tensor | None = None) -> Proposal:
+        """The token that follows, by logits `(rows, vocab_size)`."""
+        scores = self._processors(self._text, logits.to(self._text.device, torch.float32, copy=True))
+        if self._generator is not None:
+            scores = scores.softmax(dim=-1)
+            noise = torch.empty_like(scores).exponential_(1, generator=self._generator)
+            scores = (scores / noise).log()
+        best = scores.topk(min(2, scores.shape[-1]), dim=-1)
+        tokens, gaps = best.indices[:, 0], best.values[:, 0] - best.values[:, -1]
+        if known is not None:
+            gaps = gaps.masked_fill(known.to(gaps.device), KNOWN)
+        if self._pad is not None and self._ends is not None:
+            tokens, gaps = torch.where(self.ended, self._pad, tokens), gaps.masked_fill(self.ended, KNOWN)
+            self.ended = self.ended | torch.isin(tokens, self._ends)
+        self._text = torch.cat([self._text, tokens[:, None]], dim=1)
+        return Proposal(tokens, gaps.nan_to_num(nan=0.0, posinf=KNOWN))
+
+
+def generator_like_that_of(device: torch.device) -> torch.Generator:
+    """A generator that draws what the default generator of a device will draw next, and leaves that one alone."""
+    own = torch.Generator(device=device)
+    state = torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+    own.set_state(state)
+    return own
+
+
+# =====================================================================================================================
+# decoding/lossless/reach.py
+#
+# How far ahead of the text a base can process tokens and get what it would get one by one.
+# =====================================================================================================================
+
+
+NO_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Lengths of a text that tokens which are processed together may not cross."""
+
+    longest: int = NO_LIMIT
+    switch: int = NO_LIMIT
+    moves_beyond: int = NO_LIMIT
+
+    @classmethod
+    def of(cls, base: PreTrainedModel) -> "Reach":
+        """That of a base, by its config."""
+        config = text_config(base)
+        longest = getattr(config, "max_position_embeddings", None) or NO_LIMIT
+        kinds = _rope_kinds(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+        switch = getattr(config, "original_max_position_embeddings", None) or longest
+        return cls(
+            longest=longest,
+            switch=switch if "longrope" in kinds else NO_LIMIT,
+            moves_beyond=longest if "dynamic" in kinds else NO_LIMIT,
+        )
+
+    def ahead_of(self, length: int) -> int:
+        """Tokens that can be processed together with the one that follows `length` tokens."""
+        if length >= self.moves_beyond:
+            return 0
+        ends = (end for end in (self.longest, self.switch, self.moves_beyond) if length < end)
+        return max(0, min(ends, default=NO_LIMIT) - length - 1)
+
+
+def _rope_kinds(parameters: dict) -> set[str]:
+    """The kinds of rotary embeddings in a config; there may be one for every kind of layer."""
+    kinds = {parameters.get(name) for name in ("rope_type", "type")}
+    for value in parameters.values():
+        if isinstance(value, dict):
+            kinds |= _rope_kinds(value)
+    return {kind for kind in kinds if isinstance(kind, str)}
+
+
+# =====================================================================================================================
+# decoding/lossless/look_ahead.py
+#
+# Decoding ahead of transformers' loop: drafts under a budget, and dense forwards that check them.
+#
+# The loop asks a forward for the logits after one token x of every row.
+#
+#     nothing is ahead      d1 .. dg are drafted by cheap steps; one dense forward over x d1 .. dg gives g + 1 logits,
+#                           of which the loop gets the first
+#     its token is d1       it gets the next ones at once, and so on
+#     it is another token   what is ahead is dropped, and a new draft begins there
+#
+# So all logits that leave the model are dense. A drafted token is taken if the loop itself takes it, by its own
+# processors, random numbers and criteria. Where drafts do not pay, there are dense steps: see [`Pace`].
+# =====================================================================================================================
+
+
+@dataclass(eq=False)
+class LookAhead:
+    """Processes the forwards of one call of `generate(lossless=True)`."""
+
+    steps: DraftSteps
+    pace_of: Callable[[int, int], Pace]
+    reach: Reach
+    row_ends: RowEnds
+    proposals: Proposals = field(default_factory=Proposals)
+    counts: DraftCounts = field(default_factory=DraftCounts, init=False)
+    _ahead: Ahead | None = field(default=None, init=False, repr=False)
+    _known: KnownRows | None = field(default=None, init=False, repr=False)
+    _pace: Pace | None = field(default=None, init=False, repr=False)
+    _forwards: int = field(default=0, init=False, repr=False)
+    _is_begun: bool = field(default=False, init=False, repr=False)
+
+    def __call__(self, session: DecodingSession, inputs: ForwardInputs, all_logits: bool) -> CausalLMOutputWithPast:
+        """Process the tokens of a forward of the loop."""
+        self._forwards, self._known = self._forwards + 1, None
+        is_text = inputs.length == 1 and self._is_begun and not session.is_recomputing
+        if is_text and self._ahead is not None:
+            found = self._taken_as_drafted(session, inputs)
+            if found is not None:
+                return found
+        self._drop()
+        if not is_text or inputs.asks_for_more or inputs.tokens.is_floating_point() or session.cache.episode.length:
+            self._is_begun, session.is_recomputing = True, False
+            return dense_part(session, inputs, all_logits)
+        self.counts.tokens += 1
+        self._pace = self._pace or self.pace_of(len(inputs.tokens), session.cache.get_seq_length())
+        most = self.pace.begin(self._most(session), self.proposals.left())
+        return self._look_ahead(session, inputs, most) if most else self._dense_step(session, inputs)
+
+    @property
+    def processed(self) -> int:
+        """Forwards of the call so far, each of which has given the logits of one new token."""
+        return self._forwards
+
+    def note_text(self, text: torch.Tensor) -> None:
+        """Take note of all tokens `(rows, length)` that the loop has, before a forward."""
+        self.proposals.text = text
+
+    def note_settings(self, processors: Iterable[Any], config: GenerationConfig) -> None:
+        """Take note of the settings of a loop that begins."""
+        self.proposals.observe(processors, config)
+
+    @property
+    def pace(self) -> Pace:
+        """How many tokens are drafted; known from the first token after the prompt on."""
+        assert self._pace is not None, "there is one once a token follows the prompt"
+        return self._pace
+
+    def _most(self, session: DecodingSession) -> int:
+        """Tokens that it makes sense to draft, at most."""
+        left, length = self.proposals.left(), session.cache.get_seq_length()
+        most = self.reach.ahead_of(length)
+        return most if left is None else min(most, left - 1)
+
+    def _taken_as_drafted(self, session: DecodingSession, inputs: ForwardInputs) -> CausalLMOutputWithPast | None:
+        """The logits after a token that was drafted, `None` if it is another one in some row."""
+        ahead = self._ahead
+        assert ahead is not None, "asked for only if something is ahead"
+        taken = ahead.follows(inputs)
+        if taken is None:
+            return None
+        running = [row for row, gap in enumerate(ahead.gaps[ahead.used]) if gap != KNOWN]
+        self.counts.drafted += len(running)
+        for row in running:
+            is_taken = bool(taken[row])
+            self.counts.taken += is_taken
+            self.pace.agreement.record(ahead.gaps[ahead.used][row], is_taken)
+        if not bool(taken.all()):
+            self.counts.drafted += sum(gap != KNOWN for gaps in ahead.gaps[ahead.used + 1 :] for gap in gaps)
+            self._known = KnownRows.of(ahead, taken)
+            return None
+        self.counts.tokens += 1
+        logits, hidden = ahead.give_next(session.cache)
+        output = CausalLMOutputWithPast(logits=logits, past_key_values=session.cache)
+        session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
+        return output
+
+    def _drop(self) -> None:
+        """Forget what is ahead; the text goes on in another way, or it is used up."""
+        if self._ahead is not None:
+            self.pace.settle(1 + self._ahead.used, self._ahead.seconds)
+        self._ahead = None
+
+    def _dense_step(self, session: DecodingSession, inputs: ForwardInputs) -> CausalLMOutputWithPast:
+        begin = read_clock()
+        controls = session.require_controls()
+        plan = StepPlan(session.cache, controls.rule, {}, controls.backend, controls.bits_backend, session.parts)
+        is_new = self.counts.steps % controls.episode_length == 0
+        output, hidden = run_planned(session, inputs, plan, is_new)
+        session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
+        self.counts.steps += 1
+        self.pace.note_tokens(1)
+        self.pace.costs.note_dense(now(inputs) - begin)
+        return output
+
+    def _look_ahead(self, session: DecodingSession, inputs: ForwardInputs, most: int) -> CausalLMOutputWithPast:
+        """Draft at most `most` tokens and check them."""
+        begin = read_clock()
+        parts, gaps = self._draft(session, inputs, most)
+        middle = read_clock()
+        whole = parts[-1].after(*parts[:-1])
+        ahead = self._check(session, whole, gaps)
+        end = now(inputs)
+        ahead.seconds = end - begin
+        self.pace.note_draft(middle - begin, len(gaps), end - middle)
+        self.counts.checks += 1
+        self._ahead = ahead
+        output = CausalLMOutputWithPast(logits=ahead.logits[:, :1], past_key_values=session.cache)
+        session.cache.end_episode(ahead.hidden[:, 0], inputs.tokens, logits_digest(session, output))
+        return output
+
+    def _draft(
+        self, session: DecodingSession, inputs: ForwardInputs, most: int
+    ) -> tuple[list[ForwardInputs], list[list[float]]]:
+        """Inputs of the token of `inputs` and of those that are drafted after it, and the gap of each of these."""
+        cache, parts, gaps, chance = session.cache, [inputs], list[list[float]](), 1.0
+        text = cache.episode
+        cache.episode = Episode(text.hidden_state, token_before=text.token_before, logits_digest=text.logits_digest)
+        cache.ledger.start_episode()
+        draw, (known, self._known) = self.proposals.begin(inputs.tokens, self.row_ends.so_far), (self._known, None)
+        for number in range(1, most + 1):
+            logits = self.steps(session, parts[-1], is_first=number == 1)
+            if known is None:
+                proposal = draw(logits)
+            else:
+                proposal = draw(known.in_place_of(logits), known.rows)
+                known = known.after(proposal.tokens.to(logits.device))
+            gaps.append(proposal.gaps.tolist())
+            parts.append(ahead_of(inputs, proposal.tokens[:, None].to(inputs.tokens.device), number))
+            chance *= math.prod(map(self.pace.agreement.probability, gaps[-1]))
+            if bool(draw.ended.all()) or not self.pace.goes_on(number, chance):
+                break
+        cache.drop_tokens(len(gaps))
+        cache.episode = text
+        return parts, gaps
+
+    def _check(self, session: DecodingSession, whole: ForwardInputs, gaps: list[list[float]]) -> Ahead:
+        """A dense forward over tokens, of which the cache keeps the first."""
+        controls, number = session.require_controls(), whole.length
+        plan = RefreshPlan(session.cache, controls.backend, parts=session.parts)
+        output, hidden = processed_densely(session, whole, number, plan)
+        ahead = Ahead(whole.tokens[:, 1:], gaps, output.logits, hidden[:, -number:], whole.along)
+        ahead.take_from(session.cache)
+        return ahead
+
+
+def now(inputs: ForwardInputs) -> float:
+    """The time in seconds at which everything is computed that was asked of the device of these inputs."""
+    if inputs.tokens.device.type != "cpu":
+        torch.get_device_module(inputs.tokens.device).synchronize(inputs.tokens.device)
+    return read_clock()
+
+
+# =====================================================================================================================
+# decoding/lossless/settings.py
+#
+# The settings of a call of `generate(lossless=True)`, and the checks that need no compute.
+#
+# With a budget, drafts are steps under it. Without one, they read all weights in 8 bits and, in long texts, a fifth of
+# the keys: of the settings of docs/choosing.md the one that gave the most tokens a second, see docs/lossless.md.
+# =====================================================================================================================
+
+
+LEVELS = {"token_keep": 0.2, "bits": 8}
+"""Of drafts without a budget, on the axes that the base has."""
+SHORT_TEXT = 1024
+"""Tokens up to which such drafts read all keys."""
+RULE: dict[str, Any] = dict(criterion="sketch", selection="layer", index_bits=4, short_text_tokens=SHORT_TEXT)
+
+
+def lossless_controls(
+    options: DecodeOptions, base: PreTrainedModel, policy: SOLPolicyModel, config: SOLConfig, rows: int
+) -> tuple[DecodeControls, DraftSteps]:
+    """The settings of drafts, and how their steps run."""
+    check_cache(base, config, options.kv_dtype)
+    options = dataclasses.replace(options, asks_kv_dtype=True)  # a cache that is given must have the base's dtype, too
+    if options.is_empty:
+        return default_controls(options, base, config)
+    if options.is_dense:
+        raise ValueError(
+            "`lossless` drafts under the budget of the call, but this one is dense: pass a smaller one, or none, for "
+            "which there is a default."
+        )
+    controls = controls_for(options, base, policy, config, rows)
+    assert controls is not None, "only calls that are all dense have none"
+    steps = DraftSteps.of(options, controls.action_space or config.action_space)
+    return dataclasses.replace(controls, kv_refresh=True), steps
+
+
+def default_controls(
+    options: DecodeOptions, base: PreTrainedModel, config: SOLConfig
+) -> tuple[DecodeControls, DraftSteps]:
+    """The settings of drafts without a budget, on the axes of [`LEVELS`] that the base has."""
+    check_fork()
+    instrumentation = Instrumentation.at_start(base)
+    reasons = {axis: instrumentation.unsupported(axis) for axis in LEVELS}
+    levels = {axis: level for axis, level in LEVELS.items() if reasons[axis] is None}
+    try:
+        instrumentation.require(levels, "nested", options.max_plane_bytes)
+    except UnsupportedAxisError as error:
+        reasons["bits"] = error
+        levels.pop("bits", None)
+    if not levels:
+        raise UnsupportedAxisError(
+            f"`lossless` has nothing to draft with: {' '.join(str(reason) for reason in reasons.values())} Leave "
+            "`lossless` out: `backend='fast'` is dense, too."
+        )
+    rule = dataclasses.replace(config.selection_rule, **RULE)
+    if options.cuda_graphs:
+        instrumentation.require_graphs(new_cache(base, config, options.kv_dtype), rule)
+    controls = dataclasses.replace(
+        options.dense_controls(config),
+        rule=rule,
+        kv_refresh=True,
+        backend="fast" if options.cuda_graphs else options.backend,
+        bits_backend="nested",
+        dense_axes=frozenset(),
+        action_space=space_of(levels),
+    )
+    return controls, DraftSteps(levels)
+
+
+def space_of(levels: Mapping[str, float]) -> ActionSpace:
+    """The action space of steps at these levels and of dense ones."""
+    both: dict[str, Any] = {axis.name: {axis.dense, levels.get(axis.name, axis.dense)} for axis in PUBLISHED_AXES}
+    return ActionSpace(**{name: sorted(values) for name, values in both.items()})
+
+
+def check_cache(base: PreTrainedModel, config: SOLConfig, kv_dtype: str | None) -> None:
+    """Raise an error if a call's cache does not allow the base's own text."""
+    cache = new_cache(base, config, kv_dtype)
+    if cache.kv_dtype is not None:
+        name = str(base.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"`lossless` gives the text of the base, which keys and values in {str(cache.kv_dtype)[6:]} would change: "
+            f"pass `kv_dtype={name!r}`, or leave out `lossless`."
+        )
+    kinds = {type(layer) for layer in cache.layers}
+    other = sorted(kind.__name__ for kind in kinds - {PagedLayer, WindowLayer})
+    if other or not kinds:
+        raise UnsupportedAxisError(
+            f"`lossless` cannot run on {type(base).__name__}: {', '.join(other) or 'a cache without layers'} cannot "
+            "take tokens back and give them again. Leave it out."
+        )
+
+
+def look_ahead_of(
+    options: DecodeOptions, controls: DecodeControls, steps: DraftSteps, base: PreTrainedModel, row_ends: RowEnds
+) -> LookAhead:
+    """What processes the forwards of a call; see [`LookAhead`]."""
+    longest = LONGEST_in_pace if steps.levels is not None else min(LONGEST_in_pace, controls.episode_length)
+    length = None if options.lossless is True else int(options.lossless)
+    known = _KNOWN.setdefault(base, Known())
+    name = f"{steps.name}, {controls.backend}, {controls.bits_backend}"
+
+    def pace(rows: int, context: int) -> Pace:
+        return known.pace(name, rows, context, length, longest)
+
+    return LookAhead(steps, pace, Reach.of(base), row_ends)
+
+
+def known_of(base: PreTrainedModel, rows: int, context: int) -> tuple[Costs, Agreement]:
+    """What the last calls have found out about drafts after a context of about so many tokens."""
+    known = _KNOWN.get(base, Known())
+    found = [(name, costs) for (name, *key), costs in known.costs.items() if key == [rows, context.bit_length()]]
+    return (found[-1][1], known.agreements[found[-1][0]]) if found else (Costs(), Agreement())
+
+
+_KNOWN: "weakref.WeakKeyDictionary[PreTrainedModel, Known]" = weakref.WeakKeyDictionary()
+"""Times and agreement of earlier calls."""
+
+
+# =====================================================================================================================
+# decoding/policy_fit.py
+#
+# The config by which a model generates is the one that is saved with its policy.
+# =====================================================================================================================
+
+
+DESCRIPTIVE = frozenset(
+    "base_model_name_or_path base_model_revision base_fingerprint calibration calibration_unit calibration_conditions "
+    "place_costs base_max_position_embeddings initializer_range sol_hf_version".split()
+)
+"""Fields of a config that describe where a policy comes from, and do not change what it computes."""
+
+
+def differences(config: SOLConfig, other: SOLConfig) -> dict[str, tuple[Any, Any]]:
+    """The values of two configs in the fields, levels of axes included, that change what is computed and differ."""
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = [field.name for field in dataclasses.fields(SOLConfig) if field.name not in inherited]
+    names = [name for name in (*own, *config.action_space.levels) if name not in DESCRIPTIVE]
+    pairs = {name: (_plain_in_policy_fit(getattr(config, name, None)), _plain_in_policy_fit(getattr(other, name, None))) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def unite_configs(config: SOLConfig, policy: SOLPolicyModel) -> SOLConfig:
+    """The one config of a model and its policy: the policy's, which is saved, with the descriptions of `config`."""
+    own = policy.config
+    if config is own:
+        return own
+    check_agreement(config, policy)
+    for name, value in vars(config).items():
+        if value is not None and getattr(own, name, None) is None:
+            setattr(own, name, value)
+    return own
+
+
+def check_agreement(config: SOLConfig, policy: SOLPolicyModel) -> None:
+    """Raise a ValueError if the config of a model is not that of its policy, or the policy's sizes do not fit it."""
+    found = {} if config is policy.config else differences(config, policy.config)
+    if found:
+        listed = ", ".join(f"`{name}` ({own!r}, the policy's {other!r})" for name, (own, other) in found.items())
+        raise ValueError(
+            f"The config of the model differs from that of its policy in {listed}: it would generate by one and save "
+            "the other. Give both the same config: `model.config = model.policy.config`."
+        )
+    actions, steps = policy.action_embedding.num_embeddings - 1, policy.position_embedding.num_embeddings
+    if actions != len(config.action_space):
+        raise ValueError(
+            f"The policy has {actions} actions, but its config describes {len(config.action_space)}: the levels of "
+            "its axes cannot be changed once it is made."
+        )
+    if steps != config.episode_length:
+        raise ValueError(
+            f"The policy was made for episodes of {steps} steps, but its config has `episode_length` "
+            f"{config.episode_length}."
+        )
+
+
+def _plain_in_policy_fit(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# =====================================================================================================================
+# decoding/kept_cache.py
+#
+# Bases that drop the cache of a running generation.
+#
+# The code of a base prepares the arguments of every forward, and may leave the cache out, to have the whole text
+# computed again. Phi-3 does so when the text outgrows its short rotary factors: all keys change. Under a budget the text
+# is then computed again into the call's own [`SOLCache`], by one dense forward. Ledger and trace continue.
+# =====================================================================================================================
+
+
+def keep_cache(base: PreTrainedModel, prepared: dict[str, Any]) -> dict[str, Any]:
+    """The prepared arguments of a forward, with the cache of the running call if the base has left it out."""
+    session = DecodingSession.current()
+    if session is None or session.controls is None or prepared.get("past_key_values") is session.cache:
+        return prepared
+    name, cached = type(base).__name__, session.cache.get_seq_length()
+    other = prepared.get("past_key_values")
+    if other is not None:
+        raise UnsupportedAxisError(
+            f"{name} exchanges the cache of a generation for a {type(other).__name__} of its own, so it cannot run "
+            "under a budget: leave the budget out."
+        )
+    tokens = prepared.get("inputs_embeds") if prepared.get("input_ids") is None else prepared["input_ids"]
+    if tokens is None or tokens.shape[1] <= cached or _begins_late(prepared.get("position_ids")):
+        raise UnsupportedAxisError(
+            f"{name} drops the cache of {cached} tokens here and has to compute the whole text again, but was given "
+            "its last part only: pass all token ids of the text to `generate`."
+        )
+    if cached:
+        session.cache.forget_tokens()
+    session.is_recomputing = _changes_within(base, tokens, cached)
+    return prepared | {"past_key_values": session.cache}
+
+
+def _begins_late(positions: torch.Tensor | None) -> bool:
+    """Whether the first token is not the first of its text; it has position 0, padding may have position 1."""
+    return positions is not None and bool(positions[..., 0].min() > 1)
+
+
+def _changes_within(base: PreTrainedModel, tokens: torch.Tensor, cached: int) -> bool:
+    """Whether the last token may be computed in another way than those before it, if it were a step of its own."""
+    switch = getattr(base.config, "original_max_position_embeddings", None)
+    return cached > 0 or switch is None or tokens.shape[1] - 1 <= switch
+
+
+# =====================================================================================================================
+# decoding/wrapped_generation.py
+#
+# transformers' generation loop on a wrapper: what it asks of a model is answered by the base.
+#
+# Some classes of bases override methods of the loop: vision-language models compute positions in three dimensions, for
+# example. The loop has to call the base's versions, except for those that [`WrappedGeneration`] has itself.
+# =====================================================================================================================
+
+
+class WrappedGeneration(GenerationMixin):
+    """The methods of transformers' loop for a model around a base, which is its attribute `base`."""
+
+    base: PreTrainedModel
+
+    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+        look_ahead = DecodingSession.looking_ahead(kwargs.get("past_key_values"))
+        if look_ahead is not None:
+            look_ahead.note_text(input_ids)
+        prepared = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return keep_cache(self.base, prepared)
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
+        is_own = type(self.base)._get_logits_processor is not GenerationMixin._get_logits_processor
+        make = self.base._get_logits_processor if is_own else super()._get_logits_processor
+        processors = make(generation_config, *args, **kwargs)
+        look_ahead = DecodingSession.looking_ahead((kwargs.get("model_kwargs") or {}).get("past_key_values"))
+        if look_ahead is not None:
+            look_ahead.note_settings(processors, generation_config)
+        return processors
+
+    def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
+        return ObservedStoppingCriteriaList(super()._get_stopping_criteria(*args, **kwargs))
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        try:
+            self.base._validate_model_kwargs(model_kwargs)
+        except ValueError as error:
+            raise ValueError(str(error) + explain_unknown(model_kwargs)) from error
+
+    def _prepare_generation_config(self, *args, **kwargs) -> tuple[GenerationConfig, dict[str, Any]]:
+        prepared, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        suit_to_session(prepared, model_kwargs)
+        return prepared, model_kwargs
+
+    def _prepare_cache_for_generation(self, *args, **kwargs):
+        return self.base._prepare_cache_for_generation(*args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        refuse_batching()
+
+    def continuous_batching_context_manager(self, *args, **kwargs):
+        refuse_batching()
+
+    def generate_batch(self, *args, **kwargs):
+        refuse_batching()
+
+
+def overridden_hooks(base: PreTrainedModel, wrapper: type[GenerationMixin]) -> dict[str, Callable]:
+    """The methods of `GenerationMixin` that the class of `base` overrides and `wrapper` does not, bound to `base`."""
+    hooks = {}
+    for name, original in vars(GenerationMixin).items():
+        if name.startswith("__") or not callable(getattr(GenerationMixin, name)):
+            continue
+        theirs = getattr(type(base), name, None)
+        if getattr(wrapper, name) is original and theirs is not None and theirs is not original:
+            hooks[name] = getattr(base, name)
+    return hooks
+
+
+# =====================================================================================================================
+# decoding/budgeted_generation.py
+#
+# A `generate` call from its options to its output: checks, session, transformers' loop, and what is reported.
+# =====================================================================================================================
+
+
+class BudgetedGeneration(WrappedGeneration):
+    """Mixin of [`SOLForCausalLM`]: what `generate` does with its options."""
+
+    config: SOLConfig
+    policy: SOLPolicyModel
+    action_space: Any
+    """[`SOLConfig.action_space`]."""
+
+    def _generate(
+        self, inputs: torch.Tensor | None, generation_config: GenerationConfig | None, given: dict, kwargs: dict
+    ) -> ModelOutput | torch.LongTensor:
+        """`generate` with its options in `given`, and transformers' arguments in `kwargs`."""
+        options = resolve_options(given, generation_config, self.generation_config, self.config)
+        prompt, configs = find_prompt(inputs, kwargs), (generation_config, self.generation_config)
+        if prompt is None and not options.runs_base:
+            device = compute_device(self.base)
+            prompt = inputs = begin_of_text(kwargs, generation_config, self.generation_config, device)
+        add_mask_of_assistant(prompt, kwargs, generation_config)
+        contexts = contexts_of_prompt(prompt, kwargs.get("attention_mask"))
+        meter = AgreementMeter.of_call(options, prompt, kwargs, configs) if options.measure_agreement else None
+        row_ends = RowEnds(prompt.shape[1] if prompt is not None and prompt.dim() == 2 else 0)
+        controls, look_ahead = self._settings(options, 1 if prompt is None else len(prompt), row_ends)
+        vocab_size = self.base.get_input_embeddings().weight.shape[0]
+        session = session_of_call(self.base, self.config, controls, prompt, configs, kwargs, vocab_size)
+        if session is not None:
+            session.look_ahead, session.meter = look_ahead, meter
+        if not options.is_bare:
+            kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), row_ends])
+        with contextlib.ExitStack() as stack:
+            if controls is not None:
+                stack.enter_context(Instrumentation.of(self.base))
+            lends = kwargs.get("custom_generate") is not None
+            stack.enter_context(DecodingSession.none_running() if session is None else session.running(lends))
+            loop = stack.enter_context(custom_loop(given, kwargs))
+            generate = own_loop(self.base, self.generation_config) or super().generate
+            output = generate(inputs, generation_config=generation_config, **kwargs)
+        if controls is not None and not loop.calls:  # calls of a custom loop check themselves
+            check_executed(session, output, prompt, len(row_ends.ended))
+        if options.is_bare or loop.calls or not isinstance(output, ModelOutput):
+            return output
+        cache = None if options.is_dense or options.lossless else kwargs["past_key_values"]
+        attached = attach_steps(output, row_ends, cache, self.action_space, options.compute_unit)
+        if not options.lossless:
+            count = partial(self._count_bytes, options, attached.actions, cache is None, contexts)
+            attached.count_bytes_by(count)
+        if look_ahead is not None:
+            look_ahead.counts.report(attached)
+        if meter is not None and isinstance(attached, SOLGenerateDecoderOnlyOutput):
+            attached.agreement = meter.agreement(self.base, output.sequences, row_ends.running())
+        return attached
+
+    def _count_bytes(
+        self, options: DecodeOptions, actions: torch.Tensor | None, is_dense: bool, contexts: torch.Tensor
+    ) -> torch.Tensor:
+        """The share of the bytes of dense steps that every row has read, `(rows,)`."""
+        raise NotImplementedError
+
+    def _settings(
+        self, options: DecodeOptions, rows: int, row_ends: RowEnds
+    ) -> tuple[DecodeControls | None, LookAhead | None]:
+        """The settings of the steps of a call, and what processes its forwards if it is one with `lossless`."""
+        check_agreement(self.config, self.policy)
+        if not options.lossless:
+            return controls_for(options, self.base, self.policy, self.config, rows), None
+        controls, steps = lossless_controls(options, self.base, self.policy, self.config, rows)
+        return controls, look_ahead_of(options, controls, steps, self.base, row_ends)
+
+
+# =====================================================================================================================
+# decoding/cache_forward.py
+#
+# A forward of the wrapped model over a [`SOLCache`]: its checks, its parts, and the logits that are wanted.
+# =====================================================================================================================
+
+
+def forward_over_cache(
+    session: DecodingSession,
+    arguments: Mapping[str, Any],
+    attention_mask: torch.Tensor | None,
+    logits_to_keep: int | torch.Tensor = 0,
+) -> CausalLMOutputWithPast:
+    """Process the tokens of a forward. If it is interrupted, the cache is what it was before."""
+    inputs = inputs_of(session, arguments, attention_mask)
+    all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
+    context = watching(session.base) if session.controls is None else Instrumentation.of(session.base)
+    alone = nullcontext() if session is DecodingSession.current() else using(session.cache)
+    with torch.no_grad(), alone, context, session.undone_if_interrupted():
+        session.set_up_rows(len(inputs.tokens), inputs.tokens.device)
+        session.cache.observe_inputs(inputs.tokens, attention_mask, session.decode_from, session.mask_was_passed)
+        output = (session.look_ahead or decode_forward)(session, inputs, all_logits)
+    if session.meter is not None:
+        session.meter.note(output.logits[:, -1])
+    if isinstance(logits_to_keep, torch.Tensor):
+        output.logits = output.logits[:, logits_to_keep]
+    elif logits_to_keep > 1:
+        output.logits = output.logits[:, -logits_to_keep:]
+    return output
+
+
+def inputs_of(
+    session: DecodingSession, arguments: Mapping[str, Any], attention_mask: torch.Tensor | None
+) -> ForwardInputs:
+    """The inputs of a forward, from its arguments."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
+    if (ids is None) == (embeds is None):
+        raise ValueError("Pass either `input_ids` or `inputs_embeds`.")
+    tokens = embeds if ids is None else ids
+    if tokens.dim() < 2 or 0 in tokens.shape[:2]:
+        raise ValueError(
+            f"There are no tokens to process: `input_ids` or `inputs_embeds` has shape {tuple(tokens.shape)}."
+        )
+    base, is_running = session.base, session.controls is not None
+    if is_running and given.get("output_attentions"):
+        raise ValueError("`output_attentions` cannot be used under a budget: leave it out.")
+    if is_running and getattr(base.config, "output_attentions", False):
+        given["output_attentions"] = False  # the config's default is not a request
+    if session is DecodingSession.current() and "position_ids" not in accepted_arguments(base):
+        given.pop("position_ids", None)  # transformers' loop makes them because the wrapper accepts them
+    return ForwardInputs.of(tokens, attention_mask, given)
+
+
+# =====================================================================================================================
+# execution/linear/plane_calibration.py
+#
+# Scales of nested planes that fit the inputs of the layers, as a text shows them.
+# =====================================================================================================================
+
+
+class InputSquares:
+    """Sums of squares of the inputs of linear layers, by channel."""
+
+    def __init__(self, layers: Sequence[PlanedLayer]):
+        self.layers = [layer for layer in layers if layer.part is not None]
+        self.sums: dict[int, torch.Tensor] = {}
+        self.counts: dict[int, int] = {}
+
+    def add(self, module: nn.Module, inputs: tuple) -> None:
+        """Add the input of a layer; a forward pre-hook."""
+        lines = inputs[0].detach().flatten(0, -2).double()
+        key = id(module)
+        self.sums[key] = self.sums.get(key, 0) + lines.square().sum(dim=0)
+        self.counts[key] = self.counts.get(key, 0) + len(lines)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within the block, inputs of the layers are added."""
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.callback(layer.module.register_forward_pre_hook(self.add).remove)
+            yield
+
+    def choose_scales(self) -> None:
+        """Let the next planes of every layer that was called fit its inputs."""
+        for layer in self.layers:
+            count = self.counts.get(id(layer.module), 0)
+            if layer.part is not None and count:
+                layer.part.choose_scales((self.sums[id(layer.module)] / count).float())
+
+
+@torch.no_grad()
+def calibrate(base: PreTrainedModel, layers: Sequence[PlanedLayer], input_ids: torch.LongTensor) -> None:
+    """Run the base over texts, row by row, and let the next planes of its layers fit their inputs."""
+    squares = InputSquares(layers)
+    with squares.watching():
+        for row in input_ids.to(base.device):
+            base(input_ids=row[None], use_cache=False)
+    squares.choose_scales()
+
+
+# =====================================================================================================================
 # decoding/plane_scales.py
 #
 # `model.calibrate_planes()`: nested planes whose scales fit the inputs of the layers, as a text shows them.
@@ -11907,10 +12583,12 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
         actions[alive, step], counted[alive, step] = (value[own] for value in cache.trace[-1])
         if return_logits:
             logits.append(step_logits[place])
+    realised = realised_means(actions, counted, cache.action_space)
     return SOLScoreOutput(
         logprobs=logprobs,
         actions=actions,
-        realised=realised_means(actions, counted, cache.action_space),
+        realised=realised,
+        net_keep=net_keep_of(realised, cache.action_space),
         step_mask=step_mask,
         logits=torch.stack(logits, dim=1) if return_logits else None,
         greedy=greedy,
@@ -11972,10 +12650,12 @@ def score_rows_densely(
     logits = base(**arguments, use_cache=False, return_dict=True).logits[:, -steps:]
     dense_id = space.dense_id if space.has_dense else NO_ACTION
     actions = torch.full_like(step_mask, dense_id, dtype=torch.long)
+    realised = torch.tensor(space.dense, device=tokens.device).repeat(len(tokens), 1)
     return SOLScoreOutput(
         logprobs=label_logprobs(logits, rows.tokens[:, -steps:]) * step_mask,
         actions=actions.masked_fill(~step_mask, NO_ACTION),
-        realised=torch.tensor(space.dense, device=tokens.device).repeat(len(tokens), 1),
+        realised=realised,
+        net_keep=net_keep_of(realised, space),
         step_mask=step_mask,
         logits=logits if return_logits else None,
         greedy=(logits.argmax(dim=-1) == rows.tokens[:, -steps:]) & step_mask,
@@ -13777,7 +14457,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         token_keep: AxisTarget = None,
         mlp_keep: AxisTarget = None,
         bits: AxisTarget = None,
-        compute: AxisTarget = None,
+        compute: AxisTarget | str = None,
         compute_unit: str | None = None,
         budget: Budget | None = None,
         budget_mode: str | None = None,
@@ -13831,7 +14511,19 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
                 output = score_rows(session.begin(), rows, return_logits)
         if resolved.compute_unit is not None:
             output["compute_unit"] = resolved.compute_unit
+        is_dense = resolved.runs_dense or controls is None
+        contexts = rows.context - rows.padding
+        output.count_bytes_by(partial(self._count_bytes, resolved, output.actions, is_dense, contexts))
         return output
+
+    def _count_bytes(
+        self, options: DecodeOptions, actions: torch.Tensor | None, is_dense: bool, contexts: torch.Tensor
+    ) -> torch.Tensor:
+        assert actions is not None, "an output under a budget has them"
+        if is_dense:
+            return torch.ones(len(actions))
+        each = contexts.cpu().repeat_interleave(len(actions) // len(contexts))
+        return RowShares.of(self, options, apart=1)(actions, each)
 
 
 # =====================================================================================================================
@@ -15248,6 +15940,240 @@ PLANES_ROWS.register("each_width", EachWidth())
 
 
 # =====================================================================================================================
+# execution/mlp/kept_neurons/all_weights.py
+#
+# The base's own projection, with the neurons that are not kept set to zero: it reads all weights.
+# =====================================================================================================================
+
+
+class AllWeights_in_kept_neurons(Implementation[KeptCall]):
+    """The reference. Under other backends compiled code chooses the neurons; the result is the same to the bit."""
+
+    order: ClassVar[int] = 0
+
+    def prepare(self, call: KeptCall) -> Prepared | None:
+        return functools.partial(call.own, call.kept_input())
+
+
+KEPT_NEURONS.register("all_weights", AllWeights_in_kept_neurons())
+
+
+# =====================================================================================================================
+# execution/mlp/kept_experts/all_weights.py
+#
+# The base's own experts, with the channels that are not kept set to zero: all weights of the chosen are read.
+# =====================================================================================================================
+
+
+class OwnExperts(Implementation[ExpertsCall]):
+    """The reference for steps that read all neurons."""
+
+    order: ClassVar[int] = 0
+
+    def prepare(self, call: ExpertsCall) -> Prepared | None:
+        return functools.partial(call.own, call.kept_input()) if call.neuron_keep is None else None
+
+
+KEPT_EXPERTS.register("own_experts", OwnExperts())
+
+
+# =====================================================================================================================
+# execution/mlp/kept_experts/neurons.py
+#
+# Experts in plain torch, with the neurons that are not kept set to zero.
+#
+# The neurons of an expert are numbers within its module's forward, so that this computes the forward from the layout of
+# the weights.
+# =====================================================================================================================
+
+
+class ExpertNeurons(Implementation[ExpertsCall]):
+    """The reference for steps that choose neurons."""
+
+    order: ClassVar[int] = 5
+
+    def prepare(self, call: ExpertsCall) -> Prepared | None:
+        layout = ExpertLayout.of(call.copies.module) if call.neuron_keep is not None else None
+        return None if layout is None else functools.partial(experts_output, call, layout)
+
+
+def experts_output(call: ExpertsCall, layout: ExpertLayout) -> torch.Tensor:
+    """The sum of the chosen experts' outputs, weighted by the router, of the shape of `call.x`."""
+    chosen, weights = call.chosen
+    tokens, each = chosen.shape
+    experts, is_real = chosen.flatten().clamp(max=len(layout.first) - 1), chosen.flatten() < len(layout.first)
+    x = call.kept_input().reshape(tokens, -1).repeat_interleave(each, dim=0)
+    neurons = layout.neurons(layout.linear(x, layout.first, layout.biases[0], experts))
+    if call.neuron_keep is not None:
+        neurons = keep_top_channels_in_channels(neurons, call.neuron_keep.repeat_interleave(each))
+    output = layout.linear(neurons, layout.last, layout.biases[1], experts)
+    if layout.finish is not None:
+        output = layout.finish(output)
+    output = (output * weights.flatten()[:, None]).masked_fill(~is_real[:, None], 0.0)
+    return output.view(tokens, each, -1).sum(dim=1).to(call.x.dtype).view_as(call.x)
+
+
+KEPT_EXPERTS.register("expert_neurons", ExpertNeurons())
+
+
+# =====================================================================================================================
+# execution/mlp/kept_channels/all_weights.py
+#
+# The base's own MLP, with the channels that are not kept set to zero: it reads all weights.
+# =====================================================================================================================
+
+
+class AllWeights_in_kept_channels(Implementation[MLPCall]):
+    """The reference. Under other backends compiled code chooses the channels; the result is the same to the bit."""
+
+    order: ClassVar[int] = 0
+
+    def prepare(self, call: MLPCall) -> Prepared | None:
+        return functools.partial(call.own, call.kept_input())
+
+
+KEPT_CHANNELS.register("all_weights", AllWeights_in_kept_channels())
+
+
+# =====================================================================================================================
+# costs/axes/bits.py
+#
+# `bits`: fake quantization saves nothing; in nominal counts MLP weights have bits / 16 of their size.
+#
+# With `bits_backend="nested"`, the planes of the width that is read count, and their scales. Where channels or neurons
+# are left out, their planes do not count, but all scales do. Nominal counts are then the same as the others. With
+# `"int8"`, which only MLPs know, the counts are those of fake quantization.
+# =====================================================================================================================
+
+
+@AXIS_COSTS.registered("bits")
+class BitsCost(AxisCost):
+    """The bytes of weights."""
+
+    def __init__(self, model: CountedModel, keys: int, bits_backend: str = "fake"):
+        super().__init__(model, keys, bits_backend)
+        self.is_nested = bits_backend == "nested"
+        self.layers = planed_layers(model.base, find_mlps(model.base)) if self.is_nested else ()
+        self.mlps, self.weights = MlpModules.of(model.base), Weights.of(model)
+
+    def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
+        if not self.is_nested:
+            return lambda step: step.times(nominal_mlp_size=level / BITS.scale)
+        width = width_read(level)
+        if width is None:
+            return lambda step: step
+        inputs, lasts, every = (self._reads(modules, width) for modules in self.mlps)
+        other, outside = every - inputs - lasts, PlaneReads.of(self.layers, width) - every
+        weights = self.weights
+        other_weights = weights.mlp - weights.mlp_input - weights.mlp_last
+
+        def apply(step: StepCounts) -> StepCounts:
+            return replace(
+                step,
+                mlp_input_size=step.mlp_input_size - inputs.saved_per(weights.mlp_input, step.itemsize),
+                mlp_last_size=step.mlp_last_size - lasts.saved_per(weights.mlp_last, step.itemsize),
+                other_mlp_size=step.other_mlp_size - other.saved_per(other_weights, step.itemsize),
+                mlp_scale_bytes=step.mlp_scale_bytes + every.scales,
+                other_bytes_saved=step.other_bytes_saved + outside.original - outside.codes - outside.scales,
+            )
+
+        return apply
+
+    def _reads(self, modules: Iterable[nn.Module], width: int) -> "PlaneReads":
+        among = set(map(id, modules))
+        return PlaneReads.of([layer for layer in self.layers if id(layer.module) in among], width)
+
+
+@dataclass(frozen=True)
+class PlaneReads:
+    """Bytes of some linear layers."""
+
+    original: int = 0
+    codes: int = 0
+    scales: int = 0
+
+    @classmethod
+    def of(cls, layers: Iterable[PlanedLayer], width: int) -> "PlaneReads":
+        """The bytes of layers that are read in `width` bits, or in as many as they need."""
+        original = codes = scales = 0
+        for layer in layers:
+            if layer.part is not None and layer.part.least_bits is not None:
+                weight = matrix_of(layer.module)
+                outputs, channels = weight.shape
+                own_scales = plane_bytes(outputs, channels, bits=0)
+                original += weight.nbytes
+                codes += plane_bytes(outputs, channels, max(width, layer.part.least_bits)) - own_scales
+                scales += own_scales
+        return cls(original, codes, scales)
+
+    def __sub__(self, other: "PlaneReads") -> "PlaneReads":
+        return PlaneReads(self.original - other.original, self.codes - other.codes, self.scales - other.scales)
+
+    def saved_per(self, weights: int, itemsize: int) -> float:
+        """Bytes saved per weight without those of the scales, as a fraction of `itemsize`."""
+        return (self.original - self.codes) / (weights * itemsize) if weights else 0.0
+
+
+# =====================================================================================================================
+# costs/axes/mlp_keep.py
+#
+# `mlp_keep`: of MLP matrices whose input is the hidden state, only the weights of kept channels are read.
+# =====================================================================================================================
+
+
+@AXIS_COSTS.registered("mlp_keep")
+class MlpKeepCost(AxisCost):
+    """The level is the share of these weights that is read."""
+
+    def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
+        return lambda step: step.times(mlp_input_weights=level)
+
+
+# =====================================================================================================================
+# costs/axes/neuron_keep.py
+#
+# `neuron_keep`: of the last projections of MLPs, only the weights of kept neurons are read.
+# =====================================================================================================================
+
+
+@AXIS_COSTS.registered("neuron_keep")
+class NeuronKeepCost(AxisCost):
+    """The level is the share of these weights that is read."""
+
+    def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
+        return lambda step: step.times(mlp_last_weights=level)
+
+
+# =====================================================================================================================
+# costs/axes/token_keep.py
+#
+# `token_keep`: attention reads the selected keys and values, and the data that the selection needs.
+# =====================================================================================================================
+
+
+@AXIS_COSTS.registered("token_keep")
+class TokenKeepCost(AxisCost):
+    """Bytes and operations of attention relative to those of dense attention."""
+
+    def __init__(self, model: CountedModel, keys: int, bits_backend: str = "fake"):
+        super().__init__(model, keys, bits_backend)
+        self.layers = cached_layers(model)
+        self.dense_read, self.dense_computed = self._costs(1.0, of_base=True)
+
+    def at(self, level: float) -> Callable[[StepCounts], StepCounts]:
+        read, computed = self._costs(level)
+        factors = dict(kv_bytes=_share(read, self.dense_read), kv_flops=_share(computed, self.dense_computed))
+        return lambda step: step.times(**factors)
+
+    def _costs(self, level: float, of_base: bool = False) -> tuple[float, float]:
+        return attention_costs(self.layers, self.model.config.selection_rule, level, self.keys, of_base)
+
+
+def _share(read: float, dense: float) -> float:
+    return read / dense if dense else 1.0
+
+
+# =====================================================================================================================
 # controllers/signal.py
 #
 # Baselines that follow a budget step by step: each spends more where a signal of the base is high.
@@ -15510,102 +16436,6 @@ class RandomController(Controller):
 
 
 register_controller("random", lambda model, number: RandomController(number), number="seed")
-
-
-# =====================================================================================================================
-# execution/mlp/kept_neurons/all_weights.py
-#
-# The base's own projection, with the neurons that are not kept set to zero: it reads all weights.
-# =====================================================================================================================
-
-
-class AllWeights_in_kept_neurons(Implementation[KeptCall]):
-    """The reference. Under other backends compiled code chooses the neurons; the result is the same to the bit."""
-
-    order: ClassVar[int] = 0
-
-    def prepare(self, call: KeptCall) -> Prepared | None:
-        return functools.partial(call.own, call.kept_input())
-
-
-KEPT_NEURONS.register("all_weights", AllWeights_in_kept_neurons())
-
-
-# =====================================================================================================================
-# execution/mlp/kept_experts/all_weights.py
-#
-# The base's own experts, with the channels that are not kept set to zero: all weights of the chosen are read.
-# =====================================================================================================================
-
-
-class OwnExperts(Implementation[ExpertsCall]):
-    """The reference for steps that read all neurons."""
-
-    order: ClassVar[int] = 0
-
-    def prepare(self, call: ExpertsCall) -> Prepared | None:
-        return functools.partial(call.own, call.kept_input()) if call.neuron_keep is None else None
-
-
-KEPT_EXPERTS.register("own_experts", OwnExperts())
-
-
-# =====================================================================================================================
-# execution/mlp/kept_experts/neurons.py
-#
-# Experts in plain torch, with the neurons that are not kept set to zero.
-#
-# The neurons of an expert are numbers within its module's forward, so that this computes the forward from the layout of
-# the weights.
-# =====================================================================================================================
-
-
-class ExpertNeurons(Implementation[ExpertsCall]):
-    """The reference for steps that choose neurons."""
-
-    order: ClassVar[int] = 5
-
-    def prepare(self, call: ExpertsCall) -> Prepared | None:
-        layout = ExpertLayout.of(call.copies.module) if call.neuron_keep is not None else None
-        return None if layout is None else functools.partial(experts_output, call, layout)
-
-
-def experts_output(call: ExpertsCall, layout: ExpertLayout) -> torch.Tensor:
-    """The sum of the chosen experts' outputs, weighted by the router, of the shape of `call.x`."""
-    chosen, weights = call.chosen
-    tokens, each = chosen.shape
-    experts, is_real = chosen.flatten().clamp(max=len(layout.first) - 1), chosen.flatten() < len(layout.first)
-    x = call.kept_input().reshape(tokens, -1).repeat_interleave(each, dim=0)
-    neurons = layout.neurons(layout.linear(x, layout.first, layout.biases[0], experts))
-    if call.neuron_keep is not None:
-        neurons = keep_top_channels_in_channels(neurons, call.neuron_keep.repeat_interleave(each))
-    output = layout.linear(neurons, layout.last, layout.biases[1], experts)
-    if layout.finish is not None:
-        output = layout.finish(output)
-    output = (output * weights.flatten()[:, None]).masked_fill(~is_real[:, None], 0.0)
-    return output.view(tokens, each, -1).sum(dim=1).to(call.x.dtype).view_as(call.x)
-
-
-KEPT_EXPERTS.register("expert_neurons", ExpertNeurons())
-
-
-# =====================================================================================================================
-# execution/mlp/kept_channels/all_weights.py
-#
-# The base's own MLP, with the channels that are not kept set to zero: it reads all weights.
-# =====================================================================================================================
-
-
-class AllWeights_in_kept_channels(Implementation[MLPCall]):
-    """The reference. Under other backends compiled code chooses the channels; the result is the same to the bit."""
-
-    order: ClassVar[int] = 0
-
-    def prepare(self, call: MLPCall) -> Prepared | None:
-        return functools.partial(call.own, call.kept_input())
-
-
-KEPT_CHANNELS.register("all_weights", AllWeights_in_kept_channels())
 
 
 # =====================================================================================================================
