@@ -105,7 +105,13 @@ from transformers import (
     initialization as init,
 )
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.generation import GenerationMode, logits_process, utils as transformers_loop
+from transformers.generation import (
+    CandidateGenerator,
+    EarlyExitCandidateGenerator,
+    GenerationMode,
+    logits_process,
+    utils as transformers_loop,
+)
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -6870,6 +6876,7 @@ class DecodeControls:
     asks_kv_dtype: bool = False
     dense_axes: frozenset[str] = frozenset()
     action_space: ActionSpace | None = None
+    origin: str = ""
 
     @cached_property
     def edits(self) -> LogitsProcessorList:
@@ -7076,6 +7083,8 @@ class DecodeOptions:
     """Whether the call itself, not a stored config, asks for fast code: by `backend="fast"` or `cuda_graphs`."""
     asks_kv_dtype: bool = False
     """Whether the call itself says in which dtype keys and values are kept, which needs a cache of ours."""
+    has_stored_budget: bool = False
+    """Whether the budget comes from a generation config, not from the arguments of the call."""
     dial: Dial | None = None
     """Where the budget is from, if it comes from `compute`."""
     has_dense: bool = True
@@ -7147,6 +7156,20 @@ class DecodeOptions:
         """Whether the call asks for nothing that transformers' own generation would not do."""
         return self.is_empty and self.runs_base
 
+    @property
+    def origin(self) -> str:
+        """For a message of what the steps of a call exclude: why it has them, if no argument is a budget."""
+        if self.lossless:
+            return " `lossless` drafts under a budget: leave it out, too."
+        if self.has_stored_budget:
+            return " The budget is stored in the generation config: `compute=1.0` runs a call without it."
+        if not self.is_dense:
+            return ""
+        asks = {"kv_dtype": self.asks_kv_dtype, "cuda_graphs": bool(self.cuda_graphs)}
+        asks["backend='fast'"] = self.asks_fast and self.backend == "fast"
+        names = " and ".join(f"`{name}`" for name, is_asked in asks.items() if is_asked)
+        return f" This call is dense, but {names} runs it by the same steps as a budget: leave that out instead."
+
     def check_for_score(self) -> None:
         """Raise a ValueError for options that only `generate` has."""
         for name in ("lossless", "measure_agreement"):
@@ -7193,6 +7216,7 @@ class DecodeOptions:
             asks_kv_dtype=self.asks_kv_dtype,
             dense_axes=frozenset(config.action_space.axis_names),
             action_space=config.action_space,
+            origin=self.origin,
         )
 
     def controls(self, controller: Controller, config: SOLConfig) -> DecodeControls:
@@ -7221,6 +7245,7 @@ class DecodeOptions:
             asks_kv_dtype=self.asks_kv_dtype,
             dense_axes=self.dense_axes(space),
             action_space=self.spending(space),
+            origin=self.origin,
         )
 
 
@@ -7254,6 +7279,7 @@ def resolve_options(
         raise ValueError("`compute_unit` says what `compute` counts: pass `compute` as well.")
     if budget is None and given.get("exact"):
         raise ValueError("`exact` ends a budget at its target, and there is none: pass one, or leave out `exact`.")
+    targets = ("budget", "compute", *AXES_in_axes)
     return DecodeOptions(
         budget=budget,
         compute_unit=None if dial is None else dial.unit,
@@ -7266,6 +7292,7 @@ def resolve_options(
         has_dense=config is None or config.action_space.has_dense,
         asks_fast=given.get("backend") == "fast" or bool(given.get("cuda_graphs")),
         asks_kv_dtype=given.get("kv_dtype") is not None,
+        has_stored_budget=budget is not None and not any(name in given for name in targets),
         **resolved,
     )
 
@@ -9787,8 +9814,20 @@ def add_mask_of_assistant(
         arguments["attention_mask"] = torch.ones_like(prompt)
 
 
+def leave_out_budget(config: GenerationConfig) -> None:
+    """Make calls with a generation config dense, in place: those of a generation that runs only some of the layers."""
+    if any(getattr(config, name, None) is not None for name in ("compute", *AXES_in_axes)):
+        for axis in AXES_in_axes:
+            setattr(config, axis, None)
+        config.compute = 1.0
+
+
 def check_generate_arguments(
-    prompt: torch.Tensor | None, arguments: Mapping[str, Any], device: torch.device, vocabulary: int
+    prompt: torch.Tensor | None,
+    arguments: Mapping[str, Any],
+    device: torch.device,
+    vocabulary: int,
+    origin: str = "",
 ) -> None:
     """Raise a ValueError for arguments that cannot be used under a budget."""
     if prompt is None or prompt.shape[1:2].numel() == 0:
@@ -9803,12 +9842,12 @@ def check_generate_arguments(
     if prompt.device.type not in ("cpu", device.type):
         raise ValueError(f"The prompt is on {prompt.device}, the model on {device}.")
     if arguments.get("assistant_model") is not None:
-        refuse(GenerationMode.ASSISTED_GENERATION)
+        refuse(GenerationMode.ASSISTED_GENERATION, origin)
     cache = arguments.get("past_key_values")
     if cache is not None and not isinstance(cache, SOLCache):
         raise ValueError(
             f"A budget needs a SOLCache, got {type(cache).__name__}: pass `model.new_cache()` or the "
-            "`past_key_values` of an earlier output."
+            f"`past_key_values` of an earlier output.{origin}"
         )
 
 
@@ -9918,15 +9957,15 @@ def refuse_mode(cache: Any, mode: GenerationMode) -> None:
             "leave it out."
         )
     if mode not in STEPWISE_MODES:
-        refuse(mode)
+        refuse(mode, session.controls.origin)
 
 
-def refuse(mode: GenerationMode) -> NoReturn:
-    """Raise the ValueError for a generation mode that cannot run under a budget."""
+def refuse(mode: GenerationMode, origin: str = "") -> NoReturn:
+    """Raise the ValueError for a generation mode that cannot run under a budget, with [`DecodeControls.origin`]."""
     raise ValueError(
         f"Generation mode `{mode.value}` cannot run under a budget, which chooses the compute of every token on its "
         "own: only greedy search, sampling and beam search can. Leave out the options of that mode, or call "
-        "`model.base.generate`."
+        f"`model.base.generate`.{origin}"
     )
 
 
@@ -10280,7 +10319,10 @@ UNSUITABLE = (
 
 
 def replaced_values(
-    arguments: Mapping[str, Any], generation_config: GenerationConfig | None, stored: GenerationConfig
+    arguments: Mapping[str, Any],
+    generation_config: GenerationConfig | None,
+    stored: GenerationConfig,
+    origin: str = "",
 ) -> dict[str, Any]:
     """The values that a call under a budget uses instead of stored ones that it cannot use."""
     replaced = {}
@@ -10294,7 +10336,7 @@ def replaced_values(
         if option.is_allowed(value):
             continue
         if option.changes_text or (passed is not None and passed != option.harmless):
-            raise ValueError(option.reason.format(name=name, value=value))
+            raise ValueError(option.reason.format(name=name, value=value) + origin)
         replaced[name] = option.instead
     return replaced
 
@@ -10320,8 +10362,8 @@ def session_of_call(
     mask, replaced, steps = arguments.get("attention_mask"), {}, None
     if controls is not None:
         steps = steps_of(base, prompt, new_tokens(prompt, arguments, configs), mask) if controls.is_exact else None
-        replaced = replaced_values(arguments, *configs)
-        check_generate_arguments(prompt, arguments, compute_device(base), vocab_size)
+        replaced = replaced_values(arguments, *configs, controls.origin)
+        check_generate_arguments(prompt, arguments, compute_device(base), vocab_size, controls.origin)
         if arguments.get("past_key_values") is None:
             arguments["past_key_values"] = new_cache(base, config, controls.kv_dtype)
         elif controls.asks_kv_dtype:
@@ -12297,6 +12339,12 @@ class WrappedGeneration(GenerationMixin):
 
     def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
         return ObservedStoppingCriteriaList(super()._get_stopping_criteria(*args, **kwargs))
+
+    def _get_candidate_generator(self, *args, **kwargs) -> CandidateGenerator:
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(generator, EarlyExitCandidateGenerator):
+            leave_out_budget(generator.generation_config)
+        return generator
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         try:
