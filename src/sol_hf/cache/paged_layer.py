@@ -234,7 +234,7 @@ class PagedLayer(StoredLayer):
         While tokens are appended on the device, they are encoded there, and nothing is left to do.
         """
         index = self._sketch_in(bits)
-        if self.append_at is None:
+        if self.append_at is None and not index.is_complete(self.length, padding):
             index.update(self.keys, self._key_store.shape[2], first_key, padding, most, keeps_means)
         return index
 

@@ -52,8 +52,7 @@ class SketchIndex:
                 change a mean, and then encodes all keys of the row.
         """
         slots, settled = keys.shape[2], padding[1] + MOST_IN_MEAN
-        self._last_of_mean = settled
-        if self.tokens == slots:
+        if self.is_complete(slots, padding):
             return
         self.reserve(keys, capacity if self.capacity < slots else 0)
         if keeps_means and self.tokens and self.tokens + most >= slots:
@@ -68,6 +67,11 @@ class SketchIndex:
             self.packed[:, :, self.tokens : slots] = pack(codes, self.bits)
             self.scale[:, :, self.tokens : slots] = scale
             self.tokens = slots
+
+    def is_complete(self, slots: int, padding: tuple[int, int]) -> bool:
+        """Whether there are codes of the keys in all of `slots`; `padding` as of [`SketchIndex.update`]."""
+        self._last_of_mean = padding[1] + MOST_IN_MEAN
+        return self.tokens == slots
 
     def codes(self, dim: int) -> torch.Tensor:
         """The codes of all tokens, int8 `(rows, kv_heads, slots, head_dim)`."""

@@ -6,8 +6,10 @@
 Layers with a sliding window are read whole, whatever the others choose, as the modules of a base do.
 """
 
+import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from .structure import AttentionStructure
 
 
 ALL, PAGES, TOKENS = "all", "pages", "tokens"
+STEPS_AHEAD = 64
+"""Later steps for which there is room when the attention is set up."""
 
 
 def attention_kind(plan: StepPlan, length: int) -> str | None:
@@ -77,7 +81,9 @@ class GroupsOfLayers:
 
 
 class AttentionOfLayers(GroupsOfLayers):
-    """The attention of one step, over the keys of all layers.
+    """The attention of the steps of a text, over the keys of all layers.
+
+    What does not change from step to step is set up once, and again where the cache or the rule is another.
 
     Args:
         plan ([`StepPlan`]): The step.
@@ -93,10 +99,18 @@ class AttentionOfLayers(GroupsOfLayers):
         query: torch.Tensor,
         structures: Sequence[AttentionStructure],
     ):
+        self._layers, self._rule, self._padding = list(layers), plan.rule, plan.cache.padding
+        self._threads, self._rows = torch.get_num_threads(), len(query)
         self.groups = [
             LayersAlike(plan, places, [layers[place] for place in places], query, structures[places[0]])
             for places in self.alike(layers, structures)
         ]
+
+    def set_step(self, plan: StepPlan, layers: Sequence[StoredLayer], rows: int) -> bool:
+        """Go on to another step of the same kind; `False` if everything has to be set up anew."""
+        same = plan.rule == self._rule and plan.cache.padding is self._padding and rows == self._rows
+        same = same and torch.get_num_threads() == self._threads and len(layers) == len(self._layers)
+        return same and all(map(operator.is_, layers, self._layers)) and all([x.set_step(plan) for x in self.groups])
 
     def note_done(self) -> None:
         """Note that the step has brought the index of all layers up to date."""
@@ -123,7 +137,7 @@ class Arguments:
 
 
 class LayersAlike:
-    """The attention of one step in layers whose keys begin and end at the same slots.
+    """The attention of a step in layers whose keys begin and end at the same slots.
 
     Args:
         plan ([`StepPlan`]): The step.
@@ -145,6 +159,9 @@ class LayersAlike:
         self.paged = [layer for layer in layers if isinstance(layer, PagedLayer)]
         self.kernel = self._of(plan, layers[0], query, structure)
         self.reads_tokens = isinstance(self.kernel, TokenAttention)
+        self._begin, self._storage = layers[0].first, [layer.stored_dtype for layer in layers]
+        self._parts: list[torch.Tensor] = []
+        """The storage of the indices whose addresses are known."""
 
     @staticmethod
     def _of(
@@ -157,12 +174,29 @@ class LayersAlike:
             first_key = (first_key + layer.slot_of(0)).clamp(min=max(layer.first, layer.length - layer.sliding_window))
         elif isinstance(layer, PagedLayer) and attention_kind(plan, layer.length - 1) == TOKENS:
             assert structure.soft_cap is None, "a base with soft caps reads all keys"
-            return TokenAttention(StepAttention(plan, 0, query, layer.keys, layer.values, structure.scaling), layer)
+            call = StepAttention(plan, 0, query, layer.keys, layer.values, structure.scaling)
+            return TokenAttention(call, layer, STEPS_AHEAD)
         wanted = pages_to_read(token_keep, layer.length - first_key, plan.rule)
         scores = structure.scaling, structure.soft_cap
-        return PagedAttention(query, layer, first_key, wanted, plan.rule, *scores)
+        return PagedAttention(query, layer, first_key, wanted, plan.rule, *scores, STEPS_AHEAD)
 
-    @property
+    def set_step(self, plan: StepPlan) -> bool:
+        """Go on to another step; `False` if that cannot be, as with a window, whose first key moves."""
+        slots, kernel = self.layers[0].length, self.kernel
+        if len(self.paged) < len(self.layers) or slots > kernel.room:
+            return False
+        if any(layer.length != slots or layer.first != self._begin for layer in self.layers):
+            return False
+        if any(layer.stored_dtype != dtype for layer, dtype in zip(self.layers, self._storage, strict=True)):
+            return False
+        if isinstance(kernel, TokenAttention):
+            kernel.set_step(plan, slots)
+        else:
+            keep = plan.token_keep
+            kernel.set_step(slots, None if keep is None else pages_to_read(keep, slots - kernel.first_key, plan.rule))
+        return True
+
+    @cached_property
     def layout(self) -> Arguments:
         """The compiled function, the layers, and the numbers that the arguments of a layer take."""
         kernel = self.kernel.kernel
@@ -187,16 +221,18 @@ class LayersAlike:
             arguments[:, kernel.INDEXED] = [indexed for *_, indexed in pages]
 
     def _fill_index(self, arguments: np.ndarray, attention: TokenAttention) -> None:
-        kernel = attention.kernel
-        slots, made = self.paged[0].length, [layer.made_sketch for layer in self.paged]
+        kernel, slots = attention.kernel, self.paged[0].length
         indices = [
             index if index is not None and index.packed.shape[2] >= slots else attention.index_of(layer)
-            for index, layer in zip(made, self.paged, strict=True)
+            for layer in self.paged
+            for index in (layer.made_sketch,)
         ]
-        arguments[:, kernel.CODES] = [index.packed.data_ptr() for index in indices]
-        arguments[:, kernel.SCALES] = [index.scale.data_ptr() for index in indices]
-        arguments[:, kernel.MEAN] = [index.mean.data_ptr() for index in indices]
-        arguments[:, kernel.INDEX_CAPACITY] = [index.packed.shape[2] for index in indices]
+        parts = [part for index in indices for part in index.stores]
+        if len(parts) != len(self._parts) or not all(map(operator.is_, parts, self._parts)):
+            self._parts, columns = parts, [[part.data_ptr() for part in parts[place::3]] for place in range(3)]
+            columns.append([index.packed.shape[2] for index in indices])
+            self._addresses = np.array(columns).T
+        arguments[:, [kernel.CODES, kernel.SCALES, kernel.MEAN, kernel.INDEX_CAPACITY]] = self._addresses
         arguments[:, kernel.ENCODED] = [index.tokens for index in indices]
         self.indices = indices
 

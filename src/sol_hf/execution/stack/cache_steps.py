@@ -36,6 +36,8 @@ class CacheSteps:
         self.structure, self._tables, self.programs = structure, tables, programs
         self._stores: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._store_numbers = np.zeros((0, 3), dtype=np.int64)
+        self._attentions: dict[str, AttentionOfLayers] = {}
+        """The attention of the last step of every kind."""
         mlps = frozenset(StepMLP.of(layer.mlp) for layer in structure.layers)
         linears = (product.part for products in structure.products for product in products.all)
         self._carried_out: dict[str, frozenset[Hashable]] = {
@@ -67,15 +69,25 @@ class CacheSteps:
                 layer.sketch(plan.rule.index_bits, first_key, plan.cache.padding_range, most=layer.length)
         for layer in layers:
             layer.append_slots(1)
-        first = structure.layers[0].attention
-        query = torch.empty(len(embeddings), first.heads, 1, first.head_dim, dtype=structure.dtype)
-        attention = AttentionOfLayers(plan, layers, query, [layer.attention for layer in structure.layers])
+        attention = self._attention(plan, kind, layers, len(embeddings))
         widths = plan.widths if kind.is_mixed else None
         logits, hidden = self._run(kind, layers, attention, embeddings, places, plan.levels, widths)
         attention.note_done()
         self._mark_done(plan)
         assert logits is not None, "steps have logits"
         return logits[:, None], hidden
+
+    def _attention(
+        self, plan: StepPlan, kind: StepKind, layers: Sequence[StoredLayer], rows: int
+    ) -> AttentionOfLayers:
+        """The attention of a step: that of the last step of its kind, where it can go on."""
+        known = self._attentions.pop(kind.attention, None)
+        if known is None or not known.set_step(plan, layers, rows):
+            own = [layer.attention for layer in self.structure.layers]
+            query = torch.empty(rows, own[0].heads, 1, own[0].head_dim, dtype=self.structure.dtype)
+            known = AttentionOfLayers(plan, layers, query, own)
+        self._attentions[kind.attention] = known
+        return known
 
     def run_chunk(
         self,

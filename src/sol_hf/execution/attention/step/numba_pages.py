@@ -78,7 +78,10 @@ def supports(query: torch.Tensor, layer: object) -> bool:
 class CompiledAttention:
     """A compiled kernel of decode attention, set up for the layers of one shape in one step.
 
+    With room for more slots, it can be set up again for later steps of the same rows.
+
     Attributes:
+        room (`int`): Most slots of a layer.
         kernel (`ModuleType`): The module of the kernel, with the places of its arguments.
         arguments (`np.ndarray`): Its arguments.
         shape (`tuple` of `int`): Shape of the output, `(rows, 1, heads, value_dim)`.
@@ -88,6 +91,7 @@ class CompiledAttention:
 
     kernel: ModuleType
     arguments: np.ndarray
+    room: int
     shape: tuple[int, int, int, int]
     scaling: float | None
     dtype: torch.dtype
@@ -118,6 +122,7 @@ class PagedAttention(CompiledAttention):
         rule ([`SelectionRule`]): Page size, and per query head or per group.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
         soft_cap (`float`, *optional*): Scores `x` become `soft_cap * tanh(x / soft_cap)`.
+        ahead (`int`, *optional*, defaults to 0): Slots of later steps that there is room for.
     """
 
     def __init__(
@@ -129,36 +134,36 @@ class PagedAttention(CompiledAttention):
         rule: SelectionRule,
         scaling: float | None,
         soft_cap: float | None = None,
+        ahead: int = 0,
     ):
         from ....kernels.cpu import numba_attention as kernel
 
-        self.kernel, self.first_key, self.wanted = kernel, first_key.contiguous(), wanted.contiguous()
+        self.kernel, self.first_key, self.room = kernel, first_key.contiguous(), layer.length + ahead
         self.dtype = layer.stored_dtype
         compiled = kernel.attend_float32 if self.dtype == torch.float32 else kernel.attend_bfloat16
         self.address = compiled.address
         rows, heads, _, dim = query.shape
-        kv_heads, slots, value_dim = layer.keys.shape[1], layer.length, layer.values.shape[-1]
+        kv_heads, value_dim = layer.keys.shape[1], layer.values.shape[-1]
         group, size = heads // kv_heads, rule.page_size
-        pairs, pages = rows * kv_heads, -(-slots // size)
-        splits = max(1, min(-(-TASKS_PER_THREAD * torch.get_num_threads() // pairs), pages))
+        pairs, pages = rows * kv_heads, -(-self.room // size)
+        self._most_splits = -(-TASKS_PER_THREAD * torch.get_num_threads() // pairs)
         floats_each = group * (3 * dim + pages)
         words_each = 1 + 2 * pages + kernel.BINS
         block = max(kernel.BLOCK // size, 1) * size
         parts_each = group * (2 + value_dim) + size * max(dim, value_dim) + group * block
-        sizes = (1 + pairs * floats_each, pairs * words_each, pairs * splits * parts_each)
+        sizes = (1 + pairs * floats_each, pairs * words_each, pairs * self._most_splits * parts_each)
         self.scratch = torch.empty(sum(sizes), dtype=torch.float32)
         self.scratch.numpy()[0] = dim**-0.5 if scaling is None else scaling
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
         self.shape, self.scaling = (rows, 1, heads, value_dim), scaling
         arguments = np.zeros(kernel.HEADER + 2 * pairs, dtype=np.int64)
-        arguments[kernel.FIRST], arguments[kernel.WANTED] = self.first_key.data_ptr(), self.wanted.data_ptr()
-        arguments[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
+        arguments[kernel.FIRST] = self.first_key.data_ptr()
+        arguments[kernel.ROWS : kernel.CAPACITY] = rows, kv_heads, group, dim, value_dim
         arguments[kernel.PAGE_SIZE], arguments[kernel.PER_GROUP] = size, rule.selection == "group"
         arguments[kernel.SOFT_CAP] = bits_of(soft_cap or 0.0)
         arguments[kernel.ANCHORED] = rule.recent_tokens if rule.anchor_pages else 0
-        arguments[kernel.SPLITS : kernel.ANCHORED] = (
-            splits,
+        arguments[kernel.FLOATS : kernel.ANCHORED] = (
             floats,
             floats_each,
             words,
@@ -169,8 +174,22 @@ class PagedAttention(CompiledAttention):
             layer.stored_dtype.itemsize,
         )
         self.arguments, self.data = arguments, arguments.ctypes.data
-        pages_seen = -((first_key.numpy() - slots) // size)
-        self.selects = bool((wanted.numpy() < pages_seen).any())
+        self.set_step(layer.length, wanted)
+
+    def set_step(self, slots: int, wanted: torch.Tensor | None) -> None:
+        """Set what differs from step to step.
+
+        Args:
+            slots (`int`): Slots of a layer, up to `room`.
+            wanted (`torch.LongTensor` of shape `(rows,)`, *optional*): See the class; `None` for all pages.
+        """
+        kernel, a = self.kernel, self.arguments
+        size = int(a[kernel.PAGE_SIZE])
+        seen = -((self.first_key.numpy() - slots) // size)
+        self.wanted = seen if wanted is None else wanted.contiguous().numpy()
+        self.selects = wanted is not None and bool((self.wanted < seen).any())
+        a[kernel.WANTED], a[kernel.SLOTS] = self.wanted.ctypes.data, slots
+        a[kernel.SPLITS] = max(1, min(self._most_splits, -(-slots // size)))
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the page index."""

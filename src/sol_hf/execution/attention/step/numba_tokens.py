@@ -18,7 +18,7 @@ from ....kernels.cpu.compilation import loads
 from ....kernels.cpu.torch_threads import run_in_torch_threads
 from ....selection.criterion import CRITERIA
 from ...dispatch import Implementation, Prepared
-from ...plan import AttentionKernel
+from ...plan import AttentionKernel, StepPlan
 from .numba_pages import TASKS_PER_THREAD, CompiledAttention, supports
 from .operation import STEP_ATTENTION, StepAttention
 
@@ -54,38 +54,38 @@ class TokenAttention(CompiledAttention):
     Args:
         call ([`StepAttention`]): A layer's attention in the step.
         layer ([`PagedLayer`]): The layer, with the key and value of the new token in it.
+        ahead (`int`, *optional*, defaults to 0): Slots of later steps that there is room for.
     """
 
-    def __init__(self, call: StepAttention, layer: PagedLayer):
+    def __init__(self, call: StepAttention, layer: PagedLayer, ahead: int = 0):
         from ....kernels.cpu import numba_attention
         from ....kernels.cpu import numba_tokens as kernel
 
         plan, query = call.plan, call.query
         rule, self.scaling, self.dtype = plan.rule, call.scaling, layer.stored_dtype
         rows, heads, _, dim = query.shape
-        kv_heads, slots, value_dim = layer.keys.shape[1], layer.length, layer.values.shape[-1]
+        kv_heads, slots, value_dim = layer.keys.shape[1], layer.length + ahead, layer.values.shape[-1]
         group, pairs = heads // kv_heads, rows * kv_heads
         self.kernel, self.bits, self.padding_range = kernel, rule.index_bits, plan.cache.padding_range
         padding = plan.cache.padding
         self.first_key = torch.zeros(rows, dtype=torch.long) if padding is None else padding.contiguous()
-        assert plan.token_keep is not None, "a step without it is not prepared"
-        self.wanted = CRITERIA[rule.criterion].tokens_wanted(rule, plan.token_keep, slots - self.first_key)
+        self.room = slots
         self.address = (kernel.attend_float32 if self.dtype == torch.float32 else kernel.attend_bfloat16).address
-        splits = max(1, min(-(-TASKS_PER_THREAD * torch.get_num_threads() // pairs), int(self.wanted.max())))
+        self._most_splits = -(-TASKS_PER_THREAD * torch.get_num_threads() // pairs)
         floats_each = group * (dim + slots) + kernel.BLOCK * dim
         words_each = 1 + slots + numba_attention.BINS
         parts_each = group * (2 + value_dim) + kernel.BLOCK * (max(dim, value_dim) + group)
-        sizes = (1 + pairs * (floats_each + slots), pairs * words_each, pairs * splits * parts_each)
+        sizes = (1 + pairs * (floats_each + slots), pairs * words_each, pairs * self._most_splits * parts_each)
         self.scratch = torch.empty(sum(sizes), dtype=torch.float32)
         self.scratch.numpy()[0] = dim**-0.5 if self.scaling is None else self.scaling
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
         self.shape = (rows, 1, heads, value_dim)
         a = np.zeros(kernel.COUNTERS + 2 * rows + pairs, dtype=np.int64)
-        a[kernel.FIRST], a[kernel.WANTED] = self.first_key.data_ptr(), self.wanted.data_ptr()
-        a[kernel.SLOTS : kernel.CAPACITY] = slots, rows, kv_heads, group, dim, value_dim
+        a[kernel.FIRST] = self.first_key.data_ptr()
+        a[kernel.ROWS : kernel.CAPACITY] = rows, kv_heads, group, dim, value_dim
         a[kernel.SINK], a[kernel.RECENT] = rule.sink_tokens, rule.recent_tokens
-        a[kernel.PER_LAYER], a[kernel.SPLITS], a[kernel.MOST] = rule.selection == "layer", splits, slots
+        a[kernel.PER_LAYER], a[kernel.MOST] = rule.selection == "layer", slots
         a[kernel.FLOATS], a[kernel.FLOATS_EACH], a[kernel.WORDS], a[kernel.WORDS_EACH] = (
             floats,
             floats_each,
@@ -94,6 +94,16 @@ class TokenAttention(CompiledAttention):
         )
         a[kernel.PARTS], a[kernel.PARTS_EACH], a[kernel.ITEM_SIZE] = parts, parts_each, self.dtype.itemsize
         self.arguments, self.data = a, a.ctypes.data
+        self.set_step(plan, layer.length)
+
+    def set_step(self, plan: StepPlan, slots: int) -> None:
+        """Set what differs from step to step: the levels of a plan, and the slots of a layer, up to `room`."""
+        kernel, a, rule = self.kernel, self.arguments, plan.rule
+        assert plan.token_keep is not None, "a step without it is not prepared"
+        wanted = CRITERIA[rule.criterion].tokens_wanted(rule, plan.token_keep, slots - self.first_key)
+        self.wanted = wanted.contiguous().numpy()
+        a[kernel.WANTED], a[kernel.SLOTS] = self.wanted.ctypes.data, slots
+        a[kernel.SPLITS] = max(1, min(self._most_splits, int(self.wanted.max())))
 
     def index_of(self, layer: PagedLayer) -> SketchIndex:
         """The index of a layer, whose means are up to date; the kernel encodes the tokens that have no codes."""
