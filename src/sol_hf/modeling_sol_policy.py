@@ -16,12 +16,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
-from .budget.limits import Limits
 from .budget.scalars import ScalarColumns
 from .configuration_sol import SOLConfig
 from .policy.budget_prior import BudgetPrior
+from .policy.compiled_steps import CompiledSteps
 from .policy.factored_head import joint_logits
-from .policy.programs import program_of
 from .stored.json_files import read_json_object
 from .stored.source import PolicySource, find_policy
 from .stored.weights import check_finite, check_headers, find_weights
@@ -107,7 +106,7 @@ class SOLPolicyLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class SOLPolicyModel(PreTrainedModel):
+class SOLPolicyModel(CompiledSteps, PreTrainedModel):
     """The policy network: by default as published.
 
     `action_head="factored"` in the config scores the levels of every axis instead of all actions, and `budget_prior`
@@ -280,62 +279,9 @@ class SOLPolicyModel(PreTrainedModel):
         output = SOLPolicyOutput(logits=self._with_prior(heads, scalars), past_key_values=past_key_values)
         return output if return_dict else output.to_tuple()
 
-    def step(
-        self,
-        hidden_states: torch.Tensor,
-        token_embeddings: torch.Tensor,
-        scalars: torch.Tensor,
-        previous_actions: torch.Tensor,
-        past_key_values: Cache,
-    ) -> torch.Tensor | None:
-        """The logits of one step by compiled code, which rounds differently.
-
-        Args:
-            hidden_states (`torch.Tensor` of shape `(rows, base_hidden_size)`): See `forward`.
-            token_embeddings (`torch.Tensor` of shape `(rows, base_embedding_size)`): See `forward`.
-            scalars (`torch.Tensor` of shape `(rows, columns)`): See `forward`.
-            previous_actions (`torch.LongTensor` of shape `(rows,)`): See `forward`.
-            past_key_values (`Cache`): Keys and values of earlier steps of the episode; those of this step are added.
-
-        Returns:
-            `torch.Tensor` of shape `(rows, n_actions)`: Logits in float32; `None` if `forward` has to run, for example
-            with hooks or adapters, in another dtype, or for gradients.
-        """
-        program = self._program(len(scalars), past_key_values) if scalars.dtype == torch.float32 else None
-        if program is None:
-            return None
-        return program(hidden_states, token_embeddings, scalars, previous_actions, past_key_values)
-
-    def choose(
-        self, observation: Any, past_key_values: Cache, limits: Limits
-    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """The best actions of one step within the limits of a call, by compiled code.
-
-        Args:
-            observation ([`Observation`]): The step.
-            past_key_values (`Cache`): See `step`.
-            limits ([`Limits`]): What the processors of the call do.
-
-        Returns:
-            Actions `(rows,)` and `None`; or logits in its place, where these do not serve. `None` as in `step`.
-        """
-        if observation.episode_length != self.config.episode_length or observation.page_fill.dtype != torch.float32:
-            return None
-        is_new = observation.step == 0 or observation.total_step == 0
-        program = self._program(observation.rows, past_key_values, is_new)
-        return None if program is None else program.choose(observation, past_key_values, limits)
-
-    def _program(self, rows: int, past_key_values: Cache, is_new: bool = True) -> Any:
-        """The program of a step; `None` if there is none, or the episode is over, of which `forward` then speaks."""
-        if type(self).forward is not SOLPolicyModel.forward:
-            return None
-        if past_key_values.get_seq_length() >= self.config.episode_length:
-            return None
-        return program_of(self, rows, is_new)
-
-    def prepare_step(self, rows: int) -> None:
-        """Compile what a step of a number of rows needs, if it can run by compiled code, so that no step has to."""
-        program_of(self, rows)
+    def runs_compiled(self) -> bool:
+        """Whether this is the forward that compiled code knows."""
+        return type(self).forward is SOLPolicyModel.forward
 
     def _with_prior(self, logits: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Outputs of the heads `(rows, steps, outputs)` to `(rows, steps, n_actions)`; a prior makes them float32."""

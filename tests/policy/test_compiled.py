@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from sol_hf import SOLConfig, SOLPolicyModel
-from sol_hf.policy import compiled
+from sol_hf.policy import compiled, programs
+from sol_hf.policy.short_weights import ShortWeights, products_of
 from support.bases import tiny_base
 from support.cases import HALF, control, left_padded, prompts
 
@@ -150,3 +151,50 @@ def test_texts_under_every_backend(backend, ran):
     texts = [model.generate(backend=name, **call) for name in ("reference", backend)]
     assert torch.equal(*texts)
     assert ran == ([] if backend == "reference" else [2] * 9)
+
+
+class TestWeightsInBfloat16:
+    """Weights that are bfloat16 numbers are read in half the bytes, and give the same to the bit."""
+
+    def rounded(self) -> SOLPolicyModel:
+        policy = policy_of(action_head="factored", budget_prior=True)
+        policy.round_weights()
+        return policy
+
+    def reads(self, policy) -> set[torch.dtype]:
+        """In which dtypes a step reads the weights of products."""
+        with torch.no_grad():
+            short = programs.program_of(policy, 2)._short
+        return {short.of(module.weight).dtype for module in products_of(policy)}
+
+    def test_the_same_scores(self, monkeypatch):
+        policy = self.rounded()
+        found, cache = [step(policy, 2, DynamicCache(), True, 1)], DynamicCache()
+        assert self.reads(policy) == {torch.bfloat16}
+        expected = step(policy, 2, DynamicCache(), False, 1)
+        torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
+        monkeypatch.setattr(ShortWeights, "of", lambda self, weight: weight)
+        with torch.no_grad():
+            policy.input_projection.weight.mul_(1)  # so that the program is made again
+        assert torch.equal(step(policy, 2, cache, True, 1), found[0])
+
+    def test_other_weights_are_read_as_they_are(self):
+        policy = policy_of()
+        step(policy, 2, DynamicCache(), True, 1)
+        assert self.reads(policy) == {torch.float32}
+
+    @pytest.mark.parametrize("way", ["in place", "data", "step of an optimizer"])
+    def test_changed_weights_count(self, way):
+        policy = self.rounded()
+        before, weight = step(policy, 2, DynamicCache(), True, 1), policy.layers[0].mlp[0].weight
+        if way == "data":
+            weight.data.mul_(1.7)
+        elif way == "in place":
+            with torch.no_grad():
+                weight[3] += 0.5
+        else:
+            weight.grad = torch.ones_like(weight)
+            torch.optim.SGD([weight], lr=0.3).step()
+        found, expected = (step(policy, 2, DynamicCache(), by, 1) for by in (True, False))
+        assert not torch.allclose(found, before)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -16,9 +16,15 @@ from .session import DecodingSession
 
 
 def compiled_step(
-    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
+    session: DecodingSession,
+    inputs: ForwardInputs,
+    plan: StepPlan,
+    is_new: bool | None = None,
+    embedding: torch.Tensor | None = None,
 ) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
     """A decode step as one program: what the base returns, and the LM head's input `(rows, hidden_size)`.
+
+    `embedding` `(rows, embedding_size)` is that of the token, if it is known already.
 
     `None` if its modules have to run: on an accelerator, for a base or a step of another kind, or for a forward that
     has to return more than logits. Modules or weights that are replaced in the middle of a call, without hooks, are
@@ -30,7 +36,8 @@ def compiled_step(
     if is_new is None:
         is_new = cache.episode.length == 0 or not cache.trace
     places = _positions_of(session, inputs)[:, 0]
-    found = run_step(session.base, plan, inputs.tokens, places, is_new)
+    tokens = inputs.tokens if embedding is None else embedding[:, None]
+    found = run_step(session.base, plan, tokens, places, is_new)
     if found is None:
         return None
     cache.processed = cache.get_seq_length()

@@ -119,7 +119,7 @@ def decode_step(
     else:
         settings = controls.rule, controls.backend, controls.bits_backend, controls.dense_axes
         plan = StepPlan.from_values(values, cache, *settings, parts=session.parts)
-        output, hidden = run_planned(session, inputs, plan)
+        output, hidden = run_planned(session, inputs, plan, embedding=observation.token_embedding)
         is_dense = plan.is_dense
     counted = observation.controllable if active is None else observation.controllable & active
     digest = logits_digest(session, output)
@@ -130,13 +130,18 @@ def decode_step(
 
 
 def run_planned(
-    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
+    session: DecodingSession,
+    inputs: ForwardInputs,
+    plan: StepPlan,
+    is_new: bool | None = None,
+    embedding: torch.Tensor | None = None,
 ) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
     """A step by its plan: what the base returns, and the LM head's input `(rows, hidden_size)`.
 
     `is_new` is whether to look for modules and weights that were replaced; by default at the begin of an episode.
+    `embedding` `(rows, embedding_size)` is that of the token, if it is known already.
     """
-    compiled = compiled_step(session, inputs, plan, is_new)
+    compiled = compiled_step(session, inputs, plan, is_new, embedding)
     if compiled is not None:
         return compiled
     with active_forward(plan) as context:

@@ -123,10 +123,12 @@ class StepPlan(AxisPlan):
             dense_axes (`Collection[str]`, *optional*): Axes that are dense at every step.
             parts (`Parts`, *optional*): See [`StepPlan`].
         """
-        levels = planned_levels(cache, values, dense_axes)
-        if values.device.type == "cpu":
-            lowest = dict(zip(cache.action_space.axis_names, values.amin(dim=0).tolist(), strict=True))
-            levels = {axis: level for axis, level in levels.items() if lowest[axis] < AXES[axis].dense}
+        if values.device.type != "cpu":
+            levels = planned_levels(cache, values, dense_axes)
+        else:
+            columns = enumerate(zip(cache.action_space.axis_names, zip(*values.tolist(), strict=True), strict=True))
+            kept = {axis: n for n, (axis, column) in columns if min(column) < AXES[axis].dense}
+            levels = {axis: values[:, n] for axis, n in kept.items() if axis not in dense_axes}
             if "token_keep" in levels and reads_all_keys(cache, rule, levels["token_keep"]):
                 del levels["token_keep"]
         return cls(cache, rule, levels, backend, bits_backend, parts or {})

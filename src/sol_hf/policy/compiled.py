@@ -23,6 +23,7 @@ from ..kernels.cpu.lines import Lines, add_product
 from ..kernels.cpu.program import Program, bits_of
 from .decision import Decision, set_addresses
 from .episode_cache import EpisodeCache, Room
+from .short_weights import ShortWeights
 from .step_tables import PolicyTables, numbers_of
 
 
@@ -37,11 +38,13 @@ class PolicyProgram:
     Args:
         policy (`nn.Module`): A [`SOLPolicyModel`] whose modules are plain, in float32 on the CPU.
         rows (`int`): Rows of a step.
+        short ([`ShortWeights`]): Where the weights of products are read.
     """
 
-    def __init__(self, policy: Any, rows: int):
+    def __init__(self, policy: Any, rows: int, short: ShortWeights):
         from ..kernels.cpu import numba_mlp, numba_policy, numba_step
 
+        self._short = short
         self._step, self._own, self._rows = numba_step, numba_policy, rows
         self._gelu, self._steps = numba_mlp.ACTIVATIONS.index("gelu"), policy.config.episode_length
         self._alive: list[object] = []
@@ -123,7 +126,8 @@ class PolicyProgram:
         answers = []
         for module in modules:
             answers.append(Lines.of(self._rows, module.out_features))
-            self._alive += [answers[-1], add_product(self._program, x, module.weight, module.bias, answers[-1])]
+            weight, answer = self._short.of(module.weight), answers[-1]
+            self._alive += [answer, add_product(self._program, x, weight, module.bias, answer)]
         return answers
 
     def _join(self, stream: Lines, branch: Lines | None, norm: nn.LayerNorm, target: Lines) -> None:
