@@ -7,14 +7,19 @@ Products with them are the same to the bit, since a bfloat16 number is a float32
 long as the weights do not change. Of a change through `.data` torch takes no note: a sample of the numbers shows it.
 """
 
+import threading
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 SAMPLES = 256
 """Numbers of a weight that are compared."""
+_COPIES = WeakTensorKeyDictionary()
+"""The copies of all weights that have one, for all threads."""
+_LOCK = threading.Lock()
 
 
 class ShortWeights:
@@ -27,8 +32,7 @@ class ShortWeights:
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """What to read for a weight: a copy in bfloat16 of the same numbers, or itself."""
         if id(weight) not in self._known:
-            copied = weight.detach().bfloat16()
-            self._known[id(weight)] = weight, copied if torch.equal(copied.float(), weight) else None
+            self._known[id(weight)] = weight, _copy_of(weight)
             self._versions = self._versions_now()
         short = self._known[id(weight)][1]
         return weight if short is None else short
@@ -58,6 +62,18 @@ def round_products(policy: Any) -> None:
     """Round the weights of [`products_of`] to numbers in bfloat16, in place."""
     for module in products_of(policy):
         module.weight.copy_(module.weight.bfloat16())
+
+
+def _copy_of(weight: torch.Tensor) -> torch.Tensor | None:
+    """The numbers of a weight in bfloat16; `None` if some are no bfloat16 numbers."""
+    with _LOCK:
+        copied = _COPIES.get(weight)
+        if copied is None or not torch.equal(copied.float(), weight):
+            copied = weight.detach().bfloat16()
+            if not torch.equal(copied.float(), weight):
+                return None
+            _COPIES[weight] = copied
+        return copied
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor:
