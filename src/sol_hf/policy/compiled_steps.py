@@ -77,7 +77,7 @@ class CompiledSteps:
         """Round the weights of all linear layers that are large to numbers in bfloat16, in place.
 
         They are still in float32, in memory and in files. But compiled code on a CPU then reads half of the bytes, and
-        gives what the modules give. A policy that was trained before takes a few other actions afterwards.
+        gives what the modules give. A policy that was trained before may take other actions afterwards.
 
         Examples:
 
