@@ -62,7 +62,6 @@ class CacheSteps:
         Returns:
             Logits `(rows, 1, vocab_size)`, and the LM head's input `(rows, hidden_size)`.
         """
-        structure = self.structure
         if kind.attention == TOKENS:  # before there is room for the new key; the program encodes what has no codes
             first_key = _padding_of(plan, len(embeddings))
             for layer in (layer for layer in layers if isinstance(layer, PagedLayer)):
