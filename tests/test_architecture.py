@@ -44,8 +44,9 @@ ALLOWED = {
     "modeling_sol",
     "training": "budget stored modeling_sol_policy controllers execution hub modeling_sol episodes evaluation",
     "figures": "budget controllers modeling_sol episodes evaluation",
-    "serving": "budget cache configuration_sol decoding costs modeling_sol",
-    "cli": "stored modeling_sol episodes evaluation integrations",
+    "serving": "budget cache configuration_sol controllers decoding costs modeling_sol",
+    "cli": "budget configuration_sol controllers decoding stored modeling_sol episodes evaluation integrations "
+    "serving",
 }
 """For every wing, those that it may import from; all of them are above it in this list."""
 FACE = "__init__"

@@ -3,30 +3,41 @@
 
 """The command `sol-hf`.
 
+    sol-hf demo                                    one prompt in several ways, with speeds
+    sol-hf generate MODEL PROMPT, chat MODEL       a text or a conversation under a budget
+    sol-hf serve MODEL                             OpenAI's API, with a budget per request, see docs/serving.md
     sol-hf pareto POLICY --data FILE --out DIR     sweep budgets and controllers, see docs/pareto.md
     sol-hf bench [POLICY|BASE]                     the fastest way to decode on this machine, see docs/performance.md
     sol-hf lm-eval ...                             tasks of lm-evaluation-harness under a budget
+    sol-hf coverage BASE, env                      what each axis reaches; versions
     sol-hf --import MODULE ...                     first import a module that registers controllers or axes
 
-In several processes: `accelerate launch -m sol_hf.cli pareto ...`.
+In several processes: `accelerate launch -m sol_hf.cli pareto ...`. `app.py` has all commands.
 """
 
 import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from ..errors import missing_extra
 from ..version import __version__
+from .app import build_app
 from .arguments import add_input_arguments, at_least
 from .bench import add_bench
 
 
 USER_ERRORS = (ValueError, OSError)
-"""Errors that wrong input raises. Their messages say what to do, so the command shows no traceback."""
+"""Errors that wrong input raises. Their messages say what to do; other errors are shown with their kind."""
+WRONG_USAGE, INTERRUPTED = 2, 130
+EXTRAS = {"serve": "serve", "demo": "demo", "train": "train"}
+"""The extra to name first if a package is missing, by command; `eval` for the others."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,46 +47,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): Arguments to use instead of `sys.argv[1:]`.
 
     Returns:
-        `int`: Exit status.
+        `int`: Exit status: 0, 1 for an error, 2 for a line that cannot be read, 130 for Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
     try:
         return _run(given)
-    except ModuleNotFoundError as error:
-        named = missing_extra("`sol-hf`", error, preferred="eval")
-        if named is error:
-            raise
-        print(f"sol-hf: {named}", file=sys.stderr)
-        return 1
+    except typer.Exit as error:
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        return _explain(given, error, debug)
 
 
 def _run(given: list[str]) -> int:
-    try:
-        given = _import_modules(given)
-    except USER_ERRORS as error:
-        print(f"sol-hf: {error}", file=sys.stderr)
-        return 1
-    if given[:1] == ["lm-eval"]:  # this command has a parser of its own
-        if given[1:] in (["--help"], ["-h"]):
+    given = _import_modules(given)
+    if given[:1] == ["--version"]:
+        print(__version__)
+        return 0
+    app = build_app(_run_with_parser)
+    return app(given, prog_name="sol-hf", standalone_mode=False) or 0
+
+
+def _explain(given: list[str], error: Exception, debug: bool) -> int:
+    """Print an error in one line, after its traceback if that is wanted; returns the exit status."""
+    if debug:
+        traceback.print_exc()
+    if hasattr(error, "format_message"):  # typer could not read the line
+        context = getattr(error, "ctx", None)
+        command = "sol-hf" if context is None else context.command_path
+        print(f"{command}: {_one_line(error.format_message())} `{command} --help` explains.", file=sys.stderr)
+        return WRONG_USAGE
+    command = next((argument for argument in given if not argument.startswith("-")), "")
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_extra("`sol-hf`", error, preferred=EXTRAS.get(command, "eval"))
+    is_clear = isinstance(error, USER_ERRORS) or str(error).startswith("`sol-hf` needs")
+    kind = "" if is_clear else f"{type(error).__name__}: "
+    hint = "" if is_clear or debug else " (--debug shows where)"
+    print(f"sol-hf: {kind}{_one_line(str(error))}{hint}", file=sys.stderr)
+    return 1
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _run_with_parser(name: str, rest: list[str]) -> int:
+    """Run a command that reads the rest of the line itself."""
+    if name == "lm-eval":
+        if rest in (["--help"], ["-h"]):
             return importlib.import_module("sol_hf.integrations.lm_eval_help").print_help() or 0
-        return importlib.import_module("sol_hf.integrations.lm_eval_adapter").main(given[1:]) or 0
-    options = build_parser().parse_args(given)
-    try:
-        return options.run(options)
-    except USER_ERRORS as error:
-        print(f"sol-hf: {error}", file=sys.stderr)
-        return 1
+        return importlib.import_module("sol_hf.integrations.lm_eval_adapter").main(rest) or 0
+    options = build_parser().parse_args([name, *rest])
+    return options.run(options)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = argparse.ArgumentParser(prog="sol-hf", description="Decode with a compute budget: measure policies.")
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--import", metavar="MODULE", help="first import a module that registers controllers or axes")
+    """The parser of the commands that share their options with scripts."""
+    parser = argparse.ArgumentParser(prog="sol-hf")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pareto(commands)
     add_bench(commands)
-    commands.add_parser("lm-eval", help="run tasks of lm-evaluation-harness under a budget", add_help=False)
     return parser
 
 

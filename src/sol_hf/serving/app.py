@@ -20,6 +20,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import GenerationState
 
+from ..controllers.base import Controller
 from ..modeling_sol import SOLForCausalLM
 from .batcher import Batcher
 from .errors import RequestRefusedError
@@ -64,6 +65,7 @@ def build_app(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     limits: ServeLimits | None = None,
+    controller: Controller | None = None,
 ) -> FastAPI:
     """The application of a server for a policy on its base.
 
@@ -72,6 +74,7 @@ def build_app(
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         name (`str`): What clients call it.
         limits ([`ServeLimits`], *optional*): What it takes on.
+        controller ([`Controller`], *optional*): What spends budgets; the policy by default.
 
     Returns:
         `FastAPI`: An ASGI application; `app.state.served` has the queue.
@@ -79,7 +82,7 @@ def build_app(
     limits = limits or ServeLimits()
     batcher = Batcher(model, limits)
     manager = OneModel(model, tokenizer, name, batcher)
-    served = Served(model, tokenizer, name, batcher, limits, manager)
+    served = Served(model, tokenizer, name, batcher, limits, manager, controller)
     handlers: dict[str, Any] = {each: None for each in inspect.signature(build_server).parameters}
     handlers |= dict(model_manager=manager, generation_state=GenerationState(), enable_cors=False)
     handlers |= dict(chat_handler=ChatEndpoint(served), completion_handler=CompletionEndpoint(served))

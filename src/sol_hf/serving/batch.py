@@ -114,7 +114,7 @@ class Batch:
         axes = [axis for axis in AXES if any(axis in budget.controlled for budget in budgets)]
         targets = {axis: [_target(budget, axis) for budget in budgets] for axis in axes}
         kept = dict(budget_mode=options.budget_mode, budget_horizon=options.budget_horizon)
-        return call | kept | dict(budget=Budget.of(targets))
+        return call | kept | dict(budget=Budget.of(targets), controller=options.controller)
 
 
 class RowWatch(StoppingCriteria):

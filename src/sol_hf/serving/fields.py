@@ -10,12 +10,14 @@ unless its value says what happens anyway.
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import GenerationConfig
 
 from ..budget.axes import AXES
 from ..configuration_sol import SOLConfig
+from ..controllers.base import Controller
 from ..decoding.options import resolve_options
 from .errors import RequestRefusedError
 from .row import RowSettings
@@ -82,13 +84,16 @@ def check_names(body: Mapping[str, Any], carried_out: Collection[str]) -> None:
         raise RequestRefusedError(f"Unknown field `{name}`{hint}", name)
 
 
-def read_settings(body: Mapping[str, Any], config: SOLConfig, stored: GenerationConfig) -> RowSettings:
+def read_settings(
+    body: Mapping[str, Any], config: SOLConfig, stored: GenerationConfig, controller: Controller | None = None
+) -> RowSettings:
     """What a request asks for.
 
     Args:
         body (`Mapping[str, Any]`): The request, after [`check_names`].
         config ([`SOLConfig`]): Of the model.
         stored (`GenerationConfig`): The model's own, which holds where a request says nothing.
+        controller ([`Controller`], *optional*): What spends a budget; the policy by default.
 
     Raises:
         RequestRefusedError: for a value that is not allowed, or a budget that no generation could keep.
@@ -99,6 +104,7 @@ def read_settings(body: Mapping[str, Any], config: SOLConfig, stored: Generation
     try:
         options = resolve_options(given, None, stored, config)
         if options.budget is not None:
+            options = replace(options, controller=controller)
             options.budget.check(options.spending(config.action_space), rows=1)
     except (ValueError, TypeError, OverflowError) as error:
         raise RequestRefusedError(str(error), next(iter(given), None)) from error

@@ -18,6 +18,7 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import GenerationState
 
+from ..controllers.base import Controller
 from ..modeling_sol import SOLForCausalLM
 from .batcher import Batcher
 from .errors import RequestRefusedError
@@ -42,6 +43,7 @@ class Served:
         batcher ([`Batcher`]): Its queue.
         limits ([`ServeLimits`]): What it takes on.
         manager (`ModelManager`): What transformers' handlers ask for models.
+        controller ([`Controller`], *optional*): What spends budgets; the policy by default.
     """
 
     model: SOLForCausalLM
@@ -50,6 +52,7 @@ class Served:
     batcher: Batcher
     limits: ServeLimits
     manager: Any
+    controller: Controller | None = None
 
     def row_manager(self, body: dict, carried_out: tuple[str, ...]) -> RowManager:
         """The generation manager of a request, whose fields are checked.
@@ -63,7 +66,7 @@ class Served:
             raise RequestRefusedError(f"This server has the model {self.name!r}, not {asked!r}.", "model", 404)
         if not isinstance(body.get("stream"), bool | None):
             raise RequestRefusedError("`stream` must be true or false.", "stream")
-        settings = read_settings(body, self.model.config, self.model.generation_config)
+        settings = read_settings(body, self.model.config, self.model.generation_config, self.controller)
         self._check_bias(settings.sampling.logit_bias)
         self.batcher.check_room()
         return RowManager(self.model, self.batcher, self.limits, settings)

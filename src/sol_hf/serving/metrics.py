@@ -10,6 +10,7 @@ import torch
 
 from ..cache.sol_cache import SOLCache
 from ..costs.compute_costs import ComputeCosts
+from ..decoding.options import DecodeOptions
 from ..decoding.outputs import realised_means
 from ..modeling_sol import SOLForCausalLM
 from .row import Row
@@ -46,7 +47,7 @@ class Spending:
             actions = torch.stack([action[index] for action, _ in trace])[None]
             counted = torch.stack([flag[index] for _, flag in trace])[None]
             realised = realised_means(actions, counted, cache.action_space)[0].cpu()
-            share = self._bytes_share(actions.cpu(), len(row.ids), options.bits_backend, options.kv_refresh)
+            share = self._bytes_share(actions.cpu(), len(row.ids), options)
         found: dict[str, Any] = {
             "requested": _requested(row),
             "realised": dict(zip(space.axis_names, realised.tolist(), strict=True)),
@@ -58,13 +59,13 @@ class Spending:
             found["bytes_share"] = share
         return found | {"batch_rows": rows, "waited_seconds": round(row.waited, 4)}
 
-    def _bytes_share(self, actions: torch.Tensor, context: int, bits_backend: str, kv_refresh: bool | str) -> float:
+    def _bytes_share(self, actions: torch.Tensor, context: int, options: DecodeOptions) -> float:
         """Bytes that the steps `(1, steps)` read over those of dense ones, with policy and refresh, as of one row."""
         length, steps = self._model.config.episode_length, actions.shape[1]
         rounded = -(-context // CONTEXT_STEP) * CONTEXT_STEP
-        costs = self._costs(rounded, bits_backend, kv_refresh)
+        costs = self._costs(rounded, options.bits_backend, options.kv_refresh)
         whole = actions[:, : max(1, steps // length) * length].reshape(-1, min(length, steps))
-        counted = costs.per_token(whole, with_policy=True)
+        counted = costs.per_token(whole, with_policy=options.controller is None)
         return counted["bytes_per_token"] / counted["dense_bytes_per_token"]
 
     def _costs_of(self, context: int, bits_backend: str, kv_refresh: bool | str) -> ComputeCosts:

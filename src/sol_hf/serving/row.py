@@ -44,7 +44,7 @@ class RowSettings:
         if options.budget is None or options.runs_base:
             return ("dense",)
         soft = options.budget.controlled if options.budget_mode == "soft" else None
-        return ("budget", options.budget_mode, options.budget_horizon, soft)
+        return ("budget", options.budget_mode, options.budget_horizon, soft, id(options.controller))
 
 
 @dataclass(frozen=True)
