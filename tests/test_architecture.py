@@ -46,7 +46,7 @@ ALLOWED = {
     "figures": "budget controllers modeling_sol episodes evaluation",
     "serving": "budget cache configuration_sol controllers decoding costs modeling_sol",
     "cli": "budget configuration_sol controllers decoding stored modeling_sol episodes evaluation integrations "
-    "serving",
+    "figures training serving",
 }
 """For every wing, those that it may import from; all of them are above it in this list."""
 FACE = "__init__"

@@ -19,7 +19,7 @@ from support.paths import ROOT
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module("compare_recipes")
-    for name in ("compare_recipes", "train_grpo", "train_arguments", "evaluate_policy"):
+    for name in ("compare_recipes", "train_grpo", "evaluate_policy"):
         sys.modules.pop(name, None)
 
 

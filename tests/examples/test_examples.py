@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from support.paths import EXAMPLES
 
 
@@ -31,3 +33,22 @@ def test_generate_tiny(tmp_path):
         assert f"asked for {target:g}," in line
         assert target - 0.1 < float(line.split()[-1]) <= target
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "begins"),
+    [
+        ("serve_client.py", ["{'bits': 99} is refused: ", "dense: ", "8 bits: ", "half of the tokens, 6 bits: "]),
+        ("chat.py", ["    token_keep 0."]),
+    ],
+)
+def test_conversations_tiny(tmp_path, script, begins):
+    command = [sys.executable, EXAMPLES / script, "--tiny"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    outcome = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=200
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    for begin in begins:
+        assert any(line.startswith(begin) for line in outcome.stdout.splitlines()), outcome.stdout

@@ -17,7 +17,7 @@ from support.paths import ROOT
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module("learning_curve")
-    for name in ("learning_curve", "compare_recipes", "train_grpo", "train_arguments", "evaluate_policy"):
+    for name in ("learning_curve", "compare_recipes", "train_grpo", "evaluate_policy"):
         sys.modules.pop(name, None)
 
 

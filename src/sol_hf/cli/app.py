@@ -19,8 +19,11 @@ from .serve import serve
 WHOLE_LINE: dict = dict(ignore_unknown_options=True, allow_extra_args=True, allow_interspersed_args=False)
 """Settings of a command that reads the rest of the line itself."""
 WITH_PARSER = {
+    "train": "train a policy with GRPO",
+    "evaluate": "what a policy is worth at several budgets",
     "pareto": "sweep budgets and controllers on text",
     "bench": "find the fastest way to decode on this machine",
+    "figures": "draw sweeps, actions of a text, KV pollution",
     "lm-eval": "run tasks of lm-evaluation-harness under a budget",
 }
 """Commands that read the rest of the line with a parser of their own, and what they do."""

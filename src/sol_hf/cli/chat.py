@@ -50,7 +50,8 @@ def chat(
 ) -> int:
     """Chat with a model. While it answers, the last line shows what it spends, its agreement and its speed.
 
-    Lines that begin with / are commands: /budget .4, /budget token_keep=.5 bits=8, /budget off, /lossless on, /new, /quit.
+    Lines that begin with / are commands: /budget .4, /budget token_keep=.5 bits=8, /budget off, /lossless on, /new,
+    /help, /quit.
 
     Example: echo "Hello" | sol-hf chat smollm2-135m --bits 8 --max-new-tokens 8
     """

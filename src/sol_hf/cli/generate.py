@@ -35,7 +35,9 @@ def generate(
     compute: Compute = None,
     lossless: Lossless = False,
     bits_backend: BitsBackend = None,
-    measure_agreement: Annotated[bool, typer.Option("--measure-agreement", help="with the base, token by token")] = False,
+    measure_agreement: Annotated[
+        bool, typer.Option("--measure-agreement", help="with the base, token by token")
+    ] = False,
     as_chat: Annotated[bool, typer.Option("--chat", help="the prompt is a message, for the chat template")] = False,
     temperature: Annotated[float | None, typer.Option(help="0: the most likely tokens; default: the model's")] = None,
     seed: Annotated[int | None, typer.Option(help="of the random numbers")] = None,
@@ -63,10 +65,14 @@ def generate(
         token_keep=token_keep, mlp_keep=mlp_keep, bits=bits, neuron_keep=neuron_keep, compute=compute
     )
     fields |= {name: value for name, value in (("temperature", temperature), ("seed", seed)) if value is not None}
-    fields |= {name: True for name, is_on in (("lossless", lossless), ("measure_agreement", measure_agreement)) if is_on}
+    fields |= {
+        name: True for name, is_on in (("lossless", lossless), ("measure_agreement", measure_agreement)) if is_on
+    }
     answering = Answering(loaded)
     answering.check(fields)
-    ids = prompt_ids(loaded, [{"role": "user", "content": prompt}]) if as_chat else loaded.tokenizer(prompt)["input_ids"]
+    ids = (
+        prompt_ids(loaded, [{"role": "user", "content": prompt}]) if as_chat else loaded.tokenizer(prompt)["input_ids"]
+    )
     write = (lambda piece: None) if as_json else lambda piece: print(piece, end="", flush=True)
     text, meter = answering(ids, fields, max_new_tokens, write)
     if as_json:

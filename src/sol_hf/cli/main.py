@@ -6,9 +6,12 @@
     sol-hf demo                                    one prompt in several ways, with speeds
     sol-hf generate MODEL PROMPT, chat MODEL       a text or a conversation under a budget
     sol-hf serve MODEL                             OpenAI's API, with a budget per request, see docs/serving.md
+    sol-hf train --config FILE                     a policy, see docs/training.md
+    sol-hf evaluate POLICY TEXTS                   what it is worth at several budgets
     sol-hf pareto POLICY --data FILE --out DIR     sweep budgets and controllers, see docs/pareto.md
     sol-hf bench [POLICY|BASE]                     the fastest way to decode on this machine, see docs/performance.md
     sol-hf lm-eval ...                             tasks of lm-evaluation-harness under a budget
+    sol-hf figures ...                             of sweeps and texts
     sol-hf coverage BASE, env                      what each axis reaches; versions
     sol-hf --import MODULE ...                     first import a module that registers controllers or axes
 
@@ -36,6 +39,11 @@ from .bench import add_bench
 USER_ERRORS = (ValueError, OSError)
 """Errors that wrong input raises. Their messages say what to do; other errors are shown with their kind."""
 WRONG_USAGE, INTERRUPTED = 2, 130
+EXAMPLES = {
+    "pareto": "sol-hf pareto my-policy --data texts.jsonl --controllers policy,fixed --budgets 0.5,0.6,8 "
+    "--blocks 2 --context-length 20 --out sweep",
+    "bench": "sol-hf bench my-policy --contexts 64 --steps 4 --rounds 1 --blocks 0",
+}
 EXTRAS = {"serve": "serve", "demo": "demo", "train": "train"}
 """The extra to name first if a package is missing, by command; `eval` for the others."""
 
@@ -100,6 +108,9 @@ def _run_with_parser(name: str, rest: list[str]) -> int:
         if rest in (["--help"], ["-h"]):
             return importlib.import_module("sol_hf.integrations.lm_eval_help").print_help() or 0
         return importlib.import_module("sol_hf.integrations.lm_eval_adapter").main(rest) or 0
+    if name in ("train", "evaluate", "figures"):
+        importlib.import_module(f"sol_hf.cli.{name}").main(rest)
+        return 0
     options = build_parser().parse_args([name, *rest])
     return options.run(options)
 
@@ -110,6 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pareto(commands)
     add_bench(commands)
+    for name, example in EXAMPLES.items():
+        commands.choices[name].epilog = f"Example: {example}"
     return parser
 
 

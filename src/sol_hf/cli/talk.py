@@ -153,7 +153,6 @@ def prompt_ids(loaded: Loaded, messages: list[dict[str, str]]) -> list[int]:
     if loaded.tokenizer.chat_template:
         encoded = loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
-    print_once = "The tokenizer has no chat template: the conversation is continued as plain text."
     if len(messages) == 1:
-        print(f"sol-hf: {print_once}", file=sys.stderr)
+        print("sol-hf: there is no chat template, so the conversation is continued as plain text.", file=sys.stderr)
     return list(loaded.tokenizer("\n".join(message["content"] for message in messages))["input_ids"])

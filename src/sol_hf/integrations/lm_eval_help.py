@@ -21,6 +21,8 @@ Tasks of lm-evaluation-harness under a budget. The model arguments of `sol`:
                            as in `generate`; see docs/api.md
   all others               of lm-eval's `hf`, for the base
 
+Example: sol-hf lm-eval --model sol --model_args pretrained=my-policy,bits=8 --tasks arc_easy --limit 4
+
 All other options are lm-eval's own:
 """
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of `train_grpo.py` other than those of the trainer: base, texts, policy, adapter.
+"""Arguments of `sol-hf train` other than those of the trainer: base, texts, policy, adapter.
 
 Every argument is an entry of the YAML file and an option of the command line, which has precedence.
 """
@@ -13,9 +13,10 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sol_hf import SOLConfig, SOLForCausalLM
-from sol_hf.episodes.text_blocks import load_text
-from sol_hf.integrations.smollm2 import HUB_ID, SMOLLM2, fetch_smollm2
+from ..configuration_sol import SOLConfig
+from ..episodes.text_blocks import load_text
+from ..integrations.smollm2 import HUB_ID, SMOLLM2, fetch_smollm2
+from ..modeling_sol import SOLForCausalLM
 
 
 def share(text: str) -> tuple[str, float]:

@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: 2026 The sol_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""`sol-hf figures`: those of a sweep, a text coloured by compute, the decay of KV pollution, as PNG and SVG.
+
+sweep folder   pareto, realised and random_search, from its tables; needs no model
+--action-map   action_map, also as .html with the action of every token
+--pollution    kv_pollution, and its numbers as .json
+
+All of them can be drawn in one call.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..integrations.smollm2 import SMOLLM2
+from .arguments import budget_values
+
+
+ABOUT = "Draw figures as PNG and SVG: those of a sweep, a text coloured by compute, the decay of KV pollution."
+EXAMPLE = "Example: sol-hf figures --action-map texts.txt --policy my-policy --budget 0.5,0.6,8 --out pictures"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    own = argparse.ArgumentParser(prog="sol-hf figures", description=ABOUT, epilog=EXAMPLE)
+    own.add_argument("sweep", nargs="?", type=Path, help="folder of a finished sweep")
+    own.add_argument("--out", type=Path, required=True, help="folder for the figures")
+    own.add_argument("--policy", help="folder or Hub id of a policy, for the last two")
+    own.add_argument("--base", help=f"Hub id or folder of its base; {SMOLLM2} needs no Hub, see smollm2.py")
+    own.add_argument("--dtype", default="float32", help="of the base: auto, float32, bfloat16 or float16")
+    colours = own.add_argument_group("action map")
+    colours.add_argument("--action-map", type=Path, metavar="FILE", help="a plain text to read under the budget")
+    colours.add_argument(
+        "--budget", type=budget_values, default=(0.5, 0.7, 8.0), help="one number per axis of the policy"
+    )
+    colours.add_argument("--controller", default="policy", help="what spends it")
+    impulse = own.add_argument_group("KV pollution")
+    impulse.add_argument(
+        "--pollution", dest="texts", metavar="FILE", help="texts: .jsonl, .txt, .csv, also .gz; .parquet"
+    )
+    impulse.add_argument("--text-column", default="text", help="column that holds the text")
+    impulse.add_argument(
+        "--actions", type=budget_values, nargs="+", help="action of the disturbed steps, one number per axis"
+    )
+    impulse.add_argument("--blocks", type=int, default=32, help="blocks to average over")
+    impulse.add_argument("--context-length", type=int, default=256, help="tokens of a block before its first step")
+    impulse.add_argument("--steps", type=int, default=40, help="steps of a block")
+    impulse.add_argument("--disturbed", type=int, nargs=2, default=(2, 4), metavar=("BEGIN", "LENGTH"))
+    impulse.add_argument("--batch-size", type=int, default=8, help="blocks that run at the same time")
+    return own
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    options = parser().parse_args(arguments)
+    if options.sweep is None and options.action_map is None and options.texts is None:
+        parser().error("there is nothing to draw: give the folder of a sweep, --action-map or --pollution")
+    if options.policy is None and (options.action_map or options.texts):
+        parser().error("--action-map and --pollution need a --policy")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> list[Path]:
+    """Draws the requested figures; returns the files."""
+    import torch
+    from accelerate import PartialState
+
+    from .drawing import draw_action_map, draw_pollution, draw_sweep
+    from .inputs import load_policy
+
+    options = parse(arguments)
+    files = draw_sweep(options.sweep, options.out) if options.sweep else []
+    if options.action_map or options.texts:
+        model, tokenizer = load_policy(options)
+        model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
+        if options.action_map:
+            files += draw_action_map(options, model, tokenizer)
+        if options.texts:
+            files += draw_pollution(options, model, tokenizer)
+    for path in files:
+        print(path)
+    return files
