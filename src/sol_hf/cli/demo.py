@@ -61,7 +61,7 @@ def demo(
     for way in ways:
         speed = speed_of(way.name, outputs, times, max_new_tokens, way.calibrated)
         same = "" if way.is_base or texts[way.name] != texts[BASE] else ", the same text"
-        print(f"{way.name}: {speed.tokens_per_second:.1f} tokens/s, {speed.speed_up:.2f} times transformers{same}")
+        print(f"{way.name}: {speed.median:.1f} tokens/s, {speed.speed_up:.2f} times transformers{same}")
         print(f"    {' '.join(texts[way.name].split())}\n")
     for name, reason in refused.items():
         print(f"{name}: not on this base. {reason}")

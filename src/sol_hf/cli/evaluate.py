@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> "list[BudgetEvaluation]":
     """Prints the tables and returns their data."""
+    options = parser().parse_args(arguments)
     import torch
     from accelerate import PartialState
 
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> "list[BudgetEvaluation]":
     from ..version import __version__
     from .inputs import budgets_of, is_hard, load_policy_and_texts
 
-    options, state = parser().parse_args(arguments), PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available())
     parse_entries(["policy", "fixed", *options.contestants])  # before anything is loaded
     model, texts = load_policy_and_texts(options)
     model = model.to(state.device)

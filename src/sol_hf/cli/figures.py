@@ -62,13 +62,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> list[Path]:
     """Draws the requested figures; returns the files."""
+    options = parse(arguments)
     import torch
     from accelerate import PartialState
 
     from .drawing import draw_action_map, draw_pollution, draw_sweep
     from .inputs import load_policy
 
-    options = parse(arguments)
     files = draw_sweep(options.sweep, options.out) if options.sweep else []
     if options.action_map or options.texts:
         model, tokenizer = load_policy(options)

@@ -104,8 +104,8 @@ def read_settings(
     try:
         options = resolve_options(given, None, stored, config)
         if options.budget is not None:
-            options = replace(options, controller=controller)
             options.budget.check(options.spending(config.action_space), rows=1)
+            options = replace(options, controller=controller)
     except (ValueError, TypeError, OverflowError) as error:
         raise RequestRefusedError(str(error), next(iter(given), None)) from error
     name = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
