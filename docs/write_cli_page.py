@@ -45,7 +45,7 @@ def page() -> str:
     """The text of the page."""
     parts = [BEGIN, "| command | |\n|---|---|\n"]
     texts = {name: text for name, (_, text) in OWN.items()} | WITH_PARSER
-    order = "demo generate chat serve train evaluate pareto bench lm-eval figures coverage env".split()
+    order = "demo generate chat serve train evaluate pareto bench lm-eval figures convert coverage env".split()
     assert sorted(order) == sorted(texts), "every command has its place"
     parts += [f"| [`{name}`](#{name}) | {texts[name]} |\n" for name in order]
     for name in order:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.cli import main as cli
@@ -35,7 +36,7 @@ TABLE = [
     dict(net_keep=0.55, token_keep=0.5, mlp_keep=0.6, bits=8.0, log_perplexity=3.0),
     dict(net_keep=1.0, token_keep=1.0, mlp_keep=1.0, bits=16.0, log_perplexity=2.0),
 ]
-SLOW = {"bench", "demo", "evaluate", "figures", "lm-eval", "pareto", "train"}
+SLOW = {"bench", "convert", "demo", "evaluate", "figures", "lm-eval", "pareto", "train"}
 """Commands whose examples take seconds."""
 
 
@@ -70,6 +71,17 @@ def help_of(command: str, capsys) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
+def write_checkpoint(folder: Path) -> None:
+    """A checkpoint as published, its settings, and its base."""
+    golden = DATA / "golden"
+    meta = json.loads((golden / "meta.json").read_text())
+    weights = load_file(golden / "policy.safetensors")
+    torch.save({"policy_state_dict": weights, "cfg": meta["policy"]}, folder / "policy_latest.pt")
+    settings = {**meta["axes"], "page_size": 4, "episode_len": 12}
+    (folder / "config.yml").write_text(json.dumps({"env": settings}))
+    LlamaForCausalLM(LlamaConfig(**meta["lm"])).save_pretrained(folder / "golden")
+
+
 def example_of(text: str) -> str:
     (found,) = re.findall(r"Example: (.*?)(?= Arguments:| Options:| All other options| positional arguments|$)", text)
     return found
@@ -85,6 +97,9 @@ def test_the_example_of_a_help_runs(folders, tmp_path, monkeypatch, capsys, comm
     texts = "\n".join(json.dumps({"text": "The tide comes in, and the tide goes out again. " * 4}) for _ in range(40))
     for name in ("texts.jsonl", "texts.txt"):
         (tmp_path / name).write_text(texts if name.endswith("l") else "The tide comes in, and it goes out again. " * 3)
+    if command == "convert":
+        write_checkpoint(tmp_path)
+        line = line.replace("smollm2-135m", str(tmp_path / "golden"))
     for name, place in (("smollm2-135m", "base"), ("my-policy", "policy")):
         line = line.replace(name, str(folders / place))
     line = line.replace("arc_easy", f"tiny_choices --include_path {DATA / 'lm_eval_tasks'}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..decoding.lossless.look_ahead import LookAhead
 from ..decoding.session import DecodingSession
 from ..serving.batch import Batch
 from ..serving.errors import RequestRefusedError
@@ -124,7 +125,7 @@ class Answering:
 def _drafts() -> dict[str, float]:
     """How many drafted tokens were taken so far, of a call with `lossless`."""
     session = DecodingSession.current()
-    if session is None or session.look_ahead is None or not session.look_ahead.counts.drafted:
+    ahead = None if session is None else session.look_ahead
+    if not isinstance(ahead, LookAhead) or not ahead.counts.drafted:
         return {}
-    counts = session.look_ahead.counts
-    return {"agreement": counts.taken / counts.drafted}
+    return {"agreement": ahead.counts.taken / ahead.counts.drafted}

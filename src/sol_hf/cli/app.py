@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .chat import chat
+from .convert import convert
 from .coverage import coverage
 from .demo import demo
 from .environment import env
@@ -32,6 +33,7 @@ OWN: dict[str, tuple[Callable[..., int], str]] = {
     "generate": (generate, "one text, densely or under a budget"),
     "chat": (chat, "a conversation, with a meter of what it spends"),
     "serve": (serve, "OpenAI's API, with a budget per request"),
+    "convert": (convert, "a published checkpoint as a policy's folder"),
     "coverage": (coverage, "which layers of a base each axis reaches"),
     "env": (env, "versions and machine, for a report of a problem"),
 }

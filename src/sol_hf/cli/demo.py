@@ -3,7 +3,7 @@
 
 """`sol-hf demo`: one prompt by transformers, by us without loss, and at budgets."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,7 @@ def demo(
     def run_of(way):
         def run(streamer=None):
             generate = loaded.base.generate if way.is_base else loaded.generate
-            output = generate(ids, **way.options, **call, streamer=streamer)
+            output: Any = generate(ids, **way.options, **call, streamer=streamer)
             texts[way.name] = tokenizer.decode(output.sequences[0, ids.shape[1] :], skip_special_tokens=True)
             return output
 

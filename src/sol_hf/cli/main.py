@@ -12,6 +12,7 @@
     sol-hf bench [POLICY|BASE]                     the fastest way to decode on this machine, see docs/performance.md
     sol-hf lm-eval ...                             tasks of lm-evaluation-harness under a budget
     sol-hf figures ...                             of sweeps and texts
+    sol-hf convert CHECKPOINT --base B --out DIR   a published checkpoint as a policy
     sol-hf coverage BASE, env                      what each axis reaches; versions
     sol-hf --import MODULE ...                     first import a module that registers controllers or axes
 

@@ -6,7 +6,7 @@ To resume an interrupted run from its last checkpoint, give the same command aga
 nothing is trained, and the policy is saved as it is. The arguments are those of `train_arguments.py` and of
 `SOLGRPOConfig`, which has those of TRL's `GRPOConfig` and of transformers' `TrainingArguments`.
 
-Example: sol-hf train --train_file texts.jsonl --base smollm2-135m --output_dir policy --max_steps 0 --context_length 64
+Example: sol-hf train --train_file texts.jsonl --base smollm2-135m --output_dir policy --max_steps 0 --context_length 9
 """
 
 import sys
