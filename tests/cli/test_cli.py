@@ -214,11 +214,10 @@ def test_lm_eval_gets_the_rest_of_the_line(monkeypatch):
     assert given[3:] == ["--limit", "2"]
 
 
-def test_the_help_names_both_commands(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["--help"])
+def test_the_help_names_the_commands(capsys):
+    assert cli.main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert stopped.value.code == 0 and "pareto" in printed and "lm-eval" in printed
+    assert all(name in printed for name in ("pareto", "lm-eval", "chat", "serve"))
 
 
 def launched(policy: str, out: Path, processes: int) -> subprocess.Popen:
