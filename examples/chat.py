@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TextStreamer
 
-from generate import tiny_base, tiny_tokenizer
 from sol_hf import FixedController, SOLCache, SOLConfig, SOLForCausalLM
 from sol_hf.integrations.smollm2 import fetch_smollm2
+from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 
 
 LEVELS: dict[str, Any] = dict(token_keep=[0.2, 0.5, 1.0], mlp_keep=[1.0], bits=[6, 8, 16])

@@ -19,7 +19,7 @@ from typing import Any
 
 import openai
 
-from generate import tiny_base, tiny_tokenizer
+from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 
 
 BUDGETS: dict[str, dict[str, Any]] = {

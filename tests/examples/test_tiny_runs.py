@@ -14,7 +14,7 @@ from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 from support.paths import EXAMPLES
 
 
-PARTS = ("demo_render.py", "train_arguments.py")
+PARTS = ("demo_render.py",)
 """Files that other scripts import."""
 RUN = dict(token_keep=0.6, mlp_keep=0.8, bits=12, max_new_tokens=6, do_sample=False)
 

@@ -11,10 +11,14 @@ All of them can be drawn in one call.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..integrations.smollm2 import SMOLLM2
 from .arguments import budget_values
 
+
+if TYPE_CHECKING:
+    from ..evaluation.kv_pollution import ImpulseResponse
 
 ABOUT = "Draw figures as PNG and SVG: those of a sweep, a text coloured by compute, the decay of KV pollution."
 EXAMPLE = "Example: sol-hf figures --action-map texts.txt --policy my-policy --budget 0.5,0.6,8 --out pictures"
@@ -60,13 +64,40 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def measure_pollution(options: argparse.Namespace, model, tokenizer) -> "list[ImpulseResponse]":
+    """Impulse responses with and without KV refresh, by default to the cheapest action."""
+    from ..evaluation.kv_pollution import impulse_responses
+    from .inputs import read_blocks
+
+    blocks = read_blocks(options, model, tokenizer, options.steps)
+    cheapest = tuple(min(levels) for levels in model.action_space.levels.values())
+    begin, length = options.disturbed
+    responses = impulse_responses(
+        model,
+        blocks.tokens,
+        options.context_length,
+        options.actions or [cheapest],
+        begin,
+        length,
+        batch_size=options.batch_size,
+        progress=True,
+        documents=blocks.documents,
+    )
+    for response in responses:
+        during, after = response.aftermath
+        how = "without" if response.refresh_every is None else "with"
+        print(f"{response.action}, {how} refresh: KL {during:.3f} while disturbed, {after:.4f} after; ", end="")
+        print(f"below a tenth after {response.lasting(0.1)} steps, below a hundredth after {response.lasting(0.01)}")
+    return responses
+
+
 def main(arguments: list[str] | None = None) -> list[Path]:
     """Draws the requested figures; returns the files."""
     options = parse(arguments)
     import torch
     from accelerate import PartialState
 
-    from .drawing import draw_action_map, draw_pollution, draw_sweep
+    from ..figures.drawing import draw_action_map, draw_pollution, draw_sweep
     from .inputs import load_policy
 
     files = draw_sweep(options.sweep, options.out) if options.sweep else []
@@ -74,9 +105,10 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         model, tokenizer = load_policy(options)
         model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
         if options.action_map:
-            files += draw_action_map(options, model, tokenizer)
+            text = options.action_map.read_text(encoding="utf-8").strip()
+            files += draw_action_map(model, tokenizer, text, options.budget, options.controller, options.out)
         if options.texts:
-            files += draw_pollution(options, model, tokenizer)
+            files += draw_pollution(measure_pollution(options, model, tokenizer), options.out)
     for path in files:
         print(path)
     return files
