@@ -80,12 +80,20 @@ class LookAhead:
                 return found
         self._drop()
         if not is_text or inputs.asks_for_more or inputs.tokens.is_floating_point() or session.cache.episode.length:
+            is_step = self._is_step(session, inputs)
             self._is_begun, session.is_recomputing = True, False
-            return dense_part(session, inputs, all_logits)
+            return self._dense_step(session, inputs) if is_step else dense_part(session, inputs, all_logits)
         self.counts.tokens += 1
         self._pace = self._pace or self.pace_of(len(inputs.tokens), session.cache.get_seq_length())
         most = self.pace.begin(self._most(session), self.proposals.left())
         return self._look_ahead(session, inputs, most) if most else self._dense_step(session, inputs)
+
+    def _is_step(self, session: DecodingSession, inputs: ForwardInputs) -> bool:
+        """Whether a prompt is one token after those of a cache in which nothing is to be refreshed: a dense step."""
+        if self._is_begun or session.is_recomputing or inputs.length != 1 or inputs.tokens.is_floating_point():
+            return False
+        cache = session.cache
+        return cache.get_seq_length() > 0 and not cache.episode.length and not inputs.asks_for_more
 
     @property
     def processed(self) -> int:
@@ -148,9 +156,10 @@ class LookAhead:
         is_new = self.counts.steps % controls.episode_length == 0
         output, hidden = run_planned(session, inputs, plan, is_new)
         session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
-        self.counts.steps += 1
-        self.pace.note_tokens(1)
-        self.pace.costs.note_dense(now(inputs) - begin)
+        if self._pace is not None:  # the token of a prompt does not count
+            self.counts.steps += 1
+            self.pace.note_tokens(1)
+            self.pace.costs.note_dense(now(inputs) - begin)
         return output
 
     def _look_ahead(self, session: DecodingSession, inputs: ForwardInputs, most: int) -> CausalLMOutputWithPast:
