@@ -8,6 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from sol_hf import Budget, FixedController, SOLForCausalLM, UnsupportedAxisError
+from sol_hf.decoding.lossless import look_ahead
+from sol_hf.decoding.step import dense_part
 from support.bases import tiny_base
 from support.cases import HALF, prompts, sol_model
 
@@ -123,3 +125,15 @@ def test_a_custom_loop_may_call_generate_or_the_model():
 
     for loop in (again, by_hand):
         assert torch.equal(model.generate(prompts(), lossless=3, custom_generate=loop, **CALL), expected)
+
+
+def test_one_token_after_those_of_a_cache_is_a_step(monkeypatch):
+    """It need not go through the base's modules, as a longer prompt does; the text is that of one call."""
+    model, text = sol_model(), prompts(1)
+    forwards = []
+    monkeypatch.setattr(look_ahead, "dense_part", lambda *args: forwards.append(args) or dense_part(*args))
+    first = model.generate(text, lossless=3, return_dict_in_generate=True, **CALL)
+    assert len(forwards) == 1
+    again = model.generate(first.sequences, past_key_values=first.past_key_values, lossless=3, **CALL)
+    assert len(forwards) == 1
+    assert torch.equal(again, model.base.generate(text, **CALL | {"max_new_tokens": 12}))
