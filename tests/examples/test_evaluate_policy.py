@@ -132,4 +132,4 @@ def test_two_processes_print_one_table(policy, tmp_path):
     ).stdout
     assert json.loads((tmp_path / "two.json").read_text())["processes"] == 2
     expected = format_table(main([policy, TEXTS, *OPTIONS, "--batch-size", "2"]))
-    assert out.count("| requested |") == 1 and expected in out
+    assert out.count("| requested | realised |") == 1 and expected in out
