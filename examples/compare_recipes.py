@@ -137,8 +137,9 @@ def is_evaluated(path: Path, options: argparse.Namespace) -> bool:
     except DamagedFileError as error:
         print(error)
         return False
-    asked = {name: getattr(options, name) for name in ("base", "dtype", "blocks", "context_length")}
-    asked |= {"texts": options.valid_file, "budgets": [list(budget) for budget in BUDGETS]}
+    asked = {name: getattr(options, name) for name in ("base", "dtype", "blocks")}
+    asked |= {"context_length": [options.context_length], "texts": options.valid_file}
+    asked |= {"budgets": [list(budget) for budget in BUDGETS]}
     made_with = found.get("settings", asked)
     return "evaluations" in found and all(made_with.get(name) == value for name, value in asked.items())
 
@@ -154,6 +155,7 @@ def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
         evaluate_policy.main(
             [str(snapshot), options.valid_file, "--base", options.base, "--dtype", options.dtype]
             + ["--blocks", str(options.blocks), "--context-length", str(options.context_length)]
+            + ["--episodes", "1", "--soft"]  # as the policies are trained
             + ["--batch-size", "16", "--json", str(path), "--budgets", *budgets]
         )
     rows = read_json(path, "delete it")["evaluations"]

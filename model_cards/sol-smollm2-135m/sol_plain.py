@@ -85,6 +85,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.nn.functional import cosine_similarity, pad, scaled_dot_product_attention
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -1102,13 +1103,13 @@ class PlaceCosts:
         """From what [`PlaceCosts.to_json`] returned."""
         shapes = {axis: (page_size, len(levels)) for axis, levels in space.levels.items()}
         if not isinstance(values, Mapping) or set(values) != set(shapes):
-            raise ValueError(f"Costs by place name the axes {', '.join(shapes)}, got {_brief(values)}.")
+            raise ValueError(f"`place_costs` names the axes {', '.join(shapes)}, got {_brief(values)}.")
         for axis, (places, levels) in shapes.items():
             table = values[axis]
             rows = [table] if not isinstance(table, list | tuple) else list(table)
             if len(rows) != places or any(not _is_row(row, levels) for row in rows):
                 raise ValueError(
-                    f"Costs of `{axis}` by place are {places} lists (`page_size`) of {levels} numbers, 0 or more (one "
+                    f"`place_costs` of `{axis}` are {places} lists (`page_size`) of {levels} numbers, 0 or more (one "
                     f"for each level), got {_brief(table)}."
                 )
         return cls({axis: tuple(tuple(map(float, row)) for row in values[axis]) for axis in shapes})
@@ -2437,23 +2438,6 @@ def _check_given(values: Mapping[str, Any]) -> None:
 
 
 # =====================================================================================================================
-# budget/limits.py
-#
-# The limits of a call in numbers, for compiled code.
-# =====================================================================================================================
-
-
-@dataclass(frozen=True, eq=False)
-class Limits:
-    """What holds a call to its budget; it says in numbers what the call's processors do."""
-
-    pinned: tuple[bool, ...] | torch.Tensor | None = None
-    horizon: str | None = None
-    exact: bool = False
-    holds_dense_rows: bool = False
-
-
-# =====================================================================================================================
 # budget/scalars.py
 #
 # The scalar inputs of a policy before a step, and their columns.
@@ -2578,6 +2562,163 @@ def _spacing(levels: Sequence[float]) -> float:
 
 
 # =====================================================================================================================
+# budget/limits.py
+#
+# The limits of a call in numbers, for compiled code.
+# =====================================================================================================================
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What holds a call to its budget; it says in numbers what the call's processors do."""
+
+    pinned: tuple[bool, ...] | torch.Tensor | None = None
+    horizon: str | None = None
+    exact: bool = False
+    holds_dense_rows: bool = False
+
+
+# =====================================================================================================================
+# policy/programs.py
+#
+# The policy runs by its modules.
+# =====================================================================================================================
+
+
+def program_of(policy: Any, rows: int, is_new: bool = True, is_call: bool = True) -> Any:
+    """A program for a step of the policy; `None` where its modules have to run."""
+    return None
+
+
+# =====================================================================================================================
+# policy/short_weights.py
+#
+# Weights of a policy that are bfloat16 numbers, which compiled code reads in half the bytes.
+#
+# Products with them are the same to the bit, since a bfloat16 number is a float32 number. The short copies are used as
+# long as the weights do not change. Of a change through `.data` torch takes no note: a sample of the numbers shows it.
+# =====================================================================================================================
+
+
+SAMPLES_in_short_weights = 256
+"""Numbers of a weight that are compared."""
+_COPIES = WeakTensorKeyDictionary()
+"""The copies of all weights that have one, for all threads."""
+_LOCK_in_short_weights = threading.Lock()
+
+
+class ShortWeights:
+    """The short copies of the weights of a policy, as far as these are bfloat16 numbers."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._versions: list[int] = []
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """What to read for a weight: a copy in bfloat16 of the same numbers, or itself."""
+        if id(weight) not in self._known:
+            self._known[id(weight)] = weight, _copy_of(weight)
+            self._versions = self._versions_now()
+        short = self._known[id(weight)][1]
+        return weight if short is None else short
+
+    def are_current(self, looks_at_numbers: bool) -> bool:
+        """Whether the weights are still those that were copied."""
+        if self._versions != self._versions_now():
+            return False
+        copied = [(weight, short) for weight, short in self._known.values() if short is not None]
+        return not looks_at_numbers or all(torch.equal(_sample_in_short_weights(short).float(), _sample_in_short_weights(x)) for x, short in copied)
+
+    def _versions_now(self) -> list[int]:
+        return [0 if weight.is_inference() else weight._version for weight, _ in self._known.values()]
+
+
+def products_of(policy: Any) -> list[nn.Linear]:
+    """The linear layers of a policy whose weights take most of its bytes."""
+    return [policy.input_projection, policy.action_head, *(x for x in policy.layers.modules() if type(x) is nn.Linear)]
+
+
+@torch.no_grad()
+def round_products(policy: Any) -> None:
+    """Round the weights of [`products_of`] to numbers in bfloat16, in place."""
+    for module in products_of(policy):
+        module.weight.copy_(module.weight.bfloat16())
+
+
+def _copy_of(weight: torch.Tensor) -> torch.Tensor | None:
+    """The numbers of a weight in bfloat16; `None` if some are no bfloat16 numbers."""
+    with _LOCK_in_short_weights:
+        copied = _COPIES.get(weight)
+        if copied is None or not torch.equal(copied.float(), weight):
+            copied = weight.detach().bfloat16()
+            if not torch.equal(copied.float(), weight):
+                return None
+            _COPIES[weight] = copied
+        return copied
+
+
+def _sample_in_short_weights(weight: torch.Tensor) -> torch.Tensor:
+    numbers = weight.detach().view(-1)
+    return numbers[:: max(1, len(numbers) // SAMPLES_in_short_weights) | 1]
+
+
+# =====================================================================================================================
+# policy/compiled_steps.py
+#
+# The methods of a policy that run its steps by compiled code.
+# =====================================================================================================================
+
+
+class CompiledSteps:
+    """Base class of [`SOLPolicyModel`]: steps by compiled code, where that gives what the modules give."""
+
+    config: Any
+
+    def runs_compiled(self) -> bool:
+        """Whether the policy computes what compiled code does."""
+        raise NotImplementedError
+
+    def step(
+        self,
+        hidden_states: torch.Tensor,
+        token_embeddings: torch.Tensor,
+        scalars: torch.Tensor,
+        previous_actions: torch.Tensor,
+        past_key_values: Cache,
+    ) -> torch.Tensor | None:
+        """The logits of one step by compiled code, which rounds differently."""
+        if scalars.dtype != torch.float32:
+            return None
+        is_new = past_key_values.get_seq_length() == 0
+        program = self._program(len(scalars), past_key_values, True, is_new)
+        return program and program(hidden_states, token_embeddings, scalars, previous_actions, past_key_values)
+
+    def choose(
+        self, observation: Any, past_key_values: Cache, limits: Limits
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """The best actions of one step within the limits of a call, by compiled code."""
+        if observation.episode_length != self.config.episode_length or observation.page_fill.dtype != torch.float32:
+            return None
+        begins = observation.total_step == 0
+        program = self._program(observation.rows, past_key_values, begins or observation.step == 0, begins)
+        return program and program.choose(observation, past_key_values, limits)
+
+    def prepare_step(self, rows: int) -> None:
+        """Compile what a step of a number of rows needs, if it can run by compiled code, so that no step has to."""
+        program_of(self, rows)
+
+    def round_weights(self) -> None:
+        """Round the weights of all linear layers that are large to numbers in bfloat16, in place."""
+        round_products(self)
+
+    def _program(self, rows: int, past_key_values: Cache, is_new: bool, is_call: bool) -> Any:
+        """The program of a step; `None` if there is none, or the episode is over, of which `forward` then speaks."""
+        if not self.runs_compiled() or past_key_values.get_seq_length() >= self.config.episode_length:
+            return None
+        return program_of(self, rows, is_new, is_call)
+
+
+# =====================================================================================================================
 # policy/factored_head.py
 #
 # Logits of actions from logits of levels.
@@ -2590,18 +2731,6 @@ def joint_logits(level_logits: torch.Tensor, level_counts: Sequence[int]) -> tor
     for logits in others:
         joint = (joint[..., :, None] + logits[..., None, :]).flatten(-2)
     return joint
-
-
-# =====================================================================================================================
-# policy/programs.py
-#
-# The policy runs by its modules.
-# =====================================================================================================================
-
-
-def program_of(policy: Any, rows: int, is_new: bool = True) -> Any:
-    """A program for a step of the policy; `None` where its modules have to run."""
-    return None
 
 
 # =====================================================================================================================
@@ -2941,7 +3070,7 @@ class SOLPolicyLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class SOLPolicyModel(PreTrainedModel):
+class SOLPolicyModel(CompiledSteps, PreTrainedModel):
     """The policy network: by default as published."""
 
     config_class = SOLConfig
@@ -3065,41 +3194,9 @@ class SOLPolicyModel(PreTrainedModel):
         output = SOLPolicyOutput(logits=self._with_prior(heads, scalars), past_key_values=past_key_values)
         return output if return_dict else output.to_tuple()
 
-    def step(
-        self,
-        hidden_states: torch.Tensor,
-        token_embeddings: torch.Tensor,
-        scalars: torch.Tensor,
-        previous_actions: torch.Tensor,
-        past_key_values: Cache,
-    ) -> torch.Tensor | None:
-        """The logits of one step by compiled code, which rounds differently."""
-        program = self._program(len(scalars), past_key_values) if scalars.dtype == torch.float32 else None
-        if program is None:
-            return None
-        return program(hidden_states, token_embeddings, scalars, previous_actions, past_key_values)
-
-    def choose(
-        self, observation: Any, past_key_values: Cache, limits: Limits
-    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """The best actions of one step within the limits of a call, by compiled code."""
-        if observation.episode_length != self.config.episode_length or observation.page_fill.dtype != torch.float32:
-            return None
-        is_new = observation.step == 0 or observation.total_step == 0
-        program = self._program(observation.rows, past_key_values, is_new)
-        return None if program is None else program.choose(observation, past_key_values, limits)
-
-    def _program(self, rows: int, past_key_values: Cache, is_new: bool = True) -> Any:
-        """The program of a step; `None` if there is none, or the episode is over, of which `forward` then speaks."""
-        if type(self).forward is not SOLPolicyModel.forward:
-            return None
-        if past_key_values.get_seq_length() >= self.config.episode_length:
-            return None
-        return program_of(self, rows, is_new)
-
-    def prepare_step(self, rows: int) -> None:
-        """Compile what a step of a number of rows needs, if it can run by compiled code, so that no step has to."""
-        program_of(self, rows)
+    def runs_compiled(self) -> bool:
+        """Whether this is the forward that compiled code knows."""
+        return type(self).forward is SOLPolicyModel.forward
 
     def _with_prior(self, logits: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Outputs of the heads `(rows, steps, outputs)` to `(rows, steps, n_actions)`; a prior makes them float32."""
@@ -3666,8 +3763,7 @@ class SketchIndex:
     ) -> None:
         """Encode the keys that were not encoded before; all of them if the mean of a row has changed."""
         slots, settled = keys.shape[2], padding[1] + MOST_IN_MEAN
-        self._last_of_mean = settled
-        if self.tokens == slots:
+        if self.is_complete(slots, padding):
             return
         self.reserve(keys, capacity if self.capacity < slots else 0)
         if keeps_means and self.tokens and self.tokens + most >= slots:
@@ -3682,6 +3778,11 @@ class SketchIndex:
             self.packed[:, :, self.tokens : slots] = pack(codes, self.bits)
             self.scale[:, :, self.tokens : slots] = scale
             self.tokens = slots
+
+    def is_complete(self, slots: int, padding: tuple[int, int]) -> bool:
+        """Whether there are codes of the keys in all of `slots`; `padding` as of [`SketchIndex.update`]."""
+        self._last_of_mean = padding[1] + MOST_IN_MEAN
+        return self.tokens == slots
 
     def codes(self, dim: int) -> torch.Tensor:
         """The codes of all tokens, int8 `(rows, kv_heads, slots, head_dim)`."""
@@ -4086,7 +4187,7 @@ class PagedLayer(StoredLayer):
     ) -> SketchIndex:
         """The keys in a few bits, up to date but for at most `most` tokens, which the caller encodes."""
         index = self._sketch_in(bits)
-        if self.append_at is None:
+        if self.append_at is None and not index.is_complete(self.length, padding):
             index.update(self.keys, self._key_store.shape[2], first_key, padding, most, keeps_means)
         return index
 
@@ -5377,10 +5478,12 @@ class StepPlan(AxisPlan):
         parts: Parts | None = None,
     ) -> "StepPlan":
         """Plan for the actions of a step."""
-        levels = planned_levels(cache, values, dense_axes)
-        if values.device.type == "cpu":
-            lowest = dict(zip(cache.action_space.axis_names, values.amin(dim=0).tolist(), strict=True))
-            levels = {axis: level for axis, level in levels.items() if lowest[axis] < AXES_in_axes[axis].dense}
+        if values.device.type != "cpu":
+            levels = planned_levels(cache, values, dense_axes)
+        else:
+            columns = enumerate(zip(cache.action_space.axis_names, zip(*values.tolist(), strict=True), strict=True))
+            kept = {axis: n for n, (axis, column) in columns if min(column) < AXES_in_axes[axis].dense}
+            levels = {axis: values[:, n] for axis, n in kept.items() if axis not in dense_axes}
             if "token_keep" in levels and reads_all_keys(cache, rule, levels["token_keep"]):
                 del levels["token_keep"]
         return cls(cache, rule, levels, backend, bits_backend, parts or {})
@@ -7437,7 +7540,7 @@ class CacheUse:
 
 
 _USES: "weakref.WeakKeyDictionary[SOLCache, CacheUse]" = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+_LOCK_in_cache_use = threading.Lock()
 
 
 def refuse_used(cache: SOLCache) -> None:
@@ -7453,13 +7556,13 @@ def refuse_used(cache: SOLCache) -> None:
 @contextmanager
 def using(cache: SOLCache, lends: bool = False) -> Iterator[None]:
     """Within the block, other calls cannot use a cache."""
-    with _LOCK:
+    with _LOCK_in_cache_use:
         refuse_used(cache)
         before, _USES[cache] = _USES.get(cache), CacheUse(threading.get_ident(), lends)
     try:
         yield
     finally:
-        with _LOCK:
+        with _LOCK_in_cache_use:
             if before is None:
                 del _USES[cache]
             else:
@@ -9168,7 +9271,11 @@ def default_positions(base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCa
 
 
 def compiled_step(
-    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
+    session: DecodingSession,
+    inputs: ForwardInputs,
+    plan: StepPlan,
+    is_new: bool | None = None,
+    embedding: torch.Tensor | None = None,
 ) -> tuple[CausalLMOutputWithPast, torch.Tensor] | None:
     """A decode step as one program: what the base returns, and the LM head's input `(rows, hidden_size)`."""
     cache = session.cache
@@ -9177,7 +9284,8 @@ def compiled_step(
     if is_new is None:
         is_new = cache.episode.length == 0 or not cache.trace
     places = _positions_of(session, inputs)[:, 0]
-    found = run_step(session.base, plan, inputs.tokens, places, is_new)
+    tokens = inputs.tokens if embedding is None else embedding[:, None]
+    found = run_step(session.base, plan, tokens, places, is_new)
     if found is None:
         return None
     cache.processed = cache.get_seq_length()
@@ -9787,7 +9895,7 @@ def contexts_of_prompt(prompt: torch.Tensor | None, mask: torch.Tensor | None) -
     """Tokens before the first decode step of every row, `(rows,)`, padding not counted; the last of a prompt is one."""
     if mask is not None and mask.dim() == 2:
         return mask.long().sum(dim=1) - 1
-    rows, length = (1, 1) if prompt is None else prompt.shape[:2]
+    rows, length = (1, 1) if prompt is None or prompt.dim() < 2 else prompt.shape[:2]  # others are refused later
     return torch.full((rows,), length - 1)
 
 
@@ -10887,7 +10995,7 @@ def decode_step(
     else:
         settings = controls.rule, controls.backend, controls.bits_backend, controls.dense_axes
         plan = StepPlan.from_values(values, cache, *settings, parts=session.parts)
-        output, hidden = run_planned(session, inputs, plan)
+        output, hidden = run_planned(session, inputs, plan, embedding=observation.token_embedding)
         is_dense = plan.is_dense
     counted = observation.controllable if active is None else observation.controllable & active
     digest = logits_digest(session, output)
@@ -10898,10 +11006,14 @@ def decode_step(
 
 
 def run_planned(
-    session: DecodingSession, inputs: ForwardInputs, plan: StepPlan, is_new: bool | None = None
+    session: DecodingSession,
+    inputs: ForwardInputs,
+    plan: StepPlan,
+    is_new: bool | None = None,
+    embedding: torch.Tensor | None = None,
 ) -> tuple[CausalLMOutputWithPast, torch.Tensor]:
     """A step by its plan: what the base returns, and the LM head's input `(rows, hidden_size)`."""
-    compiled = compiled_step(session, inputs, plan, is_new)
+    compiled = compiled_step(session, inputs, plan, is_new, embedding)
     if compiled is not None:
         return compiled
     with active_forward(plan) as context:
@@ -11947,12 +12059,20 @@ class LookAhead:
                 return found
         self._drop()
         if not is_text or inputs.asks_for_more or inputs.tokens.is_floating_point() or session.cache.episode.length:
+            is_step = self._is_step(session, inputs)
             self._is_begun, session.is_recomputing = True, False
-            return dense_part(session, inputs, all_logits)
+            return self._dense_step(session, inputs) if is_step else dense_part(session, inputs, all_logits)
         self.counts.tokens += 1
         self._pace = self._pace or self.pace_of(len(inputs.tokens), session.cache.get_seq_length())
         most = self.pace.begin(self._most(session), self.proposals.left())
         return self._look_ahead(session, inputs, most) if most else self._dense_step(session, inputs)
+
+    def _is_step(self, session: DecodingSession, inputs: ForwardInputs) -> bool:
+        """Whether a prompt is one token after those of a cache in which nothing is to be refreshed: a dense step."""
+        if self._is_begun or session.is_recomputing or inputs.length != 1 or inputs.tokens.is_floating_point():
+            return False
+        cache = session.cache
+        return cache.get_seq_length() > 0 and not cache.episode.length and not inputs.asks_for_more
 
     @property
     def processed(self) -> int:
@@ -12015,9 +12135,10 @@ class LookAhead:
         is_new = self.counts.steps % controls.episode_length == 0
         output, hidden = run_planned(session, inputs, plan, is_new)
         session.cache.end_episode(hidden, inputs.tokens, logits_digest(session, output))
-        self.counts.steps += 1
-        self.pace.note_tokens(1)
-        self.pace.costs.note_dense(now(inputs) - begin)
+        if self._pace is not None:  # the token of a prompt does not count
+            self.counts.steps += 1
+            self.pace.note_tokens(1)
+            self.pace.costs.note_dense(now(inputs) - begin)
         return output
 
     def _look_ahead(self, session: DecodingSession, inputs: ForwardInputs, most: int) -> CausalLMOutputWithPast:
@@ -13004,7 +13125,7 @@ def fingerprint_of(base: PreTrainedModel) -> dict[str, Any]:
     shape = {key: getattr(config, key, None) for key in SHAPE_KEYS}
     sizes = {key: value if isinstance(value, str | int) else None for key, value in shape.items()}
     samples = dict(zip(SAMPLE_KEYS, _weights_of(base), strict=True))
-    return sizes | {name: _sample(weight) for name, weight in samples.items()}
+    return sizes | {name: _sample_in_fingerprint(weight) for name, weight in samples.items()}
 
 
 def check_fingerprint_of(base: PreTrainedModel, expected: dict[str, Any] | None, named: str | None) -> None:
@@ -13056,7 +13177,7 @@ def _parameters_in_fingerprint(module: nn.Module | None) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _sample(weight: torch.Tensor | None) -> list[float] | None:
+def _sample_in_fingerprint(weight: torch.Tensor | None) -> list[float] | None:
     """Some numbers of a matrix, at places that a longer vocabulary does not move, with 5 digits."""
     if weight is None or type(weight) not in (nn.Parameter, torch.Tensor):
         return None

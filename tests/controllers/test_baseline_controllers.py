@@ -274,7 +274,7 @@ class TestNames:
             make_controller(spec, sol_model())
 
     def test_a_name_like_no_other_gets_the_list(self):
-        with pytest.raises(ValueError, match="one of drift, entropy, fixed, fixed:place, policy, random, dense.$"):
+        with pytest.raises(ValueError, match="one of drift, entropy, fixed, policy, random, fixed:place, dense.$"):
             make_controller("xyzzy", sol_model())
 
     @pytest.mark.parametrize(

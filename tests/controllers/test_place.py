@@ -128,8 +128,8 @@ def test_the_name_has_a_colon_and_takes_no_number():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda costs: costs.pop("bits"), "name the axes token_keep, mlp_keep, bits"),
-        (lambda costs: costs.update(bits=[[1.0]]), r"`bits` by place are 4 lists \(`page_size`\) of 3 numbers"),
+        (lambda costs: costs.pop("bits"), "names the axes token_keep, mlp_keep, bits"),
+        (lambda costs: costs.update(bits=[[1.0]]), r"of `bits` are 4 lists \(`page_size`\) of 3 numbers"),
         (lambda costs: costs["bits"][0].__setitem__(0, -1.0), "0 or more"),
         (lambda costs: costs["bits"][0].__setitem__(0, "x"), "numbers, 0 or more"),
     ],

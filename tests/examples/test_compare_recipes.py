@@ -73,7 +73,7 @@ def test_every_recipe_trains_until_time_is_up_and_is_drawn(script, command, tmp_
 def test_what_was_made_with_other_settings_is_not_taken(script, tmp_path, capsys):
     options = script.parse(["a", "b", "--out", str(tmp_path)])
     made = {"base": options.base, "dtype": options.dtype, "blocks": options.blocks, "texts": "b"}
-    made |= {"context_length": options.context_length, "budgets": [list(budget) for budget in script.BUDGETS]}
+    made |= {"context_length": [options.context_length], "budgets": [list(budget) for budget in script.BUDGETS]}
     path = tmp_path / "evaluation.json"
     assert not script.is_evaluated(path, options)
     path.write_text(json.dumps({"evaluations": [], "settings": made}))

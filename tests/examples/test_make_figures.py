@@ -95,10 +95,11 @@ def test_pollution_is_measured_and_drawn(script, folders, tmp_path, capsys):
     assert {(row["mlp_keep"], row["bits"]) for row in rows} == {(1.0, 4.0), (0.6, 16.0)} and len(rows) == 32
 
 
-def test_the_shipped_policy_brings_its_base(script):
-    options = script.parse(["--out", "x", "--action-map", "text.txt"])
+def test_the_shipped_policy_brings_its_base(script, monkeypatch):
+    monkeypatch.setattr(script.figures, "main", script.figures.parse)
+    options = script.main(["--out", "x", "--action-map", "text.txt"])
     assert Path(options.policy).samefile(ROOT / "model_cards" / "sol-smollm2-135m") and options.base == "smollm2-135m"
-    assert script.parse(["--out", "x", "--action-map", "text.txt", "--policy", "mine"]).base is None
+    assert script.main(["--out", "x", "--action-map", "text.txt", "--policy", "mine"]).base is None
 
 
 def test_nothing_to_draw_is_an_error(script, capsys):

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ActionSpace, SOLCache
-from sol_hf.execution.attention import grouped_queries
+from sol_hf.execution.attention import score_changes
 from sol_hf.execution.attention.grouped_queries import attend_grouped
 from sol_hf.execution.attention.interface import register_attention
 from sol_hf.execution.attention.refresh.operation import RefreshAttention, attend_refresh
@@ -410,5 +410,5 @@ def test_chunk_attention_takes_any_layout_of_the_output(monkeypatch):
     arguments = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
     mask = torch.rand(2, 1, 5, 30) < 0.7
     expected = attend_grouped(*arguments, mask, None)
-    monkeypatch.setattr(grouped_queries, "scaled_dot_product_attention", swapped)
+    monkeypatch.setattr(score_changes, "scaled_dot_product_attention", swapped)
     assert torch.equal(attend_grouped(*arguments, mask, None), expected)

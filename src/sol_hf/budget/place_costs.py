@@ -47,13 +47,13 @@ class PlaceCosts:
         """
         shapes = {axis: (page_size, len(levels)) for axis, levels in space.levels.items()}
         if not isinstance(values, Mapping) or set(values) != set(shapes):
-            raise ValueError(f"Costs by place name the axes {', '.join(shapes)}, got {_brief(values)}.")
+            raise ValueError(f"`place_costs` names the axes {', '.join(shapes)}, got {_brief(values)}.")
         for axis, (places, levels) in shapes.items():
             table = values[axis]
             rows = [table] if not isinstance(table, list | tuple) else list(table)
             if len(rows) != places or any(not _is_row(row, levels) for row in rows):
                 raise ValueError(
-                    f"Costs of `{axis}` by place are {places} lists (`page_size`) of {levels} numbers, 0 or more (one "
+                    f"`place_costs` of `{axis}` are {places} lists (`page_size`) of {levels} numbers, 0 or more (one "
                     f"for each level), got {_brief(table)}."
                 )
         return cls({axis: tuple(tuple(map(float, row)) for row in values[axis]) for axis in shapes})

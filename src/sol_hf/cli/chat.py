@@ -23,14 +23,6 @@ from .options import (
 )
 
 
-COMMANDS = """/budget .4                    one number, of a policy with a calibration
-/budget token_keep=.5 bits=8  targets by axis
-/budget off                   the model's own budget, or none
-/lossless on | off            the text of the base, by drafts that are checked
-/new                          forget the conversation
-/quit                         end"""
-
-
 def chat(
     model: Model,
     base: Base = None,

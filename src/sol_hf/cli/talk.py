@@ -8,9 +8,16 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from .answer import Answering
-from .chat import COMMANDS
 from .loading import Loaded, axes_of
 from .status_line import DIM, PLAIN, StatusLine
+
+
+COMMANDS = """/budget .4                    one number, of a policy with a calibration
+/budget token_keep=.5 bits=8  targets by axis
+/budget off                   the model's own budget, or none
+/lossless on | off            the text of the base, by drafts that are checked
+/new                          forget the conversation
+/quit                         end"""
 
 
 class Talk:

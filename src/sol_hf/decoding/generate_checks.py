@@ -37,7 +37,7 @@ def contexts_of_prompt(prompt: torch.Tensor | None, mask: torch.Tensor | None) -
     """
     if mask is not None and mask.dim() == 2:
         return mask.long().sum(dim=1) - 1
-    rows, length = (1, 1) if prompt is None else prompt.shape[:2]
+    rows, length = (1, 1) if prompt is None or prompt.dim() < 2 else prompt.shape[:2]  # others are refused later
     return torch.full((rows,), length - 1)
 
 

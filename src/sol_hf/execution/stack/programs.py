@@ -65,7 +65,8 @@ class Programs:
         with self._lock:
             weights, program = self._weights, self._taken(key)
         if program is None:
-            program = StackProgram(self._structure, kind, lines, layout)
+            with torch.inference_mode(False), torch.no_grad():  # later calls, of any mode, write into its memory
+                program = StackProgram(self._structure, kind, lines, layout)
         yield program
         with self._lock:
             if weights is self._weights:  # not those of a base whose weights have been moved meanwhile

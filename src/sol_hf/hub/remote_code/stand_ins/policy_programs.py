@@ -6,6 +6,6 @@
 from typing import Any
 
 
-def program_of(policy: Any, rows: int, is_new: bool = True) -> Any:
+def program_of(policy: Any, rows: int, is_new: bool = True, is_call: bool = True) -> Any:
     """A program for a step of the policy; `None` where its modules have to run."""
     return None
