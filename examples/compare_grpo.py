@@ -63,6 +63,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20, help="processor time of GRPO in a run")
     add_input_arguments(parser, blocks=12)
     options, options.others = parser.parse_known_args(arguments)
+    if len(options.context_length) > 1:
+        parser.error("the arms are compared after one --context-length")
+    (options.context_length,) = options.context_length
     return options
 
 

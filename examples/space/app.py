@@ -144,7 +144,9 @@ class Writer:
         """What a text was asked to use and used, and how fast it was."""
         rate = f"{count} tokens, **{(count - 1) / max(seconds, 1e-9):.1f} tokens/s**"
         agreement = getattr(output, "agreement", None)
-        if agreement is not None:
+        if "lossless" in options and agreement is None:
+            return f"{rate}, everything used: drafts would not have paid"
+        if "lossless" in options:
             return f"{rate}, {float(torch.as_tensor(agreement).mean()):.0%} of the drafts taken"
         realised = getattr(output, "realised", None)
         if realised is None or not options or "backend" in options:

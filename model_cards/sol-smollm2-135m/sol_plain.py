@@ -14718,8 +14718,8 @@ class SOLTokenizer(PreTrainedTokenizerFast):
         """Load the tokenizer of the base that a policy names."""
         shared = {name: kwargs.pop(name) for name in SHARED if name in kwargs}
         own = {name: kwargs.pop(name) for name in ("revision", "subfolder", "token") if name in kwargs}
-        for name in ("_from_auto", "_from_pipeline", "_commit_hash", "base", "check_base"):
-            kwargs.pop(name, None)
+        for name in ("_from_auto", "_from_pipeline", "_commit_hash", "base", "check_base", "trust_remote_code"):
+            kwargs.pop(name, None)  # who trusts the policy's repository does not thereby trust the base's
         config = SOLConfig.from_pretrained(
             pretrained_model_name_or_path, **shared, **{key: value for key, value in own.items() if value is not None}
         )

@@ -110,7 +110,7 @@ def test_lossless_gives_the_dense_text(page):
     page.get_by_role("checkbox", name="Lossless").check()
     dense, lossless = write(page, "The sea is")
     assert dense == lossless
-    assert "of the drafts taken" in page.locator("#budget-facts").inner_text()
+    assert "drafts" in page.locator("#budget-facts").inner_text()
 
 
 def test_an_empty_prompt_is_refused(page):

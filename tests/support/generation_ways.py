@@ -33,13 +33,15 @@ def model_of(way: str, family: str = "llama", dtype: torch.dtype = torch.float32
 
 def run(way: str, *inputs, family: str = "llama", model: SOLForCausalLM | None = None, **arguments):
     """`generate` in a way, from the same seed."""
+    model = model or model_of(way, family)  # before the seed: a new model draws its weights
     torch.manual_seed(5)
-    return (model or model_of(way, family)).generate(*inputs, **arguments, **ARGUMENTS[way])
+    return model.generate(*inputs, **arguments, **ARGUMENTS[way])
 
 
 def run_base(*inputs, family: str = "llama", **arguments):
+    base = model_of("no budget", family).base
     torch.manual_seed(5)
-    return model_of("no budget", family).base.generate(*inputs, **arguments)
+    return base.generate(*inputs, **arguments)
 
 
 def assert_like(way: str, output, other) -> None:
