@@ -16,6 +16,7 @@ has one number per axis, in axis units and in the order of the axes of the actio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,7 @@ def evaluate_budgets(
     """Perplexity and KL of a policy at every budget, and of the fixed schedule at the means that the policy spent.
 
     A block is a context, processed densely, and episodes under the policy's greedy actions, with a KV refresh between
-    them as in `generate`. An axis whose number in a budget is the dense level stays dense, as one without a target
-    does in `generate`.
+    them as in `generate`. An axis whose number in a budget is the dense level stays dense.
     The blocks are divided among the processes of an `accelerate launch`; the results do not depend on their number.
     Another `batch_size` may round differently, which changes losses of single blocks, but their mean very little.
 
@@ -212,18 +212,11 @@ def evaluate_budgets(
         SweepError: if `folder` belongs to something else.
     """
     distinct = tuple(dict.fromkeys(tuple(budget) for budget in budgets))
-    config = SweepConfig(
-        controllers=(POLICY, FIXED, *others),
-        budgets=distinct,
-        context_length=context_length if isinstance(context_length, int) else tuple(map(int, context_length)),
-        hard=hard,
-        batch_size=batch_size,
-        budget_horizon=budget_horizon,
-    )
-    if folder is None:
-        contest = Contest(model, blocks, config, progress, documents)
-    else:
-        contest = Sweep(model, blocks, config, folder, progress, documents)
+    contexts = context_length if isinstance(context_length, int) else tuple(map(int, context_length))
+    settings: dict[str, Any] = dict(budgets=distinct, context_length=contexts, batch_size=batch_size, hard=hard)
+    config = SweepConfig(controllers=(POLICY, FIXED, *others), budget_horizon=budget_horizon, **settings)
+    run = Contest if folder is None else partial(Sweep, folder=folder)
+    contest = run(model, blocks, config, progress=progress, documents=documents)
     base, *rows = contest.rows()
     losses = tuple(base.losses.tolist()) if dense else None
     found = {budget: _evaluation([row for row in rows if row.budget == budget], losses) for budget in distinct}
