@@ -4,6 +4,7 @@
 """Many calls, many threads, other numbers of threads: the same texts, and no memory that grows."""
 
 import gc
+import itertools
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -53,10 +54,15 @@ def calls(model: SOLForCausalLM, number: int) -> None:
 @pytest.mark.slow
 def test_memory_is_flat_over_two_thousand_calls(model):
     calls(model, 200)  # code is compiled, pools of memory are filled
-    before, objects = resident(), len(gc.get_objects())
-    calls(model, 2000)
-    grown, more = resident() - before, len(gc.get_objects()) - objects
-    assert grown < 8, f"{grown:.1f} MiB more after 2,000 calls"
+    sizes, objects = [resident()], len(gc.get_objects())
+    for _ in range(4):
+        calls(model, 500)
+        sizes.append(resident())
+    # A leak grows all the time; the allocator takes its memory in a few steps.
+    grown = [after - before for before, after in itertools.pairwise(sizes)]
+    assert min(grown) < 0.5, f"memory grows by {grown} MiB in 500 calls each"
+    assert sum(grown) < 16, f"{sum(grown):.1f} MiB more after 2,000 calls"
+    more = len(gc.get_objects()) - objects
     assert more < 2000, f"{more} objects more after 2,000 calls"
 
 
