@@ -31,7 +31,7 @@ from sol_hf.episodes.stored_files import write_json
 from sol_hf.episodes.text_blocks import text_beginnings
 from sol_hf.evaluation.refresh_quality import RefreshQuality, measure_refresh, refresh_table
 from sol_hf.evaluation.settings import SettingQuality, measure_settings, settings_table
-from sol_hf.integrations.smollm2 import fetch_smollm2
+from sol_hf.integrations.packaged_bases import base_source
 from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 
 
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> list[SettingQuality] | list[Refr
         base = tiny_base(tiny_tokenizer())
         blocks = torch.randint(1, 99, (min(options.blocks, 4), length))
     else:
-        source = str(fetch_smollm2()) if options.base == SMOLLM2 else options.base
+        source = base_source(options.base)
         base = AutoModelForCausalLM.from_pretrained(source, dtype=options.dtype).eval()
         tokenizer = AutoTokenizer.from_pretrained(source)
         blocks = text_beginnings(options.texts, tokenizer, length, options.blocks, options.every)

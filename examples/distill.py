@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sol_hf import SOLConfig, SOLForCausalLM, load_text, pack_blocks
 from sol_hf.cli.inputs import SMOLLM2
-from sol_hf.integrations.smollm2 import fetch_smollm2
+from sol_hf.integrations.packaged_bases import base_source
 from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 from sol_hf.training.warmup import CounterfactualWarmup, warmup_blocks
 from sol_hf.training.warmup_config import CounterfactualWarmupConfig
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> SOLForCausalLM:
         base, texts = tiny_base(tokenizer), Dataset.from_dict({"text": ["The tide comes in twice a day. " * 8]})
         blocks, policy, fit = 2, {**TINY_POLICY, **small}, TINY_FIT
     else:
-        source = str(fetch_smollm2()) if options.base == SMOLLM2 else options.base
+        source = base_source(options.base)
         tokenizer, base = AutoTokenizer.from_pretrained(source), AutoModelForCausalLM.from_pretrained(source)
         texts, blocks, policy, fit = load_text(options.texts), options.blocks, {}, {}
     model = SOLForCausalLM.from_base(base, SOLConfig(action_head="factored", budget_prior=True, **policy))

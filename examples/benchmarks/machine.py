@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from sol_hf.integrations.smollm2 import SMOLLM2, fetch_smollm2
+from sol_hf.integrations.packaged_bases import base_source
 
 
 NOTE = "Only ratios within a run mean anything: times depend on the machine and on what else it does."
@@ -78,8 +78,11 @@ def load_base(name: str, dtype: str, device: str) -> PreTrainedModel:
             fill_weights(base)
         base.generation_config.pad_token_id = 0
         return base.eval()
-    source = fetch_smollm2() if name == SMOLLM2 else name
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+    return (
+        AutoModelForCausalLM.from_pretrained(base_source(name), dtype=dtype, attn_implementation="sdpa")
+        .to(device)
+        .eval()
+    )
 
 
 @torch.no_grad()

@@ -193,7 +193,7 @@ class TestNameOfTheBase:
             assert "base_model_name_or_path" not in yaml.safe_load(path.read_text(encoding="utf-8"))
 
     def test_smollm2_is_named_as_on_the_hub(self, script, monkeypatch, base):
-        monkeypatch.setattr("sol_hf.cli.train_arguments.fetch_smollm2", lambda: base)
+        monkeypatch.setattr("sol_hf.cli.train_arguments.base_source", lambda name: base)
         arguments = script.ScriptArguments(train_file=TEXTS)
         model = script.PolicyArguments(policy_hidden_size=32).load_model(arguments.load_base()[0])
         assert model.config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -6,7 +6,7 @@
 import argparse
 from collections.abc import Callable
 
-from ..integrations.smollm2 import SMOLLM2
+from ..integrations.packaged_bases import NEED_NO_HUB
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -66,7 +66,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, blocks: int) -> None:
             `--hard`, `--soft`, `--budget-horizon`, `--bits-backend` and `--batch-size`.
         blocks (`int`): Default number of blocks.
     """
-    parser.add_argument("--base", help=f"Hub id or folder of the base; {SMOLLM2} needs no Hub, see smollm2.py")
+    parser.add_argument("--base", help=f"Hub id or folder of the base; or {NEED_NO_HUB}")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the base")
     parser.add_argument("--text-column", default="text", help="column that holds the text")
     parser.add_argument("--blocks", type=at_least(1), default=blocks, help="number of blocks")

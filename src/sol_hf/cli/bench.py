@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..integrations.packaged_bases import NEED_NO_HUB
 from ..integrations.smollm2 import SMOLLM2
 from .arguments import DTYPES, at_least, rate
 
@@ -28,7 +29,7 @@ def add_bench(commands: Any) -> None:
     parser = commands.add_parser("bench", help="find the fastest way to decode on this machine")
     add = parser.add_argument
     add("model", nargs="?", default=SMOLLM2, help=f"folder or Hub id of a policy or of a base; default: {SMOLLM2}")
-    add("--base", help=f"folder or Hub id of the base of a policy that does not name it; or {SMOLLM2}")
+    add("--base", help=f"folder or Hub id of the base of a policy that does not name it; or {NEED_NO_HUB}")
     add("--contexts", type=at_least(2), nargs="+", help="tokens of the prompt; default: 512 and 4096, if they fit")
     add("--rows", type=at_least(1), nargs="+", default=[1], help="texts at once")
     add("--compute", type=rate, nargs="+", help="values for compute=, of a policy with a calibration: .5, quality:.02")
@@ -96,11 +97,11 @@ def load_model(options: argparse.Namespace) -> "tuple[SOLForCausalLM, PreTrained
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from ..evaluation.ways import model_for_settings
-    from ..integrations.smollm2 import fetch_smollm2
+    from ..integrations.packaged_bases import base_source
     from ..stored.hub_names import hub_id
     from .inputs import load_policy
 
-    source = str(fetch_smollm2()) if options.model == SMOLLM2 else options.model
+    source = base_source(options.model)
     if not Path(source).is_dir() and hub_id(source) is None:
         raise ValueError(f"{source}: there is no such folder, and it is no id of a repository on the Hub.")
     if AutoConfig.from_pretrained(source).model_type != "sol":

@@ -21,9 +21,8 @@ def convert(
     Example: sol-hf convert policy_latest.pt --config config.yml --base smollm2-135m --out my-sol-policy
     """
     from ..integrations.convert import convert_checkpoint
-    from ..integrations.smollm2 import SMOLLM2, fetch_smollm2
+    from ..integrations.packaged_bases import base_source
 
-    source = str(fetch_smollm2()) if base == SMOLLM2 else base
-    convert_checkpoint(checkpoint, config, source, out, revision=revision)
+    convert_checkpoint(checkpoint, config, base_source(base), out, revision=revision)
     print(f"wrote: {out}")
     return 0

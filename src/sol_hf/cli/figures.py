@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..integrations.smollm2 import SMOLLM2
+from ..integrations.packaged_bases import NEED_NO_HUB
 from .arguments import budget_values
 
 
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("sweep", nargs="?", type=Path, help="folder of a finished sweep")
     own.add_argument("--out", type=Path, required=True, help="folder for the figures")
     own.add_argument("--policy", help="folder or Hub id of a policy, for the last two")
-    own.add_argument("--base", help=f"Hub id or folder of its base; {SMOLLM2} needs no Hub, see smollm2.py")
+    own.add_argument("--base", help=f"Hub id or folder of its base; or {NEED_NO_HUB}")
     own.add_argument("--dtype", default="float32", help="of the base: auto, float32, bfloat16 or float16")
     colours = own.add_argument_group("action map")
     colours.add_argument("--action-map", type=Path, metavar="FILE", help="a plain text to read under the budget")

@@ -18,7 +18,8 @@ from ..episodes.step_settings import StepSettings
 from ..episodes.text_blocks import DOCUMENT, TextBlocks, load_text, pack_blocks
 from ..evaluation.budget_search import find_budgets
 from ..evaluation.budget_targets import budgets_within
-from ..integrations.smollm2 import SMOLLM2, fetch_smollm2
+from ..integrations.packaged_bases import PACKAGED_BASES, base_source
+from ..integrations.smollm2 import SMOLLM2
 from ..modeling_sol import SOLForCausalLM
 from ..stored.hub_names import hub_id
 from .arguments import AUTO, add_input_arguments, budget_values
@@ -46,7 +47,11 @@ def load_policy(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrained
     Raises:
         ValueError: if the base is a folder that is not here.
     """
-    if options.base not in (None, SMOLLM2) and not os.path.isdir(options.base) and hub_id(options.base) is None:
+    if (
+        options.base not in (None, *PACKAGED_BASES)
+        and not os.path.isdir(options.base)
+        and hub_id(options.base) is None
+    ):
         raise ValueError(
             f"--base {options.base}: there is no such folder, and it is no id of a repository on the Hub."
         )
@@ -54,7 +59,7 @@ def load_policy(options: argparse.Namespace) -> tuple[SOLForCausalLM, PreTrained
         model = SOLForCausalLM.from_pretrained(options.policy, dtype=options.dtype)
         source, revision = model.config.base_model_name_or_path, model.config.base_model_revision
         return model, AutoTokenizer.from_pretrained(source, revision=revision or "main")
-    source = fetch_smollm2() if options.base == SMOLLM2 else options.base
+    source = base_source(options.base)
     base = AutoModelForCausalLM.from_pretrained(source, dtype=options.dtype)
     return SOLForCausalLM.from_pretrained(options.policy, base=base), AutoTokenizer.from_pretrained(source)
 

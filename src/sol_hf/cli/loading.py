@@ -13,7 +13,7 @@ from ..budget.axes import AXES
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
 from ..controllers.fixed import FixedController
-from ..integrations.smollm2 import SMOLLM2, fetch_smollm2
+from ..integrations.packaged_bases import base_source
 from ..modeling_sol import SOLForCausalLM
 from ..stored.hub_names import hub_id
 from .inputs import load_policy
@@ -61,7 +61,7 @@ def load_any(source: str, base: str | None = None, dtype: str = "auto", bits_bac
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes a moment, and a command says what it does
-    folder = str(fetch_smollm2()) if source == SMOLLM2 else source
+    folder = base_source(source)
     if not Path(folder).is_dir() and hub_id(folder) is None:
         raise ValueError(f"{source}: there is no such folder, and it is no id of a repository on the Hub.")
     name = source if hub_id(source) is not None and not Path(source).is_dir() else Path(source).name

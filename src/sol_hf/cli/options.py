@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from ..integrations.smollm2 import SMOLLM2
+from ..integrations.packaged_bases import NEED_NO_HUB
 from .arguments import DTYPES
 
 
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 """Dtypes of a base."""
 
-Model = Annotated[str, typer.Argument(help=f"folder or Hub id of a policy, or of a base; or {SMOLLM2}")]
+Model = Annotated[str, typer.Argument(help=f"folder or Hub id of a policy, or of a base; or {NEED_NO_HUB}")]
 Base = Annotated[str | None, typer.Option(help="folder or Hub id of the base of a policy that does not name it")]
 DtypeOf = Annotated[Dtype, typer.Option(help="of the base")]
 BitsBackend = Annotated[

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..configuration_sol import SOLConfig
 from ..episodes.text_blocks import load_text
-from ..integrations.smollm2 import HUB_ID, SMOLLM2, fetch_smollm2
+from ..integrations.packaged_bases import NEED_NO_HUB, PACKAGED_BASES, base_source
+from ..integrations.smollm2 import SMOLLM2
 from ..modeling_sol import SOLForCausalLM
 
 
@@ -53,9 +54,7 @@ def mix_sources(
 class ScriptArguments:
     """The base, the texts, and whether to resume from a checkpoint."""
 
-    base: str = field(
-        default=SMOLLM2, metadata={"help": f"Hub id or folder of the base; {SMOLLM2!r} needs no Hub, see smollm2.py."}
-    )
+    base: str = field(default=SMOLLM2, metadata={"help": f"Hub id or folder of the base; or {NEED_NO_HUB}."})
     dtype: str = field(default="float32", metadata={"help": "Of the base: auto, float32, bfloat16 or float16."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the base: sdpa or eager."})
     train_file: str | None = field(default=None, metadata={"help": "Texts: .jsonl, .txt, .csv, also .gz; .parquet."})
@@ -83,12 +82,12 @@ class ScriptArguments:
 
     def load_base(self, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base, on the CPU, and its tokenizer."""
-        source, revision = fetch_smollm2() if self.base == SMOLLM2 else self.base, revision or "main"
+        source, revision = base_source(self.base), revision or "main"
         base = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=self.dtype, attn_implementation=self.attn_implementation
         )
-        if self.base == SMOLLM2:
-            base.config.name_or_path = HUB_ID  # so that the policy names it, and no folder of this machine
+        if packaged := PACKAGED_BASES.get(self.base):
+            base.config.name_or_path = packaged.hub_id  # so that the policy names it, and no folder of this machine
         return base, AutoTokenizer.from_pretrained(source, revision=revision)
 
     def load_texts(self) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:

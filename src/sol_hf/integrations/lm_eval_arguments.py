@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from ..configuration_sol import SOLConfig
 from ..hub.base_loading import BaseNotNamedError, base_of
 from .lm_eval_help import model_options
-from .smollm2 import SMOLLM2, fetch_smollm2
+from .packaged_bases import base_source
 
 
 def refuse_misspelt(arguments: dict[str, Any], adapter: type) -> None:
@@ -37,10 +37,8 @@ def find_base(
     Raises:
         ValueError: if the config names no base that can be loaded, or a pull request of one.
     """
-    if base == SMOLLM2:
-        return str(fetch_smollm2()), arguments
     if base is not None:
-        return base, arguments
+        return base_source(base), arguments
     try:
         name, revision = base_of(config, policy, arguments.get("revision"))
     except BaseNotNamedError as error:
