@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .evaluation.sweep.table import read_table
     from .figures.action_map import ActionMap, map_actions, render_action_map
     from .figures.action_map_figure import plot_action_map
+    from .figures.bytes_front import plot_bytes_front
     from .figures.kv_pollution_figure import plot_impulse_responses
     from .figures.style import save_figure
     from .figures.sweep_figures import plot_pareto, plot_random_search, plot_realised
@@ -107,6 +108,7 @@ _LAZY = {
     "pack_blocks": "episodes.text_blocks",
     "plot_action_map": "figures.action_map_figure",
     "plot_impulse_responses": "figures.kv_pollution_figure",
+    "plot_bytes_front": "figures.bytes_front",
     "plot_pareto": "figures.sweep_figures",
     "plot_random_search": "figures.sweep_figures",
     "plot_realised": "figures.sweep_figures",
@@ -194,6 +196,7 @@ __all__ = [
     "pack_blocks",
     "plot_action_map",
     "plot_impulse_responses",
+    "plot_bytes_front",
     "plot_pareto",
     "plot_random_search",
     "plot_realised",

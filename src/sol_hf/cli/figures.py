@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""`sol-hf figures`: those of a sweep, a text coloured by compute, the decay of KV pollution, as PNG and SVG.
+"""`sol-hf figures`: those of sweeps, a text coloured by compute, the decay of KV pollution, as PNG and SVG.
 
 sweep folder   pareto, realised and random_search, from its tables; needs no model
+--bytes-front  bytes_front, of several sweeps; needs no model
 --action-map   action_map, also as .html with the action of every token
 --pollution    kv_pollution, and its numbers as .json
 
@@ -24,12 +25,23 @@ ABOUT = "Draw figures as PNG and SVG: those of a sweep, a text coloured by compu
 EXAMPLE = "Example: sol-hf figures --action-map texts.txt --policy my-policy --budget 0.5,0.6,8 --out pictures"
 
 
+def named_folder(text: str) -> tuple[str, Path]:
+    """`NAME=FOLDER` as a pair."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=FOLDER")
+    return name, Path(folder)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     own = argparse.ArgumentParser(prog="sol-hf figures", description=ABOUT, epilog=EXAMPLE)
     own.add_argument("sweep", nargs="?", type=Path, help="folder of a finished sweep")
     own.add_argument("--out", type=Path, required=True, help="folder for the figures")
-    own.add_argument("--policy", help="folder or Hub id of a policy, for the last two")
+    own.add_argument(
+        "--bytes-front", type=named_folder, nargs="+", metavar="NAME=FOLDER", help="finished sweeps in one figure"
+    )
+    own.add_argument("--policy", help="folder or Hub id of a policy, for --action-map and --pollution")
     own.add_argument("--base", help=f"Hub id or folder of its base; or {NEED_NO_HUB}")
     own.add_argument("--dtype", default="float32", help="of the base: auto, float32, bfloat16 or float16")
     colours = own.add_argument_group("action map")
@@ -57,8 +69,10 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Options of the command line."""
     options = parser().parse_args(arguments)
-    if options.sweep is None and options.action_map is None and options.texts is None:
-        parser().error("there is nothing to draw: give the folder of a sweep, --action-map or --pollution")
+    if not (options.sweep or options.bytes_front or options.action_map or options.texts):
+        parser().error(
+            "there is nothing to draw: give the folder of a sweep, --bytes-front, --action-map or --pollution"
+        )
     if options.policy is None and (options.action_map or options.texts):
         parser().error("--action-map and --pollution need a --policy")
     return options
@@ -97,10 +111,12 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     import torch
     from accelerate import PartialState
 
-    from ..figures.drawing import draw_action_map, draw_pollution, draw_sweep
+    from ..figures.drawing import draw_action_map, draw_bytes_front, draw_pollution, draw_sweep
     from .inputs import load_policy
 
     files = draw_sweep(options.sweep, options.out) if options.sweep else []
+    if options.bytes_front:
+        files += draw_bytes_front(dict(options.bytes_front), options.out)
     if options.action_map or options.texts:
         model, tokenizer = load_policy(options)
         model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)

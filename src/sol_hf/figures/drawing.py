@@ -15,6 +15,7 @@ from ..evaluation.sweep.table import read_table
 from ..modeling_sol import SOLForCausalLM
 from .action_map import map_actions, render_action_map
 from .action_map_figure import plot_action_map
+from .bytes_front import plot_bytes_front
 from .kv_pollution_figure import plot_impulse_responses
 from .style import save_figure
 from .sweep_figures import plot_pareto, plot_random_search, plot_realised
@@ -26,6 +27,13 @@ def draw_sweep(folder: Path, out: Path) -> list[Path]:
     files = save_figure(plot_pareto(rows, blocks), out / "pareto")
     files += save_figure(plot_realised(rows), out / "realised")
     return files + (save_figure(plot_random_search(rows, trials), out / "random_search") if trials else [])
+
+
+def draw_bytes_front(folders: dict[str, Path], out: Path) -> list[Path]:
+    """What several sweeps lose at which bytes, by the names of their action spaces."""
+    return save_figure(
+        plot_bytes_front({name: read_table(x, "sweep") for name, x in folders.items()}), out / "bytes_front"
+    )
 
 
 def draw_action_map(
