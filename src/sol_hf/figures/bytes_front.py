@@ -6,7 +6,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -71,7 +71,8 @@ def plot_bytes_front(sweeps: Mapping[str, Rows], base: str = "a dense step") -> 
         colour = COLOURS[number % len(COLOURS)]
         for name, points in bytes_points(rows).items():
             look = LOOKS.get(name, OTHER_LOOKS[0])
-            style = dict(color=colour, marker=look.marker, markerfacecolor=colour if name == "policy" else "white")
+            fill = colour if name == "policy" else "white"
+            style: dict[str, Any] = dict(color=colour, marker=look.marker, markerfacecolor=fill)
             front = [points[place] for place in pareto_front(points)]
             line = "-" if name == "policy" else "--"
             axes.plot(*zip(*points, strict=True), linestyle="", **style)
