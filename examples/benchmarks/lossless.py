@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -134,21 +134,72 @@ def best_speed(chance: float, step: float, checks: list[float]) -> float:
     return max(1.0, *(pace.expected_tokens(n, chance) / (n * step + check) for n, check in lengths))
 
 
-def count_equal(model: SOLForCausalLM, tokens: torch.Tensor, options: argparse.Namespace) -> tuple[int, int]:
-    """Of how many prompts the greedy text is the base's, and our dense steps' text."""
-    base = ours = 0
-    for number in range(options.equal):
+@dataclass
+class Equality:
+    """Of how many prompts the greedy text is the base's, and that of our dense steps.
+
+    `gaps` has, for every text that is not the base's, how much better than ours the base found its own token where
+    they part, in nats, and `ours_gaps` the same of our dense steps; `places` has how many tokens are equal before.
+    """
+
+    prompts: int = 0
+    base: int = 0
+    ours: int = 0
+    ours_base: int = 0
+    gaps: list[float] = field(default_factory=list)
+    ours_gaps: list[float] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = f"{self.base} of {self.prompts} greedy texts are the base's, {self.ours} those of our dense steps, of "
+        text += f"which {self.ours_base} are the base's"
+        if self.gaps:
+            text += (
+                f"; they part after {statistics.median(self.places):.0f} tokens (median), where the base's own token"
+            )
+            text += f" was better by {statistics.median(self.gaps):.3f} nats (median; at most {max(self.gaps):.3f})"
+        if self.ours_gaps:
+            text += f", of dense steps {statistics.median(self.ours_gaps):.3f} (at most {max(self.ours_gaps):.3f})"
+        return text
+
+
+def parting(text: torch.Tensor, expected: torch.Tensor, logits: tuple[torch.Tensor, ...]) -> tuple[int, float] | None:
+    """Where a text `(1, length)` parts from the base's, and the gap of the base's logits there; `None` if nowhere."""
+    begin = expected.shape[1] - len(logits)
+    length = min(text.shape[1], expected.shape[1])
+    differ = (text[0, begin:length] != expected[0, begin:length]).nonzero()
+    if not len(differ):
+        return None
+    place = int(differ[0])
+    scores = logits[place][0].float().log_softmax(-1)
+    return place, float(scores[expected[0, begin + place]] - scores[text[0, begin + place]])
+
+
+def count_equal(model: SOLForCausalLM, tokens: torch.Tensor, options: argparse.Namespace) -> Equality:
+    """Compare greedy texts after prompts from all over a text."""
+    found = Equality()
+    for number in range(options.first, options.equal):
         begin = number * (len(tokens) - options.contexts[0]) // max(1, options.equal)
         ids = tokens[begin : begin + options.contexts[0]][None]
         call = dict(
             attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, max_new_tokens=options.tokens
         )
-        text = model.generate(ids, lossless=options.lossless or True, **call)
-        base += torch.equal(text, model.base.generate(ids, **call))
-        ours += torch.equal(text, model.generate(ids, backend="fast", **call))
+        text, ours = (
+            model.generate(ids, **way, **call)
+            for way in (dict(lossless=options.lossless or True), dict(backend="fast"))
+        )
+        base = model.base.generate(ids, output_logits=True, return_dict_in_generate=True, **call)
+        parts, parts_ours = (parting(each, base.sequences, base.logits) for each in (text, ours))
+        found.prompts += 1
+        found.ours += torch.equal(text, ours)
+        found.base += parts is None
+        found.ours_base += parts_ours is None
+        found.gaps += [] if parts is None else [parts[1]]
+        found.places += [] if parts is None else [parts[0]]
+        found.ours_gaps += [] if parts_ours is None else [parts_ours[1]]
         if number % 10 == 9:
-            print(f"{number + 1} prompts: {base} as the base, {ours} as our dense steps", file=sys.stderr, flush=True)
-    return base, ours
+            print(found, file=sys.stderr, flush=True)
+    return found
 
 
 def plot(cases: list[Case], title: str, path: Path) -> None:
@@ -185,6 +236,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--lossless", type=int, help="tokens of every draft; by default measured times decide")
     add("--no-base", dest="base", action="store_false", help="leave out transformers' generate")
     add("--equal", type=int, help="count equal greedy texts over so many prompts, and time nothing")
+    add("--first", type=int, default=0, help="of them, begin with this one: the rest of an earlier run")
     add("--threads", type=int, help="of torch; default: what torch takes")
     add("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
     add("--seed", type=int, default=0, help="of sampled texts")
@@ -207,8 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     model.warmup(lossless=True, backend="fast")
     setting = f"{Path(source).name}, {options.dtype}, {torch.get_num_threads()} threads, {options.tokens} tokens"
     if options.equal:
-        same, ours = count_equal(model, tokens, options)
-        print(f"{setting}: {same} of {options.equal} greedy texts are the base's, {ours} those of our dense steps")
+        print(f"{setting}: {count_equal(model, tokens, options)}")
         return 0
     print(f"{setting}, {options.texts} texts, {options.rounds} rounds, {options.clock} clock\n{HEAD}", flush=True)
     cases = []

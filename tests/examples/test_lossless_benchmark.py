@@ -5,8 +5,10 @@
 
 import importlib
 import json
+import math
 
 import pytest
+import torch
 
 from sol_hf.decoding.lossless import pace
 from support.bases import tiny_base
@@ -40,4 +42,13 @@ def test_times_and_the_figure(script, tmp_path, capsys):
 @pytest.mark.slow
 def test_equal_texts_are_counted(script, tmp_path, capsys):
     assert script.main(["--model", str(tmp_path / "base"), "--contexts", "20", "--tokens", "6", "--equal", "3"]) == 0
-    assert "3 of 3 greedy texts are the base's, 3 those of our dense steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 of 3 greedy texts are the base's, 3 those of our dense steps, of which 3 are the base's" in printed
+
+
+def test_where_texts_part(script):
+    logits = tuple(torch.tensor([row]).log() for row in ([[0.1, 0.9], [0.6, 0.4]]))
+    expected = torch.tensor([[7, 1, 0]])
+    assert script.parting(expected, expected, logits) is None
+    place, gap = script.parting(torch.tensor([[7, 1, 1]]), expected, logits)
+    assert place == 1 and abs(gap - math.log(1.5)) < 1e-6

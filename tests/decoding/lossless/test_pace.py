@@ -3,6 +3,7 @@
 
 """Drafts are as long as they pay, and there are none where they do not; to find it out costs next to nothing."""
 
+import math
 import random
 
 import pytest
@@ -23,9 +24,9 @@ def run(
 ) -> tuple[float, list[int], Costs]:
     """Time of a text in dense steps, and the lengths of its drafts, if dense steps take a second.
 
-    Of the drafted tokens a share `chance` is taken, those with a small gap half of the time.
+    Of the drafted tokens of a row a share `chance` is taken, those with a small gap half of the time.
     """
-    costs, drawn = costs or Costs(), random.Random(1)
+    costs, drawn = Costs(rows) if costs is None else costs, random.Random(1)
     pace = Pace(costs, Agreement(), rows)
     made, seconds, lengths = 0, 0.0, []
     while made < tokens:
@@ -37,15 +38,16 @@ def run(
             continue
         gaps, hold = [], 1.0
         while len(gaps) < most:
-            gaps.append(0.05 if drawn.random() < 2 * (1 - chance) else 1.5)
-            hold *= pace.agreement.probability(gaps[-1])
+            gaps.append([0.05 if drawn.random() < 2 * (1 - chance) else 1.5 for _ in range(rows)])
+            hold *= math.prod(map(pace.agreement.probability, gaps[-1]))
             if not pace.goes_on(len(gaps), hold):
                 break
         taken = 0
-        for gap in gaps:
-            is_taken = gap > 1 or drawn.random() < 0.5
-            pace.agreement.record(gap, is_taken)
-            if not is_taken:
+        for row_gaps in gaps:
+            are_taken = [gap > 1 or drawn.random() < 0.5 for gap in row_gaps]
+            for gap, is_taken in zip(row_gaps, are_taken, strict=True):
+                pace.agreement.record(gap, is_taken)
+            if not all(are_taken):
                 break
             taken += 1
         spent = len(gaps) * step + (whole + more * (len(gaps) + 1)) * (1 + (len(gaps) + 1 > jump))
@@ -69,6 +71,13 @@ def test_drafts_that_pay_are_made(step, whole, more, chance, least):
     assert 1 / run(step, whole, more, chance)[0] > least
 
 
+@pytest.mark.parametrize(("chance", "least"), [(0.96, 1.03), (0.985, 1.08)])
+def test_short_drafts_of_several_rows_pay(chance, least):
+    """Every token of a draft makes a check of four rows much longer, so only the shortest drafts pay."""
+    seconds, lengths, _ = run(0.5, 0.35, 0.42, chance, rows=4)
+    assert 1 / seconds > least and sum(lengths) / len(lengths) < 2
+
+
 @pytest.mark.parametrize(
     ("step", "whole", "more", "chance"),
     [
@@ -80,6 +89,7 @@ def test_drafts_that_pay_are_made(step, whole, more, chance, least):
     ],
 )
 def test_drafts_that_do_not_pay_cost_at_most_three_percent(step, whole, more, chance):
+    assert run(step, whole, more, chance, tokens=128)[0] < (1.03 if step < 2 else 1.35)
     first, _, costs = run(step, whole, more, chance)
     again, _, _ = run(step, whole, more, chance, costs=costs)
     assert again < 1.03 and first < (1.03 if step < 2 else 1.1)
@@ -144,3 +154,15 @@ def test_the_first_draft_of_a_call_is_not_timed():
         pace.note_draft(9.0, 1, 9.0)
         pace.note_draft(0.4, 1, 1.2)
     assert list(costs.step) == [0.4] * 3 and list(costs.checks[2]) == [1.2, 1.2]
+
+
+def test_compiled_code_that_a_first_draft_loads_does_not_count():
+    """Otherwise thousands of tokens would have to be made before the next draft."""
+    costs = Costs()
+    for _ in range(4):
+        costs.note_dense(1.0)
+    pace = Pace(costs, Agreement())
+    pace.settle(2, 400.0)
+    assert costs.lost == 0 and pace.begin(200, 200) == 1
+    pace.settle(2, 400.0)
+    assert costs.lost == 398 and pace.begin(200, 200) == 0

@@ -90,14 +90,18 @@ def test_keys_that_are_split_among_threads(threads, refreshed):
     assert refreshed == [(1, 7)]
 
 
-def test_bfloat16(refreshed):
-    model = model_of(tiny_base("llama").to(torch.bfloat16))
+@pytest.mark.parametrize(("lengths", "tokens"), [((40,), 5), ((130, 67), 2), ((191, 30, 64), 7), ((300,), 13)])
+def test_bfloat16(refreshed, lengths, tokens):
+    """Drafts' checks and refreshes multiply pairs of bfloat16 numbers where the processor can."""
+    model, rows = model_of(tiny_base("llama").to(torch.bfloat16)), len(lengths)
+    batch = left_padded([prompts(1, length, seed=length)[0] for length in lengths])
+    given = prompts(rows, tokens, seed=1)
     expected, found = (
-        forward_after(model, prompts(1, 40), prompts(1, 5, seed=1), backend)[0].float()
+        forward_after(model, batch["input_ids"], given, backend, attention_mask=batch["attention_mask"])[0].float()
         for backend in ("reference", "fast")
     )
     assert float((expected - found).abs().max() / expected.abs().max()) < 0.03
-    assert refreshed == [(1, 5)]
+    assert refreshed == [(rows, tokens)]
 
 
 def test_keys_in_bfloat16_for_a_base_in_float32(refreshed):

@@ -19,6 +19,9 @@ CERTAINTY = 8.0
 """Tokens for which the measured shares count in the beginning."""
 MEMORY = 0.98
 """Weight of all earlier tokens of a bin after another one."""
+MEMORY_OF_SHARES = 0.99
+"""The same of the share of the tokens in every bin, by which it is judged whether drafts pay at all: in several rows a
+small mistake of it is a large one of the chance that all agree."""
 SHARES = (0.053, 0.045, 0.077, 0.105, 0.08, 0.21, 0.43)
 """Share of the tokens in every bin, in the same texts."""
 
@@ -52,5 +55,5 @@ class Agreement:
         place = bisect.bisect_right(EDGES, gap)
         self._taken[place] = MEMORY * self._taken[place] + is_taken
         self._drafted[place] = MEMORY * self._drafted[place] + 1
-        step = 1 - MEMORY
+        step = 1 - MEMORY_OF_SHARES
         self._weights = [(1 - step) * weight + step * (index == place) for index, weight in enumerate(self._weights)]

@@ -22,12 +22,16 @@ from .agreement import Agreement
 
 LONGEST = 16
 """Tokens of a draft at most."""
-LEAST_SEEN = 4
-"""Drafts after which their measured rate counts, and not the model's."""
+TRUSTED = 8
+"""Drafts whose measured rate counts as much as the model's: a few of them may have been lucky or unlucky."""
+DRAFTS = 32
+"""Drafts that are remembered for that."""
 SAMPLES = 9
 """Times of each kind that are remembered; their median counts."""
 DENSE_FIRST = 3
 """Dense steps that are timed before the first draft, the first of which may compile and copy."""
+COMPILING = 8.0
+"""Dense steps above which the first draft of a setting is taken to have loaded compiled code, once in a process."""
 LEAST_GAIN = 1.02
 """Drafts begin where they are expected to be faster than dense steps by this factor."""
 MOST_LOSS = 0.015
@@ -37,13 +41,14 @@ FIRST_LOSS = 2.0
 FIRST_SHARE = 0.03
 """Share of the time of all texts of a setting that this may be: in short texts it waits until there were enough."""
 TRIED = 4
-"""Tokens of such a draft."""
+"""Tokens of such a draft, of one row; of several rows as many together, since each makes a check longer."""
 FIRST_WAIT = 32
 """Tokens after which drafts that did not pay are tried again; twice as many every time."""
 LONGEST_WAIT = 512
 """Tokens after which they are tried again at most."""
 STEP, CHECK, MORE = 0.5, 1.3, 0.1
-"""Time of a draft's step, of a check, and of each of its tokens, in dense steps, as long as none was measured."""
+"""Time of a draft's step, of a check, and of each token of a row in it, in dense steps, as long as none was
+measured."""
 
 read_clock = time.perf_counter
 """The clock by which drafts are judged; a benchmark on a busy machine may count processor time instead."""
@@ -56,13 +61,14 @@ class Costs:
     They outlive a call, so that the next one need not find them out again. `checks` are by the number of tokens.
     `whole` has the tokens that drafts gave, with the time of a draft and its check. `tokens` is how many tokens were
     made, `lost` how many dense steps drafts have cost beyond what they gave. Drafts that do not pay are tried again
-    after `wait` tokens, of which `since` have been made.
+    after `wait` tokens, of which `since` have been made. `rows` are those of the texts.
     """
 
+    rows: int = 1
     dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     checks: dict[int, deque[float]] = field(default_factory=dict)
-    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=DRAFTS))
     tokens: int = 0
     lost: float = 0.0
     wait: int = FIRST_WAIT
@@ -71,7 +77,7 @@ class Costs:
 
     def note_dense(self, seconds: float) -> None:
         """Note the time of a dense step."""
-        if not self._is_first("dense"):
+        if not self.is_first("dense"):
             self.dense.append(seconds)
 
     def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
@@ -80,10 +86,10 @@ class Costs:
         The first check of a number of tokens puts its program together, and does not count.
         """
         self.step.append(drafting / drafted)
-        if not self._is_first(f"check of {drafted + 1}"):
+        if not self.is_first(f"check of {drafted + 1}"):
             self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES)).append(checking)
 
-    def _is_first(self, kind: str) -> bool:
+    def is_first(self, kind: str) -> bool:
         """Whether this is the first time of a kind, in which something may have been compiled or copied."""
         is_first = kind not in self.skipped
         self.skipped.add(kind)
@@ -101,12 +107,15 @@ class Costs:
         return statistics.median(self.step) / dense if dense and self.step else STEP
 
     def relative_check(self, tokens: int) -> float:
-        """Time of a check of so many tokens, in dense steps: as measured, or from the nearest number that was."""
+        """Time of a check of so many tokens, in dense steps: as measured, or from the nearest number that was.
+
+        It is at least one: a dense step checks one token.
+        """
         dense = self.dense_step
         if not dense or not self.checks:
-            return CHECK + MORE * tokens
+            return CHECK + MORE * self.rows * tokens
         nearest = min(self.checks, key=lambda known: (abs(known - tokens), known))
-        return max(0.0, statistics.median(self.checks[nearest]) / dense + MORE * (tokens - nearest))
+        return max(1.0, statistics.median(self.checks[nearest]) / dense + MORE * self.rows * (tokens - nearest))
 
     @property
     def are_known(self) -> bool:
@@ -131,7 +140,7 @@ class Pace:
         self, costs: Costs, agreement: Agreement, rows: int = 1, length: int | None = None, longest: int = LONGEST
     ):
         self.costs, self.agreement, self._rows, self._length = costs, agreement, rows, length
-        self._longest = longest
+        self._longest, self._tried_length = longest, max(1, TRIED // rows)
         self._has_drafted, self._rate = False, 1.0
 
     def begin(self, most: int, left: int | None = None) -> int:
@@ -148,32 +157,36 @@ class Pace:
             return 0
         self._rate = max(1.0, self.expected_rate())
         if self.costs.are_known and self._rate >= LEAST_GAIN:
+            self.costs.wait = FIRST_WAIT
             return most
         return self._tried(most, left)
 
     def _tried(self, most: int, left: int | None) -> int:
         """How many tokens are drafted to find out whether drafts pay, or do so by now."""
-        allowed = MOST_LOSS * self.costs.tokens - self.costs.lost
+        allowed, length = MOST_LOSS * self.costs.tokens - self.costs.lost, self._tried_length
+        loss = max(0.0, self._cost(length) - expected_tokens(length, self.chance))
         if not self.costs.are_known:
             if left is not None and FIRST_SHARE * (self.costs.tokens + left) < FIRST_LOSS:
                 return 0
             if not self.costs.step:
-                return 1  # the first of all, which may compile, and the next one, which is timed
-            return min(most, TRIED) if allowed + FIRST_LOSS > 0 else 0
-        loss = self._cost(TRIED) - expected_tokens(TRIED, self.chance)
+                length, loss = 1, self.costs.lost  # the first of all may compile and copy; the next one is timed
+            return min(most, length) if allowed + FIRST_LOSS >= loss else 0
         if self.costs.since < self.costs.wait or allowed < loss:
             return 0
         self.costs.wait, self.costs.since = min(2 * self.costs.wait, LONGEST_WAIT), 0
         self.costs.whole.clear()
         self._rate = max(1.0, self.expected_rate())
-        return most if self._rate >= LEAST_GAIN else min(most, TRIED)
+        return most if self._rate >= LEAST_GAIN else min(most, self._tried_length)
 
     def expected_rate(self) -> float:
-        """Tokens that drafts and their checks give in the time of a dense step: as measured, or by the model."""
+        """Tokens that drafts and their checks give in the time of a dense step: by the model, and as measured."""
+        lengths = range(1, self._longest + 1)
+        rate = max(expected_tokens(length, self.chance) / self._cost(length) for length in lengths)
         dense, seen = self.costs.dense_step, self.costs.whole
-        if dense is not None and len(seen) >= LEAST_SEEN:
-            return sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
-        return max(expected_tokens(length, self.chance) / self._cost(length) for length in range(1, self._longest + 1))
+        if dense is None or not seen:
+            return rate
+        measured = sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
+        return (TRUSTED * rate + len(seen) * measured) / (TRUSTED + len(seen))
 
     def _cost(self, length: int) -> float:
         """Time of a draft of so many tokens and of its check, in dense steps."""
@@ -203,7 +216,7 @@ class Pace:
         if self.costs.are_known:
             self.costs.whole.append((tokens, seconds))
         dense = self.costs.dense_step
-        if dense:
+        if dense and not (self.costs.is_first("draft") and seconds > COMPILING * dense):
             self.costs.lost = max(0.0, self.costs.lost + seconds / dense - tokens)
 
     def note_tokens(self, tokens: int) -> None:
@@ -225,7 +238,7 @@ class Known:
 
     def pace(self, name: str, rows: int, context: int, length: int | None, longest: int) -> Pace:
         """The [`Pace`] of a call with drafts of this name, after a context of so many tokens."""
-        costs = self.costs.setdefault((name, rows, context.bit_length()), Costs())
+        costs = self.costs.setdefault((name, rows, context.bit_length()), Costs(rows))
         return Pace(costs, self.agreements.setdefault(name, Agreement()), rows, length, longest)
 
 

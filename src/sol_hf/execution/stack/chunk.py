@@ -53,18 +53,24 @@ class ChunkOfAlike:
     ):
         from ...kernels.cpu import numba_chunk_attention as attention
         from ...kernels.cpu import numba_chunk_lines as lines
+        from ...kernels.cpu import numba_pair_attention as pairs
 
-        self._attention, self._lines = attention, lines
+        self._attention, self._lines, self._pairs = attention, lines, pairs
         self.places, self.layers, self.own, self.tokens = tuple(places), layers, own, tokens
         first, rows, group = layers[0].first, len(padding), own.heads // own.kv_heads
         self.slots = layers[0].length - first
         self.mask = _mask_of(layers[0], padding, tokens)
-        width = attention.FEW_COLUMNS if group * tokens <= attention.FEW_COLUMNS else attention.COLUMNS
-        parts = -(-group * tokens // width)
+        parts = -(-group * tokens // attention.COLUMNS)
+        width = -(-group * tokens // (parts * attention.FEW_COLUMNS)) * attention.FEW_COLUMNS
         tasks = rows * own.kv_heads * parts
         splits = number_of_splits(tasks, -(-self.slots // attention.BLOCK))
         is_half, dim = layers[0].stored_dtype == torch.bfloat16, own.head_dim
-        each = attention.SCRATCH_FLOATS * width + (2 * attention.BLOCK * dim if is_half else 0)
+        self._in_pairs = is_half and layers[0].dtype == torch.bfloat16 and pairs.fits(dim)
+        each = attention.SCRATCH_FLOATS * width
+        if self._in_pairs:
+            each += attention.BLOCK // 2 * (width + dim)
+        elif is_half:
+            each += 2 * attention.BLOCK * dim
         sizes = (tasks * dim * width, tasks * splits * dim * width, tasks * splits * each)
         self._memory = [torch.empty(size) for size in sizes]
         columns, results, scratch = (memory.data_ptr() for memory in self._memory)
@@ -84,8 +90,10 @@ class ChunkOfAlike:
     @property
     def layout(self) -> Arguments:
         """The compiled functions, the layers, and the numbers that the arguments of a layer take."""
-        lines, attention = self._lines, self._attention
-        stages = ((lines.fill, 0), (attention.attend, lines.HEADER), (lines.merge, 0))
+        lines, fill, attend = self._lines, self._lines.fill, self._attention.attend
+        if self._in_pairs:
+            fill, attend = self._pairs.fill_pairs_bfloat16, self._pairs.attend_pairs_bfloat16
+        stages = ((fill, 0), (attend, lines.HEADER), (lines.merge, 0))
         return Arguments(stages, self.places, len(self._arguments), self.layers[0].stored_dtype)
 
     def fill(self, arguments: np.ndarray, query: Lines, output: Lines, stores: np.ndarray) -> None:

@@ -34,7 +34,9 @@ class Product:
         outputs = self.module.out_features
         return outputs if bits is None else -(-outputs // OUTPUTS) * OUTPUTS
 
-    def add_to(self, program: Program, x: Lines, answer: Lines, bits: int | None) -> list[object]:
+    def add_to(
+        self, program: Program, x: Lines, answer: Lines, bits: int | None, rounds: bool = False
+    ) -> list[object]:
         """Add the product to the running stage of a program.
 
         Args:
@@ -42,13 +44,14 @@ class Product:
             x ([`Lines`]): Input.
             answer ([`Lines`]): Output, with the stride of [`Product.stride`].
             bits (`int`, *optional*): Bits that are read of a weight; `None` for the original weights.
+            rounds (`bool`, *optional*, defaults to `False`): See [`add_product`].
 
         Returns:
             What the program must keep alive.
         """
         planes = self.planes_in(bits)
         if planes is None or bits is None:
-            return add_product(program, x, self.module.weight, self.module.bias, answer)
+            return add_product(program, x, self.module.weight, self.module.bias, answer, rounds)
         return self._add_planes(program, x, answer, planes, max(bits, self.part.least_bits or 0))
 
     def widths(self) -> tuple[int, ...]:

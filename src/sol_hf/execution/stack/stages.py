@@ -115,7 +115,7 @@ class Stages:
         self.program.begin_stage()
         for number, product in enumerate(products):
             answer = self._lines(f"{role} {number}", product.module.out_features, product.stride(bits))
-            self.alive += product.add_to(self.program, x, answer, bits)
+            self.alive += product.add_to(self.program, x, answer, bits, rounds=self.kind.tokens > 1)
             answers.append(answer)
             if bits is not None:
                 self._copies.append((product.part.made_planes, product.part.made_planes()))

@@ -19,6 +19,17 @@ SUFFIXES = {torch.float32: "_float32", torch.bfloat16: "_bfloat16"}
 """How the names of kernels for one dtype end; the others work on all dtypes."""
 OVER_CACHE = ("attend", "rotate")
 """How the names of those begin whose dtype is that of keys and values."""
+PAIRS = "numba_pair_"
+"""How the names of modules begin that are of use where the processor multiplies pairs of bfloat16 numbers."""
+
+
+def multiplies_pairs() -> bool:
+    """Whether the processor has an instruction for products of pairs, and numba can be loaded."""
+    if not loads("numba_pairs"):
+        return False
+    from .numba_pairs import HAS_PAIRS
+
+    return HAS_PAIRS
 
 
 @lru_cache
@@ -58,6 +69,7 @@ def compile_kernels(dtypes: Iterable[torch.dtype], stored: torch.dtype | None = 
         stored (`torch.dtype`, *optional*): Of keys and values alone.
     """
     modules = sorted(file.stem for file in Path(__file__).parent.glob("numba_*.py"))
+    modules = [module for module in modules if not module.startswith(PAIRS) or multiplies_pairs()]
     if not all([loads(module) for module in modules]):
         return False
     from .code_cache import Kernel

@@ -45,7 +45,12 @@ class Lines:
 
 
 def add_product(
-    program: Program, x: Lines, weight: torch.Tensor, bias: torch.Tensor | None, answer: Lines
+    program: Program,
+    x: Lines,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    answer: Lines,
+    rounds: bool = False,
 ) -> list[object]:
     """Add a product with a weight that is read where it is to the running stage of a program.
 
@@ -55,16 +60,23 @@ def add_product(
         weight (`torch.Tensor` of shape `(outputs, channels)`): In float32 or bfloat16, contiguous.
         bias (`torch.Tensor` of shape `(outputs,)`, *optional*): Added to the product.
         answer ([`Lines`]): Output, without numbers between the tokens.
+        rounds (`bool`, *optional*, defaults to `False`): Whether the input may be rounded to the dtype of the weight,
+            which is faster where the processor multiplies pairs of bfloat16 numbers.
 
     Returns:
         What the program must keep alive.
     """
     from . import numba_linear as kernel
+    from . import numba_pair_linear as pairs
 
     wide = None if bias is None else bias.detach().float().contiguous()
     a = program.take(kernel.NEXT + 1, range(kernel.NEXT, kernel.NEXT + 1))
     a[kernel.X], a[kernel.WEIGHT], a[kernel.ANSWER] = x.address, weight.data_ptr(), answer.address
     a[kernel.BIAS] = 0 if wide is None else wide.data_ptr()
     a[kernel.LINES : kernel.NEXT] = len(x.memory), weight.shape[1], weight.shape[0]
-    program.add(kernel.multiply_float32 if weight.dtype == torch.float32 else kernel.multiply_bfloat16, a)
+    if weight.dtype == torch.float32:
+        program.add(kernel.multiply_float32, a)
+    else:
+        in_pairs = rounds and pairs.fits(len(x.memory), weight.shape[1])
+        program.add(pairs.multiply_pairs_bfloat16 if in_pairs else kernel.multiply_bfloat16, a)
     return [wide, weight]

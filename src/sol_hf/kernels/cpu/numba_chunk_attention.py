@@ -12,20 +12,19 @@ key. Products and softmax then need no sum over the elements of a register.
     scores  (keys, columns)      = keys @ queries        tiles of 8 keys x 3 vectors, summed over channels
     output  (channels, columns) += values.T @ weights    tiles of 8 channels x 3 vectors, summed over keys
 
-A task has `COLUMNS` columns, three vectors, or with few queries `FEW_COLUMNS`, one vector. Keys and values in bfloat16
+A task has `COLUMNS` columns, three vectors, or with few queries two vectors or one. Keys and values in bfloat16
 are widened first, a block at a time. If there are too few tasks for the threads, the keys are split into parts, whose
 results are merged afterwards.
 """
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from .code_cache import cfunc, njit
 from .numba_linear import TILE_LINES
 from .numba_memory import FAST_MATH, exp_of_negative, fetch_add, float32_at, prefetch, uint8_at, uint16_at, widen
-from .numba_vectors import FLOAT, LANES, LONG, VECTOR, add_product, spread
+from .numba_tiles import multiply_tile
+from .numba_vectors import LANES
 
 
 (QUERIES, KEYS, VALUES, MASK, OUTPUT, SCRATCH) = range(6)
@@ -33,7 +32,7 @@ from .numba_vectors import FLOAT, LANES, LONG, VECTOR, add_product, spread
 (KEY_ROW, KEY_HEAD, KEY_SLOT, VALUE_ROW, VALUE_HEAD, VALUE_SLOT, MASK_ROW, MASK_TOKEN) = range(13, 21)
 (SPLITS, IS_HALF, SCRATCH_EACH, WIDTH, NEXT) = range(21, 26)
 """`WIDTH` are the columns of a task."""
-COLUMNS, FEW_COLUMNS = 3 * LANES, LANES
+COLUMNS, TWO_COLUMNS, FEW_COLUMNS = 3 * LANES, 2 * LANES, LANES
 BLOCK = 64
 """Keys per update of the running softmax."""
 TILES_AHEAD = 2
@@ -46,64 +45,12 @@ SCRATCH_FLOATS = BLOCK + 4
 ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 
 
-def _multiply_tile(lines: int, adds: bool, columns: int):
-    vectors_each = columns // LANES
-
-    @intrinsic
-    def multiply_tile(typing, left, line_stride, place_stride, right, count, answer):
-        """`answer[i] = sum(left[i, n] * right[n] for n in range(count))`; with `adds` it is added to `answer[i]`.
-
-        `right` and `answer` have `columns` numbers per line. `left` may have any strides, which count numbers.
-        """
-
-        def generate(context, builder, signature, arguments):
-            left, line_stride, place_stride, right, count, answer = arguments
-            left, right, answer = (builder.inttoptr(a, FLOAT.as_pointer()) for a in (left, right, answer))
-            line = [builder.gep(left, [builder.mul(line_stride, LONG(i))]) for i in range(lines)]
-            targets = [_vector_at(builder, answer, LONG(n * LANES)) for n in range(lines * vectors_each)]
-            begin = [builder.load(t, align=4) if adds else VECTOR([0.0] * LANES) for t in targets]
-            before, loop = builder.block, builder.append_basic_block("loop")
-            after = builder.append_basic_block("after")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            place = builder.phi(LONG)
-            place.add_incoming(LONG(0), before)
-            sums = [builder.phi(VECTOR) for _ in targets]
-            source = builder.mul(place, LONG(columns))
-            vectors = [
-                builder.load(_vector_at(builder, right, builder.add(source, LONG(n * LANES))), align=4)
-                for n in range(vectors_each)
-            ]
-            offset = builder.mul(place, place_stride)
-            totals: list[ir.Value] = []
-            for i in range(lines):
-                factor = spread(builder, builder.load(builder.gep(line[i], [offset]), align=4))
-                for vector in vectors:
-                    totals.append(add_product(builder, sums[len(totals)], factor, vector))
-            for total, first, later in zip(sums, begin, totals, strict=True):
-                total.add_incoming(first, before)
-                total.add_incoming(later, loop)
-            following = builder.add(place, LONG(1))
-            place.add_incoming(following, loop)
-            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-            builder.position_at_end(after)
-            for target, total in zip(targets, totals, strict=True):
-                builder.store(total, target, align=4)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 6), generate
-
-    return multiply_tile
-
-
-def _vector_at(builder: ir.IRBuilder, memory: ir.Value, place: ir.Value) -> ir.Value:
-    return builder.bitcast(builder.gep(memory, [place]), VECTOR.as_pointer())
-
-
-_score_many, _score_one = (_multiply_tile(lines, False, COLUMNS) for lines in (TILE_LINES, 1))
-_score_many_few, _score_one_few = (_multiply_tile(lines, False, FEW_COLUMNS) for lines in (TILE_LINES, 1))
-_add_many, _add_one = (_multiply_tile(lines, True, COLUMNS) for lines in (TILE_LINES, 1))
-_add_many_few, _add_one_few = (_multiply_tile(lines, True, FEW_COLUMNS) for lines in (TILE_LINES, 1))
+_score_many, _score_one = (multiply_tile(lines, False, COLUMNS) for lines in (TILE_LINES, 1))
+_score_many_two, _score_one_two = (multiply_tile(lines, False, TWO_COLUMNS) for lines in (TILE_LINES, 1))
+_score_many_few, _score_one_few = (multiply_tile(lines, False, FEW_COLUMNS) for lines in (TILE_LINES, 1))
+_add_many, _add_one = (multiply_tile(lines, True, COLUMNS) for lines in (TILE_LINES, 1))
+_add_many_two, _add_one_two = (multiply_tile(lines, True, TWO_COLUMNS) for lines in (TILE_LINES, 1))
+_add_many_few, _add_one_few = (multiply_tile(lines, True, FEW_COLUMNS) for lines in (TILE_LINES, 1))
 
 
 @njit()
@@ -134,12 +81,16 @@ def _score(args, keys, stride, values, count, queries, scores):
             _prefetch_tile(values + 4 * key * args[VALUE_SLOT], args[VALUE_SLOT], args[VALUE_DIM])
         if width == FEW_COLUMNS:
             _score_many_few(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * FEW_COLUMNS)
+        elif width == TWO_COLUMNS:
+            _score_many_two(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * TWO_COLUMNS)
         else:
             _score_many(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
         key += TILE_LINES
     while key < count:
         if width == FEW_COLUMNS:
             _score_one_few(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * FEW_COLUMNS)
+        elif width == TWO_COLUMNS:
+            _score_one_two(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * TWO_COLUMNS)
         else:
             _score_one(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
         key += 1
@@ -152,12 +103,16 @@ def _add_values(width, values, stride, count, weights, value_dim, output):
     while channel + TILE_LINES <= value_dim:
         if width == FEW_COLUMNS:
             _add_many_few(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * FEW_COLUMNS)
+        elif width == TWO_COLUMNS:
+            _add_many_two(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * TWO_COLUMNS)
         else:
             _add_many(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
         channel += TILE_LINES
     while channel < value_dim:
         if width == FEW_COLUMNS:
             _add_one_few(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * FEW_COLUMNS)
+        elif width == TWO_COLUMNS:
+            _add_one_two(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * TWO_COLUMNS)
         else:
             _add_one(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
         channel += 1
