@@ -38,6 +38,9 @@ MOST_LOSS = 0.015
 """Share of the time of dense steps that may be spent on finding out whether drafts pay."""
 FIRST_LOSS = 2.0
 """Dense steps that the first texts of a setting may lose to find it out."""
+ONCE = 5.0
+"""Dense steps that the first draft of a setting may have lost for another one to follow at once: its codes and
+programs are made once."""
 FIRST_SHARE = 0.03
 """Share of the time of all texts of a setting that this may be: in short texts it waits until there were enough."""
 TRIED = 4
@@ -168,8 +171,8 @@ class Pace:
         if not self.costs.are_known:
             if left is not None and FIRST_SHARE * (self.costs.tokens + left) < FIRST_LOSS:
                 return 0
-            if not self.costs.step:
-                length, loss = 1, self.costs.lost  # the first of all may compile and copy; the next one is timed
+            if not self.costs.step:  # the first of all may compile and copy, and does not tell; the next one is timed
+                return 1 if allowed + ONCE >= 0 else 0
             return min(most, length) if allowed + FIRST_LOSS >= loss else 0
         if self.costs.since < self.costs.wait or allowed < loss:
             return 0
