@@ -196,6 +196,38 @@ def test_dense_steps_through_the_kernel(padding, threads):
     assert torch.equal(outputs[1], expected)
 
 
+WIDE_SHAPES = st.sampled_from([(1, 1, 16, 16), (3, 3, 64, 64), (2, 7, 32, 16), (1, 9, 80, 48), (2, 4, 128, 112)])
+
+
+@needs_numba
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=WIDE_SHAPES,
+    page_size=st.sampled_from([1, 3, 8, 16, 40, 100]),
+    padding=st.lists(st.integers(0, 30), min_size=1, max_size=2),
+    prefill=st.one_of(st.integers(1, 40), st.integers(60, 300)),
+    threads=st.integers(1, 2),
+    soft_cap=st.sampled_from([None, 2.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_heads_that_fill_vectors_attend_to_all_keys(shape, page_size, padding, prefill, threads, soft_cap, dtype):
+    """Their keys are multiplied 16 at a time, by other instructions."""
+    torch.set_num_threads(threads)
+    steps = Steps(shape, page_size, padding, prefill, dtype=dtype)
+    layer, first_key = steps.cache.layers[0], torch.tensor(padding)
+    query = steps.random(len(padding), steps.kv_heads * steps.group, 1, steps.dim)
+    pages = -((first_key - layer.length) // page_size)
+    kernel = numba_pages.PagedAttention(query, layer, first_key, pages, steps.rule, None, soft_cap)
+    output = kernel(query, layer)
+    key, value = (x.float().repeat_interleave(steps.group, dim=1) for x in (steps.key, steps.value))
+    scores = query.float() @ key.mT * steps.dim**-0.5
+    scores = scores if soft_cap is None else soft_cap * (scores / soft_cap).tanh()
+    hidden = torch.arange(layer.length) < first_key[:, None]
+    expected = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(dim=-1) @ value
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(output.float(), expected.transpose(1, 2), atol=tolerance, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("length", "keep", "taken"),
     [(31, 0.4, "gather"), (64, 0.4, "masked"), (65, 0.4, "gather"), (65, 0.5, "masked"), (400, 0.5, "masked")],

@@ -14,7 +14,12 @@ from sol_hf.kernels.cpu import compilation
 from support.paths import TESTS
 
 
-SELECTED = ("kernels/test_planes.py", "kernels/test_token_choice.py", "execution/test_token_attention.py")
+SELECTED = (
+    "kernels/test_planes.py",
+    "kernels/test_token_choice.py",
+    "execution/test_token_attention.py",
+    "execution/test_paged_attention.py",
+)
 
 
 @pytest.mark.slow
@@ -22,7 +27,7 @@ SELECTED = ("kernels/test_planes.py", "kernels/test_token_choice.py", "execution
     not compilation.loads("numba_tokens") or platform.machine().lower() not in ("x86_64", "amd64"),
     reason="numba is not installed, or compiles for other processors",
 )
-def test_planes_and_tokens_are_right_without_dot_products_of_bytes(tmp_path):
+def test_planes_and_attention_are_right_without_dot_products_of_bytes(tmp_path):
     told = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+bmi,+bmi2,+popcnt"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
     command += [str(TESTS / name) for name in SELECTED]

@@ -20,6 +20,7 @@ import numpy as np
 from numba import types
 
 from .code_cache import cfunc, njit
+from .numba_group import TOKENS, fits_vectors
 from .numba_memory import (
     FAST_MATH,
     bend,
@@ -36,6 +37,8 @@ from .numba_memory import (
     uint32_at,
     widen,
 )
+from .numba_run import attend_run
+from .numba_softmax import NOTHING, ZERO, update_softmax
 
 
 (QUERY, QUERY_ROW, QUERY_HEAD, KEYS, VALUES, UPPER, LOWER, OUTPUT, FIRST, WANTED) = range(10)
@@ -53,7 +56,7 @@ BLOCK = 64
 BINS = 256
 LINE = 64
 """Bytes in a cache line."""
-ZERO, NOTHING, EVERYTHING = np.float32(0.0), np.float32(-np.inf), np.float32(np.inf)
+EVERYTHING = np.float32(np.inf)
 SIGN, ALL_BITS = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
@@ -244,31 +247,6 @@ def _choose(args, task, query, keys, upper, lower):
     number[0] = count
 
 
-@njit(fastmath=FAST_MATH, error_model="numpy")
-def _update_softmax(logits, count, dim, state, total):
-    """Turn the logits of a block into weights, and rescale the previous sums to the new maximum.
-
-    `state` holds the maximum and the sum of weights so far.
-    """
-    highest = state[0]
-    for j in range(count):
-        highest = max(highest, logits[j])
-    if highest == NOTHING:
-        return False
-    if state[0] != highest:
-        shrink = exp_of_negative(state[0] - highest) if state[0] != NOTHING else ZERO
-        state[0] = highest
-        state[1] *= shrink
-        for i in range(dim):
-            total[i] *= shrink
-    added = ZERO
-    for j in range(count):
-        logits[j] = exp_of_negative(logits[j] - highest) if logits[j] != NOTHING else ZERO
-        added += logits[j]
-    state[1] += added
-    return True
-
-
 @njit()
 def _prefetch_page(args, memory, task, page, first, dim):
     """Prefetch the keys or values of a page. The hardware does not prefetch them, since pages are not contiguous."""
@@ -300,6 +278,12 @@ def _attend(args, task, split, keys, values):
         for i in range(1 + value_dim):
             state[1 + i] = ZERO
     place, end = number * split // args[SPLITS], number * (split + 1) // args[SPLITS]
+    begin, stop = first + place * size, min(first + end * size, slots)
+    is_whole = int64_at(args[WANTED])[task // args[KV_HEADS]] * size >= slots - first
+    if is_whole and stop >= TOKENS and fits_vectors(dim, value_dim):
+        sizes, memory = (group, dim, value_dim), (args[KEYS], args[VALUES], args[ITEM_SIZE], task * args[CAPACITY])
+        attend_run(queries, sizes, keys, values, memory, begin, stop, args[SOFT_CAP], width, parts, logits)
+        return
     while place < end:
         last = min(place + per_block, end)
         for n in range(place, last):
@@ -320,7 +304,7 @@ def _attend(args, task, split, keys, values):
         for g in range(group):
             address = parts + 4 * g * (2 + value_dim)
             total = float32_at(address + 8)
-            _update_softmax(
+            update_softmax(
                 float32_at(logits + 4 * g * width), (last - place) * size, value_dim, float32_at(address), total
             )
         for n in range(place, last):

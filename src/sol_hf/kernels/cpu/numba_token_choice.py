@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from .code_cache import njit
 from .numba_memory import int32_at, uint32_at
 from .numba_plane_words import WORDS, every
-from .numba_vectors import LONG, WORD
+from .numba_vectors import HAS_WIDE_VECTORS, LONG, WORD
 
 
 TOKENS = 16
@@ -43,6 +43,23 @@ def least_chosen(bits, total, wanted):
     return least, wanted - larger
 
 
+def _store_chosen(builder: ir.IRBuilder, slots: ir.Value, chosen: ir.Value, listed: ir.Value) -> None:
+    """Store the chosen slots one after another. What follows them, up to `TOKENS` in all, may be written, too.
+
+    Some processors take a hundred times as long to compress into memory as into a register.
+    """
+    if HAS_WIDE_VECTORS:
+        kind, name = ir.FunctionType(WORDS, [WORDS, WORDS, FLAGS]), f"llvm.x86.avx512.mask.compress.v{TOKENS}i32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        together = builder.call(function, [slots, slots, chosen])
+        builder.store(together, builder.inttoptr(listed, WORDS.as_pointer()), align=4)
+    else:
+        target, kind = WORD.as_pointer(), ir.FunctionType(ir.VoidType(), [WORDS, WORD.as_pointer(), FLAGS])
+        name = f"llvm.masked.compressstore.v{TOKENS}i32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        builder.call(function, [slots, builder.inttoptr(listed, target), chosen])
+
+
 @intrinsic
 def _append_larger(typing, bits, least, slot, listed):
     """List the tokens among 16 whose scores are larger than `least`, `slot` being the number of the first.
@@ -62,10 +79,7 @@ def _append_larger(typing, bits, least, slot, listed):
         slots = builder.add(builder.shuffle_vector(first, first, every(0)), ir.Constant(WORDS, list(range(TOKENS))))
         has_equal = builder.icmp_unsigned("!=", equal, BITS(0))
         with builder.if_then(builder.not_(has_equal)):
-            target = builder.inttoptr(listed, WORD.as_pointer())
-            kind = ir.FunctionType(ir.VoidType(), [WORDS, WORD.as_pointer(), FLAGS])
-            name = f"llvm.masked.compressstore.v{TOKENS}i32"
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [slots, target, larger])
+            _store_chosen(builder, slots, larger, listed)
         return builder.select(has_equal, LONG(-1), builder.zext(number, LONG))
 
     return types.int64(types.int64, types.uint32, types.int64, types.int64), generate
@@ -75,7 +89,7 @@ def _append_larger(typing, bits, least, slot, listed):
 def list_chosen(scores, count, least, ties, first, listed):
     """List tokens from `first` on whose scores at an address are larger than `least`, and `ties` that equal it.
 
-    Returns their number, and how many that equal it are left to take.
+    Returns their number, and how many that equal it are left to take. The list needs room for `TOKENS` more.
     """
     found, j = np.int64(0), 0
     while j < count:

@@ -37,7 +37,6 @@ from .numba_attention import (
     LOWER,
     MOST_PAGES,
     NEXT,
-    NOTHING,
     OUTPUT,
     PAGE_CAPACITY,
     PAGE_SIZE,
@@ -56,12 +55,11 @@ from .numba_attention import (
     WANTED,
     WORDS,
     WORDS_EACH,
-    ZERO,
     _accumulate,
     _combine,
     _dots,
-    _update_softmax,
 )
+from .numba_group import TOKENS, add_listed, fits_vectors, score_listed
 from .numba_memory import (
     FAST_MATH,
     exp_of_negative,
@@ -76,6 +74,7 @@ from .numba_memory import (
     uint32_at,
     widen,
 )
+from .numba_softmax import NOTHING, ZERO, largest_of, update_softmax
 from .numba_token_choice import least_chosen, list_chosen
 from .numba_token_scores import can_score, score_tokens, write_records
 
@@ -175,9 +174,7 @@ def _rank_tokens(args, task, query, codes, scales):
         scores[j] = ZERO
     for g in range(group):
         answer = float32_at(logits + 4 * g * slots)
-        highest, total = NOTHING, ZERO
-        for j in range(count):
-            highest = max(highest, answer[j])
+        highest, total = largest_of(answer, count), ZERO
         for j in range(count):
             answer[j] = exp_of_negative(answer[j] - highest)
             total += answer[j]
@@ -227,12 +224,33 @@ def _gather(memory, base, listed, begin, count, dim, tile):
 
 
 @njit()
-def _prefetch_tokens(address, base, listed, begin, end, size):
+def _prefetch_tokens(memory, begin, end):
     """Prefetch the keys or values of listed tokens, which the hardware does not foresee."""
-    for n in range(begin, end):
+    address, base, listed, last, size = memory
+    for n in range(begin, min(end, last)):
         source = address + (base + listed[n]) * size
         for offset in range(0, size, LINE):
             prefetch(source + offset)
+
+
+@njit(error_model="numpy")
+def _score_listed(queries, sizes, keys, base, tokens, count, logits, ahead, place):
+    """Products of all queries with the keys of a block of listed tokens, whose values are prefetched meanwhile."""
+    group, dim, _ = sizes
+    for begin in range(0, count, TOKENS):
+        _prefetch_tokens(ahead, place + begin, place + begin + TOKENS)
+        first = min(begin, count - TOKENS)  # the last tokens may be among those before
+        score_listed(queries, group, dim, keys, base * dim, tokens + 4 * first, logits + 4 * first, BLOCK)
+
+
+@njit(error_model="numpy")
+def _add_listed(sizes, values, base, tokens, count, logits, parts, ahead, place):
+    """Add the weighted values of a block of listed tokens, while the keys of the next are prefetched."""
+    group, _, dim = sizes
+    for begin in range(0, count, TOKENS):
+        _prefetch_tokens(ahead, place + begin, place + begin + TOKENS)
+        weights, number = logits + 4 * begin, min(TOKENS, count - begin)
+        add_listed(weights, BLOCK, group, values, base * dim, tokens + 4 * begin, number, dim, parts + 8)
 
 
 @njit(fastmath=FAST_MATH, error_model="numpy")
@@ -252,23 +270,35 @@ def _attend_tokens(args, task, split, keys, values):
         for i in range(1 + value_dim):
             state[1 + i] = ZERO
     place, end = number * split // args[SPLITS], number * (split + 1) // args[SPLITS]
-    _prefetch_tokens(args[KEYS], base, listed, place, min(place + BLOCK, end), dim * item)
+    _prefetch_tokens((args[KEYS], base, listed, end, dim * item), place, place + BLOCK)
+    fits, sizes, size = fits_vectors(dim, value_dim), (group, dim, value_dim), value_dim * item
     while place < end:
         last = min(place + BLOCK, end)
-        count = last - place
-        _prefetch_tokens(args[VALUES], base, listed, place, last, value_dim * item)
-        _gather(keys, base, listed, place, count, dim, tile)
+        count, is_wide, tokens = last - place, fits and last - place >= TOKENS, words + 4 + 4 * place
+        keys_ahead, values_ahead = (
+            (args[KEYS], base, listed, end, dim * item),
+            (args[VALUES], base, listed, last, size),
+        )
+        if is_wide:
+            _score_listed(queries, sizes, keys, base, tokens, count, logits, values_ahead, place)
+        else:
+            _prefetch_tokens(values_ahead, place, last)
+            _gather(keys, base, listed, place, count, dim, tile)
         for g in range(group):
-            _dots(float32_at(queries + 4 * g * dim), tile, count, dim, float32_at(logits + 4 * g * BLOCK))
+            if not is_wide:
+                _dots(float32_at(queries + 4 * g * dim), tile, count, dim, float32_at(logits + 4 * g * BLOCK))
             state = parts + 4 * g * (2 + value_dim)
-            _update_softmax(
+            update_softmax(
                 float32_at(logits + 4 * g * BLOCK), count, value_dim, float32_at(state), float32_at(state + 8)
             )
-        _prefetch_tokens(args[KEYS], base, listed, last, min(last + BLOCK, end), dim * item)
-        _gather(values, base, listed, place, count, value_dim, tile)
-        for g in range(group):
-            total = float32_at(parts + 4 * g * (2 + value_dim) + 8)
-            _accumulate(float32_at(logits + 4 * g * BLOCK), tile, count, value_dim, total)
+        if is_wide:
+            _add_listed(sizes, values, base, tokens, count, logits, parts, keys_ahead, last)
+        else:
+            _prefetch_tokens(keys_ahead, last, last + BLOCK)
+            _gather(values, base, listed, place, count, value_dim, tile)
+            for g in range(group):
+                total = float32_at(parts + 4 * g * (2 + value_dim) + 8)
+                _accumulate(float32_at(logits + 4 * g * BLOCK), tile, count, value_dim, total)
         place = last
 
 
