@@ -144,7 +144,7 @@ def _add_values(count: int, vectors: int, is_listed: bool):
             sums = [builder.phi(VECTOR) for _ in begin]
             line = _line(builder, memory, base, _slot(builder, tokens, place, is_listed), dim)
             values = [load_vector(builder, line, LONG(LANES * n)) for n in range(vectors)]
-            later = []
+            later: list[ir.Value] = []
             for share in shares:
                 weight = spread(builder, builder.load(builder.gep(share, [place])))
                 later += [add_product(builder, sums[len(later) + n], weight, x) for n, x in enumerate(values)]
