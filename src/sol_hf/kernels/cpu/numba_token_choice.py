@@ -14,8 +14,9 @@ from numba.extending import intrinsic
 
 from .code_cache import njit
 from .numba_memory import int32_at, uint32_at
+from .numba_plane_integers import HAS_DOT_PRODUCTS
 from .numba_plane_words import WORDS, every
-from .numba_vectors import HAS_WIDE_VECTORS, LONG, WORD
+from .numba_vectors import LONG, WORD
 
 
 TOKENS = 16
@@ -48,7 +49,7 @@ def _store_chosen(builder: ir.IRBuilder, slots: ir.Value, chosen: ir.Value, list
 
     Some processors take a hundred times as long to compress into memory as into a register.
     """
-    if HAS_WIDE_VECTORS:
+    if HAS_DOT_PRODUCTS:  # it has such instructions, and numba compiles for it
         kind, name = ir.FunctionType(WORDS, [WORDS, WORDS, FLAGS]), f"llvm.x86.avx512.mask.compress.v{TOKENS}i32"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
         together = builder.call(function, [slots, slots, chosen])
