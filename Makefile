@@ -10,6 +10,8 @@ INSTALLED_OLDEST := $(VENV_OLDEST)/.installed
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 SEED ?= 0
+TEXTS ?=
+PICTURES ?= docs/pictures
 CASES ?= 5000
 JOBS ?= 1
 
@@ -18,11 +20,12 @@ OLDEST_TESTS := test_upstream or test_golden or test_generate or test_kv_refresh
 	test_configuration_sol or test_policy or test_public_api or test_hub or test_peft or test_grpo_trainer or \
 	test_budgeted_perplexity or test_lm_eval_adapter or test_sweep_figures or test_smollm2 or test_linear or test_demo
 
-.PHONY: help venv venv-oldest demo docs test test-oldest test-slow fuzz quality style doctest clean
+.PHONY: help venv venv-oldest demo docs figures test test-oldest test-slow fuzz quality style doctest clean
 
 help:
 	@echo "make demo       one prompt by transformers, densely by us, and at two budgets (DEMO_ARGS=... for options)"
 	@echo "make docs       the documentation as a site, in build/docs/site"
+	@echo "make figures    measure and draw every figure of the paper index, in hours (TEXTS=texts.jsonl.gz)"
 	@echo "make test       the quick tests (PYTEST_ARGS=... for options)"
 	@echo "make test-slow  the tests that take long or need the network"
 	@echo "make fuzz       drawn cases against everything that is promised (SEED=0 CASES=5000 JOBS=1)"
@@ -61,6 +64,20 @@ demo: $(DEMO_INSTALLED)
 
 docs: venv
 	$(BIN)/python docs/build_site.py
+
+# Folders of sweeps keep what is measured, so that a stopped run goes on where it was. The texts are others than those
+# that the policies were trained on.
+SHIPPED := model_cards/sol-smollm2-135m
+RECOMMENDED := model_cards/sol-smollm2-135m-recommended
+OF_TEXTS = --base smollm2-135m --data $(TEXTS)
+figures: venv
+	@test -n "$(TEXTS)" || { echo "Give texts that the policies were not trained on: make figures TEXTS=texts.jsonl.gz" >&2; exit 2; }
+	$(BIN)/sol-hf pareto $(SHIPPED) $(OF_TEXTS) --dtype bfloat16 --soft --episodes 1 --page-places 1 --skip-blocks 256 --blocks 40 \
+		--controllers policy,fixed,random:20,entropy,drift,oracle,oracle:4 --out runs/pareto
+	$(BIN)/sol-hf pareto $(SHIPPED) $(OF_TEXTS) --bits-backend nested --per-document 1 --blocks 24 --controllers policy,fixed --out runs/published
+	$(BIN)/sol-hf pareto $(RECOMMENDED) $(OF_TEXTS) --budgets auto --per-document 1 --blocks 24 --controllers policy,fixed --out runs/recommended
+	$(BIN)/python examples/make_figures.py runs/pareto --bytes-front recommended=runs/recommended published=runs/published \
+		--action-map examples/texts/tide.txt --pollution $(TEXTS) --blocks 32 --dtype bfloat16 --out $(PICTURES)
 
 # Two processes with one torch thread each: faster on small models than one process with two threads.
 test: venv

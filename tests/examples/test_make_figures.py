@@ -6,6 +6,8 @@
 import importlib
 import json
 import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sol_hf import SOLConfig, SOLForCausalLM, load_text, pack_blocks
+from sol_hf.cli import figures
+from sol_hf.cli.main import build_parser
 from sol_hf.evaluation.sweep.sweep import Sweep, SweepConfig
 from sol_hf.evaluation.sweep.table import SweepError
 from support.paths import DATA, ROOT
@@ -116,3 +120,34 @@ def test_a_folder_without_a_finished_sweep_is_refused(script, tmp_path):
 
 def test_the_text_of_the_documentation_is_there(script):
     assert len((ROOT / "examples" / "texts" / "tide.txt").read_text(encoding="utf-8").split()) > 150
+
+
+def test_make_figures_gives_commands_that_can_be_run(script):
+    """`make figures` names every figure of the paper index, and its commands are read without an error."""
+    printed = subprocess.run(
+        ["make", "--dry-run", "--always-make", "figures", "TEXTS=texts.jsonl.gz"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    lines = [shlex.split(line) for line in printed.replace("\\\n", " ").splitlines()]
+    sweeps = [line[2:] for line in lines if line[0].endswith("/sol-hf") and line[1] == "pareto"]
+    (drawn,) = [line[2:] for line in lines if len(line) > 1 and line[1] == "examples/make_figures.py"]
+    assert len(sweeps) == 3 and drawn[0] == "runs/pareto"
+    written = set()
+    for arguments in sweeps:
+        options = build_parser().parse_args(["pareto", *arguments])
+        assert (ROOT / options.policy / "config.json").is_file() and options.texts == "texts.jsonl.gz"
+        written.add(str(options.out))
+    options = figures.parse([*drawn, "--policy", "any"])
+    assert {drawn[0], *(str(folder) for _, folder in options.bytes_front)} == written
+    assert options.action_map.is_file() or (ROOT / options.action_map).is_file()
+    assert options.texts == "texts.jsonl.gz" and str(options.out) == "docs/pictures"
+
+
+def test_make_figures_without_texts_says_what_to_give():
+    found = subprocess.run(
+        ["make", "figures", f"VENV={sys.prefix}", f"INSTALLED={__file__}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode != 0 and "make figures TEXTS=texts.jsonl.gz" in found.stderr
