@@ -5,6 +5,7 @@
 
 from sol_hf import SOLConfig
 from sol_hf.hub.model_card import build_card
+from support.cases import sol_model
 from support.extra_axis import FOUR_LEVELS
 
 
@@ -14,6 +15,15 @@ def test_the_published_axes(mlp_noise):
     assert "token_keep=0.5, mlp_keep=0.7, bits=8, return_dict_in_generate=True\n" in text
     assert "| `mlp_keep` levels | 0.4 … 1 (13) |\n| `bits` levels | 8 … 16 (2) |\n| criterion | `quest`" in text
     assert "a budget given to `generate`.\nThe weights of the base model" in text
+
+
+def test_what_bits_saves_is_that_of_the_stored_backend(tmp_path):
+    assert "`bits` quantizes the MLP output in simulation" in build_card(SOLConfig()).text
+    model = sol_model(num_hidden_layers=1)
+    model.generation_config.bits_backend = "nested"
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "fewer bits are fewer bytes" in text and "in simulation" not in text
 
 
 def test_an_added_axis_is_described_and_used(mlp_noise):

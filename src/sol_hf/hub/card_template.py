@@ -76,7 +76,7 @@ print(tokenizer.decode(output[0]))
 {%- endfor %}
 | policy | {{ config.policy_num_layers }} layer(s), width {{ config.policy_hidden_size }}, {{ config.policy_num_heads }} heads |
 
-`bits` quantizes the MLP output in simulation: it changes the numbers, not yet the time.
+{{ bits_note }}
 
 ## How it was made
 {% if recipe %}

@@ -27,6 +27,15 @@ CARD_NAME = "README.md"
 TAGS = ("sol", "self-optimizing-language-model", "adaptive-compute", "sol_hf")
 
 
+BITS_NOTES = {
+    "fake": "`bits` quantizes the MLP output in simulation: it changes the numbers, not yet the time.",
+    "int8": 'MLP weights are read as int8 where `bits` is 8 or less (`bits_backend="int8"`, which is stored).',
+    "nested": 'Weights are read as planes of an 8-bit code, as many as `bits` says (`bits_backend="nested"`, which is '
+    "stored): fewer bits are fewer bytes.",
+}
+"""What `bits` does, by the stored `bits_backend`."""
+
+
 def build_card(
     config: SOLConfig,
     repo_id: str | None = None,
@@ -35,6 +44,7 @@ def build_card(
     recipe: Mapping[str, Mapping[str, Any]] | None = None,
     ask_hub: bool = False,
     has_tokenizer: bool = False,
+    bits_backend: str | None = None,
 ) -> ModelCard:
     """The model card of a policy, from the template. Its licence is that of the base, where the base's card says one.
 
@@ -45,6 +55,7 @@ def build_card(
         recipe (`Mapping`, *optional*): How the policy was made: settings by stage of the training, see [`recipe_of`].
         ask_hub (`bool`, *optional*, defaults to `False`): Whether the base's card may be downloaded for its licence.
         has_tokenizer (`bool`, *optional*, defaults to `False`): Whether the base's tokenizer is beside the policy.
+        bits_backend (`str`, *optional*): How `bits` is computed by default, as the policy has stored it.
     """
     on_hub = hub_id(config.base_model_name_or_path)
     license_fields: dict[str, Any] = base_license(config.base_model_name_or_path, config.base_model_revision, ask_hub)
@@ -78,6 +89,7 @@ def build_card(
         license_name=license_fields.get("license_name") or license_fields.get("license"),
         recipe=recipe_text(recipe),
         has_tokenizer=has_tokenizer,
+        bits_note=BITS_NOTES[bits_backend or "fake"],
         versions={
             "transformers": transformers.__version__,
             "torch": torch.__version__,

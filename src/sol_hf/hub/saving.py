@@ -82,7 +82,13 @@ def save_policy(
     card = Path(folder, CARD_NAME)
     if not card.exists():
         has_tokenizer = tokenizer is not None
-        build_card(model.config, repo_id, recipe=model.training_recipe, has_tokenizer=has_tokenizer).save(card)
+        stored = dict(recipe=model.training_recipe, bits_backend=_bits_backend(model))
+        build_card(model.config, repo_id, has_tokenizer=has_tokenizer, **stored).save(card)
+
+
+def _bits_backend(model: PreTrainedModel) -> str | None:
+    """How `bits` is computed where a call does not say so."""
+    return getattr(model.generation_config, "bits_backend", None)
 
 
 def save_generation_config(config: GenerationConfig, folder: str | os.PathLike) -> None:
@@ -156,6 +162,7 @@ def push_policy(
             recipe=model.training_recipe,
             ask_hub=True,
             has_tokenizer=tokenizer is not None,
+            bits_backend=_bits_backend(model),
         )
         if api.file_exists(repo_id, CARD_NAME, revision=revision):
             card = ModelCard.load(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))

@@ -173,7 +173,10 @@ class AtomicCheckpoints(Trainer):
         if self.is_world_process_zero() and not card.exists():
             card.parent.mkdir(parents=True, exist_ok=True)
             self._note_recipe()
-            hub.build_card(self.sol.config, self.hub_model_id, recipe=self.sol.training_recipe).save(card)
+            stored = dict(
+                recipe=self.sol.training_recipe, bits_backend=getattr(self.sol.generation_config, "bits_backend", None)
+            )
+            hub.build_card(self.sol.config, self.hub_model_id, **stored).save(card)
 
     def _note_recipe(self) -> None:
         """Tell the policy's card how it was made."""
