@@ -38,6 +38,7 @@ from .decoding.options import DecodeOptions, pop_options, resolve_options
 from .decoding.outputs import SOLScoreOutput
 from .decoding.plane_scales import PlaneScales
 from .decoding.policy_fit import check_agreement, unite_configs
+from .decoding.prompt_kinds import check_prompt_kinds
 from .decoding.scoring import score_rows, score_rows_densely
 from .decoding.session import DecodingSession
 from .decoding.setup import controls_for, new_cache, own_cache
@@ -359,6 +360,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         """
         if context_length is None:
             raise ValueError("`context_length` is needed: how many tokens of every row are processed densely.")
+        check_prompt_kinds(None, {"input_ids": input_ids, "attention_mask": attention_mask}, "score")
         if input_ids.device != compute_device(self.base):
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {compute_device(self.base)}.")
         rows = align_rows(input_ids, attention_mask, context_length)

@@ -123,6 +123,14 @@ def test_the_example_of_a_help_runs(folders, tmp_path, monkeypatch, capsys, comm
         ("chat x --bits many", 2, "--bits"),
         ("generate x y --threads 0", 2, "--threads"),
         ("serve /absent/folder/x", 1, "there is no such folder"),
+        (
+            "generate POLICY hello --compute quality:-1",
+            1,
+            "`compute` must be a number, one number per row, or `quality",
+        ),
+        ("generate POLICY hello --compute quality:.1", 1, "No setting of this policy's calibration stays within 0.1"),
+        ("generate POLICY hello --compute much", 1, "'much' is no budget: write a share of dense such as `.4`"),
+        ("generate POLICY hello --threads x", 2, "parse string as an integer. `sol-hf generate --help` explains."),
         ("generate POLICY hello --bits 2", 1, "below the smallest level of the action space"),
         ("generate POLICY hello --bits 8 --compute 0.7", 1, "Pass either `compute` or a budget"),
         ("generate BASE hello --base BASE", 1, "is a base, no policy"),
@@ -140,6 +148,30 @@ def test_debug_shows_where_an_error_is_from(capsys):
     assert cli.main(["coverage", "/absent/folder/x", "--debug"]) == 1
     printed = capsys.readouterr().err
     assert "Traceback" in printed and printed.splitlines()[-1].startswith("sol-hf: /absent/folder/x: there is no")
+
+
+def test_a_quality_is_a_budget_as_a_number_is(folders, monkeypatch, capsys):
+    assert (
+        cli.main(["generate", str(folders / "policy"), "hello", "--compute", "quality:1", "--max-new-tokens", "2"])
+        == 0
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/budget quality:1\n"))
+    assert cli.main(["chat", str(folders / "policy")]) == 0
+    assert "compute=quality:1" in capsys.readouterr().out
+
+
+def test_an_empty_prompt_is_named(folders, capsys):
+    for budget in ([], ["--bits", "8"]):
+        assert cli.main(["generate", str(folders / "policy"), "", *budget]) == 1
+        assert capsys.readouterr().err == "sol-hf: The prompt is empty: at least one token is needed.\n"
+
+
+def test_a_text_that_is_read_in_full_says_so(folders, capsys):
+    """The default of a base: short texts are read in full, whatever was asked."""
+    budget = ["--token-keep", "0.5", "--max-new-tokens", "4"]
+    assert cli.main(["generate", str(folders / "base"), "hello", *budget, "--threads", "1"]) == 0
+    printed = capsys.readouterr().err
+    assert "token_keep 1.00" in printed and "texts of up to 256 tokens are read in full" in printed
 
 
 def test_an_unknown_error_is_named(monkeypatch, capsys):
@@ -182,7 +214,13 @@ def test_a_chat_goes_on_and_its_budget_can_be_changed(folders, monkeypatch, caps
 
 
 def test_a_wrong_budget_in_a_chat_ends_it_where_nobody_can_correct_it(folders, monkeypatch, capsys):
-    for line, message in (("/budget 9", "ompute"), ("/budget bits", "write e.g. `.4`"), ("/bugdet", "no command")):
+    for line, message in (
+        ("/budget 9", "ompute"),
+        ("/budget bits", "such as `token_keep=.5 bits=8`"),
+        ("/budget bits=x", "'x' is not a number"),
+        ("/budget quality:.1", "No setting of this policy's calibration stays within 0.1 nats"),
+        ("/bugdet", "no command"),
+    ):
         monkeypatch.setattr(sys, "stdin", io.StringIO(line + "\n"))
         assert cli.main(["chat", str(folders / "policy")]) == 1
         assert message in capsys.readouterr().err
@@ -208,7 +246,9 @@ def test_a_chat_in_a_terminal_has_a_meter_in_its_last_line(folders):
     os.close(leader)
     assert "/help lists the commands" in seen and seen.count("\x1b[24;1H") > 20  # the meter, step by step
     assert "\x1b[1;23r" in seen and "\x1b[r" in seen  # room for it, and given back
-    assert re.search(r"40 tokens, [\d.]+ tokens/s, .*agreement [\d.]+", seen)
+    assert re.search(r"40 tokens at [\d.]+/s, .*agreement [\d.]+", seen.replace("\r\n", " "))
+    shown = re.findall(r"\x1b\[24;1H\x1b\[2K\x1b\[2m([^\x1b]*)", seen)
+    assert all(len(line) < 80 for line in shown) and max(shown, key=len).rstrip(",").endswith("bits 16.0")
 
 
 def read_until(terminal: int, *texts: str, seconds: float = 150) -> str:

@@ -27,31 +27,53 @@ class Meter:
         tokens (`int`): New tokens.
         seconds (`float`): Since the first of them.
         spent (`dict`): As of [`Spending.of_row`].
+        remarks (`list[str]`): What the numbers do not say.
     """
 
     tokens: int = 0
     seconds: float = 0.0
     spent: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def speed(self) -> float | None:
         """Tokens per second after the first."""
         return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds > 0 else None
 
-    def __str__(self) -> str:
-        parts = [f"{self.tokens} tokens"]
-        if self.speed is not None:
-            parts.append(f"{self.speed:.1f} tokens/s")
+    @property
+    def parts(self) -> list[str]:
+        """What it shows, the most important first."""
+        tokens = "1 token" if self.tokens == 1 else f"{self.tokens} tokens"
+        parts = [tokens if self.speed is None else f"{tokens} at {self.speed:.1f}/s"]
+        if "net_keep" in self.spent:
+            parts.append(f"net keep {self.spent['net_keep']:.2f}")
         for axis, value in self.spent.get("realised", {}).items():
             if axis in self.spent["requested"] or axis == "bits":
                 parts.append(f"{axis} {value:.2f}" if axis != "bits" else f"bits {value:.1f}")
-        if "net_keep" in self.spent:
-            parts.append(f"net keep {self.spent['net_keep']:.2f}")
         if "bytes_share" in self.spent:
             parts.append(f"bytes {self.spent['bytes_share']:.2f}")
         if "agreement" in self.spent:
             parts.append(f"agreement {self.spent['agreement']:.2f}")
-        return ", ".join(parts)
+        return parts + self.remarks
+
+    def __str__(self) -> str:
+        return ", ".join(self.parts)
+
+    def within(self, columns: int) -> str:
+        """As many of the parts as a line has room for; none is cut."""
+        return lines_of(self.parts, columns)[0]
+
+
+def lines_of(parts: Sequence[str], columns: int) -> list[str]:
+    """Parts, with commas between them, in lines of at most so many columns; a part that is longer has its own."""
+    lines = [""]
+    for place, part in enumerate(parts):
+        part += "," if place + 1 < len(parts) else ""
+        if lines[-1] and len(lines[-1]) + 1 + len(part) > columns:
+            lines.append(part)
+        else:
+            lines[-1] += f" {part}" if lines[-1] else part
+    return lines
 
 
 class Answering:
@@ -95,6 +117,8 @@ class Answering:
         room = (model.config.base_max_position_embeddings or len(ids) + new_tokens) - len(ids)
         if room < 1:
             raise ValueError(f"The text has {len(ids)} tokens, and the model no more positions: begin a new chat.")
+        if not ids:
+            raise ValueError("The prompt is empty: at least one token is needed.")
 
         def deliver(piece: Any) -> None:
             if piece is not None:
@@ -119,7 +143,17 @@ class Answering:
             row.cancel()
         else:
             meter.tokens, meter.spent = len(row.tokens), row.metrics
+        meter.remarks = self._remarks(row)
         return "".join(pieces), meter
+
+    def _remarks(self, row: Row) -> list[str]:
+        """Why an answer ended, and why it spent more than was asked, where its text does not show it."""
+        remarks = [f"ended after {len(row.tokens)} tokens"] if row.finish_reason == "length" else []
+        short, budget = self._loaded.model.config.short_text_tokens, row.settings.options.budget
+        asks = budget is not None and "token_keep" in budget.controlled and not row.settings.options.lossless
+        if asks and len(row.ids) < short:
+            remarks.append(f"texts of up to {short} tokens are read in full")
+        return remarks
 
 
 def _drafts() -> dict[str, float]:

@@ -40,7 +40,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 512,
     threads: Threads = None,
 ) -> int:
-    """Chat with a model. While it answers, the last line shows what it spends, its agreement and its speed.
+    """Chat with a model. While it answers, the last line shows its speed and what it spends; its agreement follows.
 
     Lines that begin with / are commands: /budget .4, /budget token_keep=.5 bits=8, /budget off, /lossless on, /new,
     /help, /quit.

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..budget.axes import AXES
+from ..budget.calibration import QUALITY
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
 from ..controllers.fixed import FixedController
@@ -82,23 +83,43 @@ def load_any(source: str, base: str | None = None, dtype: str = "auto", bits_bac
     return found
 
 
-def given_budget(**values: float | None) -> dict[str, float]:
+def given_budget(**values: float | str | None) -> dict[str, float | str]:
     """The options of a command that were given."""
-    return {name: value for name, value in values.items() if value is not None}
+    found = {name: value for name, value in values.items() if value is not None}
+    if "compute" in found:
+        found["compute"] = compute_of(str(found["compute"]))
+    return found
 
 
-def axes_of(text: str) -> dict[str, float]:
+def compute_of(text: str) -> float | str:
+    """A share of dense from `.4`, or a quality from `quality:.02`, which is checked where it is used.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if text.startswith(f"{QUALITY}:"):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} is no budget: write a share of dense such as `.4`, a quality such as `{QUALITY}:.02`, or axes "
+            "such as `token_keep=.5 bits=8`."
+        ) from error
+
+
+def axes_of(text: str) -> dict[str, float | str]:
     """A budget from `token_keep=.5 bits=8`, commas allowed.
 
     Raises:
         ValueError: for anything else.
     """
-    found = {}
+    found: dict[str, float | str] = {}
     for part in text.replace(",", " ").split():
         name, equals, value = part.partition("=")
         if not equals or name not in (*AXES, "compute"):
             raise ValueError(f"{part!r} is not part of a budget: write e.g. `.4`, or `token_keep=.5 bits=8`.")
-        found[name] = _number(value)
+        found[name] = compute_of(value) if name == "compute" else _number(value)
     return found
 
 

@@ -87,7 +87,7 @@ def _explain(given: list[str], error: Exception, debug: bool) -> int:
     if hasattr(error, "format_message"):  # typer could not read the line
         context = getattr(error, "ctx", None)
         command = "sol-hf" if context is None else context.command_path
-        print(f"{command}: {_one_line(error.format_message())} `{command} --help` explains.", file=sys.stderr)
+        print(f"{command}: {_sentence(error.format_message())} `{command} --help` explains.", file=sys.stderr)
         return WRONG_USAGE
     command = next((argument for argument in given if not argument.startswith("-")), "")
     if isinstance(error, ModuleNotFoundError):
@@ -101,6 +101,12 @@ def _explain(given: list[str], error: Exception, debug: bool) -> int:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _sentence(text: str) -> str:
+    """In one line, with a full stop if it ends without one."""
+    line = _one_line(text)
+    return line if line.endswith((".", "?", "!")) else f"{line}."
 
 
 def _run_with_parser(name: str, rest: list[str]) -> int:

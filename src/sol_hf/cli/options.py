@@ -25,6 +25,9 @@ TokenKeep = Annotated[float | None, typer.Option(help="target: share of the cach
 MlpKeep = Annotated[float | None, typer.Option(help="target: share of the MLPs' input channels")]
 Bits = Annotated[float | None, typer.Option(help="target: bits, 2 to 16")]
 NeuronKeep = Annotated[float | None, typer.Option(help="target: share of the MLPs' neurons, if the policy has it")]
-Compute = Annotated[float | None, typer.Option(help="one number instead, of a policy with a calibration")]
+Compute = Annotated[
+    str | None,
+    typer.Option(help="one number instead, of a policy with a calibration, such as 0.6; or quality:0.02"),
+]
 Lossless = Annotated[bool, typer.Option("--lossless", help="the text of the base: drafts under the budget, checked")]
 Threads = Annotated[int | None, typer.Option(min=1, help="of torch; default: what torch takes")]

@@ -5,6 +5,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from typing import TextIO
 
 
@@ -34,11 +35,15 @@ class StatusLine:
             self._is_shown = False
         return self
 
-    def show(self, text: str) -> None:
-        """Write the status."""
+    def show(self, fit: Callable[[int], str]) -> None:
+        """Write the status.
+
+        Args:
+            fit (`Callable`): Gives the text for a number of columns, which it must not exceed.
+        """
         if self._is_shown:
-            columns = shutil.get_terminal_size().columns
-            self._out.write(f"{SAVE}\x1b[{self._rows};1H{CLEAR}{DIM}{text[: columns - 1]}{PLAIN}{RESTORE}")
+            text = fit(shutil.get_terminal_size().columns - 1)
+            self._out.write(f"{SAVE}\x1b[{self._rows};1H{CLEAR}{DIM}{text}{PLAIN}{RESTORE}")
             self._out.flush()
 
     def __exit__(self, *_) -> None:

@@ -3,21 +3,27 @@
 
 """A conversation: its messages, the budget that holds, and the commands that change it."""
 
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from .answer import Answering
-from .loading import Loaded, axes_of
+from .answer import Answering, lines_of
+from .loading import Loaded, axes_of, compute_of
 from .status_line import DIM, PLAIN, StatusLine
 
 
 COMMANDS = """/budget .4                    one number, of a policy with a calibration
+/budget quality:.02           the cheapest within .02 nats of dense, if the calibration says what it costs
 /budget token_keep=.5 bits=8  targets by axis
 /budget off                   the model's own budget, or none
 /lossless on | off            the text of the base, by drafts that are checked
 /new                          forget the conversation
-/quit                         end"""
+/quit                         end
+
+Below an answer stands what its steps have spent. net keep: mean of the axes, bits over 16. token_keep, mlp_keep,
+bits: means over the steps, next to what was asked. bytes: what the steps read, over what dense steps read; above 1
+where a policy costs more than it saves. agreement: how often a token is the dense model's own."""
 
 
 class Talk:
@@ -40,7 +46,7 @@ class Talk:
         self,
         loaded: Loaded,
         out: TextIO,
-        budget: Mapping[str, float],
+        budget: Mapping[str, float | str],
         sampling: Mapping[str, Any],
         lossless: bool,
         system: str | None,
@@ -107,13 +113,9 @@ class Talk:
             else:
                 self._say(self._state())
             return
-        try:
-            budget = {"compute": float(text)}
-        except ValueError:
-            budget = axes_of(text)
-        self._change(budget=budget)
+        self._change(budget=axes_of(text) if "=" in text else {"compute": compute_of(text)})
 
-    def _change(self, budget: dict[str, float] | None = None, lossless: bool | None = None) -> None:
+    def _change(self, budget: Mapping[str, float | str] | None = None, lossless: bool | None = None) -> None:
         before = self._budget, self._lossless
         self._budget = self._budget if budget is None else budget
         self._lossless = self._lossless if lossless is None else lossless
@@ -125,7 +127,12 @@ class Talk:
         self._say(self._state())
 
     def _state(self) -> str:
-        budget = " ".join(f"{name}={value:g}" for name, value in self._budget.items()) or "no budget of its own"
+        budget = (
+            " ".join(
+                f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in self._budget.items()
+            )
+            or "no budget of its own"
+        )
         return budget + (", lossless" if self._lossless else "")
 
     def _fields(self) -> dict[str, Any]:
@@ -139,10 +146,11 @@ class Talk:
         ids = prompt_ids(self._loaded, messages)
         with StatusLine(self._out) as status:
             answer, meter = self._answering(
-                ids, self._fields(), self._max_new_tokens, self._write, lambda now: status.show(str(now))
+                ids, self._fields(), self._max_new_tokens, self._write, lambda now: status.show(now.within)
             )
         self._out.write("\n")
-        self._say(str(meter))
+        columns = shutil.get_terminal_size().columns if self._out.isatty() else sys.maxsize
+        self._say("\n".join(lines_of(meter.parts, columns)))
         self._messages = [*messages, {"role": "assistant", "content": answer}]
 
     def _write(self, piece: str) -> None:

@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from ..configuration_sol import SOLConfig
 from ..execution.base_device import compute_device
+from ..execution.compiled_modules import check_not_compiled
 from ..execution.instrumentation import Instrumentation
 from ..execution.own_loop import own_loop
 from ..modeling_sol_policy import SOLPolicyModel
@@ -27,6 +29,7 @@ from .lossless.settings import look_ahead_of, lossless_controls
 from .options import DecodeOptions, resolve_options
 from .outputs import SOLGenerateDecoderOnlyOutput, attach_steps
 from .policy_fit import check_agreement
+from .prompt_kinds import check_prompt_kinds
 from .row_ends import RowEnds
 from .session import DecodingSession
 from .setup import controls_for
@@ -45,6 +48,7 @@ class BudgetedGeneration(WrappedGeneration):
         self, inputs: torch.Tensor | None, generation_config: GenerationConfig | None, given: dict, kwargs: dict
     ) -> ModelOutput | torch.LongTensor:
         """`generate` with its options in `given`, and transformers' arguments in `kwargs`."""
+        check_prompt_kinds(inputs, kwargs)
         options = resolve_options(given, generation_config, self.generation_config, self.config)
         prompt, configs = find_prompt(inputs, kwargs), (generation_config, self.generation_config)
         if prompt is None and not options.runs_base:
@@ -95,6 +99,8 @@ class BudgetedGeneration(WrappedGeneration):
     ) -> tuple[DecodeControls | None, LookAhead | None]:
         """The settings of the steps of a call, and what processes its forwards if it is one with `lossless`."""
         check_agreement(self.config, self.policy)
+        if not options.runs_base and isinstance(self, nn.Module):
+            check_not_compiled(self)
         if not options.lossless:
             return controls_for(options, self.base, self.policy, self.config, rows), None
         controls, steps = lossless_controls(options, self.base, self.policy, self.config, rows)

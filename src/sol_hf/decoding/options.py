@@ -18,6 +18,7 @@ from ..budget.budget import AxisTarget, Budget
 from ..budget.calibration import check_unit
 from ..configuration_sol import SOLConfig
 from ..controllers.base import Controller
+from ..controllers.checks import check_controller
 from ..controllers.dense import DenseController
 from ..controllers.processors import ActionProcessorList, DenseRowsProcessor, budget_processors
 from ..execution.plan import BACKENDS, BITS_BACKENDS
@@ -103,6 +104,7 @@ class DecodeOptions:
             )
         if self.lossless and self.exact:
             raise ValueError("Nobody knows how many steps the drafts of `lossless` will have: leave out `exact`.")
+        check_controller(self.controller, self.action_processors)
         if self.action_processors and self.is_empty:
             raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
 

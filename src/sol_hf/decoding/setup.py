@@ -15,6 +15,7 @@ from ..cache.stored_layer import StoredLayer
 from ..configuration_sol import SOLConfig
 from ..controllers.policy import PolicyController
 from ..execution.base_device import compute_device
+from ..execution.compiled_modules import check_not_compiled
 from ..execution.forked_process import check_fork
 from ..execution.instrumentation import Instrumentation
 from ..modeling_sol_policy import SOLPolicyModel
@@ -108,6 +109,7 @@ def controls_for(
         budget.check(options.spending(space), rows)
     if options.runs_base:
         return None
+    check_not_compiled(base)
     if options.controller is None and not options.is_dense:
         policy.warn_if_fresh()
     if options.dial is not None and not options.is_dense:
