@@ -117,7 +117,7 @@ class Talk:
 
     def _change(self, budget: Mapping[str, float | str] | None = None, lossless: bool | None = None) -> None:
         before = self._budget, self._lossless
-        self._budget = self._budget if budget is None else budget
+        self._budget = self._budget if budget is None else dict(budget)
         self._lossless = self._lossless if lossless is None else lossless
         try:
             self._answering.check(self._fields())
