@@ -3,6 +3,8 @@
 
 """Bases whose weights other libraries have quantized or sharded: they run, and what needs plain weights is refused."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import distributed, nn
@@ -10,11 +12,14 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from sol_hf import FixedController, UnsupportedAxisError
+from sol_hf.costs.compute_costs import ComputeCosts
 from support.bases import tiny_base
 from support.cases import control, prompts
+from support.quantized import KINDS, quantized_and_plain
 
 
-BITS = {"bits": [8, 16]}
+LEVELS = {"bits": [8, 16], "neuron_keep": [0.4, 1.0]}
+BUDGETS = ({"token_keep": 0.6}, {"mlp_keep": 0.4}, {"neuron_keep": 0.4}, {"bits": 8})
 RUN = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 
@@ -52,18 +57,83 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
-def test_a_base_of_another_library_runs_and_has_no_planes(kind, request, tmp_path):
-    base = MAKERS[kind](request, tmp_path)
-    model = control(base, **BITS)
+@contextmanager
+def refused_before_any_compute(base: PreTrainedModel, match: str):
+    """Within the block a call is refused, and no forward of the base has run."""
+    calls: list[int] = []
+    hook = base.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(UnsupportedAxisError, match=match):
+        yield
+    hook.remove()
+    assert not calls
+
+
+def check_runs(base: PreTrainedModel, refused: dict[str, str] | None = None) -> None:
+    """Dense calls are those of the base; budgets are kept; what needs plain weights is refused."""
+    model, refused = control(base, **LEVELS), refused or {}
+    assert {axis for axis, layers in model.coverage().layers.items() if not layers} == set(refused)
     expected = base.generate(prompts(1), **RUN)
     assert torch.equal(model.generate(prompts(1), **RUN), expected)
-    options = {**RUN, "controller": FixedController(), "return_dict_in_generate": True}
-    for budget in ({"token_keep": 0.6}, {"mlp_keep": 0.4}, {"bits": 8}):
+    options = {**RUN, "controller": FixedController(), "return_dict_in_generate": True, "kv_refresh": False}
+    for axis, reason in refused.items():
+        with refused_before_any_compute(base, reason):
+            model.generate(prompts(1), **options, **{axis: 0.4})
+    for budget in BUDGETS:
+        if refused.keys() & budget.keys():
+            continue
         output = model.generate(prompts(1), **options, **budget)
-        assert output.realised[0, list(model.action_space.axis_names).index(*budget)] <= next(iter(budget.values()))
-    with pytest.raises(UnsupportedAxisError, match="`bits_backend='nested'` reads plain linear layers, but `model"):
+        (axis,) = budget
+        assert output.realised[0, list(model.action_space.axis_names).index(axis)] <= budget[axis] + 1e-4
+        if axis != "token_keep":  # products of such weights read all of them
+            assert output.bytes_share.tolist() == pytest.approx([1.0], abs=1e-6), axis
+    with refused_before_any_compute(base, "`bits_backend='nested'` reads plain linear layers, but `model"):
         model.generate(prompts(1), **options, bits=8, bits_backend="nested")
-    with pytest.raises(UnsupportedAxisError, match="`bits_backend='int8'` needs MLPs of .* plain linear layers"):
+    with refused_before_any_compute(base, "`bits_backend='int8'` needs MLPs of .* plain linear layers"):
         model.generate(prompts(1), **options, bits=8, bits_backend="int8")
     assert torch.equal(model.generate(prompts(1), **RUN), expected)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_base_of_another_library_runs_and_has_no_planes(kind, request, tmp_path):
+    spread = {"neuron_keep": "`neuron_keep` cannot be controlled on .*: the neurons of the MLP of layer 0 are spread"}
+    check_runs(MAKERS[kind](request, tmp_path), spread if kind == "tensor parallel" else None)
+
+
+class TestLayersAsLibrariesMakeThem:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_they_run_and_have_no_planes(self, kind):
+        check_runs(quantized_and_plain(tiny_base("llama"), kind)[0])
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_steps_are_those_of_plain_weights_of_the_same_values(self, kind):
+        models = [control(base, **LEVELS) for base in quantized_and_plain(tiny_base("llama", torch.float64), kind)]
+        budget = {"token_keep": 0.6, "mlp_keep": 0.7, "neuron_keep": 0.7, "bits": 12, "controller": FixedController()}
+        own, plain = (m.score(prompts(1), context_length=9, return_logits=True, **budget).logits for m in models)
+        assert torch.allclose(own, plain, atol=1e-6)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_bytes_of_their_steps_are_those_that_they_store(self, kind):
+        own, plain = (control(base) for base in quantized_and_plain(tiny_base("llama"), kind))
+        costs, of_plain = (ComputeCosts.of(model, 20) for model in (own, plain))
+        saved = sum(3 * w.numel() - 4 * len(w) for n, w in plain.base.named_parameters() if "_proj" in n)
+        assert of_plain.dense_bytes - costs.dense_bytes == saved
+        assert costs.dense_flops == of_plain.dense_flops
+
+    def test_a_layer_that_does_not_say_its_sizes_is_refused(self):
+        base = tiny_base("llama")
+        for layer in base.model.layers:
+            layer.mlp.down_proj = nn.Sequential(nn.Identity(), layer.mlp.down_proj)  # no sizes of its own
+            layer.mlp.down_proj[1] = Unsized(layer.mlp.down_proj[1])
+        with refused_before_any_compute(base, "`mlp_keep` and `bits` cannot be controlled on .*: no layer has an MLP"):
+            control(base).generate(prompts(1), **RUN, mlp_keep=0.4)
+
+
+class Unsized(nn.Module):
+    """A linear layer whose sizes nobody can know."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.register_buffer("codes", linear.weight.detach().to(torch.int8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.codes.to(x.dtype).t()

@@ -281,6 +281,8 @@ class TestOffloadedBases:
         ids = prompts(length=20)
         scores = [m.score(ids, context_length=9, token_keep=0.5).logprobs for m in (model, sol_model())]
         assert torch.equal(*scores)
+        output = model.score(ids, context_length=9, mlp_keep=0.4, controller=FixedController(), kv_refresh=False)
+        assert model.device.type == "cpu" and output.bytes_share.tolist() == pytest.approx([1.0] * len(ids))
 
     def test_a_base_without_weights_says_so(self):
         with torch.device("meta"):

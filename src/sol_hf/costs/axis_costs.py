@@ -23,6 +23,7 @@ from ..execution.mlp.discovery import find_sites
 from ..registry import Registry
 from .counted_model import CountedModel
 from .expert_counts import layout_of, share_read
+from .stored_weights import is_plain, stored_bytes, stored_tensors, weights_in
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class MlpModules(NamedTuple):
     """The modules of the MLPs of a base that the axes tell apart.
 
     Args:
-        inputs (`list[nn.Module]`): Linear layers whose input is the hidden state.
+        inputs (`list[nn.Module]`): Linear layers whose input is the hidden state, with plain weights.
         lasts (`list[nn.Module]`): Those of last projections, whose inputs are the neurons.
         every (`list[nn.Module]`): All modules of MLPs.
     """
@@ -90,7 +91,8 @@ class MlpModules(NamedTuple):
     def experts(self) -> list[tuple["ReadMatrix", "ReadMatrix"]]:
         """What a token reads of first and last projections of experts, which are among the parameters of `every`."""
         layouts = ((layout_of(part), share_read(part)) for part in self.every)
-        return [(ReadMatrix(of.first, share), ReadMatrix(of.last, share)) for of, share in layouts if of is not None]
+        plain = ((of, share) for of, share in layouts if of is not None and is_plain(of.first) and is_plain(of.last))
+        return [(ReadMatrix(of.first, share), ReadMatrix(of.last, share)) for of, share in plain]
 
 
 class ReadMatrix(NamedTuple):
@@ -122,9 +124,9 @@ def _of_widest_input(projection: nn.Module) -> list[nn.Module]:
 
 
 def _has_matrix(part: nn.Module) -> bool:
-    """Whether a module is a linear layer with a weight of its own, not that of another module."""
+    """Whether a module is a linear layer with a plain weight of its own, not that of another module."""
     weight = vars(part)["_parameters"].get("weight", vars(part)["_buffers"].get("weight"))
-    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not isinstance(part, nn.Embedding)
+    return is_plain(weight) and weight.dim() == 2 and not isinstance(part, nn.Embedding)
 
 
 def _matrix(part: nn.Module) -> torch.Tensor:
@@ -146,19 +148,17 @@ def read_numbers(module: nn.Module) -> int:
 
 def own_numbers(part: nn.Module) -> int:
     """Parameters of one module, without those of its parts, that a forward of one token reads."""
-    own = part.parameters(recurse=False)
     if isinstance(part, nn.Embedding):
-        return sum(p.shape[-1] for p in own)
-    share = share_read(part)
-    return sum(round(p.numel() * share) for p in own)
+        return sum(p.shape[-1] for p in part.parameters(recurse=False))
+    return round(weights_in(part) * share_read(part))
 
 
 def read_bytes(modules: Iterable[nn.Module]) -> int:
     """Bytes of the parameters of modules, without those of their parts, that a forward of one token reads."""
     total = 0
     for part in modules:
-        own, share = part.parameters(recurse=False), share_read(part)
-        total += sum(p[0].nbytes if isinstance(part, nn.Embedding) else round(p.nbytes * share) for p in own)
+        own, share = stored_tensors(part), share_read(part)
+        total += sum(p[0].nbytes if isinstance(part, nn.Embedding) else round(stored_bytes(p) * share) for p in own)
     return total
 
 

@@ -17,6 +17,7 @@ from ..cache.paged_layer import PagedLayer
 from ..cache.window_layer import WindowLayer
 from ..decoding.base_forward import base_forward
 from ..decoding.forward_inputs import ForwardInputs
+from ..execution.base_device import compute_device
 from ..execution.watch import evaluating
 from ..selection.criterion import CRITERIA
 from ..selection.rule import SelectionRule
@@ -57,7 +58,7 @@ class CachedLayer:
 def cached_layers(model: CountedModel) -> list[CachedLayer]:
     """The layers of a cache of this model, after one token."""
     cache, base = model.new_cache(), model.base
-    token = torch.ones(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
+    token = torch.ones(1, 1, dtype=torch.long, device=compute_device(base))
     cache.set_up_rows(1, token.device)
     with evaluating(base):
         base_forward(base, ForwardInputs(token), cache)

@@ -174,7 +174,7 @@ class BlockRunner:
             batch = number * state.num_processes + state.process_index
             blocks = parts[min(batch, len(parts) - 1)]
             context = int(contexts[blocks[0]])
-            tokens = self.tokens[blocks, : context + self.steps + 1].to(self.model.base.device)
+            tokens = self.tokens[blocks, : context + self.steps + 1].to(self.model.device)
             yield Batch(blocks, tokens, context, len(blocks) if batch < len(parts) else 0)
 
     def gather(self, found: torch.Tensor) -> torch.Tensor:

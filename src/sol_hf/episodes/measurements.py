@@ -131,7 +131,7 @@ class Measurements:
         steps = blocks.shape[1] - self.context_length - 1
         actions = torch.randint(len(model.action_space), (len(blocks), steps), generator=generator)
         batches = zip(blocks.split(self.batch_size), actions.split(self.batch_size), strict=True)
-        device, found = model.base.device, []
+        device, found = model.device, []
         for some, drawn in batches:
             part = measure(model, some.to(device), self.context_length, self.probes, drawn.to(device))
             found.append(Counterfactuals(**{name: value.cpu() for name, value in vars(part).items()}))

@@ -155,7 +155,7 @@ def impulse_responses(
     starts = range(0, len(blocks), batch_size)
     settings: dict[str, Any] = dict(context_length=context_length, return_logits=True)
     for start in tqdm(starts, desc="Impulse response", disable=not progress):
-        tokens: Any = blocks[start : start + batch_size].to(model.base.device)
+        tokens: Any = blocks[start : start + batch_size].to(model.device)
         reference = model.score(tokens, controller=ScheduleController(dense), kv_refresh=False, **settings)
         for part, (schedule, refresh) in zip(parts, cases, strict=True):
             disturbed = model.score(tokens, controller=ScheduleController(schedule), kv_refresh=refresh, **settings)

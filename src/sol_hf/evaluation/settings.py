@@ -94,7 +94,7 @@ def measure_settings(
     columns = compare(models, settings, blocks, contexts, episode_length).mean(dim=2)
     times: list[float] | list[None] = [None] * len(models)
     if timed_rounds:
-        prompt = blocks[:1, : min(contexts)].to(base.device)
+        prompt = blocks[:1, : min(contexts)].to(models[0].device)
         times = time_shares(models, settings, prompt, OPTIONS, timed_rounds)
     result = []
     for model, setting, values, seconds in zip(models, settings, columns, times, strict=True):
@@ -137,7 +137,7 @@ def compare(
     columns = torch.empty(len(settings), len(blocks), steps, 3, dtype=torch.float64)
     for turn, context in enumerate(contexts):
         for rows in torch.arange(turn, len(blocks), len(contexts)).split(batch_size):
-            text: Any = blocks[rows, : context + steps + 1].to(models[0].base.device)
+            text: Any = blocks[rows, : context + steps + 1].to(models[0].device)
             dense = models[0].score(text, context_length=context, return_logits=True)
             for index, (model, setting) in enumerate(zip(models, settings, strict=True)):
                 call = call_under(setting, OPTIONS)

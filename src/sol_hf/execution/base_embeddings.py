@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The embeddings and the LM head of a model that consists of a base and a policy: those of the base."""
+"""Embeddings, LM head and device of a model that consists of a base and a policy: those of the base."""
 
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from .base_device import device_of
 
 
 class EmbeddingsOfBase:
@@ -16,6 +18,11 @@ class EmbeddingsOfBase:
     base: PreTrainedModel
     policy: PreTrainedModel
     config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base computes, and prompts have to be; its weights may be elsewhere between two forwards."""
+        return device_of(self.base)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()

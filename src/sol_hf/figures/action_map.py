@@ -200,7 +200,7 @@ def map_actions(
             others, or the budget cannot be met.
     """
     tokens = [*begin_tokens(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
-    ids: Any = torch.tensor([tokens], device=model.base.device)
+    ids: Any = torch.tensor([tokens], device=model.device)
     if ids.shape[1] < context_length + 2:
         raise ValueError(
             f"The text has {ids.shape[1]} tokens; with `context_length` {context_length} it needs at least "

@@ -93,7 +93,7 @@ class BudgetedPerplexity(evaluate.Metric):
             width = len(rows[batch[0]])
             ids: Any = torch.tensor([rows[place] + [0] * (width - len(rows[place])) for place in batch])
             mask = torch.tensor([[1] * len(rows[place]) + [0] * (width - len(rows[place])) for place in batch])
-            device, own = model.base.device, _with_budget_of(options, budget, batch)
+            device, own = model.device, _with_budget_of(options, budget, batch)
             output: Any = model.score(ids.to(device), mask.to(device), dense, **own)
             losses = -output.logprobs.double().sum(dim=1) / output.step_mask.sum(dim=1)
             for place, loss, means in zip(batch, losses.exp().tolist(), output.realised.tolist(), strict=True):

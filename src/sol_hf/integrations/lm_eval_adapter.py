@@ -326,7 +326,7 @@ class SOLLM(HFLM):
             batch (`list[tuple]`): Pairs of a row's token ids and the number of its last tokens that count.
         """
         width = max(len(row) for row, _ in batch)
-        device, output = self.sol.base.device, None  # type: torch.device, Any
+        device, output = self.sol.device, None  # type: torch.device, Any
         ids: Any = torch.tensor([[*row, *[0] * (width - len(row))] for row, _ in batch], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch], device=device)
         contexts = [len(row) - length - 1 for row, length in batch]

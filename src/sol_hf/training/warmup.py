@@ -175,7 +175,7 @@ class CounterfactualWarmup:
         base = self.model.base
         if base.device.type == "cpu" and device.type != "cpu" and getattr(base, "hf_device_map", None) is None:
             base.to(device)
-        self.model.policy.to(base.device)
+        self.model.policy.to(self.model.device)
 
     def _settings(self, blocks: torch.Tensor) -> dict[str, Any]:
         """All that the fitted policy depends on."""

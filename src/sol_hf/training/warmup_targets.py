@@ -348,7 +348,7 @@ def run_on_policy(
         batch_size (`int`, *optional*, defaults to 64): Episodes that run at the same time; they begin at the same
             step.
     """
-    steps, device = model.config.episode_length, model.base.device
+    steps, device = model.config.episode_length, model.device
     measured = blocks.shape[1] - context_length - 1
     controller = PolicyController(model.policy.eval())
     parts, chosen, starts = [], [], []

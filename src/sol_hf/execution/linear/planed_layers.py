@@ -118,7 +118,7 @@ def _check(layer: PlanedLayer) -> None:
 def _reason_against(module: nn.Module) -> str | None:
     if type(module) not in PRODUCTS:
         return f"is of the class {type(module).__name__}"
-    forward, weight = vars(module).get("forward"), module.weight
+    forward, weight = vars(module).get("forward"), getattr(module, "weight", None)  # packed ones have another name
     if forward is not None and not isinstance(forward, StepPart):
         return "has a forward that another library has replaced"
     if not isinstance(weight, torch.Tensor) or type(weight) not in (nn.Parameter, torch.Tensor):

@@ -62,7 +62,8 @@ class KeptCall:
     @property
     def compiles(self) -> bool:
         """Whether compiled code chooses the channels."""
-        return self.plan.backend != "reference" and sparse_mlp.supports(self.x)
+        is_in_memory = type(self.x) is torch.Tensor  # a subclass may have nothing at its address
+        return is_in_memory and self.plan.backend != "reference" and sparse_mlp.supports(self.x)
 
     @cached_property
     def kept(self) -> KeptChannels:

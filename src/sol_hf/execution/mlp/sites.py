@@ -15,6 +15,8 @@
 from dataclasses import dataclass
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from ...errors import UnsupportedAxisError
 from .step_down import StepDown
@@ -79,6 +81,18 @@ class MLPSite:
         Those of linear layers are checked elsewhere.
         """
 
+    def refuse_spread_neurons(self, projection: nn.Module) -> None:
+        """Raise [`UnsupportedAxisError`] if each process has only a part of the inputs of a last projection.
+
+        The largest of all cannot be told from the largest of a part. FSDP collects weights and spreads no inputs.
+        """
+        shared = any(isinstance(weight, DTensor) for weight in projection.parameters())
+        if shared and projection._forward_pre_hooks and not isinstance(projection, FSDPModule):
+            raise UnsupportedAxisError(
+                f"the neurons of {self.title} are spread over processes (tensor parallel), so that the largest of all "
+                "are not known: leave the axis out of the budget, or load the base without `tp_plan`."
+            )
+
     def keep_neurons(self) -> None:
         """Tell the part that chooses channels which part chooses neurons, if both run in one computation."""
 
@@ -115,6 +129,7 @@ class WholeMLP(MLPSite):
                 f"{self.title} ({type(self.module).__name__}) has no last projection that can be told from the "
                 f"others; it has {children}."
             )
+        self.refuse_spread_neurons(self.projection)
         return StepDown.of(self.projection)
 
     def check_int8(self) -> None:
@@ -147,6 +162,7 @@ class TwoProjections(MLPSite):
         return self.projection
 
     def part(self, axis: str) -> StepDown:
+        self.refuse_spread_neurons(self.projection)
         return StepFirst.of(self.first) if axis == "mlp_keep" else StepLast.of(self.projection)
 
 
