@@ -19,8 +19,8 @@ implementation that skips everything that can be skipped; they are not times. Fa
 `bits_backend="nested"` the planes and scales that are read count. In *nominal* counts MLP weights are read with
 bits / 16 of their size. Query heads that share a key-value head may select different keys (`selection="head"`). The
 counts assume that they do: if `n` heads share one, up to `n` times `token_keep` of the keys is read. Of a mixture of
-experts those that a token runs through are counted. Weights that another library has quantized, and offloaded ones, are
-read as a whole, as they are stored. Activations and the entropy that a controller computes are not counted.
+experts those that a token runs through are counted. Weights that another library has quantized, and offloaded ones,
+are read as a whole, as they are stored. Activations and the entropy that a controller computes are not counted.
 """
 
 from dataclasses import dataclass, replace

@@ -48,7 +48,7 @@ def is_packed(module: nn.Module) -> bool:
 
 def stored_tensors(module: nn.Module) -> list[torch.Tensor]:
     """What a module keeps of weights: its parameters, and of a linear layer without a plain one its buffers too."""
-    own = list(module.parameters(recurse=False))
+    own: list[torch.Tensor] = list(module.parameters(recurse=False))
     is_quantized = is_linear(module) and not is_plain(getattr(module, "weight", None))
     return [*own, *module.buffers(recurse=False)] if is_quantized else own
 
