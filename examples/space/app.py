@@ -29,6 +29,8 @@ MOST_LETTERS, MOST_TOKENS, MOST_SECONDS, MOST_WAITING = 2000, 192, 60, 16
 LEVELS = dict(token_keep=[0.1, 0.2, 0.3, 0.5, 0.7, 1.0], mlp_keep=[1.0], bits=[4, 5, 6, 8, 16])
 DIAL = {"0.3": (0.2, 5), "0.5": (0.3, 6), "0.7": (0.5, 8), "0.9": (0.9, 8)}
 """Without a calibration: `token_keep` and `bits` for positions of the dial."""
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+"""With the fonts of the visitor: none are fetched from elsewhere."""
 STYLE = """
 .sol-text { font-size: 1.05rem; line-height: 1.75; min-height: 9rem; white-space: pre-wrap; }
 .sol-text span { border-radius: 3px; padding: 0.1rem 0; }
@@ -213,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=7860, help="of the page, on this machine only")
     options = parser.parse_args(arguments)
     host = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"  # a Space is reached through its proxy
-    page(load(options.tiny)).launch(server_name=host, server_port=options.port, css=STYLE)
+    page(load(options.tiny)).launch(server_name=host, server_port=options.port, theme=THEME, css=STYLE)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from .answer import Answering, lines_of
 from .loading import Loaded, axes_of, compute_of
 from .status_line import DIM, PLAIN, StatusLine
+from .word_wrap import WordWrap
 
 
 COMMANDS = """/budget .4                    one number, of a policy with a calibration
@@ -144,12 +145,17 @@ class Talk:
     def _answer(self, text: str) -> None:
         messages = [*self._messages, {"role": "user", "content": text}]
         ids = prompt_ids(self._loaded, messages)
+        columns = shutil.get_terminal_size().columns if self._out.isatty() else sys.maxsize
+        wrap = WordWrap(columns)
         with StatusLine(self._out) as status:
             answer, meter = self._answering(
-                ids, self._fields(), self._max_new_tokens, self._write, lambda now: status.show(now.within)
+                ids,
+                self._fields(),
+                self._max_new_tokens,
+                lambda piece: self._write(wrap(piece)),
+                lambda now: status.show(now.within),
             )
         self._out.write("\n")
-        columns = shutil.get_terminal_size().columns if self._out.isatty() else sys.maxsize
         self._say("\n".join(lines_of(meter.parts, columns)))
         self._messages = [*messages, {"role": "assistant", "content": answer}]
 
