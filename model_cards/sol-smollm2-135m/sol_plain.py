@@ -81,6 +81,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from statistics import median
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.nn.functional import cosine_similarity, pad, scaled_dot_product_attention
@@ -6648,6 +6650,40 @@ def first_position(base: PreTrainedModel) -> int:
 
 
 # =====================================================================================================================
+# controllers/checks.py
+#
+# Checks of the controller and the processors of a call.
+# =====================================================================================================================
+
+
+def check_controller(controller: Any, processors: Any) -> None:
+    """Raise a ValueError unless they are what their options take."""
+    if isinstance(controller, type):
+        raise ValueError(f"`controller` must be an object, got a class: pass `{controller.__name__}()`.")
+    if controller is not None and not isinstance(controller, Controller):
+        raise ValueError(
+            f"`controller` must be a Controller, got {_name(controller)}: pass an object such as `FixedController()`, "
+            "or one of a subclass of `Controller`."
+        )
+    if processors is None:
+        return
+    if not isinstance(processors, Iterable) or isinstance(processors, str):
+        raise ValueError(f"`action_processors` must be a list, got {_name(processors)}: put it into one.")
+    for processor in processors:
+        if isinstance(processor, type) or not callable(processor):
+            raise ValueError(
+                f"`action_processors` must hold objects to call, such as `AxisBiasProcessor(token_keep=1)`, "
+                f"got {_name(processor)}."
+            )
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return repr(value) if isinstance(value, str) else type(value).__name__
+
+
+# =====================================================================================================================
 # controllers/dense.py
 #
 # The controller of steps that are all dense: it has nothing to choose.
@@ -7022,15 +7058,22 @@ class DecodeControls:
 
 def compute_device(base: PreTrainedModel) -> torch.device:
     """The device of a base. Of a base that accelerate offloads, it is the one that the weights are moved to."""
-    if base.device.type != "meta":
-        return base.device
-    for module in base.modules():
-        hook = getattr(module, "_hf_hook", None)
-        for part in getattr(hook, "hooks", [hook]):
-            device = getattr(part, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    raise ValueError(f"{type(base).__name__} is on the meta device, without weights: load it first.")
+    device = device_of(base)
+    if device.type == "meta":
+        raise ValueError(f"{type(base).__name__} is on the meta device, without weights: load it first.")
+    return device
+
+
+def device_of(base: PreTrainedModel) -> torch.device:
+    """The device of a base, as of [`compute_device`]; the meta device if its weights were never loaded."""
+    if base.device.type == "meta":
+        for module in base.modules():
+            hook = getattr(module, "_hf_hook", None)
+            for part in getattr(hook, "hooks", [hook]):
+                device = getattr(part, "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
+    return base.device
 
 
 # =====================================================================================================================
@@ -7229,6 +7272,7 @@ class DecodeOptions:
             )
         if self.lossless and self.exact:
             raise ValueError("Nobody knows how many steps the drafts of `lossless` will have: leave out `exact`.")
+        check_controller(self.controller, self.action_processors)
         if self.action_processors and self.is_empty:
             raise ValueError("`action_processors` have nothing to act on: pass a budget or a controller as well.")
 
@@ -8110,7 +8154,8 @@ class KeptCall:
     @property
     def compiles(self) -> bool:
         """Whether compiled code chooses the channels."""
-        return self.plan.backend != "reference" and supports_in_sparse_mlp(self.x)
+        is_in_memory = type(self.x) is torch.Tensor  # a subclass may have nothing at its address
+        return is_in_memory and self.plan.backend != "reference" and supports_in_sparse_mlp(self.x)
 
     @cached_property
     def kept(self) -> KeptChannels:
@@ -8660,6 +8705,15 @@ class MLPSite:
     def check_planes(self) -> None:
         """Raise [`UnsupportedAxisError`] if its weights cannot be read from planes; by default they can."""
 
+    def refuse_spread_neurons(self, projection: nn.Module) -> None:
+        """Raise [`UnsupportedAxisError`] if each process has only a part of the inputs of a last projection."""
+        shared = any(isinstance(weight, DTensor) for weight in projection.parameters())
+        if shared and projection._forward_pre_hooks and not isinstance(projection, FSDPModule):
+            raise UnsupportedAxisError(
+                f"the neurons of {self.title} are spread over processes (tensor parallel), so that the largest of all "
+                "are not known: leave the axis out of the budget, or load the base without `tp_plan`."
+            )
+
     def keep_neurons(self) -> None:
         """Tell the part that chooses channels which part chooses neurons, if both run in one computation."""
 
@@ -8691,6 +8745,7 @@ class WholeMLP(MLPSite):
                 f"{self.title} ({type(self.module).__name__}) has no last projection that can be told from the "
                 f"others; it has {children}."
             )
+        self.refuse_spread_neurons(self.projection)
         return StepDown.of(self.projection)
 
     def check_int8(self) -> None:
@@ -8718,6 +8773,7 @@ class TwoProjections(MLPSite):
         return self.projection
 
     def part(self, axis: str) -> StepDown:
+        self.refuse_spread_neurons(self.projection)
         return StepFirst.of(self.first) if axis == "mlp_keep" else StepLast.of(self.projection)
 
 
@@ -9012,6 +9068,64 @@ def layout_of(module: nn.Module) -> ExpertLayout | None:
 
 
 # =====================================================================================================================
+# costs/stored_weights.py
+#
+# Weights as a base stores them: plain, of which a step can leave some out, or as another library keeps them.
+#
+# Libraries of quantization keep the weights of a linear layer as a tensor of a class of their own, as a packed tensor of
+# integers, or as several buffers. Their products read all of it, whatever is kept of the input. Offloaded weights are
+# moved as a whole. What such a library keeps outside of parameters and buffers, as the scales of bitsandbytes, is not
+# counted.
+# =====================================================================================================================
+
+
+def is_plain_in_stored_weights(weight: object) -> bool:
+    """Whether a weight is a tensor of floats in memory, of 16 bits or more, so that a step can read a part of it."""
+    if not isinstance(weight, torch.Tensor) or type(weight) not in (nn.Parameter, torch.Tensor):
+        return False
+    return weight.dtype.is_floating_point and weight.dtype.itemsize > 1 and weight.device.type != "meta"
+
+
+def stored_bytes(weight: torch.Tensor) -> int:
+    """Bytes of a tensor, those of its parts if it is of a class that consists of others."""
+    flatten = getattr(weight, "__tensor_flatten__", None)
+    if flatten is None or isinstance(weight, DTensor):  # of all processes
+        return weight.nbytes
+    parts = (getattr(weight, name) for name in flatten()[0])
+    return sum(stored_bytes(part) for part in parts if isinstance(part, torch.Tensor))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer of any library, without parts."""
+    return is_projection(module) and next(module.children(), None) is None
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a linear layer has its weight in another shape than its own, as packed integers."""
+    if not is_linear(module):
+        return False
+    weight = getattr(module, "weight", None)
+    shape = output_size(module), input_size(module)
+    return not isinstance(weight, torch.Tensor) or weight.shape not in (shape, shape[::-1])
+
+
+def stored_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """What a module keeps of weights: its parameters, and of a linear layer without a plain one its buffers too."""
+    own: list[torch.Tensor] = list(module.parameters(recurse=False))
+    is_quantized = is_linear(module) and not is_plain_in_stored_weights(getattr(module, "weight", None))
+    return [*own, *module.buffers(recurse=False)] if is_quantized else own
+
+
+def weights_in(module: nn.Module) -> int:
+    """Number of weights of one module, without those of its parts; of a packed linear layer as they are unpacked."""
+    if not is_packed(module):
+        return sum(p.numel() for p in module.parameters(recurse=False))
+    bias, inputs, outputs = getattr(module, "bias", None), input_size(module), output_size(module)
+    assert inputs is not None and outputs is not None
+    return inputs * outputs + (outputs if isinstance(bias, torch.Tensor) else 0)
+
+
+# =====================================================================================================================
 # costs/axis_costs.py
 #
 # Counts of what a decode step reads and computes, and their reduction by the levels of an axis.
@@ -9072,7 +9186,8 @@ class MlpModules(NamedTuple):
     def experts(self) -> list[tuple["ReadMatrix", "ReadMatrix"]]:
         """What a token reads of first and last projections of experts, which are among the parameters of `every`."""
         layouts = ((layout_of(part), share_read(part)) for part in self.every)
-        return [(ReadMatrix(of.first, share), ReadMatrix(of.last, share)) for of, share in layouts if of is not None]
+        plain = ((of, share) for of, share in layouts if of is not None and is_plain_in_stored_weights(of.first) and is_plain_in_stored_weights(of.last))
+        return [(ReadMatrix(of.first, share), ReadMatrix(of.last, share)) for of, share in plain]
 
 
 class ReadMatrix(NamedTuple):
@@ -9104,9 +9219,9 @@ def _of_widest_input(projection: nn.Module) -> list[nn.Module]:
 
 
 def _has_matrix(part: nn.Module) -> bool:
-    """Whether a module is a linear layer with a weight of its own, not that of another module."""
+    """Whether a module is a linear layer with a plain weight of its own, not that of another module."""
     weight = vars(part)["_parameters"].get("weight", vars(part)["_buffers"].get("weight"))
-    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not isinstance(part, nn.Embedding)
+    return is_plain_in_stored_weights(weight) and weight.dim() == 2 and not isinstance(part, nn.Embedding)
 
 
 def _matrix(part: nn.Module) -> torch.Tensor:
@@ -9128,19 +9243,17 @@ def read_numbers(module: nn.Module) -> int:
 
 def own_numbers(part: nn.Module) -> int:
     """Parameters of one module, without those of its parts, that a forward of one token reads."""
-    own = part.parameters(recurse=False)
     if isinstance(part, nn.Embedding):
-        return sum(p.shape[-1] for p in own)
-    share = share_read(part)
-    return sum(round(p.numel() * share) for p in own)
+        return sum(p.shape[-1] for p in part.parameters(recurse=False))
+    return round(weights_in(part) * share_read(part))
 
 
 def read_bytes(modules: Iterable[nn.Module]) -> int:
     """Bytes of the parameters of modules, without those of their parts, that a forward of one token reads."""
     total = 0
     for part in modules:
-        own, share = part.parameters(recurse=False), share_read(part)
-        total += sum(p[0].nbytes if isinstance(part, nn.Embedding) else round(p.nbytes * share) for p in own)
+        own, share = stored_tensors(part), share_read(part)
+        total += sum(p[0].nbytes if isinstance(part, nn.Embedding) else round(stored_bytes(p) * share) for p in own)
     return total
 
 
@@ -9438,7 +9551,7 @@ class CachedLayer:
 def cached_layers(model: CountedModel) -> list[CachedLayer]:
     """The layers of a cache of this model, after one token."""
     cache, base = model.new_cache(), model.base
-    token = torch.ones(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
+    token = torch.ones(1, 1, dtype=torch.long, device=compute_device(base))
     cache.set_up_rows(1, token.device)
     with evaluating(base):
         base_forward(base, ForwardInputs(token), cache)
@@ -9569,7 +9682,7 @@ def _check(layer: PlanedLayer) -> None:
 def _reason_against(module: nn.Module) -> str | None:
     if type(module) not in PRODUCTS:
         return f"is of the class {type(module).__name__}"
-    forward, weight = vars(module).get("forward"), module.weight
+    forward, weight = vars(module).get("forward"), getattr(module, "weight", None)  # packed ones have another name
     if forward is not None and not isinstance(forward, StepPart):
         return "has a forward that another library has replaced"
     if not isinstance(weight, torch.Tensor) or type(weight) not in (nn.Parameter, torch.Tensor):
@@ -9623,7 +9736,8 @@ def refresh_bytes(model: CountedModel, dense: StepCounts, in_planes: bool = Fals
 # `bits_backend="nested"` the planes and scales that are read count. In *nominal* counts MLP weights are read with
 # bits / 16 of their size. Query heads that share a key-value head may select different keys (`selection="head"`). The
 # counts assume that they do: if `n` heads share one, up to `n` times `token_keep` of the keys is read. Of a mixture of
-# experts all experts are counted. Activations and the entropy that a controller computes are not counted.
+# experts those that a token runs through are counted. Weights that another library has quantized, and offloaded ones,
+# are read as a whole, as they are stored. Activations and the entropy that a controller computes are not counted.
 # =====================================================================================================================
 
 
@@ -9870,6 +9984,32 @@ def align_rows(
 
 def _is_scalar(value: int | Sequence[int] | torch.Tensor) -> bool:
     return isinstance(value, int) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+
+
+# =====================================================================================================================
+# execution/compiled_modules.py
+#
+# Finds modules that run by `torch.compile`, whose graphs do not have what a decode step changes.
+# =====================================================================================================================
+
+
+def check_not_compiled(model: nn.Module) -> None:
+    """Raise a ValueError if a module of `model` was compiled by `module.compile()` or `torch.compile(module.forward)`."""
+    for module in model.modules():
+        if _is_compiled(module):
+            name = next(name for name, other in model.named_modules() if other is module)
+            which = f"`{name}` of {type(model).__name__}" if name else type(model).__name__
+            raise ValueError(
+                f"{which} was compiled by `torch.compile`, which cannot run decode steps under a budget: every step "
+                "computes other parts. Load the model anew and leave the compilation out. `backend='fast'` runs "
+                "compiled kernels of this package instead."
+            )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a call of the module runs what `torch.compile` made."""
+    by_method = getattr(module, "_compiled_call_impl", None) is not None
+    return by_method or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
 
 
 # =====================================================================================================================
@@ -10337,6 +10477,7 @@ def controls_for(
         budget.check(options.spending(space), rows)
     if options.runs_base:
         return None
+    check_not_compiled(base)
     if options.controller is None and not options.is_dense:
         policy.warn_if_fresh()
     if options.dial is not None and not options.is_dense:
@@ -11094,6 +11235,9 @@ CERTAINTY = 8.0
 """Tokens for which the measured shares count in the beginning."""
 MEMORY = 0.98
 """Weight of all earlier tokens of a bin after another one."""
+MEMORY_OF_SHARES = 0.99
+"""The same of the share of the tokens in every bin, by which it is judged whether drafts pay at all: in several rows a
+small mistake of it is a large one of the chance that all agree."""
 SHARES = (0.053, 0.045, 0.077, 0.105, 0.08, 0.21, 0.43)
 """Share of the tokens in every bin, in the same texts."""
 
@@ -11124,7 +11268,7 @@ class Agreement:
         place = bisect.bisect_right(EDGES, gap)
         self._taken[place] = MEMORY * self._taken[place] + is_taken
         self._drafted[place] = MEMORY * self._drafted[place] + 1
-        step = 1 - MEMORY
+        step = 1 - MEMORY_OF_SHARES
         self._weights = [(1 - step) * weight + step * (index == place) for index, weight in enumerate(self._weights)]
 
 
@@ -11145,28 +11289,36 @@ class Agreement:
 
 LONGEST_in_pace = 16
 """Tokens of a draft at most."""
-LEAST_SEEN = 4
-"""Drafts after which their measured rate counts, and not the model's."""
+TRUSTED = 8
+"""Drafts whose measured rate counts as much as the model's: a few of them may have been lucky or unlucky."""
+DRAFTS = 32
+"""Drafts that are remembered for that."""
 SAMPLES_in_pace = 9
 """Times of each kind that are remembered; their median counts."""
 DENSE_FIRST = 3
 """Dense steps that are timed before the first draft, the first of which may compile and copy."""
+COMPILING = 8.0
+"""Dense steps above which the first draft of a setting is taken to have loaded compiled code, once in a process."""
 LEAST_GAIN_in_pace = 1.02
 """Drafts begin where they are expected to be faster than dense steps by this factor."""
 MOST_LOSS = 0.015
 """Share of the time of dense steps that may be spent on finding out whether drafts pay."""
 FIRST_LOSS = 2.0
 """Dense steps that the first texts of a setting may lose to find it out."""
+ONCE = 5.0
+"""Dense steps that the first draft of a setting may have lost for another one to follow at once: its codes and
+programs are made once."""
 FIRST_SHARE = 0.03
 """Share of the time of all texts of a setting that this may be: in short texts it waits until there were enough."""
 TRIED = 4
-"""Tokens of such a draft."""
+"""Tokens of such a draft, of one row; of several rows as many together, since each makes a check longer."""
 FIRST_WAIT = 32
 """Tokens after which drafts that did not pay are tried again; twice as many every time."""
 LONGEST_WAIT = 512
 """Tokens after which they are tried again at most."""
 STEP, CHECK, MORE = 0.5, 1.3, 0.1
-"""Time of a draft's step, of a check, and of each of its tokens, in dense steps, as long as none was measured."""
+"""Time of a draft's step, of a check, and of each token of a row in it, in dense steps, as long as none was
+measured."""
 
 read_clock = time.perf_counter
 """The clock by which drafts are judged; a benchmark on a busy machine may count processor time instead."""
@@ -11176,10 +11328,11 @@ read_clock = time.perf_counter
 class Costs:
     """Times, in seconds, of one setting: a base, a number of rows, a draft, and about one length of the text."""
 
+    rows: int = 1
     dense: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
     step: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
     checks: dict[int, deque[float]] = field(default_factory=dict)
-    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES_in_pace))
+    whole: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=DRAFTS))
     tokens: int = 0
     lost: float = 0.0
     wait: int = FIRST_WAIT
@@ -11188,16 +11341,16 @@ class Costs:
 
     def note_dense(self, seconds: float) -> None:
         """Note the time of a dense step."""
-        if not self._is_first("dense"):
+        if not self.is_first("dense"):
             self.dense.append(seconds)
 
     def note_draft(self, drafting: float, drafted: int, checking: float) -> None:
         """Note what it took to draft tokens, and to check them together with the one before them."""
         self.step.append(drafting / drafted)
-        if not self._is_first(f"check of {drafted + 1}"):
+        if not self.is_first(f"check of {drafted + 1}"):
             self.checks.setdefault(drafted + 1, deque(maxlen=SAMPLES_in_pace)).append(checking)
 
-    def _is_first(self, kind: str) -> bool:
+    def is_first(self, kind: str) -> bool:
         """Whether this is the first time of a kind, in which something may have been compiled or copied."""
         is_first = kind not in self.skipped
         self.skipped.add(kind)
@@ -11218,9 +11371,9 @@ class Costs:
         """Time of a check of so many tokens, in dense steps: as measured, or from the nearest number that was."""
         dense = self.dense_step
         if not dense or not self.checks:
-            return CHECK + MORE * tokens
+            return CHECK + MORE * self.rows * tokens
         nearest = min(self.checks, key=lambda known: (abs(known - tokens), known))
-        return max(0.0, statistics.median(self.checks[nearest]) / dense + MORE * (tokens - nearest))
+        return max(1.0, statistics.median(self.checks[nearest]) / dense + MORE * self.rows * (tokens - nearest))
 
     @property
     def are_known(self) -> bool:
@@ -11237,7 +11390,7 @@ class Pace:
         self, costs: Costs, agreement: Agreement, rows: int = 1, length: int | None = None, longest: int = LONGEST_in_pace
     ):
         self.costs, self.agreement, self._rows, self._length = costs, agreement, rows, length
-        self._longest = longest
+        self._longest, self._tried_length = longest, max(1, TRIED // rows)
         self._has_drafted, self._rate = False, 1.0
 
     def begin(self, most: int, left: int | None = None) -> int:
@@ -11249,32 +11402,36 @@ class Pace:
             return 0
         self._rate = max(1.0, self.expected_rate())
         if self.costs.are_known and self._rate >= LEAST_GAIN_in_pace:
+            self.costs.wait = FIRST_WAIT
             return most
         return self._tried(most, left)
 
     def _tried(self, most: int, left: int | None) -> int:
         """How many tokens are drafted to find out whether drafts pay, or do so by now."""
-        allowed = MOST_LOSS * self.costs.tokens - self.costs.lost
+        allowed, length = MOST_LOSS * self.costs.tokens - self.costs.lost, self._tried_length
+        loss = max(0.0, self._cost(length) - expected_tokens(length, self.chance))
         if not self.costs.are_known:
             if left is not None and FIRST_SHARE * (self.costs.tokens + left) < FIRST_LOSS:
                 return 0
-            if not self.costs.step:
-                return 1  # the first of all, which may compile, and the next one, which is timed
-            return min(most, TRIED) if allowed + FIRST_LOSS > 0 else 0
-        loss = self._cost(TRIED) - expected_tokens(TRIED, self.chance)
+            if not self.costs.step:  # the first of all may compile and copy, and does not tell; the next one is timed
+                return 1 if allowed + ONCE >= 0 else 0
+            return min(most, length) if allowed + FIRST_LOSS >= loss else 0
         if self.costs.since < self.costs.wait or allowed < loss:
             return 0
         self.costs.wait, self.costs.since = min(2 * self.costs.wait, LONGEST_WAIT), 0
         self.costs.whole.clear()
         self._rate = max(1.0, self.expected_rate())
-        return most if self._rate >= LEAST_GAIN_in_pace else min(most, TRIED)
+        return most if self._rate >= LEAST_GAIN_in_pace else min(most, self._tried_length)
 
     def expected_rate(self) -> float:
-        """Tokens that drafts and their checks give in the time of a dense step: as measured, or by the model."""
+        """Tokens that drafts and their checks give in the time of a dense step: by the model, and as measured."""
+        lengths = range(1, self._longest + 1)
+        rate = max(expected_tokens(length, self.chance) / self._cost(length) for length in lengths)
         dense, seen = self.costs.dense_step, self.costs.whole
-        if dense is not None and len(seen) >= LEAST_SEEN:
-            return sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
-        return max(expected_tokens(length, self.chance) / self._cost(length) for length in range(1, self._longest + 1))
+        if dense is None or not seen:
+            return rate
+        measured = sum(tokens for tokens, _ in seen) * dense / sum(seconds for _, seconds in seen)
+        return (TRUSTED * rate + len(seen) * measured) / (TRUSTED + len(seen))
 
     def _cost(self, length: int) -> float:
         """Time of a draft of so many tokens and of its check, in dense steps."""
@@ -11304,7 +11461,7 @@ class Pace:
         if self.costs.are_known:
             self.costs.whole.append((tokens, seconds))
         dense = self.costs.dense_step
-        if dense:
+        if dense and not (self.costs.is_first("draft") and seconds > COMPILING * dense):
             self.costs.lost = max(0.0, self.costs.lost + seconds / dense - tokens)
 
     def note_tokens(self, tokens: int) -> None:
@@ -11321,7 +11478,7 @@ class Known:
 
     def pace(self, name: str, rows: int, context: int, length: int | None, longest: int) -> Pace:
         """The [`Pace`] of a call with drafts of this name, after a context of so many tokens."""
-        costs = self.costs.setdefault((name, rows, context.bit_length()), Costs())
+        costs = self.costs.setdefault((name, rows, context.bit_length()), Costs(rows))
         return Pace(costs, self.agreements.setdefault(name, Agreement()), rows, length, longest)
 
 
@@ -12240,6 +12397,7 @@ def default_controls(
 ) -> tuple[DecodeControls, DraftSteps]:
     """The settings of drafts without a budget, on the axes of [`LEVELS`] that the base has."""
     check_fork()
+    check_not_compiled(base)
     instrumentation = Instrumentation.at_start(base)
     reasons = {axis: instrumentation.unsupported(axis) for axis in LEVELS}
     levels = {axis: level for axis, level in LEVELS.items() if reasons[axis] is None}
@@ -12377,6 +12535,32 @@ def check_agreement(config: SOLConfig, policy: SOLPolicyModel) -> None:
 
 def _plain_in_policy_fit(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+# =====================================================================================================================
+# decoding/prompt_kinds.py
+#
+# What a prompt is: tensors, not a text, a list or the whole output of a tokenizer.
+# =====================================================================================================================
+
+
+NAMES = ("input_ids", "inputs_embeds", "attention_mask")
+
+
+def check_prompt_kinds(inputs: Any, arguments: Mapping[str, Any], method: str = "generate") -> None:
+    """Raise a ValueError for a prompt that is no tensor."""
+    for name, value in (("inputs", inputs), *((name, arguments.get(name)) for name in NAMES)):
+        if value is None or isinstance(value, torch.Tensor):
+            continue
+        if isinstance(value, Mapping) or hasattr(value, "input_ids"):  # a BatchEncoding is a UserDict
+            raise ValueError(
+                f"`{name}` is the whole output of a tokenizer: pass its parts, `{method}(**inputs)` with two stars."
+            )
+        kind = "a text" if isinstance(value, str) else type(value).__name__
+        raise ValueError(
+            f"`{name}` must be a tensor, got {kind}: pass `**tokenizer(text, return_tensors='pt')`, or "
+            "`torch.tensor([[...]])` with one list of ids per row."
+        )
 
 
 # =====================================================================================================================
@@ -12522,6 +12706,7 @@ class BudgetedGeneration(WrappedGeneration):
         self, inputs: torch.Tensor | None, generation_config: GenerationConfig | None, given: dict, kwargs: dict
     ) -> ModelOutput | torch.LongTensor:
         """`generate` with its options in `given`, and transformers' arguments in `kwargs`."""
+        check_prompt_kinds(inputs, kwargs)
         options = resolve_options(given, generation_config, self.generation_config, self.config)
         prompt, configs = find_prompt(inputs, kwargs), (generation_config, self.generation_config)
         if prompt is None and not options.runs_base:
@@ -12572,6 +12757,8 @@ class BudgetedGeneration(WrappedGeneration):
     ) -> tuple[DecodeControls | None, LookAhead | None]:
         """The settings of the steps of a call, and what processes its forwards if it is one with `lossless`."""
         check_agreement(self.config, self.policy)
+        if not options.runs_base and isinstance(self, nn.Module):
+            check_not_compiled(self)
         if not options.lossless:
             return controls_for(options, self.base, self.policy, self.config, rows), None
         controls, steps = lossless_controls(options, self.base, self.policy, self.config, rows)
@@ -13068,7 +13255,7 @@ def level_schedule(space: ActionSpace, axes: list[str], least: int) -> torch.Ten
 # =====================================================================================================================
 # execution/base_embeddings.py
 #
-# The embeddings and the LM head of a model that consists of a base and a policy: those of the base.
+# Embeddings, LM head and device of a model that consists of a base and a policy: those of the base.
 # =====================================================================================================================
 
 
@@ -13078,6 +13265,11 @@ class EmbeddingsOfBase:
     base: PreTrainedModel
     policy: PreTrainedModel
     config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base computes, and prompts have to be; its weights may be elsewhere between two forwards."""
+        return device_of(self.base)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
@@ -13672,7 +13864,7 @@ print(tokenizer.decode(output[0]))
 {%- endfor %}
 | policy | {{ config.policy_num_layers }} layer(s), width {{ config.policy_hidden_size }}, {{ config.policy_num_heads }} heads |
 
-`bits` quantizes the MLP output in simulation: it changes the numbers, not yet the time.
+{{ bits_note }}
 
 ## How it was made
 {% if recipe %}
@@ -13760,6 +13952,15 @@ CARD_NAME = "README.md"
 TAGS = ("sol", "self-optimizing-language-model", "adaptive-compute", "sol_hf")
 
 
+BITS_NOTES = {
+    "fake": "`bits` quantizes the MLP output in simulation: it changes the numbers, not yet the time.",
+    "int8": 'MLP weights are read as int8 where `bits` is 8 or less (`bits_backend="int8"`, which is stored).',
+    "nested": 'Weights are read as planes of an 8-bit code, as many as `bits` says (`bits_backend="nested"`, which is '
+    "stored): fewer bits are fewer bytes.",
+}
+"""What `bits` does, by the stored `bits_backend`."""
+
+
 def build_card(
     config: SOLConfig,
     repo_id: str | None = None,
@@ -13768,6 +13969,7 @@ def build_card(
     recipe: Mapping[str, Mapping[str, Any]] | None = None,
     ask_hub: bool = False,
     has_tokenizer: bool = False,
+    bits_backend: str | None = None,
 ) -> ModelCard:
     """The model card of a policy, from the template. Its licence is that of the base, where the base's card says one."""
     on_hub = hub_id(config.base_model_name_or_path)
@@ -13802,6 +14004,7 @@ def build_card(
         license_name=license_fields.get("license_name") or license_fields.get("license"),
         recipe=recipe_text(recipe),
         has_tokenizer=has_tokenizer,
+        bits_note=BITS_NOTES[bits_backend or "fake"],
         versions={
             "transformers": transformers.__version__,
             "torch": torch.__version__,
@@ -14305,7 +14508,13 @@ def save_policy(
     card = Path(folder, CARD_NAME)
     if not card.exists():
         has_tokenizer = tokenizer is not None
-        build_card(model.config, repo_id, recipe=model.training_recipe, has_tokenizer=has_tokenizer).save(card)
+        stored = dict(recipe=model.training_recipe, bits_backend=_bits_backend(model))
+        build_card(model.config, repo_id, has_tokenizer=has_tokenizer, **stored).save(card)
+
+
+def _bits_backend(model: PreTrainedModel) -> str | None:
+    """How `bits` is computed where a call does not say so."""
+    return getattr(model.generation_config, "bits_backend", None)
 
 
 def save_generation_config(config: GenerationConfig, folder: str | os.PathLike) -> None:
@@ -14367,6 +14576,7 @@ def push_policy(
             recipe=model.training_recipe,
             ask_hub=True,
             has_tokenizer=tokenizer is not None,
+            bits_backend=_bits_backend(model),
         )
         if api.file_exists(repo_id, CARD_NAME, revision=revision):
             card = ModelCard.load(api.hf_hub_download(repo_id, CARD_NAME, revision=revision))
@@ -14664,6 +14874,7 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         """Log-probabilities of given continuations, computed step by step under a budget."""
         if context_length is None:
             raise ValueError("`context_length` is needed: how many tokens of every row are processed densely.")
+        check_prompt_kinds(None, {"input_ids": input_ids, "attention_mask": attention_mask}, "score")
         if input_ids.device != compute_device(self.base):
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {compute_device(self.base)}.")
         rows = align_rows(input_ids, attention_mask, context_length)
@@ -15257,7 +15468,7 @@ HIDDEN = -1e4
 """A key is hidden if the mask adds this value or less to its score."""
 
 
-def is_plain(arguments: dict[str, Any]) -> bool:
+def is_plain_in_masks(arguments: dict[str, Any]) -> bool:
     """Whether a module's attention is a plain softmax of scaled products."""
     return all(arguments.get(name) is None for name in (*UNSUPPORTED_ARGUMENTS, *SCORE_CHANGES))
 
@@ -15855,7 +16066,7 @@ def _attend_by_plan(call: AttentionCall, plan: StepPlan, context: ForwardContext
         _mark_done(plan, layer_idx, call.module)
         step = StepAttention(plan, layer_idx, *call[1:4], call.scaling, changes=call.changes)
         return attend_step(step), None
-    if kind == PLAIN and is_plain(call.further):
+    if kind == PLAIN and is_plain_in_masks(call.further):
         step = StepAttention(plan, layer_idx, *call[1:4], call.scaling, call.original)
         return attend_step(step), step.weights
     return None
@@ -15872,7 +16083,7 @@ def _mark_done(plan: StepPlan, layer_idx: int, module: Any) -> None:
 def _attend_in_refresh(call: AttentionCall, refresh: RefreshPlan, context: ForwardContext) -> Attended | None:
     """The dense attention of a KV refresh; `None` if the base's own is to be computed."""
     layer_idx = cache_layer_of(refresh.cache, call.module, call.key)
-    if layer_idx is None or not is_plain(call.further):
+    if layer_idx is None or not is_plain_in_masks(call.further):
         return None
     if isinstance(refresh.cache.layers[layer_idx], PagedLayer) and refresh.rows_on_device is None:
         if kind_of_mask(context, call.mask, refresh.cache.padding) != PLAIN:

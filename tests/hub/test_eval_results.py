@@ -33,7 +33,8 @@ def test_a_result_that_says_too_little_is_refused(tmp_path, entries, name, messa
     assert not list(tmp_path.iterdir())
 
 
-def test_the_shipped_policy_has_some():
-    paths = list((ROOT / "model_cards" / "sol-smollm2-135m" / ".eval_results").glob("*.yaml"))
+@pytest.mark.parametrize("name", ["sol-smollm2-135m", "sol-smollm2-135m-recommended"])
+def test_a_shipped_policy_has_some(name):
+    paths = list((ROOT / "model_cards" / name / ".eval_results").glob("*.yaml"))
     entries = [entry for path in paths for entry in parse_eval_result_entries(yaml.safe_load(path.read_text()))]
     assert entries and all(0 < entry.value < 1 and "token_keep" in entry.notes for entry in entries)

@@ -193,8 +193,10 @@ def test_names_of_the_top_level_are_told_from_local_ones(code, expected):
 
 @pytest.mark.slow
 def test_the_shipped_policy_has_the_code_of_this_version():
-    stored = ROOT / "model_cards" / "sol-smollm2-135m" / "sol_plain.py"
-    assert stored.read_text(encoding="utf-8") == flat_code(), "run: python -m sol_hf.hub.remote_code FOLDER"
+    code, stored = flat_code(), list(ROOT.glob("model_cards/*/sol_plain.py"))
+    assert len(stored) == len(list(ROOT.glob("model_cards/*/config.json"))) > 1
+    for path in stored:
+        assert path.read_text(encoding="utf-8") == code, "run: python -m sol_hf.hub.remote_code model_cards/*"
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The policy in `model_cards/`: complete as a repository, kept budgets, choices that differ from token to token."""
+"""The policies in `model_cards/`: complete as a repository, kept budgets, choices that differ from token to token."""
 
 import pytest
 import torch
@@ -12,12 +12,13 @@ from support.paths import ROOT
 
 
 FOLDER = ROOT / "model_cards" / "sol-smollm2-135m"
+RECOMMENDED = ROOT / "model_cards" / "sol-smollm2-135m-recommended"
 BUDGETS = [(0.2, 0.5, 6), (0.5, 0.7, 8), (0.8, 0.5, 8)]
 
 
 @pytest.fixture(scope="module")
-def model():
-    """The policy on a base of SmolLM2's widths, but two layers of random weights."""
+def base() -> LlamaForCausalLM:
+    """A base of SmolLM2's widths, but two layers of random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152,
@@ -28,21 +29,45 @@ def model():
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    return SOLForCausalLM.from_pretrained(FOLDER, base=LlamaForCausalLM(config).eval())
+    return LlamaForCausalLM(config).eval()
 
 
-def test_the_folder_is_a_repository_of_a_policy():
-    config = SOLConfig.from_pretrained(FOLDER)
-    assert len(config.action_space) == 1560 and config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    policy = AutoModel.from_pretrained(FOLDER)
+@pytest.fixture(scope="module")
+def model(base):
+    return SOLForCausalLM.from_pretrained(FOLDER, base=base)
+
+
+@pytest.mark.parametrize("folder, actions", [(FOLDER, 1560), (RECOMMENDED, 900)], ids=["published", "recommended"])
+def test_the_folder_is_a_repository_of_a_policy(folder, actions):
+    config, base_name = SOLConfig.from_pretrained(folder), "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert len(config.action_space) == actions and config.base_model_name_or_path == base_name
+    policy = AutoModel.from_pretrained(folder)
     assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
-    policy = {"README.md", "config.json", "generation_config.json", "model.safetensors", "learning_curve.png"}
+    policy = {"README.md", "config.json", "generation_config.json", "model.safetensors", ".eval_results/bigbench.yaml"}
     code = {"sol_remote.py", "sol_plain.py", "custom_generate/generate.py"}
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    files = {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.is_file()}
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if "__pycache__" not in name}
-    assert set(files) == policy | code | tokenizer | {".eval_results/bigbench.yaml"}
+    assert set(files) - {"learning_curve.png"} == policy | code | tokenizer
+    assert files["model.safetensors"].stat().st_size < 8e6
     assert sum(path.stat().st_size for path in files.values()) < 12e6
+
+
+@pytest.mark.slow
+def test_the_recommended_one_keeps_its_budgets_in_planes(base):
+    model = SOLForCausalLM.from_pretrained(RECOMMENDED, base=base, check_base=False)
+    assert model.generation_config.bits_backend == "nested" and model.config.criterion == "sketch"
+    inputs = torch.randint(49152, (1, 40), generator=torch.Generator().manual_seed(1))
+    budget = dict(token_keep=0.2, mlp_keep=0.8, bits=6, neuron_keep=0.7)
+    options = dict(max_new_tokens=32, min_new_tokens=32, return_dict_in_generate=True, pad_token_id=0, **budget)
+    output = model.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
+    targets, dense = torch.tensor(list(budget.values())), torch.tensor([1.0, 1.0, 16.0, 1.0])
+    assert bool((output.realised <= targets + (dense - targets) / 32 + 1e-6).all())
+    assert bool((output.realised / targets > 0.85).all())
+    share = model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), compute=0.5, **{**options, **dict.fromkeys(budget)}
+    )
+    assert share.net_keep.tolist() == pytest.approx([0.5], abs=0.05)
 
 
 def test_its_tokenizer_and_chat_template_are_those_of_the_base():
