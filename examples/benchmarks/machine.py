@@ -20,7 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from sol_hf.integrations.packaged_bases import base_source
+from sol_hf.integrations.smollm2 import SMOLLM2
 
+
+__all__ = ["CLOCKS", "NOTE", "SHAPES", "SMOLLM2", "copy_bandwidth", "describe_machine", "fill_weights", "load_base"]
 
 NOTE = "Only ratios within a run mean anything: times depend on the machine and on what else it does."
 SHAPES: dict[str, dict] = {
