@@ -8,7 +8,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..evaluation.sweep.fronts import pareto_front
 from .style import LOOKS, OTHER_LOOKS, checked_rows, styled
@@ -16,6 +19,9 @@ from .sweep_points import Rows, budget_of, checked_sweep
 
 
 COLUMNS = ("controller", "divergence", "bytes_per_token", "dense_bytes_per_token")
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1, 1.4, 2)
+DIVERGENCES = (0, 0.002, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1, 2, 5)
+"""Ticks of the two scales."""
 COLOURS = (LOOKS["policy"].color, LOOKS["fixed"].color, LOOKS["entropy"].color, *(look.color for look in OTHER_LOOKS))
 
 
@@ -80,7 +86,18 @@ def plot_bytes_front(sweeps: Mapping[str, Rows], base: str = "a dense step") -> 
     axes.plot([1], [0], color=LOOKS["dense"].color, marker=LOOKS["dense"].marker, linestyle="", label="dense")
     axes.set_xlabel(f"bytes read, as a share of those of {base}")
     axes.set_ylabel("KL(dense ‖ sparse), nats a token")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    _spread(axes)
     axes.legend()
     return figure
+
+
+def _spread(axes: Axes) -> None:
+    """Spread what is small: bytes by their logarithm, KL, which is 0 for dense steps, by its root."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(SHARES))
+    axes.set_yscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(FixedLocator(DIVERGENCES))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
