@@ -49,6 +49,7 @@ def command(tmp_path, script, monkeypatch):
     return arguments, [*arguments, *options.split()]
 
 
+@pytest.mark.slow
 def test_every_recipe_trains_until_time_is_up_and_is_drawn(script, command, tmp_path, monkeypatch):
     arguments, full = command
     curves = script.main(full)

@@ -35,6 +35,7 @@ def results(process: subprocess.Popen) -> list[list[str]]:
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_whose_clock_runs_wild_gives_the_texts_of_this_one(threads):
     fresh, model = start(times=1), repeat_texts.build()
     first, second = repeat_texts.digests(model), repeat_texts.digests(model)

@@ -44,6 +44,7 @@ def test_the_rewards_are_of_steps_that_read_planes(tmp_path):
     assert not torch.equal(found["nested"].label_logprobs[:, 0], found["fake"].label_logprobs[:, 0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_how_its_steps_were_computed(tmp_path, caplog):
     model = nested_model()
     trainer_of(tmp_path, model, save_strategy="steps", save_steps=1).train()
@@ -66,6 +67,7 @@ def test_a_run_that_cannot_be_computed_is_refused_when_it_is_made(tmp_path, monk
             make()
 
 
+@pytest.mark.slow
 def test_a_policy_is_fitted_to_the_costs_of_planes(tmp_path):
     settings = dict(
         warmup_dir=str(tmp_path / "measured"),
