@@ -7508,6 +7508,10 @@ def explain_unknown(names: Mapping[str, Any]) -> str:
 # =====================================================================================================================
 
 
+TEXT = ("inputs", "input_ids", "attention_mask")
+"""Tensors of a call of which the text consists. With others, such as images, a forward over the tokens is another."""
+
+
 class AgreementMeter:
     """The most likely tokens of the steps of a call."""
 
@@ -7528,6 +7532,12 @@ class AgreementMeter:
             raise ValueError("All steps of this call are dense, so they agree: leave out `measure_agreement`.")
         if prompt is None or prompt.is_floating_point():
             raise ValueError("`measure_agreement` processes the whole text again: pass the prompt as `input_ids`.")
+        further = [name for name, value in arguments.items() if isinstance(value, torch.Tensor) and name not in TEXT]
+        if further:
+            raise ValueError(
+                f"`measure_agreement` processes the text again from its tokens alone, without `{further[0]}`: leave "
+                "one of them out."
+            )
         name = "return_dict_in_generate"
         values = [arguments.get(name), *(getattr(config, name, None) for config in configs if config is not None)]
         if not next((value for value in values if value is not None), False):

@@ -69,8 +69,9 @@ def test_the_text_is_the_same_without():
         (HALF | dict(return_dict_in_generate=False), "pass `return_dict_in_generate=True`"),
         (HALF | dict(num_beams=2), "cannot be used with beams"),
         (HALF | dict(attention_mask=torch.ones(2, 30)), "pass all of it"),
+        (HALF | dict(pixel_values=torch.zeros(2, 3, 8, 8)), "without `pixel_values`: leave one of them out"),
     ],
-    ids=["dense", "none", "no dict", "beams", "a part"],
+    ids=["dense", "none", "no dict", "beams", "a part", "images"],
 )
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
