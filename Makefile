@@ -88,7 +88,7 @@ test-oldest: venv-oldest
 		-k "$(OLDEST_TESTS)" $(PYTEST_ARGS)
 
 test-slow: venv
-	$(BIN)/python -m pytest -m "slow and not gpu and not invariant" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu and not invariant" $(PYTEST_ARGS)
 
 # Each process has one torch thread.
 fuzz: venv
