@@ -12407,7 +12407,6 @@ def default_controls(
 ) -> tuple[DecodeControls, DraftSteps]:
     """The settings of drafts without a budget, on the axes of [`LEVELS`] that the base has."""
     check_fork()
-    check_not_compiled(base)
     instrumentation = Instrumentation.at_start(base)
     reasons = {axis: instrumentation.unsupported(axis) for axis in LEVELS}
     levels = {axis: level for axis, level in LEVELS.items() if reasons[axis] is None}

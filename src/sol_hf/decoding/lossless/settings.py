@@ -20,7 +20,6 @@ from ...cache.paged_layer import PagedLayer
 from ...cache.window_layer import WindowLayer
 from ...configuration_sol import SOLConfig
 from ...errors import UnsupportedAxisError
-from ...execution.compiled_modules import check_not_compiled
 from ...execution.forked_process import check_fork
 from ...execution.instrumentation import Instrumentation
 from ...modeling_sol_policy import SOLPolicyModel
@@ -82,7 +81,6 @@ def default_controls(
         UnsupportedAxisError: if it has none of them.
     """
     check_fork()
-    check_not_compiled(base)
     instrumentation = Instrumentation.at_start(base)
     reasons = {axis: instrumentation.unsupported(axis) for axis in LEVELS}
     levels = {axis: level for axis, level in LEVELS.items() if reasons[axis] is None}

@@ -54,14 +54,15 @@ class ChunkOfAlike:
         from ...kernels.cpu import numba_chunk_attention as attention
         from ...kernels.cpu import numba_chunk_lines as lines
         from ...kernels.cpu import numba_pair_attention as pairs
+        from ...kernels.cpu.numba_tiles import COLUMNS, FEW_COLUMNS
 
         self._attention, self._lines, self._pairs = attention, lines, pairs
         self.places, self.layers, self.own, self.tokens = tuple(places), layers, own, tokens
         first, rows, group = layers[0].first, len(padding), own.heads // own.kv_heads
         self.slots = layers[0].length - first
         self.mask = _mask_of(layers[0], padding, tokens)
-        parts = -(-group * tokens // attention.COLUMNS)
-        width = -(-group * tokens // (parts * attention.FEW_COLUMNS)) * attention.FEW_COLUMNS
+        parts = -(-group * tokens // COLUMNS)
+        width = -(-group * tokens // (parts * FEW_COLUMNS)) * FEW_COLUMNS
         tasks = rows * own.kv_heads * parts
         splits = number_of_splits(tasks, -(-self.slots // attention.BLOCK))
         is_half, dim = layers[0].stored_dtype == torch.bfloat16, own.head_dim

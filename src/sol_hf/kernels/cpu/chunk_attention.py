@@ -40,10 +40,10 @@ def fills_columns(query: torch.Tensor, key: torch.Tensor) -> bool:
     """
     if not loads("numba_chunk_attention"):
         return False
-    from . import numba_chunk_attention as kernel
+    from .numba_tiles import COLUMNS
 
     lines = query.shape[1] // key.shape[1] * query.shape[2]
-    return lines >= LEAST_FILLED * -(-lines // kernel.COLUMNS) * kernel.COLUMNS
+    return lines >= LEAST_FILLED * -(-lines // COLUMNS) * COLUMNS
 
 
 def attend_chunk(
@@ -62,19 +62,20 @@ def attend_chunk(
         `torch.Tensor` of shape `(rows, tokens, heads, value_dim)`, in the dtype of the query.
     """
     from . import numba_chunk_attention as kernel
+    from .numba_tiles import COLUMNS
 
     rows, heads, tokens, dim = query.shape
     kv_heads, slots, value_dim = key.shape[1], key.shape[2], value.shape[-1]
     mask = mask if mask.stride(-1) == 1 else mask.contiguous()
     lines = heads // kv_heads * tokens
-    parts = -(-lines // kernel.COLUMNS)
+    parts = -(-lines // COLUMNS)
     splits, is_half = number_of_splits(rows * kv_heads * parts, -(-slots // kernel.BLOCK)), key.dtype != torch.float32
-    padded = query.new_zeros(rows, kv_heads, parts * kernel.COLUMNS, dim, dtype=torch.float32)
+    padded = query.new_zeros(rows, kv_heads, parts * COLUMNS, dim, dtype=torch.float32)
     padded[:, :, :lines] = query.reshape(rows, kv_heads, lines, dim)
     padded *= dim**-0.5 if scaling is None else scaling
-    columns = padded.view(-1, kernel.COLUMNS, dim).transpose(1, 2).contiguous()
-    output = columns.new_empty(len(columns), splits, value_dim, kernel.COLUMNS)
-    scratch_each = kernel.SCRATCH_FLOATS * kernel.COLUMNS + (kernel.BLOCK * (dim + value_dim) if is_half else 0)
+    columns = padded.view(-1, COLUMNS, dim).transpose(1, 2).contiguous()
+    output = columns.new_empty(len(columns), splits, value_dim, COLUMNS)
+    scratch_each = kernel.SCRATCH_FLOATS * COLUMNS + (kernel.BLOCK * (dim + value_dim) if is_half else 0)
     scratch = columns.new_empty(len(columns), splits, scratch_each)
     arguments = (ctypes.c_int64 * (kernel.NEXT + 1))(
         *(x.data_ptr() for x in (columns, key, value, mask, output, scratch)),
@@ -83,16 +84,16 @@ def attend_chunk(
         *value.stride()[:3],
         mask.stride(0) if len(mask) > 1 else 0,
         mask.stride(2),
-        *(splits, is_half, scratch_each, kernel.COLUMNS, 0),
+        *(splits, is_half, scratch_each, COLUMNS, 0),
     )
     run_in_torch_threads(kernel.attend.address, ctypes.addressof(arguments))
     if splits > 1:
-        peaks, masses = scratch[..., kernel.STATE * kernel.COLUMNS :][..., : 2 * kernel.COLUMNS].chunk(2, dim=-1)
+        peaks, masses = scratch[..., kernel.STATE * COLUMNS :][..., : 2 * COLUMNS].chunk(2, dim=-1)
         shares = torch.exp(peaks - peaks.amax(dim=1, keepdim=True))
         merged = (output * shares[:, :, None]).sum(dim=1) / (masses * shares).sum(dim=1)[:, None]
     else:
         merged = output[:, 0]
-    answer = merged.transpose(1, 2).reshape(rows, kv_heads, parts * kernel.COLUMNS, value_dim)[:, :, :lines]
+    answer = merged.transpose(1, 2).reshape(rows, kv_heads, parts * COLUMNS, value_dim)[:, :, :lines]
     return answer.reshape(rows, heads, tokens, value_dim).transpose(1, 2).to(query.dtype).contiguous()
 
 

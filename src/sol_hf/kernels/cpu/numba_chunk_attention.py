@@ -12,7 +12,7 @@ key. Products and softmax then need no sum over the elements of a register.
     scores  (keys, columns)      = keys @ queries        tiles of 8 keys x 3 vectors, summed over channels
     output  (channels, columns) += values.T @ weights    tiles of 8 channels x 3 vectors, summed over keys
 
-A task has `COLUMNS` columns, three vectors, or with few queries two vectors or one. Keys and values in bfloat16
+A task has three vectors of columns, or with few queries two vectors or one. Keys and values in bfloat16
 are widened first, a block at a time. If there are too few tasks for the threads, the keys are split into parts, whose
 results are merged afterwards.
 """
@@ -23,8 +23,7 @@ from numba import types
 from .code_cache import cfunc, njit
 from .numba_linear import TILE_LINES
 from .numba_memory import FAST_MATH, exp_of_negative, fetch_add, float32_at, prefetch, uint8_at, uint16_at, widen
-from .numba_tiles import multiply_tile
-from .numba_vectors import LANES
+from .numba_tiles import add_weighted, multiply_columns
 
 
 (QUERIES, KEYS, VALUES, MASK, OUTPUT, SCRATCH) = range(6)
@@ -32,7 +31,6 @@ from .numba_vectors import LANES
 (KEY_ROW, KEY_HEAD, KEY_SLOT, VALUE_ROW, VALUE_HEAD, VALUE_SLOT, MASK_ROW, MASK_TOKEN) = range(13, 21)
 (SPLITS, IS_HALF, SCRATCH_EACH, WIDTH, NEXT) = range(21, 26)
 """`WIDTH` are the columns of a task."""
-COLUMNS, TWO_COLUMNS, FEW_COLUMNS = 3 * LANES, 2 * LANES, LANES
 BLOCK = 64
 """Keys per update of the running softmax."""
 TILES_AHEAD = 2
@@ -45,12 +43,8 @@ SCRATCH_FLOATS = BLOCK + 4
 ZERO, NOTHING = np.float32(0.0), np.float32(-np.inf)
 
 
-_score_many, _score_one = (multiply_tile(lines, False, COLUMNS) for lines in (TILE_LINES, 1))
-_score_many_two, _score_one_two = (multiply_tile(lines, False, TWO_COLUMNS) for lines in (TILE_LINES, 1))
-_score_many_few, _score_one_few = (multiply_tile(lines, False, FEW_COLUMNS) for lines in (TILE_LINES, 1))
-_add_many, _add_one = (multiply_tile(lines, True, COLUMNS) for lines in (TILE_LINES, 1))
-_add_many_two, _add_one_two = (multiply_tile(lines, True, TWO_COLUMNS) for lines in (TILE_LINES, 1))
-_add_many_few, _add_one_few = (multiply_tile(lines, True, FEW_COLUMNS) for lines in (TILE_LINES, 1))
+_score_many, _score_one = (multiply_columns(lines, False) for lines in (TILE_LINES, 1))
+_add_values = add_weighted()
 
 
 @njit()
@@ -79,43 +73,11 @@ def _score(args, keys, stride, values, count, queries, scores):
         if not args[IS_HALF]:
             _prefetch_tile(keys + 4 * (key + TILES_AHEAD * TILE_LINES) * stride, stride, dim)
             _prefetch_tile(values + 4 * key * args[VALUE_SLOT], args[VALUE_SLOT], args[VALUE_DIM])
-        if width == FEW_COLUMNS:
-            _score_many_few(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * FEW_COLUMNS)
-        elif width == TWO_COLUMNS:
-            _score_many_two(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * TWO_COLUMNS)
-        else:
-            _score_many(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
+        _score_many(width, keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * width)
         key += TILE_LINES
     while key < count:
-        if width == FEW_COLUMNS:
-            _score_one_few(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * FEW_COLUMNS)
-        elif width == TWO_COLUMNS:
-            _score_one_two(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * TWO_COLUMNS)
-        else:
-            _score_one(keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * COLUMNS)
+        _score_one(width, keys + 4 * key * stride, stride, 1, queries, dim, scores + 4 * key * width)
         key += 1
-
-
-@njit(error_model="numpy")
-def _add_values(width, values, stride, count, weights, value_dim, output):
-    """Add `count` values, weighted for every column."""
-    channel = 0
-    while channel + TILE_LINES <= value_dim:
-        if width == FEW_COLUMNS:
-            _add_many_few(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * FEW_COLUMNS)
-        elif width == TWO_COLUMNS:
-            _add_many_two(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * TWO_COLUMNS)
-        else:
-            _add_many(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
-        channel += TILE_LINES
-    while channel < value_dim:
-        if width == FEW_COLUMNS:
-            _add_one_few(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * FEW_COLUMNS)
-        elif width == TWO_COLUMNS:
-            _add_one_two(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * TWO_COLUMNS)
-        else:
-            _add_one(values + 4 * channel, 1, stride, weights, count, output + 4 * channel * COLUMNS)
-        channel += 1
 
 
 @njit(error_model="numpy")

@@ -17,12 +17,11 @@ Weights are float32 or bfloat16, which is widened in the registers.
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .code_cache import cfunc, njit
-from .numba_memory import FAST_MATH, ask_for, fetch_add, float32_at, uint16_at
-from .numba_vectors import FLOAT, HAS_WIDE_VECTORS, LANES, LONG, VECTOR, add_product, load_vector
+from .numba_memory import ask_for, fetch_add, float32_at, uint16_at
+from .numba_vectors import FLOAT, HAS_WIDE_VECTORS, LANES, LONG, VECTOR, add_lanes, add_product, load_vector
 
 
 (X, WEIGHT, BIAS, ANSWER, LINES, CHANNELS, OUTPUTS, NEXT) = range(8)
@@ -39,13 +38,6 @@ def _lines_of(builder: ir.IRBuilder, memory: ir.Value, stride: ir.Value, count: 
     """Pointers to the first numbers of `count` lines that are `stride` numbers apart."""
     memory = builder.inttoptr(memory, FLOAT.as_pointer())
     return [builder.gep(memory, [builder.mul(stride, LONG(n))]) for n in range(count)]
-
-
-def _add_up(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
-    """The sum of the numbers in a vector."""
-    kind = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-    return builder.call(function, [FLOAT(0.0), vector], fastmath=tuple(FAST_MATH))
 
 
 def _multiply_tile(lines: int, outputs: int):
@@ -86,7 +78,7 @@ def _multiply_tile(lines: int, outputs: int):
             for i, target in enumerate(_lines_of(builder, answer, answer_stride, lines)):
                 for j in range(outputs):
                     address = builder.gep(target, [LONG(j)])
-                    total = _add_up(builder, totals[i * outputs + j])
+                    total = add_lanes(builder, totals[i * outputs + j])
                     builder.store(builder.fadd(builder.load(address), total), address)
             return context.get_dummy_value()
 

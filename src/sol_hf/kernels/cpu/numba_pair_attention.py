@@ -20,9 +20,7 @@ from . import numba_chunk_lines as lines
 from .code_cache import cfunc, njit
 from .numba_chunk_attention import (
     BLOCK,
-    COLUMNS,
     DIM,
-    FEW_COLUMNS,
     KEY_HEAD,
     KEY_ROW,
     KEY_SLOT,
@@ -41,7 +39,6 @@ from .numba_chunk_attention import (
     SLOTS,
     SPLITS,
     STATE,
-    TWO_COLUMNS,
     VALUE_DIM,
     VALUE_HEAD,
     VALUE_ROW,
@@ -66,15 +63,11 @@ from .numba_memory import (
     uint32_at,
 )
 from .numba_pairs import HAS_PAIRS, add_pairs
-from .numba_tiles import multiply_tile
+from .numba_tiles import add_weighted, multiply_columns
 
 
-_score_many, _score_one = (multiply_tile(lines, False, COLUMNS, add_pairs) for lines in (TILE_LINES, 1))
-_score_many_two, _score_one_two = (multiply_tile(lines, False, TWO_COLUMNS, add_pairs) for lines in (TILE_LINES, 1))
-_score_many_few, _score_one_few = (multiply_tile(lines, False, FEW_COLUMNS, add_pairs) for lines in (TILE_LINES, 1))
-_add_many, _add_one = (multiply_tile(lines, True, COLUMNS, add_pairs) for lines in (TILE_LINES, 1))
-_add_many_two, _add_one_two = (multiply_tile(lines, True, TWO_COLUMNS, add_pairs) for lines in (TILE_LINES, 1))
-_add_many_few, _add_one_few = (multiply_tile(lines, True, FEW_COLUMNS, add_pairs) for lines in (TILE_LINES, 1))
+_score_many, _score_one = (multiply_columns(lines, False, add_pairs) for lines in (TILE_LINES, 1))
+_add_values = add_weighted(add_pairs)
 _SIGNATURE = types.void(types.CPointer(types.int64))
 HALF_STEP, UPPER_HALF = np.uint32(0x8000), np.uint32(0xFFFF0000)
 
@@ -121,43 +114,11 @@ def _score(args, keys, stride, values, count, queries, scores):
     while key + TILE_LINES <= count:
         _prefetch_tile(keys + 4 * (key + BLOCK) * stride, 2 * stride, args[DIM])
         _prefetch_tile(values + 2 * key * args[VALUE_SLOT], args[VALUE_SLOT], args[VALUE_DIM])
-        if width == FEW_COLUMNS:
-            _score_many_few(keys + 4 * key * stride, stride, 1, queries, words, scores + 4 * key * FEW_COLUMNS)
-        elif width == TWO_COLUMNS:
-            _score_many_two(keys + 4 * key * stride, stride, 1, queries, words, scores + 4 * key * TWO_COLUMNS)
-        else:
-            _score_many(keys + 4 * key * stride, stride, 1, queries, words, scores + 4 * key * COLUMNS)
+        _score_many(width, keys + 4 * key * stride, stride, 1, queries, words, scores + 4 * key * width)
         key += TILE_LINES
     while key < count:
-        if width == FEW_COLUMNS:
-            _score_one_few(keys + 4 * key * stride, stride, 1, queries, words, scores + 4 * key * FEW_COLUMNS)
-        elif width == TWO_COLUMNS:
-            _score_one_two(keys + 4 * key * stride, stride, 1, queries, words, scores + 4 * key * TWO_COLUMNS)
-        else:
-            _score_one(keys + 4 * key * stride, stride, 1, queries, words, scores + 4 * key * COLUMNS)
+        _score_one(width, keys + 4 * key * stride, stride, 1, queries, words, scores + 4 * key * width)
         key += 1
-
-
-@njit(error_model="numpy")
-def _add_values(width, values, dim, words, weights, output):
-    """Add values, weighted for every column, of `words` pairs of tokens."""
-    channel = 0
-    while channel + TILE_LINES <= dim:
-        if width == FEW_COLUMNS:
-            _add_many_few(values + 4 * channel, 1, dim, weights, words, output + 4 * channel * FEW_COLUMNS)
-        elif width == TWO_COLUMNS:
-            _add_many_two(values + 4 * channel, 1, dim, weights, words, output + 4 * channel * TWO_COLUMNS)
-        else:
-            _add_many(values + 4 * channel, 1, dim, weights, words, output + 4 * channel * COLUMNS)
-        channel += TILE_LINES
-    while channel < dim:
-        if width == FEW_COLUMNS:
-            _add_one_few(values + 4 * channel, 1, dim, weights, words, output + 4 * channel * FEW_COLUMNS)
-        elif width == TWO_COLUMNS:
-            _add_one_two(values + 4 * channel, 1, dim, weights, words, output + 4 * channel * TWO_COLUMNS)
-        else:
-            _add_one(values + 4 * channel, 1, dim, weights, words, output + 4 * channel * COLUMNS)
-        channel += 1
 
 
 @njit(error_model="numpy")
@@ -246,7 +207,7 @@ def _attend(args, task):
         _hide(args, row, part, begin, count, float32_at(scores))
         _weigh(width, float32_at(scores), count, state, dim, output, uint32_at(weights))
         _join_values(uint16_at(first), args[VALUE_SLOT], count, dim, uint32_at(values))
-        _add_values(width, values, dim, (count + 1) // 2, weights, answer)
+        _add_values(width, values, dim, (count + 1) // 2, weights, dim, answer)
     if args[SPLITS] == 1:
         for i in range(dim):
             for c in range(width):

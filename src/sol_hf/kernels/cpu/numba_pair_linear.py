@@ -11,14 +11,13 @@ of threads.
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .code_cache import cfunc, njit
 from .numba_linear import ANSWER, BIAS, CHANNELS, LINES, NEXT, OUTPUTS, WEIGHT, X
-from .numba_memory import FAST_MATH, ask_for, fetch_add, float32_at
+from .numba_memory import ask_for, fetch_add, float32_at
 from .numba_pairs import EACH, HAS_PAIRS, add_pairs, round_line, stack_memory
-from .numba_vectors import FLOAT, LANES, LONG, VECTOR, load_vector
+from .numba_vectors import FLOAT, LANES, LONG, VECTOR, add_lanes, load_vector
 
 
 MOST_LINES = 32
@@ -28,12 +27,6 @@ TILE_LINES, TILE_OUTPUTS = 8, 3
 TASK_OUTPUTS = 48
 TILES_AHEAD = 2
 _room = stack_memory(2 * MOST_LINES * DEPTH)
-
-
-def _add_up(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
-    kind = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-    return builder.call(function, [FLOAT(0.0), vector], fastmath=tuple(FAST_MATH))
 
 
 def _multiply_tile(lines: int, outputs: int):
@@ -77,7 +70,7 @@ def _multiply_tile(lines: int, outputs: int):
                 target = builder.gep(answer, [builder.mul(answer_stride, LONG(i))])
                 for j in range(outputs):
                     address = builder.gep(target, [LONG(j)])
-                    total = _add_up(builder, totals[i * outputs + j])
+                    total = add_lanes(builder, totals[i * outputs + j])
                     builder.store(builder.fadd(builder.load(address), total), address)
             return context.get_dummy_value()
 

@@ -9,10 +9,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .code_cache import njit
+from .numba_linear import TILE_LINES
 from .numba_vectors import FLOAT, LANES, LONG, VECTOR, add_product, spread
 
 
 Add = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
+COLUMNS, TWO_COLUMNS, FEW_COLUMNS = 3 * LANES, 2 * LANES, LANES
+"""Columns that tiles may have."""
 
 
 def multiply_tile(lines: int, adds: bool, columns: int, add: Add = add_product):
@@ -71,6 +75,43 @@ def multiply_tile(lines: int, adds: bool, columns: int, add: Add = add_product):
         return types.void(*[types.int64] * 6), generate
 
     return multiply
+
+
+def multiply_columns(lines: int, adds: bool, add: Add = add_product):
+    """As [`multiply_tile`], for a number of columns that the function takes first: one of the three above."""
+    wide, two, few = (multiply_tile(lines, adds, columns, add) for columns in (COLUMNS, TWO_COLUMNS, FEW_COLUMNS))
+
+    @njit(error_model="numpy")
+    def multiply(columns, left, line_stride, place_stride, right, count, answer):
+        if columns == FEW_COLUMNS:
+            few(left, line_stride, place_stride, right, count, answer)
+        elif columns == TWO_COLUMNS:
+            two(left, line_stride, place_stride, right, count, answer)
+        else:
+            wide(left, line_stride, place_stride, right, count, answer)
+
+    return multiply
+
+
+def add_weighted(add: Add = add_product):
+    """A function for numba code that adds `count` values, weighted for every column, to `output`.
+
+    Args:
+        add (`Callable`, *optional*): See [`multiply_tile`].
+    """
+    many, one = multiply_columns(TILE_LINES, True, add), multiply_columns(1, True, add)
+
+    @njit(error_model="numpy")
+    def add_values(width, values, stride, count, weights, value_dim, output):
+        channel = 0
+        while channel + TILE_LINES <= value_dim:
+            many(width, values + 4 * channel, 1, stride, weights, count, output + 4 * channel * width)
+            channel += TILE_LINES
+        while channel < value_dim:
+            one(width, values + 4 * channel, 1, stride, weights, count, output + 4 * channel * width)
+            channel += 1
+
+    return add_values
 
 
 def _vector_at(builder: ir.IRBuilder, memory: ir.Value, place: ir.Value) -> ir.Value:

@@ -4,6 +4,9 @@
 """LLVM vector instructions for numba code: loads, broadcasts, and products that are added up."""
 
 from llvmlite import binding, ir
+from numba.core import cgutils
+
+from .numba_memory import FAST_MATH
 
 
 HAS_WIDE_VECTORS = bool(binding.get_host_cpu_features().get("avx512f"))
@@ -33,3 +36,10 @@ def add_product(builder: ir.IRBuilder, total: ir.Value, a: ir.Value, b: ir.Value
     """`total + a * b`, in one instruction where the processor has it."""
     product = builder.fmul(a, b, flags=("contract",))
     return builder.fadd(total, product, flags=("contract",))
+
+
+def add_lanes(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
+    """The sum of the numbers in a vector."""
+    kind = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+    return builder.call(function, [FLOAT(0.0), vector], fastmath=tuple(FAST_MATH))
