@@ -310,6 +310,17 @@ def test_a_base_that_predicts_no_numbers_is_an_error(short):
     assert not list(starter.folder.glob("measured-*"))
 
 
+def test_without_updates_only_prices_are_found(short):
+    starter = tiny(replace(short, warmup_updates=0))
+    before = {name: x.clone() for name, x in starter.model.policy.state_dict().items()}
+    starter.run(blocks_for(starter))
+    assert all(torch.equal(before[name], x) for name, x in starter.model.policy.state_dict().items())
+    assert set(starter.prices) == set(starter.model.action_space.axis_names)
+    assert all(price >= 0 for pairs in starter.prices.values() for _, price in pairs)
+    again = tiny(replace(short, warmup_updates=0))
+    assert again.is_fitted(blocks_for(again)) and not tiny(short).is_fitted(blocks_for(again))
+
+
 def test_a_fit_that_diverges_is_an_error(short, monkeypatch):
     starter = tiny(short)
     monkeypatch.setattr(module.WarmupTargets, "loss", lambda self, policy: torch.tensor(torch.nan))
@@ -319,7 +330,7 @@ def test_a_fit_that_diverges_is_an_error(short, monkeypatch):
 
 def test_bad_settings_are_refused(config):
     with pytest.raises(ValueError, match="warmup_updates"):
-        CounterfactualWarmupConfig(warmup_updates=0)
+        CounterfactualWarmupConfig(warmup_updates=-1)
     with pytest.raises(ValueError, match="repayment_spread"):
         CounterfactualWarmupConfig(warmup_repayment_spread=-1)
     with pytest.raises(ValueError, match="`warmup_budget_mode` must be one of hard, soft, got 'firm'"):

@@ -230,7 +230,7 @@ class CounterfactualWarmup:
                 self.states,
             )
             self.prices = targets.prices()
-            if policy.budget_prior is not None:
+            if updates and policy.budget_prior is not None:
                 with torch.no_grad():
                     policy.budget_prior.repayment_spread.fill_(config.warmup_repayment_spread)
             optimizer = _optimizer(policy, config.warmup_learning_rate)

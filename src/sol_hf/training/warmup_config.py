@@ -40,7 +40,8 @@ class CounterfactualWarmupConfig:
         warmup_cost_models (`int`, *optional*, defaults to 4): Number of cost models, at least 2. Each estimates the
             costs of an equal share of the blocks, and is fitted to all others.
         warmup_updates (`int`, *optional*): Updates of the policy. By default as many as the measured steps are worth:
-            they are drawn ten times, in 100 to 1500 updates.
+            they are drawn ten times, in 100 to 1500 updates. With 0 the policy stays as it is, and only the prices
+            of compute are found, with which multipliers begin: for GRPO on a policy that was made before.
         warmup_episodes (`int`, *optional*, defaults to 64): Episodes of an update.
         warmup_learning_rate (`float`, *optional*, defaults to 7e-4): Largest learning rate.
         warmup_repayment_spread (`float`, *optional*, defaults to 3.0): Initial spread of the budget prior.
@@ -69,7 +70,7 @@ class CounterfactualWarmupConfig:
     warmup_batch_size: int = field(default=4, metadata={"help": "Blocks that are measured at the same time."})
     warmup_cost_models: int = field(default=4, metadata={"help": "Cost models, each for blocks it was not fitted to."})
     warmup_updates: int | None = field(
-        default=None, metadata={"help": "Updates of the policy; by default as many as the measured steps are worth."}
+        default=None, metadata={"help": "Updates of the policy; by default as many as the measured steps are worth; 0: prices only."}
     )
     warmup_episodes: int = field(default=64, metadata={"help": "Episodes of an update."})
     warmup_learning_rate: float = field(default=7e-4, metadata={"help": "Largest learning rate."})
@@ -86,8 +87,8 @@ class CounterfactualWarmupConfig:
     warmup_seed: int = field(default=0, metadata={"help": "Seed of measurements and fit."})
 
     def __post_init__(self):
-        least = {f"warmup_{name}": 1 for name in ("updates", "episodes", "practice_episodes")}
-        least |= {f"warmup_{name}": 0 for name in ("repayment_spread", "practice_rounds", "save_every")}
+        least = {f"warmup_{name}": 1 for name in ("episodes", "practice_episodes")}
+        least |= {f"warmup_{name}": 0 for name in ("updates", "repayment_spread", "practice_rounds", "save_every")}
         least |= {"warmup_cost_models": 2, "warmup_blocks": self.warmup_cost_models}
         for name, smallest in least.items():
             if getattr(self, name) is not None and getattr(self, name) < smallest:
