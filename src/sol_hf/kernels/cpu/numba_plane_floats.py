@@ -33,10 +33,11 @@ from .numba_plane_words import (
 from .numba_vectors import FLOAT, LONG, add_product
 
 
-LINES = (4, 1)
+LINES = (4, 2, 1)
 """Numbers of lines for which a weight is put together once."""
 CHAINS = 2
-"""Sums of a line within a block, so that a product need not wait for the one before."""
+"""Sums of a line within a block, of channels with even numbers and of the others: a product need not wait for the one
+before. The sums of four lines do not fit into 16 registers together, so one comes after the other."""
 MANTISSA, BIAS = 23, 127
 """Bits of a float32's mantissa, and the exponent that stands for `2^0`."""
 
@@ -95,13 +96,14 @@ def multiply_tile(lines: int, width: int):
                 total = builder.load(builder.gep(line_sums[i], [block]))
                 chains[i][0] = spread(builder, builder.fmul(total, half))
             begin = builder.mul(block, LONG(CHANNELS))
-            for part in range(CHANNELS // 8):
-                for j, (word, field) in enumerate(_fields(builder, words, part)):
-                    weights = _numbers(builder, word, field, read)
-                    place, chain = builder.add(begin, LONG(8 * part + j)), j % CHAINS
-                    for i in range(lines):
-                        number = spread(builder, builder.load(builder.gep(line[i], [place])))
-                        chains[i][chain] = add_product(builder, chains[i][chain], number, weights)
+            fields = [field for part in range(CHANNELS // 8) for field in _fields(builder, words, part)]
+            channels = range(CHANNELS)
+            for channel in channels if lines < LINES[0] else sorted(channels, key=lambda n: n % CHAINS):
+                weights = _numbers(builder, *fields[channel], read)
+                place, chain = builder.add(begin, LONG(channel)), channel % CHAINS
+                for i in range(lines):
+                    number = spread(builder, builder.load(builder.gep(line[i], [place])))
+                    chains[i][chain] = add_product(builder, chains[i][chain], number, weights)
             scale = load_scale(builder, scale_memory, builder.sdiv(block, LONG(GROUP // CHANNELS)))
             scale = builder.fmul(scale, every_number(2.0 ** (CODE_BITS - read)))
             later = []
@@ -125,16 +127,19 @@ def multiply_tile(lines: int, width: int):
 
 def lines_in(width: int):
     """The function that multiplies all lines with a tile read in `width` bits."""
-    (many_lines, _), (many, one) = LINES, (multiply_tile(lines, width) for lines in LINES)
+    four, two, one = (multiply_tile(lines, width) for lines in LINES)
 
     @njit(error_model="numpy")
     def multiply_lines(x, sums, lines, blocks, scales, w0, w1, w2, w3, answer, stride):
         line, each = 0, (blocks * CHANNELS + GROUP - 1) // GROUP * GROUP
         while line < lines:
             own, own_sums = x + 4 * line * each, sums + 4 * line * blocks
-            if lines - line >= many_lines:
-                many(own, own_sums, blocks, scales, w0, w1, w2, w3, answer + 4 * line * stride, stride)
-                line += many_lines
+            if lines - line >= 4:
+                four(own, own_sums, blocks, scales, w0, w1, w2, w3, answer + 4 * line * stride, stride)
+                line += 4
+            elif lines - line >= 2:
+                two(own, own_sums, blocks, scales, w0, w1, w2, w3, answer + 4 * line * stride, stride)
+                line += 2
             else:
                 one(own, own_sums, blocks, scales, w0, w1, w2, w3, answer + 4 * line * stride, stride)
                 line += 1

@@ -11,7 +11,7 @@ from ...dispatch import Implementation, Prepared
 from .operation import PLANES_PRODUCT, PlanesCall
 
 
-MOST_TOKENS = 64
+MOST_TOKENS = 1024
 """Number of tokens above which it is faster to decode the weight once, on processors without dot products of bytes."""
 
 
