@@ -18,7 +18,7 @@ from sol_hf import BudgetError
 from sol_hf.evaluation.policy_evaluation import budgets_within, evaluate_budgets
 from sol_hf.training.grpo_config import SOLGRPOConfig
 from sol_hf.training.grpo_trainer import SOLGRPOTrainer
-from sol_hf.training.metrics import BudgetProgress, rollout_figures
+from sol_hf.training.metrics import BudgetProgress, evaluation_table, rollout_figures
 from sol_hf.training.trend import TRENDS, WINDOW, trends
 from support.bases import tiny_base
 from support.cases import LEVELS, SETTINGS, control
@@ -68,6 +68,21 @@ def trainer_of(
 
 def evaluations_of(trainer) -> list[dict]:
     return [entry for entry in trainer.state.log_history if "eval_gain" in entry]
+
+
+def test_an_evaluation_as_a_table_for_a_terminal():
+    metrics = {"eval_gain": 0.01, "eval_gain_error": 0.002, "eval_loss": 3.0}
+    for budget, gain in {"0.5-0.7-8-0.65": 0.04, "0.2-0.4-5-1": -0.02}.items():
+        found = dict(gain=gain, perplexity=21.5, fixed_perplexity=22.25, budget_error=0.0125)
+        metrics |= {f"eval_{name}/{budget}": value for name, value in found.items()}
+    table = evaluation_table(metrics, ("token_keep", "mlp_keep", "bits", "neuron_keep"))
+    assert table.splitlines() == [
+        "Gain over the fixed schedule at equal cost: +0.0100 ± 0.0020 nats a token",
+        "Budgets are token_keep/mlp_keep/bits/neuron_keep:",
+        "budget             gain  perplexity   fixed  off budget",
+        "0.5/0.7/8/0.65  +0.0400      21.500  22.250      0.0125",
+        "0.2/0.4/5/1     -0.0200      21.500  22.250      0.0125",
+    ]
 
 
 class TestTrend:
