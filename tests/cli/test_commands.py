@@ -283,3 +283,22 @@ def test_coverage_runs_every_axis_in_the_dtype_of_the_base(folders, tmp_path, mo
     monkeypatch.setattr(SOLForCausalLM, "generate", fails)
     assert cli.main(["coverage", str(tmp_path / "half")]) == 1
     assert "FAULT: bits: KeyError: 'experts'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "way_on"),
+    [
+        ("pareto POLICY --data texts.jsonl --out sweep", "The same command continues."),
+        ("evaluate POLICY texts.jsonl --out=parts", "The same command continues."),
+        ("evaluate POLICY texts.jsonl", "Give --out DIR to be able to continue."),
+        ("train --train_file texts.jsonl", "with --resume also from the last checkpoint in --output_dir."),
+        ("bench POLICY", "stopped."),
+    ],
+)
+def test_a_stopped_command_says_how_to_go_on(monkeypatch, capsys, line, way_on):
+    def stop(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sol_hf.cli.main._run", stop)
+    assert cli.main(line.split()) == 130
+    assert capsys.readouterr().err.strip().endswith(way_on)

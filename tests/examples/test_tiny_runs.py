@@ -14,7 +14,14 @@ from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 from support.paths import EXAMPLES
 
 
-PARTS = ("demo_render.py",)
+PARTS = (
+    "demo_notes.py",
+    "demo_render.py",
+    "demo_run.py",
+    "demo_ways.py",
+    "recipe_runs.py",
+    "timed_snapshots.py",
+)
 """Files that other scripts import."""
 RUN = dict(token_keep=0.6, mlp_keep=0.8, bits=12, max_new_tokens=6, do_sample=False)
 

@@ -85,6 +85,15 @@ def test_an_evaluation_as_a_table_for_a_terminal():
     ]
 
 
+def test_one_block_of_a_document_is_evaluated(tmp_path):
+    rows = blocks(8).add_column("document", [0, 0, 0, 1, 1, 2, 3, 3])
+    trainer = trainer_of(tmp_path, eval_dataset=rows, eval_per_document=1, eval_blocks=3)
+    one_each, all_of = trainer.evaluate(), trainer_of(tmp_path, eval_dataset=rows.select([0, 3, 5])).evaluate()
+    assert one_each["eval_loss"] == all_of["eval_loss"]
+    with pytest.raises(ValueError, match="`eval_per_document` must be at least 1, got 0"):
+        trainer_of(tmp_path, eval_per_document=0)
+
+
 class TestTrend:
     def test_the_log_has_running_means(self, tmp_path):
         trainer = trainer_of(tmp_path, max_steps=4)

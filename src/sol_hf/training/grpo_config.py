@@ -77,6 +77,8 @@ class SOLGRPOConfig(GRPOConfig):
             of the evaluation dataset; at least 2.
         eval_episodes (`int`, *optional*, defaults to 1): Episodes of a block of an evaluation, with a KV refresh
             between them as in `generate`.
+        eval_per_document (`int`, *optional*): Blocks of a document that an evaluation takes at most, so that errors
+            over documents are of more of them; all by default.
         shard_base (`bool`, *optional*, defaults to `False`): Shard the base over the processes (FSDP2).
     """
 
@@ -131,6 +133,7 @@ class SOLGRPOConfig(GRPOConfig):
     )
     eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation runs."})
     eval_episodes: int = field(default=1, metadata={"help": "Episodes of a block of an evaluation."})
+    eval_per_document: int | None = field(default=None, metadata={"help": "Blocks of a document at most."})
     num_generations_eval: int | None = field(default=1, metadata={"help": "Must be 1: evaluation is greedy."})
     shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
 
@@ -168,6 +171,8 @@ class SOLGRPOConfig(GRPOConfig):
             self.eval_budgets = [numbers_of(budget) for budget in self.eval_budgets]
         if self.eval_blocks < 2:
             raise ValueError(f"`eval_blocks` must be at least 2, got {self.eval_blocks}.")
+        if self.eval_per_document is not None and self.eval_per_document < 1:
+            raise ValueError(f"`eval_per_document` must be at least 1, got {self.eval_per_document}.")
         if self.context_length < 1:
             raise ValueError(f"`context_length` must be at least 1, got {self.context_length}.")
         if self.num_generations is None or self.rollout_batch_size % self.num_generations:

@@ -31,7 +31,7 @@ from transformers.trainer_utils import speed_metrics
 from ..budget.action_space import ActionSpace
 from ..episodes.rollouts import Rollouts
 from ..episodes.step_settings import StepSettings
-from ..episodes.text_blocks import DOCUMENT, TOKENS
+from ..episodes.text_blocks import DOCUMENT, TOKENS, at_most_of_each
 from ..evaluation.clusters import standard_error
 from ..evaluation.policy_evaluation import (
     BudgetEvaluation,
@@ -245,7 +245,7 @@ class BudgetMetrics(Trainer):
 
     def _evaluate_blocks(self, dataset: BlockDataset) -> list[BudgetEvaluation]:
         budgets = self.evaluation_budgets()
-        rows = list(islice(iter(dataset), self.args.eval_blocks))
+        rows = list(islice(at_most_of_each(dataset, self.args.eval_per_document), self.args.eval_blocks))
         blocks = torch.tensor([row[TOKENS] for row in rows])
         documents = [row[DOCUMENT] for row in rows] if rows and DOCUMENT in rows[0] else None
         at_once = max(1, self.args.rollout_batch_size // len(budgets))
