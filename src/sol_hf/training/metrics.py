@@ -153,7 +153,7 @@ def evaluation_table(metrics: Mapping[str, float], axes: Sequence[str], prefix: 
     """
     gains = f"{prefix}_gain/"
     forms = {"gain": "+.4f", "perplexity": ".3f", "fixed_perplexity": ".3f", "budget_error": ".4f"}
-    lines = [("budget", "gain", "perplexity", "fixed", "off budget")]
+    lines: list[tuple[str, ...]] = [("budget", "gain", "perplexity", "fixed", "off budget")]
     for budget in [name.removeprefix(gains) for name in metrics if name.startswith(gains)]:
         values = [format(metrics[f"{prefix}_{name}/{budget}"], form) for name, form in forms.items()]
         lines.append((budget.replace("-", "/"), *values))
