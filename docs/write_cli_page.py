@@ -104,15 +104,16 @@ def of_argparse(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         name = action.option_strings[-1] if action.option_strings else action.dest.upper()
         choices = f" ({', '.join(map(str, action.choices))})" if action.choices else ""
         has_default = action.default not in (None, False, argparse.SUPPRESS) and "default" not in (action.help or "")
-        shown = f"; default: {value(action.default)}" if has_default else ""
+        between = " " if action.nargs else ","
+        shown = f"; default: {value(action.default, between)}" if has_default else ""
         yield name, escaped(f"{action.help}{choices}{shown}".replace("%%", "%"))
 
 
-def value(default: Any) -> str:
-    """A default, as it is typed."""
+def value(default: Any, between: str = " ") -> str:
+    """A default, as it is typed; `between` separates the numbers of one value."""
     default = getattr(default, "value", default)
     if isinstance(default, list | tuple):
-        return " ".join(map(str, default))
+        return between.join(f"{part:g}" if isinstance(part, float) else str(part) for part in default)
     return str(default)
 
 

@@ -21,63 +21,20 @@ start a process with its own `--recipes` for each, and then one with all of them
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from transformers import TrainerCallback
 
-import evaluate_policy
-import train_grpo
-from sol_hf.budget.axes import AXES
+from recipe_runs import RECIPES, evaluate, train
 from sol_hf.cli.inputs import SMOLLM2
-from sol_hf.episodes.stored_files import DamagedFileError, read_json, write_json
-from sol_hf.evaluation.clusters import standard_error
-from sol_hf.evaluation.policy_evaluation import PUBLISHED_NAMES
 
 
-CONFIG = Path(__file__).parent / "configs" / "smollm2-135m-published.yaml"
-FACTORED = {"action_head": "factored"}
-PRIOR = FACTORED | {"budget_prior": "true"}
-WARMUP = PRIOR | {"observe_page_fill": "true"}
-RECIPES = {"published": {}, "factored": FACTORED, "prior": PRIOR, "warmup": WARMUP}
 LABELS = {
     "published": "published recipe",
     "factored": "+ factored head",
     "prior": "+ budget prior",
     "warmup": "+ page fill, warmup on measured costs",
 }
-BUDGETS = ((0.2, 0.5, 6), (0.3, 0.6, 7), (0.5, 0.7, 8), (0.7, 0.8, 9), (1, 0.6, 16))
-SNAPSHOTS = 3
-
-
-class Snapshots(TrainerCallback):
-    """Saves the policy at equal intervals of time, and ends the training when the time is over.
-
-    Args:
-        folder (`Path`): Gets one folder per snapshot, named by the milliseconds since the start.
-        seconds (`float`): Total time from now on.
-    """
-
-    def __init__(self, folder: Path, seconds: float):
-        self.folder, self.seconds, self.start = folder, seconds, time.process_time()
-        self.marks = [seconds * (number + 1) / SNAPSHOTS for number in range(SNAPSHOTS)]
-
-    def save(self, model) -> None:
-        """Save the policy now."""
-        model.save_pretrained(self.folder / f"{1000 * (time.process_time() - self.start):09.0f}")
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Save the policy before GRPO."""
-        self.save(model)
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Save when a mark has passed, stop after the last."""
-        passed = [mark for mark in self.marks if time.process_time() - self.start >= mark]
-        if passed:
-            self.marks = self.marks[len(passed) :]
-            self.save(model)
-        control.should_training_stop = not self.marks
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -98,80 +55,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draw", action="store_true", help="train nothing: evaluate and draw what is there")
     options, options.others = parser.parse_known_args(arguments)
     return options
-
-
-def train(options: argparse.Namespace, recipe: str, seed: int) -> None:
-    """One run, unless its results are in the folder; an error if they are of another run."""
-    folder = options.out / f"{recipe}-{seed}"
-    done = folder / "done.json"
-    given = {"config": str(CONFIG), "train_file": options.train_file, "base": options.base, "dtype": options.dtype}
-    given |= {
-        "context_length": options.context_length,
-        "output_dir": str(folder / "trainer"),
-        "seed": seed,
-        "streaming": "false",
-    }
-    given |= {"max_steps": 100_000, "save_strategy": "no", **RECIPES[recipe]}
-    if recipe == "warmup":
-        given |= {"warmup_dir": str(folder / "measured"), "warmup_blocks": options.warmup_blocks}
-        given |= {"warmup_updates": options.warmup_updates, "warmup_practice_rounds": 2, "warmup_seed": seed}
-        given |= {"warmup_practice_episodes": 128}
-    arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    settings = {"minutes": options.minutes, "arguments": [*arguments, *options.others]}
-    if done.exists():
-        found = read_json(done, f"delete {folder} to run it again")
-        if found.get("settings", settings) != settings:
-            raise ValueError(f"{folder} holds a run with other arguments (see {done}): choose another --out.")
-        return
-    snapshots = Snapshots(folder, options.minutes * 60)
-    trainer = train_grpo.main(settings["arguments"], callbacks=[snapshots])
-    write_json(done, {"updates": trainer.state.global_step, "minutes": options.minutes, "settings": settings})
-
-
-def is_evaluated(path: Path, options: argparse.Namespace) -> bool:
-    """Whether a file has the evaluation that is asked for; files of earlier versions do not say."""
-    if not path.exists():
-        return False
-    try:
-        found = read_json(path, "the policy is evaluated again")
-    except DamagedFileError as error:
-        print(error)
-        return False
-    asked = {name: getattr(options, name) for name in ("base", "dtype", "blocks")}
-    asked |= {"context_length": [options.context_length], "texts": options.valid_file}
-    asked |= {"budgets": [list(budget) for budget in BUDGETS]}
-    made_with = found.get("settings", asked)
-    return "evaluations" in found and all(made_with.get(name) == value for name, value in asked.items())
-
-
-def evaluate(options: argparse.Namespace, snapshot: Path) -> dict:
-    """Gains of a snapshot over the fixed schedule, per budget and block; read from its file if that has them.
-
-    Files of earlier versions do not name their axes; these are the published ones.
-    """
-    path = snapshot / "evaluation.json"
-    if not is_evaluated(path, options):
-        budgets = [",".join(map(str, budget)) for budget in BUDGETS]
-        evaluate_policy.main(
-            [str(snapshot), options.valid_file, "--base", options.base, "--dtype", options.dtype]
-            + ["--blocks", str(options.blocks), "--context-length", str(options.context_length)]
-            + ["--episodes", "1", "--soft"]  # as the policies are trained
-            + ["--batch-size", "16", "--json", str(path), "--budgets", *budgets]
-        )
-    rows = read_json(path, "delete it")["evaluations"]
-    gains = [[fixed - mine for fixed, mine in zip(r["fixed_losses"], r["losses"], strict=True)] for r in rows]
-    per_block = [sum(column) / len(column) for column in zip(*gains, strict=True)]
-    misses = [
-        abs(got - asked) / AXES[axis].scale
-        for row in rows
-        for axis, got, asked in zip(row.get("axes", PUBLISHED_NAMES), row["realised"], row["requested"], strict=True)
-    ]
-    return {
-        "gain": sum(per_block) / len(per_block),
-        "gain_error": standard_error(per_block, rows[0].get("documents")),
-        "budget_error": sum(misses) / len(misses),
-        "gains": [sum(row) / len(row) for row in gains],
-    }
 
 
 def draw(curves: dict[str, list[list[dict]]], path: Path) -> None:

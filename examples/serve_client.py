@@ -19,7 +19,7 @@ from typing import Any
 
 import openai
 
-from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
+from sol_hf.integrations.tiny_llama import save_tiny_base
 
 
 BUDGETS: dict[str, dict[str, Any]] = {
@@ -65,10 +65,7 @@ async def ask_all(options: argparse.Namespace) -> list[str]:
 
 def serve_tiny(folder: str) -> tuple[subprocess.Popen, str]:
     """A server for a tiny random base, and its address."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(folder)
-    tiny_base(tokenizer).save_pretrained(folder)
-    command = [sys.executable, "-m", "sol_hf.cli", "serve", folder, "--port", "0"]
+    command = [sys.executable, "-m", "sol_hf.cli", "serve", save_tiny_base(folder), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, process.stdout.readline().split()[-1]

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sol_hf import SOLConfig, SOLForCausalLM
 from sol_hf.cli import main as cli
@@ -262,3 +262,43 @@ def read_until(terminal: int, *texts: str, seconds: float = 150) -> str:
         if select.select([terminal], [], [], 0.2)[0]:
             seen += os.read(terminal, 4096).decode("utf-8", errors="replace")
     return seen
+
+
+def test_coverage_runs_every_axis_in_the_dtype_of_the_base(folders, tmp_path, monkeypatch, capsys):
+    base = AutoModelForCausalLM.from_pretrained(folders / "base", dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(folders / "base").save_pretrained(tmp_path / "half")
+    assert cli.main(["coverage", str(tmp_path / "half")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "LlamaForCausalLM in bfloat16, 2 decoder layers" and lines[-1].split() == [
+        "KV",
+        "refresh",
+        "yes",
+    ]
+    assert [line.split()[1:] for line in lines[1:5]] == [["2", "of", "2", "layers:", "0-1"]] * 4
+
+    def fails(*args, **kwargs):
+        raise KeyError("experts")
+
+    monkeypatch.setattr(SOLForCausalLM, "generate", fails)
+    assert cli.main(["coverage", str(tmp_path / "half")]) == 1
+    assert "FAULT: bits: KeyError: 'experts'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "way_on"),
+    [
+        ("pareto POLICY --data texts.jsonl --out sweep", "The same command continues."),
+        ("evaluate POLICY texts.jsonl --out=parts", "The same command continues."),
+        ("evaluate POLICY texts.jsonl", "Give --out DIR to be able to continue."),
+        ("train --train_file texts.jsonl", "with --resume also from the last checkpoint in --output_dir."),
+        ("bench POLICY", "stopped."),
+    ],
+)
+def test_a_stopped_command_says_how_to_go_on(monkeypatch, capsys, line, way_on):
+    def stop(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sol_hf.cli.main._run", stop)
+    assert cli.main(line.split()) == 130
+    assert capsys.readouterr().err.strip().endswith(way_on)

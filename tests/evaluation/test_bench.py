@@ -39,6 +39,16 @@ def test_the_fastest_is_among_those_that_change_little():
     )
 
 
+def test_a_report_fits_eighty_columns():
+    way = "8 bits, keys .2"
+    speeds = tuple(Speed(name, (1.25, 0.987), speed_up=12.5, same_tokens=1.0) for name in ("base", "dense, ours", way))
+    found = Case(4096, 1, speeds, {speed.name: 12.5 for speed in speeds}, {way: 0.333})
+    shown = str(BenchReport("m", "float32", "texts", 0.05, (found,), {way: quality(0.0123)}, {}))
+    assert max(map(len, shown.splitlines())) <= 80
+    head, _, _, row, *_ = shown.splitlines()[3:]
+    assert row.startswith(way) and len(row) == len(head) and row.split()[-3:] == ["0.012", "+0.012", "0.90"]
+
+
 def test_without_a_measured_quality_only_the_same_text_is_advised():
     assert report(case(base=1.0, dense=1.5, a=2.0), {}).startswith("fastest here: dense, ours, 1.50 times")
     assert report(case(base=1.0, dense=0.5, a=2.0), {}) == "fastest here: transformers' own generate"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sol_hf.evaluation.families.examination import EQUAL, examine
-from sol_hf.evaluation.families.page import BEGIN, END, table, write_page
+from sol_hf.evaluation.families.page import BEGIN, END, report, table, write_page
 from sol_hf.evaluation.families.sweep import (
     ALL_FAMILIES,
     EXAMINED,
@@ -47,6 +47,20 @@ def test_steps_are_those_of_the_base_with_masks_and_hooks(family):
     found = examine(family_base(family))
     assert not found.faults and found.axes == REPRESENTATIVES[family] and found.mlps == EQUAL
     assert found.keys == (EQUAL if "token_keep" in found.axes else "not compared")
+
+
+def test_a_base_for_a_terminal():
+    found = {**RESULT, "kv_refresh": False, "late": ["bits: not now"], "faults": ["mlp_keep: KeyError: 3"]}
+    assert report("AForCausalLM in bfloat16", found).splitlines() == [
+        "AForCausalLM in bfloat16, 2 decoder layers",
+        "token_keep   – The axis `token_keep` cannot be controlled on AForCausalLM: no | reason.",
+        "mlp_keep     – does not work, see below",
+        "bits         1 of 2 layers: 0",
+        "neuron_keep  – does not work, see below",
+        "KV refresh   no: pass `kv_refresh=False`",
+        "refused in the first forwards: bits: not now",
+        "FAULT: mlp_keep: KeyError: 3",
+    ]
 
 
 @pytest.mark.slow

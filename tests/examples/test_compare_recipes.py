@@ -19,12 +19,17 @@ from support.paths import ROOT
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module("compare_recipes")
-    for name in ("compare_recipes", "train_grpo", "evaluate_policy"):
+    for name in ("compare_recipes", "recipe_runs", "timed_snapshots", "train_grpo", "evaluate_policy"):
         sys.modules.pop(name, None)
 
 
 @pytest.fixture
-def command(tmp_path, script, monkeypatch):
+def runs(script):
+    return importlib.import_module("recipe_runs")
+
+
+@pytest.fixture
+def command(tmp_path, runs, monkeypatch):
     """Arguments for two recipes on a tiny base, a few seconds each."""
     example = runpy.run_path(str(ROOT / "examples" / "generate.py"))
     tokenizer = example["tiny_tokenizer"]()
@@ -39,8 +44,8 @@ def command(tmp_path, script, monkeypatch):
     settings |= dict(per_device_train_batch_size=4, gradient_accumulation_steps=1, use_cpu=True, report_to="none")
     settings |= dict(token_keep_budgets=[0.2, 1.0], mlp_keep_budgets=[0.4, 1.0], bits_budgets=[4, 16])
     config.write_text(yaml.safe_dump(settings))
-    monkeypatch.setattr(script, "CONFIG", config)
-    monkeypatch.setattr(script, "BUDGETS", ((0.5, 0.7, 8), (1, 1, 4)))
+    monkeypatch.setattr(runs, "CONFIG", config)
+    monkeypatch.setattr(runs, "BUDGETS", ((0.5, 0.7, 8), (1, 1, 4)))
     options = "--warmup_context_length 8 --warmup_steps_per_block 8 --warmup_token_keep 0.2"
     options += " --warmup_mlp_keep 0.4 --warmup_bits 4 --warmup_cost_models 2"
     arguments = [str(texts), str(texts), "--out", str(tmp_path / "out"), "--base", str(tmp_path / "base")]
@@ -50,7 +55,7 @@ def command(tmp_path, script, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_recipe_trains_until_time_is_up_and_is_drawn(script, command, tmp_path, monkeypatch):
+def test_every_recipe_trains_until_time_is_up_and_is_drawn(script, runs, command, tmp_path, monkeypatch):
     arguments, full = command
     curves = script.main(full)
     assert list(curves) == ["published", "warmup"]
@@ -66,45 +71,45 @@ def test_every_recipe_trains_until_time_is_up_and_is_drawn(script, command, tmp_
     picture = (tmp_path / "out" / "recipes.svg").read_text()
     assert "<svg" in picture and (tmp_path / "out" / "recipes.png").stat().st_size > 5000
 
-    monkeypatch.setattr(script.train_grpo, "main", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(script.evaluate_policy, "main", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr(runs.train_grpo, "main", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(runs.evaluate_policy, "main", lambda *_: pytest.fail("evaluated again"))
     assert script.main([*arguments, "--draw"]) == curves
 
 
-def test_what_was_made_with_other_settings_is_not_taken(script, tmp_path, capsys):
+def test_what_was_made_with_other_settings_is_not_taken(script, runs, tmp_path, capsys):
     options = script.parse(["a", "b", "--out", str(tmp_path)])
     made = {"base": options.base, "dtype": options.dtype, "blocks": options.blocks, "texts": "b"}
-    made |= {"context_length": [options.context_length], "budgets": [list(budget) for budget in script.BUDGETS]}
+    made |= {"context_length": [options.context_length], "budgets": [list(budget) for budget in runs.BUDGETS]}
     path = tmp_path / "evaluation.json"
-    assert not script.is_evaluated(path, options)
+    assert not runs.is_evaluated(path, options)
     path.write_text(json.dumps({"evaluations": [], "settings": made}))
-    assert script.is_evaluated(path, options)
+    assert runs.is_evaluated(path, options)
     for name, value in {"texts": "c", "blocks": 3, "dtype": "float32", "budgets": [], "context_length": 1}.items():
         path.write_text(json.dumps({"evaluations": [], "settings": made | {name: value}}))
-        assert not script.is_evaluated(path, options), name
+        assert not runs.is_evaluated(path, options), name
     path.write_text('{"evaluations"')
-    assert not script.is_evaluated(path, options) and f"{path} is damaged" in capsys.readouterr().out
+    assert not runs.is_evaluated(path, options) and f"{path} is damaged" in capsys.readouterr().out
 
 
-def test_a_run_with_other_arguments_is_refused(script, tmp_path):
+def test_a_run_with_other_arguments_is_refused(script, runs, tmp_path):
     folder = tmp_path / "prior-0"
     folder.mkdir()
     (folder / "done.json").write_text(json.dumps({"updates": 1, "settings": {"minutes": 3}}))
     options = script.parse(["a", "b", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="holds a run with other arguments .*: choose another --out"):
-        script.train(options, "prior", 0)
+        runs.train(options, "prior", 0)
     (folder / "done.json").write_text("")
     with pytest.raises(ValueError, match=f"done.json is damaged .*: delete {folder} to run it again"):
-        script.train(options, "prior", 0)
+        runs.train(options, "prior", 0)
 
 
-def test_a_point_is_the_mean_over_budgets_with_its_error_over_blocks(script, tmp_path):
+def test_a_point_is_the_mean_over_budgets_with_its_error_over_blocks(script, runs, tmp_path):
     snapshot = tmp_path / "000120000"
     snapshot.mkdir()
     row = dict(requested=[0.5, 0.7, 8], realised=[0.6, 0.7, 8], losses=[1.0, 2.0], fixed_losses=[1.5, 2.1])
     other = dict(requested=[1, 1, 4], realised=[1, 1, 7.2], losses=[1.0, 1.0], fixed_losses=[1.1, 0.9])
     (snapshot / "evaluation.json").write_text(json.dumps({"evaluations": [row, other]}))
-    point = script.evaluate(script.parse(["a", "b", "--out", str(tmp_path)]), snapshot)
+    point = runs.evaluate(script.parse(["a", "b", "--out", str(tmp_path)]), snapshot)
     assert point["gains"] == pytest.approx([0.3, 0.0])
     assert point["gain"] == pytest.approx(0.15) and point["gain_error"] == pytest.approx(0.15)
     assert point["budget_error"] == pytest.approx((0.1 + 3.2 / 16) / 6)

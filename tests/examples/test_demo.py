@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from sol_hf.figures.action_map import token_texts
 from support.page_layout import BROWSER, layout_problems
 from support.paths import EXAMPLES
 
@@ -192,8 +193,8 @@ def test_demo_shows_transformers_dense_and_budgets_with_spreads_and_advice(
 
 def test_the_fixed_settings_have_the_net_keep_rates_of_their_names(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    demo = importlib.import_module("demo")
-    for rate, levels in {**demo.FIXED, **demo.EXTREME_FIXED}.items():
+    ways = importlib.import_module("demo_ways")
+    for rate, levels in {**ways.FIXED, **ways.EXTREME_FIXED}.items():
         values = levels.get("token_keep", 1), levels.get("mlp_keep", 1), levels["bits"] / 16
         assert sum(values) / 3 == pytest.approx(rate, abs=0.002)
 
@@ -264,14 +265,11 @@ def test_demo_takes_the_shipped_policy_for_its_own_model_only(monkeypatch):
     ]
 
 
-def test_token_texts_join_to_the_decoded_text(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    demo = importlib.import_module("demo")
-
+def test_token_texts_join_to_the_decoded_text():
     class Bytes:
         def decode(self, ids):
             return bytes(ids).decode("utf-8", errors="replace")
 
     ids = [*"aé\U0001f642".encode(), 10, 1]
-    texts = demo.token_texts(Bytes(), ids, end_ids={1})
+    texts = token_texts(Bytes(), ids, end_ids={1})
     assert texts == ["a", "", "é", "", "", "", "\U0001f642", "\n", "∎"]

@@ -14,7 +14,14 @@ from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 from support.paths import EXAMPLES
 
 
-PARTS = ("demo_render.py",)
+PARTS = (
+    "demo_notes.py",
+    "demo_render.py",
+    "demo_run.py",
+    "demo_ways.py",
+    "recipe_runs.py",
+    "timed_snapshots.py",
+)
 """Files that other scripts import."""
 RUN = dict(token_keep=0.6, mlp_keep=0.8, bits=12, max_new_tokens=6, do_sample=False)
 
@@ -40,6 +47,23 @@ def test_an_adapter_is_trained_beside_the_policy(tmp_path):
     again = SOLForCausalLM.from_pretrained(tmp_path / "adapter", base=tiny_base(tiny_tokenizer()))
     assert any("lora" in name for name in again.policy.state_dict())
     assert again.generate(torch.arange(10, 30)[None], **RUN).shape == (1, 26)
+
+
+@pytest.mark.slow
+def test_a_policy_by_grpo(tmp_path, capsys):
+    trainer = script("train_grpo").run_tiny(["--output_dir", str(tmp_path / "policy"), "--disable_tqdm", "true"])
+    assert trainer.state.global_step == 2
+    again = SOLForCausalLM.from_pretrained(tmp_path / "policy", base=tiny_base(tiny_tokenizer()))
+    assert again.generate(torch.arange(10, 30)[None], **RUN).shape == (1, 26)
+    assert "Gain over the fixed schedule at equal cost: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_a_policy_is_worth(capsys):
+    evaluations = script("evaluate_policy").run_tiny(["--blocks", "4"])
+    assert [found.requested for found in evaluations] == [(0.3, 0.6, 12), (0.5, 0.7, 12)]
+    assert {len(found.losses) for found in evaluations} == {4}
+    assert "4 texts of 4 documents" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -242,10 +242,21 @@ def test_a_run_goes_on_from_its_last_checkpoint(script, tmp_path, base):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_texts_to_evaluate_on(script, tmp_path, base):
-    run(script, tmp_path, base, valid_file=TEXTS, max_steps=1, eval_blocks=3, eval_budgets=[[0.5, 0.75, 12]])
+@pytest.mark.parametrize("budgets", [[[0.5, 0.75, 12]], ["0.5,0.75,12"]])
+def test_texts_to_evaluate_on(script, tmp_path, base, budgets, capsys):
+    run(script, tmp_path, base, valid_file=TEXTS, max_steps=0, eval_blocks=3, eval_budgets=budgets)
     results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert results["eval_gain"] == results["eval_gain/0.5-0.75-12"]
+    head, axes, _, row = capsys.readouterr().out.splitlines()[-4:]
+    assert f"at equal cost: {results['eval_gain']:+.4f} ± {results['eval_gain_error']:.4f} nats a token" in head
+    assert "token_keep/mlp_keep/bits" in axes and row.split()[:2] == ["0.5/0.75/12", f"{results['eval_gain']:+.4f}"]
+
+
+def test_budgets_to_evaluate_at_are_options_of_the_command(script):
+    line = ["--train_file", TEXTS, "--use_cpu", "--eval_budgets", "0.3,0.6,7", "0.5,0.7,8"]
+    assert parse(script, *line)[2].eval_budgets == [[0.3, 0.6, 7.0], [0.5, 0.7, 8.0]]
+    with pytest.raises(ValueError, match=r"numbers with commas between them, .* such as 0.5,0.7,8, got '\[0.3\]'"):
+        parse(script, *line[:-2], "[0.3]")
 
 
 def test_the_seed_makes_the_policy(script, tmp_path, base):

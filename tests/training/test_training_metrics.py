@@ -18,7 +18,7 @@ from sol_hf import BudgetError
 from sol_hf.evaluation.policy_evaluation import budgets_within, evaluate_budgets
 from sol_hf.training.grpo_config import SOLGRPOConfig
 from sol_hf.training.grpo_trainer import SOLGRPOTrainer
-from sol_hf.training.metrics import BudgetProgress, rollout_figures
+from sol_hf.training.metrics import BudgetProgress, evaluation_table, rollout_figures
 from sol_hf.training.trend import TRENDS, WINDOW, trends
 from support.bases import tiny_base
 from support.cases import LEVELS, SETTINGS, control
@@ -68,6 +68,30 @@ def trainer_of(
 
 def evaluations_of(trainer) -> list[dict]:
     return [entry for entry in trainer.state.log_history if "eval_gain" in entry]
+
+
+def test_an_evaluation_as_a_table_for_a_terminal():
+    metrics = {"eval_gain": 0.01, "eval_gain_error": 0.002, "eval_loss": 3.0}
+    for budget, gain in {"0.5-0.7-8-0.65": 0.04, "0.2-0.4-5-1": -0.02}.items():
+        found = dict(gain=gain, perplexity=21.5, fixed_perplexity=22.25, budget_error=0.0125)
+        metrics |= {f"eval_{name}/{budget}": value for name, value in found.items()}
+    table = evaluation_table(metrics, ("token_keep", "mlp_keep", "bits", "neuron_keep"))
+    assert table.splitlines() == [
+        "Gain over the fixed schedule at equal cost: +0.0100 ± 0.0020 nats a token",
+        "Budgets are token_keep/mlp_keep/bits/neuron_keep:",
+        "budget             gain  perplexity   fixed  off budget",
+        "0.5/0.7/8/0.65  +0.0400      21.500  22.250      0.0125",
+        "0.2/0.4/5/1     -0.0200      21.500  22.250      0.0125",
+    ]
+
+
+def test_one_block_of_a_document_is_evaluated(tmp_path):
+    rows = blocks(8).add_column("document", [0, 0, 0, 1, 1, 2, 3, 3])
+    trainer = trainer_of(tmp_path, eval_dataset=rows, eval_per_document=1, eval_blocks=3)
+    one_each, all_of = trainer.evaluate(), trainer_of(tmp_path, eval_dataset=rows.select([0, 3, 5])).evaluate()
+    assert one_each["eval_loss"] == all_of["eval_loss"]
+    with pytest.raises(ValueError, match="`eval_per_document` must be at least 1, got 0"):
+        trainer_of(tmp_path, eval_per_document=0)
 
 
 class TestTrend:

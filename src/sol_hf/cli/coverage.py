@@ -11,17 +11,19 @@ import typer
 def coverage(
     base: Annotated[str, typer.Argument(help="folder or Hub id of a base, or smollm2-135m")],
 ) -> int:
-    """Print which decoder layers each axis reaches on a base, or why it reaches none.
+    """Print which decoder layers each axis reaches on a base, or why it reaches none. Every axis runs for two tokens.
 
     Example: sol-hf coverage smollm2-135m
     """
-    from ..budget.axes import AXES
-    from ..configuration_sol import SOLConfig
-    from ..modeling_sol import SOLForCausalLM
-    from .loading import SMALL, load_any
+    from dataclasses import asdict
 
-    loaded = load_any(base)
-    levels = {axis: [AXES[axis].default_levels[0], AXES[axis].default_levels[-1]] for axis in AXES}
-    model = SOLForCausalLM.from_base(loaded.model.base, SOLConfig(**levels, **SMALL))
-    print(model.coverage())
-    return 0
+    from ..evaluation.families.examination import Findings, controlled, examine_axes
+    from ..evaluation.families.page import report
+    from .loading import load_any
+
+    whole = load_any(base).model.base
+    model, found = controlled(whole), Findings()
+    examine_axes(model, found)
+    dtype = str(whole.dtype).removeprefix("torch.")
+    print(report(f"{type(whole).__name__} in {dtype}", asdict(found)))
+    return 1 if found.faults else 0

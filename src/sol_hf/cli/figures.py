@@ -47,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
     colours = own.add_argument_group("action map")
     colours.add_argument("--action-map", type=Path, metavar="FILE", help="a plain text to read under the budget")
     colours.add_argument(
-        "--budget", type=budget_values, default=(0.5, 0.7, 8.0), help="one number per axis of the policy"
+        "--budget",
+        type=budget_values,
+        default=(0.5, 0.7, 8.0),
+        help="one number per axis of the policy, such as 0.5,0.7,8",
     )
     colours.add_argument("--controller", default="policy", help="what spends it")
     impulse = own.add_argument_group("KV pollution")
@@ -61,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     impulse.add_argument("--blocks", type=int, default=32, help="blocks to average over")
     impulse.add_argument("--context-length", type=int, default=256, help="tokens of a block before its first step")
     impulse.add_argument("--steps", type=int, default=40, help="steps of a block")
-    impulse.add_argument("--disturbed", type=int, nargs=2, default=(2, 4), metavar=("BEGIN", "LENGTH"))
+    impulse.add_argument(
+        "--disturbed", type=int, nargs=2, default=(2, 4), metavar=("BEGIN", "LENGTH"), help="which steps are disturbed"
+    )
     impulse.add_argument("--batch-size", type=int, default=8, help="blocks that run at the same time")
     return own
 

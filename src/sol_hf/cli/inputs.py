@@ -5,8 +5,6 @@
 
 import argparse
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from ..episodes.begin_tokens import begin_tokens
 from ..episodes.spread_texts import SpreadTexts, block_length
 from ..episodes.step_settings import StepSettings
-from ..episodes.text_blocks import DOCUMENT, TextBlocks, load_text, pack_blocks
+from ..episodes.text_blocks import TextBlocks, at_most_of_each, load_text, pack_blocks
 from ..evaluation.budget_search import find_budgets
 from ..evaluation.budget_targets import budgets_within
 from ..integrations.packaged_bases import PACKAGED_BASES, base_source
@@ -122,15 +120,6 @@ def budgets_of(options: argparse.Namespace, model: SOLForCausalLM, texts: Spread
     if len(given) > 1:
         raise ValueError("`--budgets auto` finds all budgets: leave out the others, or leave out `auto`.")
     return find_budgets(model, texts.tokens, texts.contexts)
-
-
-def at_most_of_each(rows: Iterable[dict[str, Any]], number: int | None) -> Iterator[dict[str, Any]]:
-    """The first rows of every document, at most `number` of each; all by default."""
-    taken: Counter[int] = Counter()
-    for row in rows:
-        taken[row[DOCUMENT]] += 1
-        if number is None or taken[row[DOCUMENT]] <= number:
-            yield row
 
 
 def read_blocks(

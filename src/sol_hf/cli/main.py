@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as error:
         return error.exit_code
     except KeyboardInterrupt:
+        print(f"sol-hf: stopped.{how_to_continue(given)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         return _explain(given, error, debug)
@@ -78,6 +79,20 @@ def _run(given: list[str]) -> int:
         return 0
     app = build_app(_run_with_parser)
     return app(given, prog_name="sol-hf", standalone_mode=False) or 0
+
+
+def how_to_continue(given: list[str]) -> str:
+    """A sentence for a command that was stopped, if it keeps what it has done; `given` are its arguments."""
+    command = next((argument for argument in given if not argument.startswith("-")), "")
+    keeps = "--out" in {argument.partition("=")[0] for argument in given}
+    if command == "train":
+        return (
+            " The same command goes on with a start from measured costs; with --resume also from the last checkpoint "
+            "in --output_dir."
+        )
+    if command in ("pareto", "evaluate"):
+        return " The same command continues." if keeps else " Give --out DIR to be able to continue."
+    return ""
 
 
 def _explain(given: list[str], error: Exception, debug: bool) -> int:

@@ -4,7 +4,8 @@
 
 To resume an interrupted run from its last checkpoint, give the same command again with `--resume`. With `max_steps: 0`
 nothing is trained, and the policy is saved as it is. The arguments are those of `train_arguments.py` and of
-`SOLGRPOConfig`, which has those of TRL's `GRPOConfig` and of transformers' `TrainingArguments`.
+`SOLGRPOConfig`, which has those of TRL's `GRPOConfig` and of transformers' `TrainingArguments`. With `--valid_file`
+the gain over the fixed schedule is measured at the end, printed, and written to `eval_results.json`.
 
 Example: sol-hf train --train_file texts.jsonl --base smollm2-135m --output_dir policy --max_steps 0 --context_length 9
 """
@@ -21,6 +22,7 @@ from ..episodes.text_blocks import pack_blocks
 from ..training.checkpoint_record import has_checkpoint
 from ..training.grpo_config import SOLGRPOConfig
 from ..training.grpo_trainer import SOLGRPOTrainer
+from ..training.metrics import evaluation_table
 from ..training.warmup import CounterfactualWarmup, warmup_blocks
 from ..training.warmup_config import CounterfactualWarmupConfig
 from .train_arguments import PolicyArguments, ScriptArguments
@@ -76,7 +78,10 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
         trainer.save_state()
     trainer.save_model()
     if eval_dataset is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+        if trainer.is_world_process_zero():
+            print(evaluation_table(metrics, model.action_space.axis_names))
     if args.push_to_hub:
         trainer.push_to_hub()
     return trainer

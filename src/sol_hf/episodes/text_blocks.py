@@ -20,7 +20,8 @@ blocks of 5 bos a b c eos | bos d e eos f | (g h i eos: remainder, dropped)
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import accumulate, chain, islice
@@ -361,3 +362,19 @@ def _too_short(tokens: Dataset | IterableDataset, block_length: int, begin: int)
         f"The text has {number} tokens, but no {PACKED_DOCUMENTS} documents together have the {needed} of a block: "
         "join the documents, or make blocks shorter."
     )
+
+
+def at_most_of_each(rows: Iterable[dict[str, Any]], number: int | None) -> Iterator[dict[str, Any]]:
+    """The first blocks of every document, at most `number` of each; all blocks without a number.
+
+    Args:
+        rows (`Iterable[dict]`): From [`pack_blocks`] with `documents=True`, if there is a number.
+        number (`int`, *optional*): Blocks of a document.
+    """
+    taken: Counter[int] = Counter()
+    for row in rows:
+        if number is not None:
+            taken[row[DOCUMENT]] += 1
+            if taken[row[DOCUMENT]] > number:
+                continue
+        yield row

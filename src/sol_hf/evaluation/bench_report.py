@@ -14,10 +14,10 @@ from .speed import BASE, Speed
 from .ways import SAME_TEXT
 
 
-WIDTH = 100
+WIDTH = 80
 NAMES = {BASE: "transformers"}
-HEAD = f"{'':<16} {'ms a step':>10} {'(rounds)':>15} {'speed-up':>9} {'over dense':>10} {'bytes':>6} "
-HEAD += f"{'KL':>7} {'loss':>7} {'same':>5}"
+HEAD = f"{'':<15} {'ms a step':>9} {'(rounds)':>12} {'speed-up':>8} {'/ dense':>7} {'bytes':>5} "
+HEAD += f"{'KL':>5} {'loss':>7} {'same':>4}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BenchReport:
             rows = "1 row" if case.rows == 1 else f"{case.rows} rows"
             lines += ["", f"context {case.context}, {rows}", HEAD]
             lines += [self._line(case, speed) for speed in case.speeds]
-            lines.append(self.advice(case))
+            lines += textwrap.wrap(self.advice(case), WIDTH)
         left_out = [f"Not on this base: {name}. {reason}" for name, reason in self.refused.items()]
         notes = (line for note in (*left_out, *self._notes()) for line in textwrap.wrap(note, WIDTH))
         return "\n".join([*lines, "", *notes])
@@ -81,17 +81,18 @@ class BenchReport:
             same = f"{quality.same_token:.2f}"
         if speed.expected_loss is not None and speed.name not in SAME_TEXT:
             loss = f"{speed.expected_loss:+.2f}*"
-        rounds = f"({ms[1]:.1f}–{ms[2]:.1f})"
+        form = ".1f" if ms[2] < 100 else ".0f"
+        rounds = f"({ms[1]:{form}}–{ms[2]:{form}})"
         return (
-            f"{_name(speed):<16} {ms[0]:>10.1f} {rounds:>15} {speed.speed_up:>9.2f} "
-            f"{case.over_dense[speed.name]:>10.2f} {'–' if share is None else f'{share:.2f}':>6} "
-            f"{kl:>7} {loss:>7} {same:>5}"
+            f"{_name(speed):<15} {ms[0]:>9.1f} {rounds:>12} {speed.speed_up:>8.2f} "
+            f"{case.over_dense[speed.name]:>7.2f} {'–' if share is None else f'{share:.2f}':>5} "
+            f"{kl:>5} {loss:>7} {same:>4}"
         )
 
     def _notes(self) -> list[str]:
         notes = [
             "ms a step (a token of every row): median over rounds; KV refresh and policy included, not the prompt.",
-            "speed-up: over transformers' generate; over dense: over our dense steps; in each round.",
+            "speed-up: over transformers' generate; / dense: over our dense steps; in each round.",
             "bytes: of a step, over those of a dense one; counted, for one row.",
         ]
         if self.qualities:

@@ -45,7 +45,8 @@ def clusters_of(documents: Sequence[int] | None, blocks: int) -> np.ndarray:
     if len(number) == 1:
         logger.warning_once(
             "All blocks are of one document, so that errors and intervals treat them as independent. The real ones "
-            "are larger: give texts of several documents, and take few blocks of each (`--per-document 1`)."
+            "are larger: give texts of several documents, and take few blocks of each (`--per-document 1`, in a "
+            "training `--eval_per_document 1`)."
         )
         return np.arange(blocks)
     return found

@@ -3,6 +3,9 @@
 
 """A random Llama of two layers with a tokenizer of bytes: tries code in seconds, without a download."""
 
+import json
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -40,3 +43,24 @@ def tiny_base(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def save_tiny_base(folder: str | Path) -> str:
+    """Save that base and its tokenizer to a folder; returns the folder, as a name to load it by."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    tiny_base(tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def save_tiny_texts(path: str | Path, count: int = 12) -> str:
+    """Write short texts to a file; returns its name.
+
+    Args:
+        path (`str` or `Path`): A file that ends in `.jsonl`, which has a text of about 600 characters a line.
+        count (`int`, *optional*, defaults to 12): Number of texts.
+    """
+    sentences = "The tide comes in twice a day, and goes out {0} times in {1} days. Boat number {0} waits for it. "
+    texts = [sentences.format(number + 2, number // 2 + 1) * 6 for number in range(count)]
+    Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return str(path)

@@ -77,6 +77,8 @@ class SOLGRPOConfig(GRPOConfig):
             of the evaluation dataset; at least 2.
         eval_episodes (`int`, *optional*, defaults to 1): Episodes of a block of an evaluation, with a KV refresh
             between them as in `generate`.
+        eval_per_document (`int`, *optional*): Blocks of a document that an evaluation takes at most, so that errors
+            over documents are of more of them; all by default.
         shard_base (`bool`, *optional*, defaults to `False`): Shard the base over the processes (FSDP2).
     """
 
@@ -126,9 +128,12 @@ class SOLGRPOConfig(GRPOConfig):
     gradient_cosine_steps: int = field(
         default=0, metadata={"help": "Batches between comparisons of the gradients of reward and constraint; 0: none."}
     )
-    eval_budgets: list[list[float]] | None = field(default=None, metadata={"help": "Budgets to evaluate at."})
+    eval_budgets: list[list[float]] | None = field(
+        default=None, metadata={"help": "Budgets to evaluate at, as 0.5,0.7,8."}
+    )
     eval_blocks: int = field(default=64, metadata={"help": "Blocks that an evaluation runs."})
     eval_episodes: int = field(default=1, metadata={"help": "Episodes of a block of an evaluation."})
+    eval_per_document: int | None = field(default=None, metadata={"help": "Blocks of a document at most."})
     num_generations_eval: int | None = field(default=1, metadata={"help": "Must be 1: evaluation is greedy."})
     shard_base: bool = field(default=False, metadata={"help": "Shard the base over the processes (FSDP2)."})
 
@@ -162,8 +167,12 @@ class SOLGRPOConfig(GRPOConfig):
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(self, name)}.")
+        if self.eval_budgets is not None:
+            self.eval_budgets = [numbers_of(budget) for budget in self.eval_budgets]
         if self.eval_blocks < 2:
             raise ValueError(f"`eval_blocks` must be at least 2, got {self.eval_blocks}.")
+        if self.eval_per_document is not None and self.eval_per_document < 1:
+            raise ValueError(f"`eval_per_document` must be at least 1, got {self.eval_per_document}.")
         if self.context_length < 1:
             raise ValueError(f"`context_length` must be at least 1, got {self.context_length}.")
         if self.num_generations is None or self.rollout_batch_size % self.num_generations:
@@ -219,6 +228,23 @@ class SOLGRPOConfig(GRPOConfig):
         """Weight of the squared budget error of an axis."""
         published = list(PUBLISHED_BUDGETS)
         return self.penalty_weights[published.index(axis.name)] if axis.name in published else axis.penalty_weight
+
+
+def numbers_of(budget: Sequence[float] | Sequence[str]) -> list[float]:
+    """The numbers of a budget; parsers of command lines make single characters of `0.5,0.7,8`.
+
+    Raises:
+        ValueError: if a text has anything but numbers and commas.
+    """
+    if not any(isinstance(value, str) for value in budget):
+        return [*map(float, budget)]
+    text = "".join(map(str, budget))
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"`eval_budgets` are numbers with commas between them, one per axis, such as 0.5,0.7,8, got {text!r}."
+        ) from error
 
 
 def is_better_if_greater(metric: str) -> bool:

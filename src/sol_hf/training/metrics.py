@@ -20,7 +20,7 @@ Means are in ratio units. For axes with another unit the name has a suffix, as i
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -31,7 +31,7 @@ from transformers.trainer_utils import speed_metrics
 from ..budget.action_space import ActionSpace
 from ..episodes.rollouts import Rollouts
 from ..episodes.step_settings import StepSettings
-from ..episodes.text_blocks import DOCUMENT, TOKENS
+from ..episodes.text_blocks import DOCUMENT, TOKENS, at_most_of_each
 from ..evaluation.clusters import standard_error
 from ..evaluation.policy_evaluation import (
     BudgetEvaluation,
@@ -143,6 +143,27 @@ def at_budget(name: str, budget: Sequence[float]) -> str:
     return f"{name}/{'-'.join(f'{value:g}' for value in budget)}"
 
 
+def evaluation_table(metrics: Mapping[str, float], axes: Sequence[str], prefix: str = "eval") -> str:
+    """What an evaluation found, as a few lines of text that fit a terminal.
+
+    Args:
+        metrics (`Mapping[str, float]`): From `SOLGRPOTrainer.evaluate`.
+        axes (`Sequence[str]`): Names of the axes, in the order of the numbers of a budget.
+        prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the names.
+    """
+    gains = f"{prefix}_gain/"
+    forms = {"gain": "+.4f", "perplexity": ".3f", "fixed_perplexity": ".3f", "budget_error": ".4f"}
+    lines: list[tuple[str, ...]] = [("budget", "gain", "perplexity", "fixed", "off budget")]
+    for budget in [name.removeprefix(gains) for name in metrics if name.startswith(gains)]:
+        values = [format(metrics[f"{prefix}_{name}/{budget}"], form) for name, form in forms.items()]
+        lines.append((budget.replace("-", "/"), *values))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join([a.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for a, *rest in lines]
+    gain, error = metrics[f"{prefix}_gain"], metrics[f"{prefix}_gain_error"]
+    head = f"Gain over the fixed schedule at equal cost: {gain:+.4f} ± {error:.4f} nats a token"
+    return "\n".join([head, f"Budgets are {'/'.join(axes)}:", *rows])
+
+
 class BudgetProgress(ProgressCallback):
     """A progress bar with the latest task reward, net keep and budget error.
 
@@ -224,7 +245,7 @@ class BudgetMetrics(Trainer):
 
     def _evaluate_blocks(self, dataset: BlockDataset) -> list[BudgetEvaluation]:
         budgets = self.evaluation_budgets()
-        rows = list(islice(iter(dataset), self.args.eval_blocks))
+        rows = list(islice(at_most_of_each(dataset, self.args.eval_per_document), self.args.eval_blocks))
         blocks = torch.tensor([row[TOKENS] for row in rows])
         documents = [row[DOCUMENT] for row in rows] if rows and DOCUMENT in rows[0] else None
         at_once = max(1, self.args.rollout_batch_size // len(budgets))

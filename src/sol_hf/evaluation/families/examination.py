@@ -91,10 +91,7 @@ def examine(base: PreTrainedModel) -> Findings:
     base, tolerance = in_widest_dtype(base)
     model, found = controlled(base), Findings()
     examine_dense(model, found)
-    coverage = model.coverage()
-    found.layer_count, found.reasons = coverage.layer_count, dict(coverage.reasons)
-    found.axes = [axis for axis in AXES if is_controlled(model, axis, found)]
-    found.layers = {axis: list(coverage.layers[axis]) for axis in found.axes}
+    examine_axes(model, found)
     if found.axes:
         options: dict[str, Any] = {axis: AXES[axis] for axis in found.axes}
         options |= {"controller": FixedController(across_rows=False), "kv_refresh": found.kv_refresh}
@@ -104,6 +101,14 @@ def examine(base: PreTrainedModel) -> Findings:
             compare_keys(base, found, tolerance)
             compare_mlps(model, found, tolerance)
     return found
+
+
+def examine_axes(model: Model, found: Findings) -> None:
+    """Which axes can be controlled, with which layers they reach and why the others are refused; every axis is run."""
+    coverage = model.coverage()
+    found.layer_count, found.reasons = coverage.layer_count, dict(coverage.reasons)
+    found.axes = [axis for axis in AXES if is_controlled(model, axis, found)]
+    found.layers = {axis: list(coverage.layers[axis]) for axis in found.axes}
 
 
 def controlled(base: PreTrainedModel, **settings: Any) -> Model:
@@ -167,13 +172,13 @@ def is_controlled(model: Model, axis: str, found: Findings) -> bool:
     """Whether a budget on one axis runs; a refusal must come before any compute."""
     calls: list[int] = []
     hook = model.base.register_forward_pre_hook(lambda *_: calls.append(1))
-    reached = model.coverage().layers[axis]
+    reached, prompt = model.coverage().layers[axis], texts()[0][None, :20].to(model.device)
     try:
         for refresh in (True, False)[not found.kv_refresh :]:
             try:
                 found.kv_refresh = refresh
                 options = {axis: AXES[axis], "controller": FixedController(), "kv_refresh": refresh}
-                model.generate(texts()[0][None, :20], max_new_tokens=2, do_sample=False, **options)
+                model.generate(prompt, max_new_tokens=2, do_sample=False, **options)
             except UnsupportedAxisError as error:
                 found.late.extend([f"{axis}: {error}"] if calls else [])
                 found.reasons.setdefault(axis, str(error))

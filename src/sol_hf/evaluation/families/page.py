@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The sol_hf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The generated part of `docs/supported_models.md`, from the results of a sweep."""
+"""What was found as text: the generated part of `docs/supported_models.md`, and one base for a terminal."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...execution.coverage import ranges
 from .examination import AXES, BASE_DIFFERS, EQUAL, NOT_COMPARED
 from .sweep import EXAMINED, NOT_BUILT
 
@@ -76,12 +77,36 @@ def _controlled(result: Mapping[str, Any]) -> int:
 
 
 def _row(family: str, result: Mapping[str, Any]) -> tuple[str, ...]:
-    total = result["layer_count"]
-    reached = [f"{len(result['layers'][axis])} of {total}" if axis in result["axes"] else "–" for axis in AXES]
-    refresh = "yes" if result["kv_refresh"] else "no: pass `kv_refresh=False`"
+    reached, refresh = [_reached(result, axis) for axis in AXES], _refresh(result)
     compared = [what for what, of in (("masked", "keys"), ("hooked", "mlps")) if result[of] == EQUAL]
     rows = ROWS.get(result["rows"], result["rows"])
     return (f"`{family}`", *reached, refresh, rows, ", ".join(compared) or "not compared")
+
+
+def _reached(result: Mapping[str, Any], axis: str) -> str:
+    return f"{len(result['layers'][axis])} of {result['layer_count']}" if axis in result["axes"] else "–"
+
+
+def _refresh(result: Mapping[str, Any]) -> str:
+    return "yes" if result["kv_refresh"] else "no: pass `kv_refresh=False`"
+
+
+def report(name: str, result: Mapping[str, Any]) -> str:
+    """What was found for one base, as lines for a terminal.
+
+    Args:
+        name (`str`): What the base is called.
+        result (`Mapping`): The entries of [`Findings`].
+    """
+    lines = [f"{name}, {result['layer_count']} decoder layers"]
+    for axis in AXES:
+        details = f"layers: {ranges(result['layers'][axis])}" if axis in result["axes"] else ""
+        details = details or result["reasons"].get(axis, "does not work, see below")
+        lines.append(f"{axis:<12} {_reached(result, axis)} {details}")
+    if result["axes"]:
+        lines.append(f"{'KV refresh':<12} {_refresh(result)}")
+    lines += [f"refused in the first forwards: {text}" for text in result["late"]]
+    return "\n".join([*lines, *(f"FAULT: {text}" for text in result["faults"])])
 
 
 def _refusals(examined: Results) -> list[tuple[str, str]]:
