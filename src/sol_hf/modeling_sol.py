@@ -6,6 +6,7 @@
 import copy
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from .decoding.options import DecodeOptions, pop_options, resolve_options
 from .decoding.outputs import SOLScoreOutput
 from .decoding.plane_scales import PlaneScales
 from .decoding.policy_fit import check_agreement, unite_configs
+from .decoding.prompt_images import inputs_to_score
 from .decoding.prompt_kinds import check_prompt_kinds
 from .decoding.scoring import score_rows, score_rows_densely
 from .decoding.session import DecodingSession
@@ -353,7 +355,8 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
             attention_mask (`torch.Tensor` of shape `(rows, length)`, *optional*): 0 marks padding.
             context_length (`int` or one per row): Tokens, not counting padding, that are processed densely.
             return_logits (`bool`, *optional*, defaults to `False`): Also return the logits of every step.
-            options: The budget options of [`SOLForCausalLM.generate`].
+            options: The budget options of [`SOLForCausalLM.generate`]; and images and sounds of the contexts, with the
+                names that the base's processor gives them, such as `pixel_values` and `token_type_ids`.
 
         Returns:
             [`SOLScoreOutput`]
@@ -364,6 +367,10 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         if input_ids.device != compute_device(self.base):
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {compute_device(self.base)}.")
         rows = align_rows(input_ids, attention_mask, context_length)
+        further = inputs_to_score(
+            self.base, rows, options, lambda values: align_rows(values, attention_mask, context_length).tokens
+        )
+        rows = replace(rows, further=further)
         resolved = resolve_options(options, None, self.generation_config, self.config)
         resolved.check_for_score()
         check_agreement(self.config, self.policy)

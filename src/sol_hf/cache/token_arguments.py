@@ -44,9 +44,10 @@ class TokenArgument:
         return cls(value, 0, None) if tuple(shape) == (length,) else None
 
     @property
-    def kind(self) -> tuple[int, int | None]:
-        """Which dimensions have a meaning; arguments of one kind can be joined."""
-        return self.tokens, self.rows
+    def kind(self) -> tuple[int, int | None, tuple[int, ...]]:
+        """Which dimensions have a meaning, and the sizes of the others; arguments of one kind can be joined."""
+        shape = self.value.shape
+        return self.tokens, self.rows, (*shape[: self.tokens], *shape[self.tokens + 1 :])
 
     def owned(self) -> "TokenArgument":
         """The values in a copy that nobody else can change."""

@@ -3,8 +3,9 @@
 
 """Rows of any length, padded so that their decode steps begin in the same column."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -18,12 +19,14 @@ class AlignedRows:
         padding (`torch.LongTensor` of shape `(rows,)`): Number of padding tokens on the left of every row.
         context (`int`): Columns before the first decode step.
         steps (`torch.LongTensor` of shape `(rows,)`): Decode steps of every row.
+        further (`dict[str, Any]`, *optional*): Arguments for the base beside tokens and mask, such as images.
     """
 
     tokens: torch.Tensor
     padding: torch.Tensor
     context: int
     steps: torch.Tensor
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def step_mask(self) -> torch.Tensor:

@@ -7,7 +7,8 @@ import functools
 import inspect
 from collections.abc import Callable
 
-from transformers import PreTrainedModel
+import torch
+from transformers import GenerationMixin, PreTrainedModel
 
 
 def accepted_arguments(base: PreTrainedModel) -> frozenset[str]:
@@ -43,7 +44,17 @@ def _reads_length(forward: Callable) -> bool:
 def first_position(base: PreTrainedModel) -> int:
     """Position of the first token of a text, where a base counts positions by itself.
 
-    It is 0, except in relatives of RoBERTa, whose positions begin after the id of the padding token.
+    It is 0, except in relatives of RoBERTa, whose positions begin after the id of the padding token, and in bases that
+    add to the positions that transformers' loop prepares, as PaliGemma does.
     """
     counting = (m for m in base.modules() if hasattr(m, "create_position_ids_from_input_ids"))
-    return next((module.padding_idx + 1 for module in counting if isinstance(module.padding_idx, int)), 0)
+    found = next((module.padding_idx + 1 for module in counting if isinstance(module.padding_idx, int)), None)
+    if found is not None:
+        return found
+    if type(base).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
+        return 0
+    token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+    given = {"attention_mask": torch.ones_like(token), "position_ids": token, "past_key_values": None}
+    prepared = base.prepare_inputs_for_generation(token, **given, use_cache=True, is_first_iteration=True)
+    positions = prepared.get("position_ids")
+    return 0 if positions is None else int(positions.flatten()[0])

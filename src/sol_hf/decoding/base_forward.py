@@ -13,7 +13,7 @@ from ..execution.plan import RefreshPlan, active_forward
 from .base_arguments import accepted_arguments
 from .compiled_step import compiled_refresh
 from .forward_inputs import ForwardInputs
-from .positions import default_positions
+from .positions import default_positions, note_shift
 from .session import DecodingSession
 
 
@@ -36,13 +36,22 @@ def base_forward(
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = logits_to_keep
     arguments |= dict(past_key_values=cache, use_cache=True, return_dict=True)
-    output = base(**arguments)
+    try:
+        output = base(**arguments)
+    except ValueError as error:
+        if not begin or not inputs.with_prompt:
+            raise
+        raise ValueError(
+            f"{str(error).rstrip('.')}. The cache holds {begin} tokens with their images and sounds: pass only those "
+            "of the new tokens."
+        ) from error
     if cache.get_seq_length() != begin + length:
         raise UnsupportedAxisError(
             f"{type(base).__name__} cannot run over the cache of a call under a budget: after {begin + length} tokens "
             f"it holds the keys of {cache.get_seq_length()}. Leave the budget out."
         )
     cache.processed = begin + length
+    note_shift(base, inputs, cache)
     if logits_to_keep and output.logits.shape[1] > logits_to_keep:
         output.logits = output.logits[:, -logits_to_keep:]
     return output

@@ -14,6 +14,7 @@ from ..configuration_sol import SOLConfig
 from ..execution.base_device import compute_device
 from .controls import DecodeControls
 from .generate_checks import check_continuation, check_generate_arguments, refuse_continuous_batching
+from .prompt_images import check_images, is_one_piece
 from .session import DecodingSession
 from .setup import check_kv_dtype_of, new_cache, own_cache
 from .stored_values import replaced_values
@@ -57,7 +58,12 @@ def session_of_call(
     if isinstance(cache, SOLCache) and prompt is not None:
         own_cache(cache, base, config)
         check_continuation(prompt, mask, cache)
-    return DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced, steps)
+        check_images(base, prompt, arguments, cache)
+    session = DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced, steps)
+    if session is not None and controls is not None and prompt is not None and is_one_piece(base, prompt, arguments):
+        session.is_recomputing = True
+        session.steps = None if steps is None else steps - 1
+    return session
 
 
 def new_tokens(

@@ -24,7 +24,7 @@ from ..cache.token_arguments import TokenArgument, TokenArguments, can_join, joi
 
 PROMPT_ONLY = frozenset(getattr(transformers_loop, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ()))
 """Arguments that transformers' loop passes with the prompt only; older versions have no such list."""
-PROMPT_ONLY_BEGINNINGS = ("pixel_", "image_", "video_", "input_features", "input_values")
+PROMPT_ONLY_BEGINNINGS = ("pixel_", "image_", "video_", "input_features", "input_values", "feature_")
 OUTPUT_FLAGS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 

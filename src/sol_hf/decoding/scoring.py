@@ -28,6 +28,7 @@ from .base_forward import dense_forward
 from .controls import DecodeControls
 from .forward_inputs import ForwardInputs
 from .outputs import NO_ACTION, SOLScoreOutput, net_keep_of, realised_means
+from .positions import counts_images
 from .session import DecodingSession
 from .step import decode_forward
 
@@ -53,7 +54,7 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
     mask, step_mask, device = rows.attention_mask, rows.step_mask, rows.tokens.device
     everyone = torch.arange(len(rows.tokens), device=device)
     session.steps = step_mask.sum(dim=1) if controls.is_exact else None
-    merging, place = can_merge(controls), prefill_rows(session, rows)
+    merging, place = can_merge(controls) and not rows.further, prefill_rows(session, rows)
     actions, counted = torch.full_like(step_mask, NO_ACTION, dtype=torch.long), torch.zeros_like(step_mask)
     logprobs, greedy = torch.zeros(step_mask.shape, device=device), torch.zeros_like(step_mask)
     logits = []
@@ -63,7 +64,7 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
         select_rows(session, None if place is None else place[leaders], len(leaders), rows.padding[leaders])
         place = torch.zeros_like(everyone).index_copy(0, alive, own) if merging else everyone
         begin = 0 if end == 1 else end - 1
-        inputs = ForwardInputs(rows.tokens[leaders, begin:end], None if mask is None else mask[leaders])
+        inputs = inputs_of(rows, leaders, begin, end, mask)
         output = decode_forward(session, inputs, all_logits=False, active=step_mask[leaders, step])
         step_logits, label = output.logits[:, -1], rows.tokens[alive, end]
         logprobs[alive, step] = step_logits.float().log_softmax(dim=-1)[own, label]
@@ -102,15 +103,36 @@ def prefill_rows(session: DecodingSession, rows: AlignedRows) -> torch.Tensor | 
         `torch.LongTensor` of shape `(rows,)`: Row of the cache that holds each row's context; `None` without contexts.
     """
     everyone = torch.arange(len(rows.tokens), device=rows.tokens.device)
-    shared = can_share(session.require_controls())
+    shared = can_share(session.require_controls()) and not rows.further
     leaders, place = rows.merge(rows.context, everyone) if shared else (everyone, everyone)
     if rows.context == 0:
         return None
     select_rows(session, None, len(leaders), rows.padding[leaders])
-    mask = None if rows.attention_mask is None else rows.attention_mask[leaders]
-    tokens = rows.tokens[leaders, : rows.context]
-    dense_forward(session, ForwardInputs(tokens, mask))
+    dense_forward(session, inputs_of(rows, leaders, 0, rows.context, rows.attention_mask, is_dense=True))
     return place
+
+
+def inputs_of(
+    rows: AlignedRows,
+    leaders: torch.Tensor,
+    begin: int,
+    end: int,
+    mask: torch.Tensor | None,
+    is_dense: bool = False,
+) -> ForwardInputs:
+    """The inputs of a forward over the columns from `begin` to `end` of the rows `leaders`; all rows beside images.
+
+    Args:
+        rows ([`AlignedRows`]): All rows.
+        leaders (`torch.LongTensor` of shape `(some,)`): Those of the forward.
+        begin (`int`): The first column.
+        end (`int`): The column after the last.
+        mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): [`AlignedRows.attention_mask`].
+        is_dense (`bool`, *optional*, defaults to `False`): Whether these are the contexts, which have the images.
+    """
+    if rows.further:
+        return ForwardInputs.of(rows.tokens, mask, rows.further).part(begin, end, is_dense)
+    return ForwardInputs(rows.tokens[leaders, begin:end], None if mask is None else mask[leaders])
 
 
 def select_rows(session: DecodingSession, source: torch.Tensor | None, number: int, padding: torch.Tensor) -> None:
@@ -131,10 +153,11 @@ def score_rows_densely(
     """Score every row in one parallel forward of the base, which is equivalent to a budget of (1, 1, 16)."""
     mask, step_mask = rows.attention_mask, rows.step_mask
     tokens, steps = rows.tokens[:, :-1], step_mask.shape[1]
-    arguments: dict = {"input_ids": tokens}
+    inputs = ForwardInputs.of(rows.tokens, mask, rows.further).part(0, tokens.shape[1], is_dense=True)
+    arguments = inputs.arguments()
     if mask is not None:
         arguments["attention_mask"] = mask[:, :-1]
-        if "position_ids" in accepted_arguments(base):
+        if "position_ids" in accepted_arguments(base) and not counts_images(base, inputs):
             slots = torch.arange(tokens.shape[1], device=tokens.device)
             arguments["position_ids"] = (slots - rows.padding[:, None]).clamp(min=0) + first_position(base)
     if "logits_to_keep" in accepted_arguments(base):

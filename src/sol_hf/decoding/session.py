@@ -86,7 +86,8 @@ class DecodingSession:
     controls: DecodeControls | None = None
     decode_from: int | None = None
     is_recomputing: bool = False
-    """Whether the next forward processes all of its tokens densely, since the base computes the whole text again."""
+    """Whether the next forward processes all of its tokens densely: the base computes the whole text again, or its
+    prompt is one piece, see `prompt_images.py`."""
     steps: int | torch.Tensor | None = None
     """Decode steps of the call, or of each of its rows `(rows,)`; only of an `exact` one."""
     replaced: dict[str, Any] = field(default_factory=dict)

@@ -10,12 +10,14 @@ example. The loop has to call the base's versions, except for those that [`Wrapp
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import CandidateGenerator, EarlyExitCandidateGenerator
 
 from .generate_checks import leave_out_budget, refuse_batching, suit_to_session
 from .kept_cache import keep_cache
 from .options import explain_unknown
+from .positions import positions_in_loop
 from .row_ends import ObservedStoppingCriteriaList
 from .session import DecodingSession
 
@@ -33,6 +35,9 @@ class WrappedGeneration(GenerationMixin):
             look_ahead.note_text(input_ids)
         prepared = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         return keep_cache(self.base, prepared)
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
+        return positions_in_loop(self.base, inputs_tensor, model_kwargs)
 
     def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
         is_own = type(self.base)._get_logits_processor is not GenerationMixin._get_logits_processor

@@ -23,6 +23,10 @@ def reason_against_cache(base: PreTrainedModel) -> str | None:
         return f"the forward of {name} takes no `past_key_values`, so it computes the whole text at every token"
     if _sees_later_tokens(base):
         return f"the attention of {name} is not causal; load it as a decoder, with `is_decoder=True` in its config"
+    crossing = _layers_over_images(base)
+    if crossing:
+        layers = f"layers {', '.join(map(str, crossing))} attend" if crossing[1:] else f"layer {crossing[0]} attends"
+        return f"{layers} to images and not to the text, and their keys cannot be taken back with those of a token"
     return None
 
 
@@ -36,6 +40,13 @@ def _sees_later_tokens(base: PreTrainedModel) -> bool:
         return False
     causal = [vars(module)["is_causal"] for module in layers.modules() if "is_causal" in vars(module)]
     return bool(causal) and not any(causal)
+
+
+def _layers_over_images(base: PreTrainedModel) -> list[int]:
+    """The decoder layers that have attention to the states of another tower instead of attention to the text."""
+    layers = enumerate(decoder_layers(base) or [])
+    crosses = {i: any("cross_attention_states" in arguments_of(x) for x in layer.children()) for i, layer in layers}
+    return [index for index, has_cross in crosses.items() if has_cross]
 
 
 def arguments_of(module: nn.Module) -> frozenset[str]:

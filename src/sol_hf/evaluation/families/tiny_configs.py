@@ -98,6 +98,7 @@ VISION = dict(
 QWEN_VISION = dict(
     depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=32, num_position_embeddings=16
 )
+IN_THREE_DIMENSIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 FULL = ["full_attention"] * 2
 SLIDING = ["sliding_attention", "full_attention"]
 LINEAR = ["linear_attention", "full_attention"]
@@ -171,7 +172,7 @@ OVERRIDES |= {
         "vision_config": VISION | {"mlp_dim": 32, "output_channels": 8, "global_attn_indexes": [1], "window_size": 2},
     },
     "llama4": {"text_config": text("llama4_text"), "vision_config": VISION},
-    "mllama": {"text_config": text("mllama_text_model"), "vision_config": VISION},
+    "mllama": {"text_config": text("mllama_text_model", cross_attention_layers=[1]), "vision_config": VISION},
     "moss_transcribe_diarize": {
         "text_config": text("qwen3"),
         "audio_config": dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2),
@@ -201,8 +202,14 @@ COMPOSITES: dict[str, dict[str, Any]] = {
     },
     "idefics3": {"text_config": text("llama"), "vision_config": VISION},
     "mistral3": {"text_config": text("mistral"), "vision_config": VISION | {"model_type": "pixtral", "head_dim": 8}},
-    "paligemma": {"text_config": text("gemma"), "vision_config": VISION | {"model_type": "siglip_vision_model"}},
-    "qwen2_vl": {"text_config": text("qwen2_vl_text"), "vision_config": QWEN_VISION | {"embed_dim": 16}},
+    "paligemma": {
+        "text_config": text("gemma", use_bidirectional_attention=False),  # text alone, as if it were generated
+        "vision_config": VISION | {"model_type": "siglip_vision_model"},
+    },
+    "qwen2_vl": {
+        "text_config": text("qwen2_vl_text", rope_parameters=IN_THREE_DIMENSIONS),
+        "vision_config": QWEN_VISION | {"embed_dim": 16},
+    },
     "qwen3_vl": {
         "text_config": text("qwen3_vl_text"),
         "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0]},
