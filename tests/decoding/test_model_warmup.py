@@ -197,10 +197,14 @@ def test_lossless_has_drafted_and_checked_before_the_first_call(monkeypatch):
     assert 4 in lengths and 1 in lengths and model.coverage().copied_bytes > 0
 
 
-@pytest.mark.parametrize("warm", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "choice", [dict(do_sample=False), dict(do_sample=True, temperature=0.8)], ids=["greedy", "sampled"]
+    ("dtype", "warm", "choice"),
+    [
+        (torch.float32, True, dict(do_sample=False)),
+        (torch.bfloat16, True, dict(do_sample=True, temperature=0.8)),
+        (torch.float32, False, dict(do_sample=False)),
+    ],
+    ids=["float32", "bfloat16-sampled", "cold"],
 )
 def test_drafts_in_a_long_text_put_no_program_together_after_it(dtype, warm, choice, monkeypatch):
     """Drafts read a share of the keys only of texts above 1,024 tokens; a warmup has no text as long as that."""
