@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.test_paged_layer import OPERATIONS, Pair
+from sol_hf.cache import sketch_index
 from sol_hf.cache.paged_layer import PagedLayer
-from sol_hf.selection.sketch import channel_means, encode
+from sol_hf.selection.sketch import MOST_IN_MEAN, channel_means, encode
 
 
 def expected(keys: torch.Tensor, first: int, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,3 +83,21 @@ def test_keys_of_the_mean_that_are_written_again_make_another_one():
     layer.keys[:, :, 3] += 5
     layer.index_again(3)
     assert torch.equal(step(layer, 2), step(copy.deepcopy(layer), 3)[:, :, :-1])
+
+
+def test_means_look_at_the_first_tokens_only(monkeypatch):
+    """In a long text, to go through all keys would take as long as several steps."""
+    seen = []
+
+    def means(keys, *further):
+        seen.append(keys.shape[2])
+        return channel_means(keys, *further)
+
+    monkeypatch.setattr(sketch_index, "channel_means", means)
+    layer = PagedLayer(4)
+    layer.update(*torch.randn(2, 2, 3, 900, 8))
+    found = layer.sketch(4, torch.tensor([0, 9]), (0, 9))
+    assert seen == [MOST_IN_MEAN + 9]
+    for row, first in enumerate((0, 9)):
+        codes, _ = expected(layer.keys[row], first, 4)
+        assert torch.equal(found.codes(8)[row, :, first:], codes[0])

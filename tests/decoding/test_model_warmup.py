@@ -15,6 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sol_hf import BudgetError, FixedController, SOLCache, SOLConfig, SOLForCausalLM
 from sol_hf.execution.instrumentation import Instrumentation
+from sol_hf.execution.stack import programs
+from sol_hf.execution.stack.assembly import StackProgram
+from sol_hf.execution.stack.cache_steps import CacheSteps
 from support import repeat_texts
 from support.bases import tiny_base
 from support.cases import prompts, sol_model
@@ -192,3 +195,32 @@ def test_lossless_has_drafted_and_checked_before_the_first_call(monkeypatch):
     monkeypatch.setattr(model.base, "forward", forward)
     model.warmup(lossless=True)
     assert 4 in lengths and 1 in lengths and model.coverage().copied_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "warm", "choice"),
+    [
+        (torch.float32, True, dict(do_sample=False)),
+        (torch.bfloat16, True, dict(do_sample=True, temperature=0.8)),
+        (torch.float32, False, dict(do_sample=False)),
+    ],
+    ids=["float32", "bfloat16-sampled", "cold"],
+)
+def test_drafts_in_a_long_text_put_no_program_together_after_it(dtype, warm, choice, monkeypatch):
+    """Drafts read a share of the keys only of texts above 1,024 tokens; a warmup has no text as long as that."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**repeat_texts.SIZES | dict(max_position_embeddings=2048))
+    model, made, ran = SOLForCausalLM.from_base(LlamaForCausalLM(config).to(dtype).eval()), [], []
+    if warm:
+        model.warmup(lossless=True)
+    monkeypatch.setattr(programs, "StackProgram", lambda *given: made.append(given[1]) or StackProgram(*given))
+    own = CacheSteps.run
+    monkeypatch.setattr(
+        CacheSteps, "run", lambda self, plan, kind, *given: ran.append(kind) or own(self, plan, kind, *given)
+    )
+    copied = copies_of(model)
+    ids = torch.arange(1100)[None] * 7 % 900 + 3
+    model.generate(ids, lossless=3, max_new_tokens=14, pad_token_id=0, **choice)
+    assert sum(kind.attention == "tokens" for kind in ran) >= 6
+    drafts = [kind for kind in made if kind.tokens == 1]
+    assert (not drafts and copies_of(model) == copied) if warm else drafts

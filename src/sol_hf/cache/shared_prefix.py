@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..selection.sketch import channel_means, decode, encode, tokens_in_mean
+from ..selection.sketch import MOST_IN_MEAN, channel_means, decode, encode, tokens_in_mean
 from .paged_layer import PagedLayer
 
 
@@ -120,7 +120,7 @@ class SharedPrefixLayer(PagedLayer):
         if bits not in self._coded_prefix:
             prefix = self.rounded(self.prefix.keys)
             begin = torch.zeros(len(prefix), dtype=torch.long, device=prefix.device)
-            mean = channel_means(prefix, begin, tokens_in_mean(begin + prefix.shape[2]))
+            mean = channel_means(prefix[:, :, :MOST_IN_MEAN], begin, tokens_in_mean(begin + prefix.shape[2]))
             self._coded_prefix[bits] = mean, decode(*encode(prefix, mean, bits))
         return self._coded_prefix[bits]
 

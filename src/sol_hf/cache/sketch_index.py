@@ -60,7 +60,7 @@ class SketchIndex:
         if self.tokens < settled:  # the mean of a row may still change
             in_mean = tokens_in_mean(slots - first_key).to(keys.device)
             if self.tokens == 0 or keys.device.type != "cpu" or not torch.equal(in_mean, self._in_mean):
-                self.mean.copy_(channel_means(keys, first_key.to(keys.device), in_mean))
+                self.mean.copy_(channel_means(keys[:, :, :settled], first_key.to(keys.device), in_mean))
                 self.tokens, self._in_mean = 0, in_mean
         if self.tokens + most < slots:
             codes, scale = encode(keys[:, :, self.tokens :], self.mean, self.bits)

@@ -14,7 +14,6 @@ their levels together.
 """
 
 import dataclasses
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -30,7 +29,9 @@ from ..execution.instrumentation import Instrumentation
 from ..modeling_sol_policy import SOLPolicyModel
 from .aligned_rows import align_rows
 from .controls import DecodeControls
+from .lossless.settings import look_ahead_of, lossless_controls
 from .options import DecodeOptions, resolve_options
+from .row_ends import RowEnds
 from .scoring import score_rows, score_rows_densely
 from .session import DecodingSession
 from .setup import controls_for, new_cache, own_cache
@@ -38,8 +39,8 @@ from .setup import controls_for, new_cache, own_cache
 
 CONTEXT = 40
 """Tokens before the steps: with fewer than 32 keys, attention is not compiled code."""
-LONG_CONTEXT, DRAFTED = 280, 12
-"""Tokens of a text of which drafts read a share of the keys, and how many of them are made."""
+LONG_CONTEXT, DRAFTED, NEW = 280, 3, 12
+"""Tokens of a text of which drafts read a share of the keys, those of a draft, and how many are made."""
 
 
 class Warmup(PreTrainedModel):
@@ -96,17 +97,25 @@ class Warmup(PreTrainedModel):
         if given is not None and not resolved.is_dense:
             self._process(given, steps=2, rows=rows)
         if resolved.lossless:
-            self._draft(options, rows)
+            self._draft(resolved, rows)
         return Coverage.of(self.base, own_cache(cache, self.base, self.config))
 
-    def _draft(self, options: dict[str, Any], rows: int) -> None:
-        """Draft and check in a short text, and in one that is not."""
-        for context in (CONTEXT, LONG_CONTEXT):
+    def _draft(self, options: DecodeOptions, rows: int) -> None:
+        """Draft and check in a text that counts as short, and in one that does not, however few tokens it has."""
+        controls, steps = lossless_controls(options, self.base, self.policy, self.config, rows)
+        options = dataclasses.replace(options, lossless=DRAFTED)
+        long = dataclasses.replace(controls, rule=dataclasses.replace(controls.rule, short_text_tokens=0))
+        for context, chosen in ((CONTEXT, controls), (LONG_CONTEXT, long)):
             text = self._text(context).repeat(rows, 1)
-            new = min(DRAFTED, text.shape[1] - 1)
-            ids = text[:, : text.shape[1] - new]
-            settings = dict(max_new_tokens=new, do_sample=False, num_beams=1, pad_token_id=0)
-            self.generate(ids, attention_mask=torch.ones_like(ids), **settings, **{**options, "lossless": 3})
+            new = min(NEW, text.shape[1] - 1)
+            begin = text.shape[1] - new
+            cache = own_cache(new_cache(self.base, self.config, controls.kv_dtype), self.base, self.config)
+            session = DecodingSession(self.base, cache, chosen, decode_from=begin - 1)
+            session.look_ahead = look_ahead_of(options, chosen, steps, self.base, RowEnds(begin))
+            with Instrumentation.of(self.base), session.running():
+                logits = self(text[:, :begin], past_key_values=cache, logits_to_keep=1).logits
+                for _ in range(new - 1):
+                    logits = self(logits[:, -1:].argmax(-1), past_key_values=cache).logits
 
     def _text(self, length: int) -> torch.Tensor:
         """Ids `(1, length)` of a text, fewer if the base has fewer positions."""

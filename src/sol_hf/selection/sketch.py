@@ -48,7 +48,8 @@ def channel_means(keys: torch.Tensor, first_key: torch.Tensor, tokens: torch.Ten
     """Means over the first tokens of every row, `(rows, kv_heads, 1, head_dim)`, in float32.
 
     Args:
-        keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Cached keys.
+        keys (`torch.Tensor` of shape `(rows, kv_heads, slots, head_dim)`): Cached keys, at least those of which the
+            means are taken; later ones only take time.
         first_key (`torch.Tensor` of shape `(rows,)`): First slot that holds a key of the row, not padding.
         tokens (`torch.Tensor` of shape `(rows,)`): Number of tokens, at least 1.
     """

@@ -3,6 +3,8 @@
 
 """Several tokens at once that run as one program, as in a KV refresh, give what the modules of the base give."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +22,13 @@ from support.cases import left_padded, prompts
 from support.programs import CALL, WIDE, assert_same, model_of
 
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gemma", "phi3", "olmo2", "smollm3", "granite", "gemma3_text", "mistral"]
+FAMILIES = """llama qwen2 qwen3 gemma phi3 olmo2 smollm3 granite gemma3_text mistral cohere""".split()
+SOFT_CAPS = dict(attn_logit_softcapping=1.0, final_logit_softcapping=8.0, query_pre_attn_scalar=1, sliding_window=16)
+"""Of Gemma 2; small enough that without them logits are others."""
+
+
+def capped(dtype: torch.dtype = torch.float32, **overrides):
+    return tiny_base("gemma2", dtype, **{**SOFT_CAPS, **overrides})
 
 
 @pytest.fixture
@@ -66,17 +74,27 @@ def test_logits_keys_and_state(family, refreshed):
     assert refreshed == [(1, 5)]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     lengths=st.lists(st.integers(2, 140), min_size=1, max_size=3),
     tokens=st.integers(1, 10),
-    family=st.sampled_from(["llama", "gemma3_text"]),
+    base=st.sampled_from([*(partial(tiny_base, name) for name in ("llama", "gemma3_text", "cohere")), capped]),
 )
-def test_drawn_rows(lengths, tokens, family):
+def test_drawn_rows(lengths, tokens, base):
     rows = left_padded([prompts(1, length, seed=length)[0] for length in lengths])
-    model = model_of(tiny_base(family))
+    model = model_of(base())
     new = prompts(len(lengths), tokens, seed=2)
     assert_same_forward(model, rows["input_ids"], new, attention_mask=rows["attention_mask"])
+
+
+def test_soft_caps(refreshed):
+    """They bend the scores of the attention, and the logits."""
+    assert_same_forward(model_of(capped()), prompts(2, 30), prompts(2, 5, seed=1))
+    bent, plain = (
+        forward_after(model_of(capped(attn_logit_softcapping=cap)), prompts(1, 30), prompts(1, 5, seed=1), "fast")[0]
+        for cap in (1.0, None)
+    )
+    assert refreshed == [(2, 5), (1, 5), (1, 5)] and float((bent - plain).abs().amax()) > 0.1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -91,9 +109,10 @@ def test_keys_that_are_split_among_threads(threads, refreshed):
 
 
 @pytest.mark.parametrize(("lengths", "tokens"), [((40,), 5), ((130, 67), 2), ((191, 30, 64), 7), ((300,), 13)])
-def test_bfloat16(refreshed, lengths, tokens):
+@pytest.mark.parametrize("base", [partial(tiny_base, "llama"), capped], ids=["llama", "capped"])
+def test_bfloat16(refreshed, base, lengths, tokens):
     """Drafts' checks and refreshes multiply pairs of bfloat16 numbers where the processor can."""
-    model, rows = model_of(tiny_base("llama").to(torch.bfloat16)), len(lengths)
+    model, rows = model_of(base(dtype=torch.bfloat16)), len(lengths)
     batch = left_padded([prompts(1, length, seed=length)[0] for length in lengths])
     given = prompts(rows, tokens, seed=1)
     expected, found = (

@@ -12,6 +12,7 @@ import torch
 
 from sol_hf import FixedController
 from sol_hf.cache.sketch_index import SketchIndex
+from sol_hf.execution.mlp.weight_copy import Fingerprint
 from sol_hf.execution.stack import programs
 from sol_hf.execution.stack.assembly import StackProgram
 from support.bases import tiny_base
@@ -88,3 +89,17 @@ def test_the_first_step_encodes_all_keys_as_the_reference_does(dtype):
         own.update(layer.keys[:, :, : made.tokens], made.tokens, torch.tensor([0, 7]), (0, 7))
         assert made.tokens >= 90 and torch.equal(own.packed, made.packed[:, :, : made.tokens])
         assert torch.equal(own.scale, made.scale[:, :, : made.tokens])
+
+
+def test_planes_are_compared_with_the_weights_once_a_call(made, monkeypatch):
+    """To compare those of all layers takes as long as several steps; a program that is put together does not do it."""
+    model, looked = model_of(tiny_base("llama", **WIDE)), []
+    options = dict(bits=8, bits_backend="nested", kv_refresh=False)
+    logits_of(model, "fast", inputs=prompts(1, 20), **options)
+    own = Fingerprint.of.__func__
+    monkeypatch.setattr(Fingerprint, "of", classmethod(lambda cls, weight: looked.append(1) or own(cls, weight)))
+    logits_of(model, "fast", inputs=prompts(1, 20), **options)
+    once, programs_before = len(looked), len(made)
+    looked.clear()
+    logits_of(model, "fast", inputs=prompts(3, 20), **options)
+    assert len(made) > programs_before and len(looked) == once > 0

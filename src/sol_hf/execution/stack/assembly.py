@@ -160,6 +160,7 @@ class StackProgram(MLPStages):
             step.ROTATED: self.structure.rotary.rotated(index) if own.rotates else 0,
             step.PLACES: self.places.data_ptr(),
             step.TOKENS: self.kind.tokens,
+            step.TURNS_NEIGHBOURS: int(own.turns_neighbours),
         }
         if own.query_norm is not None and own.key_norm is not None and own.norm_is_of_heads:
             values[step.QUERY_NORM] = own.query_norm.weight.data_ptr()

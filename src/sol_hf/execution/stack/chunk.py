@@ -85,7 +85,7 @@ class ChunkOfAlike:
         a[attention.OUTPUT], a[attention.SCRATCH] = results, scratch
         a[attention.ROWS : attention.KEY_ROW] = rows, own.kv_heads, parts, tokens, self.slots, dim, dim
         a[attention.MASK_ROW], a[attention.MASK_TOKEN] = self.mask.stride(0), self.mask.stride(1)
-        a[attention.SPLITS : attention.NEXT] = splits, is_half, each, width
+        a[attention.SPLITS : attention.NEXT] = splits, is_half, each, width, bits_of(own.soft_cap or 0.0)
         self._arguments = np.concatenate([before, a])
 
     @property

@@ -28,7 +28,10 @@ class MLPStages(Stages):
     def _add_mlp(self, index: int, layer: LayerStructure, branch: Branch) -> Branch:
         kind = self.kind
         products, normed = self.structure.products[index], self._lines("normed", self.stream.width)
-        self._join(branch, layer.before[1], normed)
+        if layer.is_parallel:
+            self._join(branch, None, None)
+        else:
+            self._join(branch, layer.before[1], normed)
         hidden = self._lines("neurons", layer.contraction.in_features)
         if kind.channels == "kept":
             self._expand_kept(layer, normed, hidden)

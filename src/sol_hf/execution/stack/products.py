@@ -26,8 +26,11 @@ class Product:
         self.module, self.part = module, StepLinear.of(module)
 
     def planes_in(self, bits: int | None) -> NestedPlanes | None:
-        """Planes of the weight, for a step that reads weights in a number of bits; `None` for the original one."""
-        return None if bits is None else self.part.planes()
+        """Planes of the weight, for a step that reads weights in a number of bits; `None` for the original one.
+
+        Every call looks for weights that have changed when it begins; to look again takes as long as several steps.
+        """
+        return None if bits is None else self.part.made_planes() or self.part.planes()
 
     def stride(self, bits: int | None) -> int:
         """Numbers from the output of one token to that of the next."""
@@ -94,7 +97,7 @@ class PlanesShare:
         from ...kernels.cpu import numba_plane_rows as kernel
 
         self._kernel, self.widths = kernel, product.widths()
-        self._planes, is_made = product.part.planes(), records is not None
+        self._planes, is_made = product.part.made_planes() or product.part.planes(), records is not None
         self.records = torch.empty(x.memory.numel() // GROUP * kernel.SCRATCH_EACH) if records is None else records
         tiles, blocks = self._planes.planes[0].shape[:2]
         a = program.take(kernel.HEADER, range(kernel.PREPARED, kernel.HEADER))

@@ -241,8 +241,6 @@ def kind_of_refresh(structure: StackStructure, plan: RefreshPlan, lines: int, to
     """
     if lines > MOST_LINES or not set(plan.levels) <= {"bits"}:
         return None
-    if any(layer.attention.soft_cap is not None for layer in structure.layers):
-        return None
     if not all(map(loads, REFRESH_KERNELS)):
         return None
     bits = None

@@ -80,10 +80,12 @@ class Stages:
         a[step.LINES], a[step.CHANNELS], a[step.IS_HALF] = lines, channels, self.structure.dtype == torch.bfloat16
         return a
 
-    def _join(self, branch: Branch | None, norm: Norm | None, target: Lines) -> None:
-        """Stage: the residual stream, to which a branch is added, and its norm."""
+    def _join(self, branch: Branch | None, norm: Norm | None, target: Lines | None) -> None:
+        """Stage: the residual stream, to which a branch is added, and its norm, if that goes anywhere."""
         step, a = self._step, self._new(self._step.JOIN_HEADER, self.rows, self.stream.width)
-        a[step.STREAM], a[step.TARGET], a[step.TARGET_STRIDE] = self.stream.address, target.address, target.stride
+        a[step.STREAM] = self.stream.address
+        if target is not None:
+            a[step.TARGET], a[step.TARGET_STRIDE] = target.address, target.stride
         if branch is not None:
             added, inner, factor = branch
             a[step.ADDED], a[step.ADDED_STRIDE], a[step.FACTOR] = added.address, added.stride, bits_of(factor)

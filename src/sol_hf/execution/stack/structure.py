@@ -23,7 +23,8 @@ from .norms import Norm, find_norm
 LAYER_NAMES = frozenset(
     """self hidden_states attention_mask position_ids past_key_values use_cache position_embeddings kwargs residual _
     self_attn mlp input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm
-    residual_multiplier resid_attn_dropout resid_mlp_dropout self_attn_weights""".split()
+    residual_multiplier resid_attn_dropout resid_mlp_dropout self_attn_weights hidden_states_attention
+    hidden_states_mlp""".split()
 )
 """Names in the forward of a decoder layer that is recognised."""
 ATTENTION_NAMES = frozenset(
@@ -32,7 +33,8 @@ ATTENTION_NAMES = frozenset(
     key_states value_states cos sin apply_rotary_pos_emb update layer_idx attention_interface ALL_ATTENTION_FUNCTIONS
     get_interface config _attn_implementation eager_attention_forward training attention_dropout scaling
     sliding_window is_sliding use_rope attn_output attn_weights getattr qkv query_pos num_attention_heads
-    attn_logit_softcapping num_key_value_heads num_key_value_groups residual_dropout nn functional dropout""".split()
+    attn_logit_softcapping num_key_value_heads num_key_value_groups residual_dropout nn functional dropout
+    use_qk_norm""".split()
 )
 """Names in the forward of an attention that is recognised."""
 
@@ -52,6 +54,8 @@ class AttentionStructure:
         query_norm (`Norm`, *optional*): Norm of the queries, of a head or of all of them.
         key_norm (`Norm`, *optional*): Norm of the keys.
         rotates (`bool`): Whether it has rotary embeddings.
+        turns_neighbours (`bool`): Whether they turn two neighbouring numbers together, as those of Cohere, and not the
+            numbers at the same place of both halves, as those of Llama.
         soft_cap (`float`, *optional*): Scores `x` become `soft_cap * tanh(x / soft_cap)`.
     """
 
@@ -65,6 +69,7 @@ class AttentionStructure:
     query_norm: Norm | None
     key_norm: Norm | None
     rotates: bool
+    turns_neighbours: bool
     soft_cap: float | None
 
     @property
@@ -85,6 +90,7 @@ class LayerStructure:
         before (`tuple` of [`Norm`], *optional*): Norms of what goes into the branches; `None` without one.
         after (`tuple` of [`Norm`], *optional*): Norms of what comes out of them.
         factor (`float`): By which the branches are multiplied.
+        is_parallel (`bool`): Whether both branches have the same input, as those of Cohere.
     """
 
     module: nn.Module
@@ -94,6 +100,7 @@ class LayerStructure:
     before: tuple[Norm | None, Norm | None]
     after: tuple[Norm | None, Norm | None]
     factor: float
+    is_parallel: bool
 
     @property
     def expansions(self) -> tuple[nn.Linear, ...]:
@@ -128,7 +135,8 @@ def find_structure(layer: nn.Module) -> LayerStructure | None:
     if attention is None or parts is None or norms is None:
         return None
     factor = float(getattr(layer, "residual_multiplier", 1.0))
-    found = LayerStructure(layer, attention, mlp, parts, norms[:2], norms[2:], factor)
+    is_parallel = norms[0] is not None and norms[1] is None
+    found = LayerStructure(layer, attention, mlp, parts, norms[:2], norms[2:], factor, is_parallel)
     known = {id(x) for part in (*found.linears, *(n.module for n in found.norms)) for x in part.parameters()}
     return found if {id(x) for x in (*layer.parameters(), *layer.buffers())} <= known else None
 
@@ -146,7 +154,7 @@ def _layer_norms(layer: nn.Module) -> tuple[Norm | None, Norm | None, Norm | Non
 
 
 def _find_attention(module: nn.Module) -> AttentionStructure | None:
-    if not _uses_only(type(module).forward, ATTENTION_NAMES) or not _rotates_halves(type(module).forward):
+    if not _uses_only(type(module).forward, ATTENTION_NAMES):
         return None
     names = ("qkv_proj",) if hasattr(module, "qkv_proj") else ("q_proj", "k_proj", "v_proj")
     inputs, output = [getattr(module, name, None) for name in names], getattr(module, "o_proj", None)
@@ -166,11 +174,12 @@ def _find_attention(module: nn.Module) -> AttentionStructure | None:
         return None
     if not _norms_fit(query_norm, key_norm, heads, kv_heads, head_dim):
         return None
-    rotates = bool(getattr(module, "use_rope", True))
-    soft_cap = _soft_cap(module)
-    return AttentionStructure(
-        layer_idx, known, output, heads, kv_heads, head_dim, scaling, query_norm, key_norm, rotates, soft_cap
-    )
+    neighbours = _turns_neighbours(type(module).forward)
+    if neighbours is None:
+        return None
+    rotates, soft_cap = bool(getattr(module, "use_rope", True)), _soft_cap(module)
+    norms, shapes = (query_norm, key_norm), (heads, kv_heads, head_dim)
+    return AttentionStructure(layer_idx, known, output, *shapes, scaling, *norms, rotates, neighbours, soft_cap)
 
 
 def _soft_cap(module: nn.Module) -> float | None:
@@ -205,24 +214,34 @@ def _names_in(forward: Callable) -> set[str]:
     return set() if code is None else set(code.co_names) | set(code.co_varnames)
 
 
-def _rotates_halves(forward: Callable) -> bool:
-    """Whether the rotary embedding turns the two halves of the first numbers of a head, as that of Llama does."""
+def _turns_neighbours(forward: Callable) -> bool | None:
+    """Whether the rotary embedding turns neighbouring numbers of a head, or, as that of Llama, its two halves.
+
+    `None` if it does something else.
+    """
     rotate = inspect.unwrap(forward).__globals__.get("apply_rotary_pos_emb")
     if rotate is None:
-        return False
+        return None
     generator = torch.Generator().manual_seed(0)
-    x, angle = torch.randn(1, 2, 3, 16, generator=generator), torch.rand(1, 3, 4, generator=generator)
-    cos, sin = (torch.cat([part, part], dim=-1) for part in (angle.cos(), angle.sin()))
-    try:
-        turned = rotate(x, x, cos, sin)[0]
-    except RuntimeError:  # it cannot leave the other numbers of a head as they are
-        cos, sin = (torch.cat([part, part], dim=-1) for part in (cos, sin))
-        turned = rotate(x, x, cos, sin)[0]
-    return torch.allclose(turned, turned_halves(x, cos[:, None], sin[:, None]), atol=1e-5)
+    x, angles = torch.randn(1, 2, 3, 16, generator=generator), torch.rand(1, 3, 8, generator=generator)
+    for angle in (angles[..., :4], angles):  # for the first half of a head, or for all of it
+        for neighbours in (False, True):
+            table = angle.repeat_interleave(2, dim=-1) if neighbours else torch.cat([angle, angle], dim=-1)
+            try:
+                found = rotate(x, x, table.cos(), table.sin())[0]
+            except RuntimeError:  # it cannot leave the other numbers of a head as they are
+                break
+            if torch.allclose(found, _turned(x, table[:, None], neighbours), atol=1e-5):
+                return neighbours
+    return None
 
 
-def turned_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`x` `(..., head_dim)`, of which the first numbers are turned by tables `(..., rotated)`."""
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)
-    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+def _turned(x: torch.Tensor, table: torch.Tensor, neighbours: bool) -> torch.Tensor:
+    """`x` `(..., head_dim)`, of which the first numbers are turned by angles `(..., turned)`."""
+    part, rest = x[..., : table.shape[-1]], x[..., table.shape[-1] :]
+    if neighbours:
+        across = torch.stack([-part[..., 1::2], part[..., ::2]], dim=-1).flatten(-2)
+    else:
+        first, second = part.chunk(2, dim=-1)
+        across = torch.cat([-second, first], dim=-1)
+    return torch.cat([part * table.cos() + across * table.sin(), rest], dim=-1)

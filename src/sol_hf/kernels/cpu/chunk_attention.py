@@ -84,7 +84,7 @@ def attend_chunk(
         *value.stride()[:3],
         mask.stride(0) if len(mask) > 1 else 0,
         mask.stride(2),
-        *(splits, is_half, scratch_each, COLUMNS, 0),
+        *(splits, is_half, scratch_each, COLUMNS, 0, 0),
     )
     run_in_torch_threads(kernel.attend.address, ctypes.addressof(arguments))
     if splits > 1:

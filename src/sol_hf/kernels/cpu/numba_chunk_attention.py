@@ -22,15 +22,27 @@ from numba import types
 
 from .code_cache import cfunc, njit
 from .numba_linear import TILE_LINES
-from .numba_memory import FAST_MATH, exp_of_negative, fetch_add, float32_at, prefetch, uint8_at, uint16_at, widen
+from .numba_memory import (
+    FAST_MATH,
+    bend,
+    exp_of_negative,
+    fetch_add,
+    float32_at,
+    float32_of,
+    prefetch,
+    uint8_at,
+    uint16_at,
+    widen,
+)
 from .numba_tiles import add_weighted, multiply_columns
 
 
 (QUERIES, KEYS, VALUES, MASK, OUTPUT, SCRATCH) = range(6)
 (ROWS, KV_HEADS, PARTS, TOKENS, SLOTS, DIM, VALUE_DIM) = range(6, 13)
 (KEY_ROW, KEY_HEAD, KEY_SLOT, VALUE_ROW, VALUE_HEAD, VALUE_SLOT, MASK_ROW, MASK_TOKEN) = range(13, 21)
-(SPLITS, IS_HALF, SCRATCH_EACH, WIDTH, NEXT) = range(21, 26)
-"""`WIDTH` are the columns of a task."""
+(SPLITS, IS_HALF, SCRATCH_EACH, WIDTH, SOFT_CAP, NEXT) = range(21, 27)
+"""`WIDTH` are the columns of a task. `SOFT_CAP` are the bits of a float32: scores `x` become `cap * tanh(x / cap)`; 0
+without one."""
 BLOCK = 64
 """Keys per update of the running softmax."""
 TILES_AHEAD = 2
@@ -158,6 +170,8 @@ def _attend(args, task):
             _widen_lines(values, value_stride, count, args[VALUE_DIM], wide_values)
             keys, key_stride, values, value_stride = wide_keys, args[DIM], wide_values, args[VALUE_DIM]
         _score(args, keys, key_stride, values, count, queries, scores)
+        if args[SOFT_CAP]:
+            bend(float32_at(scores), count * width, float32_of(args[SOFT_CAP]))
         _hide(args, row, part, begin, count, float32_at(scores))
         _update_softmax(width, float32_at(scores), count, state, args[VALUE_DIM], output)
         _add_values(width, values, value_stride, count, scores, args[VALUE_DIM], answer)

@@ -37,6 +37,7 @@ from .numba_chunk_attention import (
     SCRATCH_EACH,
     SCRATCH_FLOATS,
     SLOTS,
+    SOFT_CAP,
     SPLITS,
     STATE,
     VALUE_DIM,
@@ -52,6 +53,7 @@ from .numba_chunk_lines import COLUMNS_AT, FILLED, GROUP, QUERY, QUERY_STRIDE, S
 from .numba_linear import TILE_LINES
 from .numba_memory import (
     FAST_MATH,
+    bend,
     bits_of,
     exp_of_negative,
     fetch_add,
@@ -204,6 +206,8 @@ def _attend(args, task):
         count = min(BLOCK, args[SLOTS] - begin)
         keys, first = all_keys + 2 * begin * args[KEY_SLOT], all_values + 2 * begin * args[VALUE_SLOT]
         _score(args, keys, args[KEY_SLOT] // 2, first, count, queries, scores)
+        if args[SOFT_CAP]:
+            bend(float32_at(scores), count * width, float32_of(args[SOFT_CAP]))
         _hide(args, row, part, begin, count, float32_at(scores))
         _weigh(width, float32_at(scores), count, state, dim, output, uint32_at(weights))
         _join_values(uint16_at(first), args[VALUE_SLOT], count, dim, uint32_at(values))

@@ -39,10 +39,11 @@ sum; whether that subtracts means; where it goes to."""
 
 (QUERY, QUERY_STRIDE, KEY, KEY_STRIDE, VALUE, VALUE_STRIDE) = range(4, 10)
 (HEADS, KV_HEADS, DIM, VALUE_DIM, ROTATED, COSINES, SINES, PLACES) = range(10, 18)
-(QUERY_NORM, KEY_NORM, HEAD_OFFSET, HEAD_EPSILON, KEYS, VALUES, CAPACITY, SLOT, TOKENS, ROTATE_HEADER) = range(18, 28)
+(QUERY_NORM, KEY_NORM, HEAD_OFFSET, HEAD_EPSILON, KEYS, VALUES, CAPACITY, SLOT, TOKENS) = range(18, 27)
+(TURNS_NEIGHBOURS, ROTATE_HEADER) = range(27, 29)
 """Of [`rotate`]: products of the layer and their strides; shapes; numbers of a head that are rotated, tables, and the
 places of the lines in them; norms of heads; where keys and values go to, the slot of a row's first line, and the lines
-of a row."""
+of a row; whether two neighbouring numbers are turned together, not those at the same place of both halves."""
 
 (SUM, SUM_STRIDE, BIAS, BIAS_HEADER) = range(4, 8)
 """Of [`add_bias`]: the lines, their stride, and the bias."""
@@ -139,6 +140,12 @@ def _turn(args, x, norm, cosines, sines):
         offset = float32_of(args[HEAD_OFFSET])
         for i in range(dim):
             x[i] *= scale * (offset + widen(norm[i]))
+    if args[TURNS_NEIGHBOURS]:
+        for i in range(half):
+            a, b = x[2 * i], x[2 * i + 1]
+            x[2 * i] = a * cosines[2 * i] - b * sines[2 * i]
+            x[2 * i + 1] = b * cosines[2 * i + 1] + a * sines[2 * i + 1]
+        return
     for i in range(half):
         a, b = x[i], x[half + i]
         x[i] = a * cosines[i] - b * sines[i]
