@@ -3512,9 +3512,10 @@ class TokenArgument:
         return cls(value, 0, None) if tuple(shape) == (length,) else None
 
     @property
-    def kind(self) -> tuple[int, int | None]:
-        """Which dimensions have a meaning; arguments of one kind can be joined."""
-        return self.tokens, self.rows
+    def kind(self) -> tuple[int, int | None, tuple[int, ...]]:
+        """Which dimensions have a meaning, and the sizes of the others; arguments of one kind can be joined."""
+        shape = self.value.shape
+        return self.tokens, self.rows, (*shape[: self.tokens], *shape[self.tokens + 1 :])
 
     def owned(self) -> "TokenArgument":
         """The values in a copy that nobody else can change."""
@@ -3773,7 +3774,7 @@ class SketchIndex:
         if self.tokens < settled:  # the mean of a row may still change
             in_mean = tokens_in_mean(slots - first_key).to(keys.device)
             if self.tokens == 0 or keys.device.type != "cpu" or not torch.equal(in_mean, self._in_mean):
-                self.mean.copy_(channel_means(keys, first_key.to(keys.device), in_mean))
+                self.mean.copy_(channel_means(keys[:, :, :settled], first_key.to(keys.device), in_mean))
                 self.tokens, self._in_mean = 0, in_mean
         if self.tokens + most < slots:
             codes, scale = encode_in_sketch(keys[:, :, self.tokens :], self.mean, self.bits)
@@ -4426,7 +4427,7 @@ class SharedPrefixLayer(PagedLayer):
         if bits not in self._coded_prefix:
             prefix = self.rounded(self.prefix.keys)
             begin = torch.zeros(len(prefix), dtype=torch.long, device=prefix.device)
-            mean = channel_means(prefix, begin, tokens_in_mean(begin + prefix.shape[2]))
+            mean = channel_means(prefix[:, :, :MOST_IN_MEAN], begin, tokens_in_mean(begin + prefix.shape[2]))
             self._coded_prefix[bits] = mean, decode_in_sketch(*encode_in_sketch(prefix, mean, bits))
         return self._coded_prefix[bits]
 
@@ -5344,6 +5345,10 @@ def reason_against_cache(base: PreTrainedModel) -> str | None:
         return f"the forward of {name} takes no `past_key_values`, so it computes the whole text at every token"
     if _sees_later_tokens(base):
         return f"the attention of {name} is not causal; load it as a decoder, with `is_decoder=True` in its config"
+    crossing = _layers_over_images(base)
+    if crossing:
+        layers = f"layers {', '.join(map(str, crossing))} attend" if crossing[1:] else f"layer {crossing[0]} attends"
+        return f"{layers} to images and not to the text, and their keys cannot be taken back with those of a token"
     return None
 
 
@@ -5354,6 +5359,13 @@ def _sees_later_tokens(base: PreTrainedModel) -> bool:
         return False
     causal = [vars(module)["is_causal"] for module in layers.modules() if "is_causal" in vars(module)]
     return bool(causal) and not any(causal)
+
+
+def _layers_over_images(base: PreTrainedModel) -> list[int]:
+    """The decoder layers that have attention to the states of another tower instead of attention to the text."""
+    layers = enumerate(decoder_layers(base) or [])
+    crosses = {i: any("cross_attention_states" in arguments_of(x) for x in layer.children()) for i, layer in layers}
+    return [index for index, has_cross in crosses.items() if has_cross]
 
 
 def arguments_of(module: nn.Module) -> frozenset[str]:
@@ -6646,7 +6658,16 @@ def _reads_length(forward: Callable) -> bool:
 def first_position(base: PreTrainedModel) -> int:
     """Position of the first token of a text, where a base counts positions by itself."""
     counting = (m for m in base.modules() if hasattr(m, "create_position_ids_from_input_ids"))
-    return next((module.padding_idx + 1 for module in counting if isinstance(module.padding_idx, int)), 0)
+    found = next((module.padding_idx + 1 for module in counting if isinstance(module.padding_idx, int)), None)
+    if found is not None:
+        return found
+    if type(base).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
+        return 0
+    token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+    given = {"attention_mask": torch.ones_like(token), "position_ids": token, "past_key_values": None}
+    prepared = base.prepare_inputs_for_generation(token, **given, use_cache=True, is_first_iteration=True)
+    positions = prepared.get("position_ids")
+    return 0 if positions is None else int(positions.flatten()[0])
 
 
 # =====================================================================================================================
@@ -7639,7 +7660,7 @@ def using(cache: SOLCache, lends: bool = False) -> Iterator[None]:
 
 PROMPT_ONLY = frozenset(getattr(transformers_loop, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ()))
 """Arguments that transformers' loop passes with the prompt only; older versions have no such list."""
-PROMPT_ONLY_BEGINNINGS = ("pixel_", "image_", "video_", "input_features", "input_values")
+PROMPT_ONLY_BEGINNINGS = ("pixel_", "image_", "video_", "input_features", "input_values", "feature_")
 OUTPUT_FLAGS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
@@ -7780,7 +7801,8 @@ class DecodingSession:
     controls: DecodeControls | None = None
     decode_from: int | None = None
     is_recomputing: bool = False
-    """Whether the next forward processes all of its tokens densely, since the base computes the whole text again."""
+    """Whether the next forward processes all of its tokens densely: the base computes the whole text again, or its
+    prompt is one piece, see `prompt_images.py`."""
     steps: int | torch.Tensor | None = None
     """Decode steps of the call, or of each of its rows `(rows,)`; only of an `exact` one."""
     replaced: dict[str, Any] = field(default_factory=dict)
@@ -9371,19 +9393,73 @@ AXIS_COSTS: Registry[type[AxisCost]] = Registry("axis cost")
 # =====================================================================================================================
 # decoding/positions.py
 #
-# Positions of tokens that come without any.
+# Positions of tokens that come without any, and what follows from those of images.
+#
+# Some bases give an image fewer positions than it has tokens. All later tokens then stand earlier by a shift, which such
+# a base remembers on itself (`rope_deltas`), and takes for whatever text comes next. Under a budget every cache has its
+# own: it is part of `SOLCache.position_offset`.
 # =====================================================================================================================
 
 
 def default_positions(base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache) -> torch.Tensor | None:
     """Positions `(rows, length)` of tokens without any, `None` if they are those that the base itself takes."""
     begin, device, offset = cache.get_seq_length(), inputs.tokens.device, cache.position_offset
-    if offset is None and begin and not counts_cached_tokens(base):
+    if counts_images(base, inputs):
+        return None
+    if offset is None and begin and (_remembers_shift(base) is not None or not counts_cached_tokens(base)):
         offset = torch.zeros(len(inputs.tokens), dtype=torch.long, device=device)
     if offset is None:
         return None
     slots = torch.arange(begin, begin + inputs.length, device=device)
     return (slots - offset[:, None]).clamp(min=0)
+
+
+def counts_images(base: PreTrainedModel, inputs: ForwardInputs) -> bool:
+    """Whether only the base knows the positions of some tokens, which are those of an image."""
+    return bool(inputs.with_prompt) and _remembers_shift(base) is not None
+
+
+def _remembers_shift(base: PreTrainedModel) -> torch.nn.Module | None:
+    """The module that keeps the shift of positions after the images of the last text, if the base has such."""
+    return next((module for module in (base, *base.children()) if hasattr(module, "rope_deltas")), None)
+
+
+def note_shift(base: PreTrainedModel, inputs: ForwardInputs, cache: SOLCache) -> None:
+    """After a forward with images, keep in the cache how much earlier the tokens after them stand."""
+    module = _remembers_shift(base)
+    if module is None or not inputs.with_prompt:
+        return
+    padding = _padding(cache)
+    given = inputs.along.get("position_ids")
+    if given is None:
+        remembered: Any = module.rope_deltas
+        shift = 0 if remembered is None else remembered[:, 0]
+    elif given.value.dim() == 3:  # (dimensions, rows, length), the last three are those of images
+        last = given.value[-3:].amax(dim=(0, 2)).expand(cache.rows)
+        shift = last + 1 + padding - cache.get_seq_length()
+    else:
+        return
+    cache.position_offset = padding - shift
+
+
+def positions_in_loop(base: PreTrainedModel, prompt: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+    """The positions that a base prepares for a whole text, with the shift of the text in the cache."""
+    cache, module = arguments.get("past_key_values"), _remembers_shift(base)
+    with _PREPARING:
+        if module is not None and isinstance(cache, SOLCache) and cache.get_seq_length():
+            padding, offset = _padding(cache), cache.position_offset
+            shift = torch.zeros_like(padding) if offset is None else padding - offset
+            module.rope_deltas = shift[:: max(cache.rows // len(prompt), 1), None]  # the loop repeats rows for beams
+        return base._prepare_position_ids_for_generation(prompt, arguments)
+
+
+def _padding(cache: SOLCache) -> torch.Tensor:
+    device = cache.ledger.total_counts.device
+    return torch.zeros(cache.rows, dtype=torch.long, device=device) if cache.padding is None else cache.padding
+
+
+_PREPARING = threading.Lock()
+"""Held while a base reads and writes the shift that it remembers."""
 
 
 # =====================================================================================================================
@@ -9483,13 +9559,22 @@ def base_forward(
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = logits_to_keep
     arguments |= dict(past_key_values=cache, use_cache=True, return_dict=True)
-    output = base(**arguments)
+    try:
+        output = base(**arguments)
+    except ValueError as error:
+        if not begin or not inputs.with_prompt:
+            raise
+        raise ValueError(
+            f"{str(error).rstrip('.')}. The cache holds {begin} tokens with their images and sounds: pass only those "
+            "of the new tokens."
+        ) from error
     if cache.get_seq_length() != begin + length:
         raise UnsupportedAxisError(
             f"{type(base).__name__} cannot run over the cache of a call under a budget: after {begin + length} tokens "
             f"it holds the keys of {cache.get_seq_length()}. Leave the budget out."
         )
     cache.processed = begin + length
+    note_shift(base, inputs, cache)
     if logits_to_keep and output.logits.shape[1] > logits_to_keep:
         output.logits = output.logits[:, -logits_to_keep:]
     return output
@@ -9936,6 +10021,7 @@ class AlignedRows:
     padding: torch.Tensor
     context: int
     steps: torch.Tensor
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def step_mask(self) -> torch.Tensor:
@@ -10225,6 +10311,198 @@ def refuse(mode: GenerationMode, origin: str = "") -> NoReturn:
         "own: only greedy search, sampling and beam search can. Leave out the options of that mode, or call "
         f"`model.base.generate`.{origin}"
     )
+
+
+# =====================================================================================================================
+# execution/attention/masks.py
+#
+# Checks whether attention over selected keys can compute the attention of a module.
+# =====================================================================================================================
+
+
+UNSUPPORTED_ARGUMENTS = ("position_bias", "sinks")
+SCORE_CHANGES = ("softcap", "s_aux")
+"""Arguments that attention over selected keys can carry out, see [`ScoreChanges`]."""
+HIDDEN = -1e4
+"""A key is hidden if the mask adds this value or less to its score."""
+
+
+def is_plain_in_masks(arguments: dict[str, Any]) -> bool:
+    """Whether a module's attention is a plain softmax of scaled products."""
+    return all(arguments.get(name) is None for name in (*UNSUPPORTED_ARGUMENTS, *SCORE_CHANGES))
+
+
+PLAIN, HIDES, ADDS = "plain", "hides", "adds"
+"""What a mask does: hide padding only, hide further keys too, change the scores of visible keys."""
+
+
+def kind_of_mask(context: ForwardContext, mask: object, padding: torch.Tensor | None = None, dropped: int = 0) -> str:
+    """What an attention mask does in a step or a KV refresh: [`PLAIN`], [`HIDES`] or [`ADDS`]."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() < 4:
+        return PLAIN
+    if mask.device.type != "cpu":
+        if mask.is_floating_point() and mask.shape[1] > 1:
+            return ADDS
+        storage = mask.untyped_storage().data_ptr()
+        return PLAIN if any(storage == other.untyped_storage().data_ptr() for other in context.masks) else HIDES
+    known = next((kind for seen, kind in context.mask_kinds if seen is mask), None)
+    if known is None:
+        known = _kind_by_values(mask, None if padding is None else (padding.cpu() - dropped).clamp(min=0))
+        context.mask_kinds.append((mask, known))
+    return known
+
+
+def _kind_by_values(mask: torch.Tensor, first_key: torch.Tensor | None) -> str:
+    visible = mask
+    if mask.is_floating_point():
+        visible = mask > HIDDEN
+        if not bool((mask.eq(0) | ~visible).all()):
+            return ADDS
+    elif mask.dtype != torch.bool:
+        visible = mask != 0
+    queries, slots = mask.shape[-2:]
+    expected = torch.arange(slots - queries + 1, slots + 1)
+    if first_key is not None:
+        expected = (expected - first_key.view(-1, 1, 1)).clamp(min=0)
+    return PLAIN if bool((visible.sum(dim=-1) == expected).all()) else HIDES
+
+
+def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind: str, implementation: str) -> None:
+    """Raise [`UnsupportedAxisError`] if a module's attention needs something that ours does not compute."""
+    start = f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention"
+    if kind == ADDS:
+        raise UnsupportedAxisError(
+            f"{start} mask adds to the scores of visible keys, which attention over selected keys does not support."
+        )
+    if kind == HIDES:
+        raise UnsupportedAxisError(
+            f"{start} mask hides keys that are not padding: the base selects the keys of a token itself, and cannot "
+            "select among them again."
+        )
+    own = () if implementation == "eager" else SCORE_CHANGES
+    for name in (*UNSUPPORTED_ARGUMENTS, *own):
+        if arguments.get(name) is not None:
+            raise UnsupportedAxisError(
+                f"{start} uses `{name}`, which attention over selected keys does not support with {implementation!r}."
+            )
+
+
+# =====================================================================================================================
+# decoding/prompt_images.py
+#
+# Images and sounds of a prompt: the tokens that stand for them, and prompts that cannot be cut before the last token.
+#
+# A budget usually begins with the last token of a prompt. It begins one token later where that token stands for an
+# image, which the base computes with the others of the image, and where tokens before it see it.
+# =====================================================================================================================
+
+
+PLACEHOLDERS = ("image_token_i", "video_token_i", "audio_token_i")
+"""Beginnings of the fields of a config with the ids of tokens in whose place images and sounds are put."""
+SIZES = ("image_grid", "video_grid", "image_sizes", "video_second")
+"""Beginnings of arguments that only describe images; a base may need those of all turns to count positions."""
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+
+
+def is_image_input(name: str) -> bool:
+    """Whether an argument of this name holds images or sounds, or describes them."""
+    return name in PROMPT_ONLY or name.startswith(PROMPT_ONLY_BEGINNINGS)
+
+
+def image_inputs(arguments: Mapping[str, Any]) -> list[str]:
+    """Names of the arguments that hold images or sounds."""
+    return [name for name, value in arguments.items() if is_image_input(name) and value is not None]
+
+
+def image_tokens(base: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """A mask of the ids that stand for images and sounds, of the shape of `ids`; empty if the base has none."""
+    fields = {
+        name: getattr(base.config, name, None) for name in base.config.to_dict() if name.startswith(PLACEHOLDERS)
+    }
+    known = [value for value in fields.values() if isinstance(value, int)]
+    if not known:
+        return ids.new_zeros(0, dtype=torch.bool)
+    return torch.isin(ids, torch.tensor(known, device=ids.device))
+
+
+def inputs_to_score(
+    base: PreTrainedModel, rows: AlignedRows, options: dict[str, Any], align: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, Any]:
+    """Take the images of texts to score, and the types of their tokens, out of the options of `score`."""
+    names = [name for name in options if is_image_input(name) or name in TOKEN_TYPES]
+    taken = {name: options.pop(name) for name in names}
+    ends = (rows.context + 1 + rows.steps)[:, None]
+    filled = torch.arange(rows.tokens.shape[1], device=ends.device).minimum(ends - 1)  # the last type goes on
+    given = {
+        name: align(v).gather(1, filled) if name in TOKEN_TYPES else v for name, v in taken.items() if v is not None
+    }
+    if image_inputs(given) and bool((image_tokens(base, rows.tokens[:, rows.context :])).any() or rows.context == 0):
+        raise ValueError(
+            f"{', '.join(f'`{name}`' for name in image_inputs(given))}: images and sounds are processed with the "
+            "context of a row, so all tokens that stand for them must be within its `context_length`."
+        )
+    if is_seen_before(base, rows.tokens, rows.attention_mask, given, rows.context):
+        raise ValueError(
+            f"{type(base).__name__} shows tokens of a prompt to those before them, so that a score would be that of "
+            "tokens which are known: pass `token_type_ids` of shape (rows, length) that mark all tokens after the "
+            "context as text that is generated, which is 1 for PaliGemma."
+        )
+    return given
+
+
+def check_images(base: PreTrainedModel, prompt: torch.Tensor, arguments: Mapping[str, Any], cache: SOLCache) -> None:
+    """Raise a ValueError for images whose tokens a cache holds already."""
+    names = [name for name in image_inputs(arguments) if not name.startswith(SIZES)]
+    past, mask = cache.get_seq_length(), arguments.get("attention_mask")
+    if not names or not past or prompt.is_floating_point():
+        return
+    is_whole = mask is None or mask.shape[1] == prompt.shape[1]
+    marked = image_tokens(base, prompt[:, past:] if is_whole else prompt)
+    if marked.numel() and not bool(marked.any()):
+        given = ", ".join(f"`{name}`" for name in names)
+        raise ValueError(
+            f"The cache holds {past} tokens with their images and sounds, and no token after them stands for one: "
+            f"leave out {given}, or pass those of new images only."
+        )
+
+
+def is_one_piece(base: PreTrainedModel, prompt: torch.Tensor, arguments: Mapping[str, Any]) -> bool:
+    """Whether the last token of a prompt cannot be processed after those before it."""
+    if prompt.dim() == 2 and image_inputs(arguments) and bool(image_tokens(base, prompt[:, -1:]).any()):
+        return True
+    return is_seen_before(base, prompt, arguments.get("attention_mask"), arguments, prompt.shape[1] - 1)
+
+
+def is_seen_before(
+    base: PreTrainedModel,
+    tokens: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    arguments: Mapping[str, Any],
+    begin: int,
+) -> bool:
+    """Whether a token from column `begin` on is seen by tokens before it, as those of a prompt are in some bases."""
+    types = {name: arguments[name] for name in TOKEN_TYPES if arguments.get(name) is not None}
+    make_masks = getattr(base, "create_masks_for_generate", None)  # where a base says which tokens see one another
+    if not types or make_masks is None:
+        return not types and getattr(text_config(base), "use_bidirectional_attention", None) is True
+    masks = make_masks(
+        config=base.config,
+        inputs_embeds=torch.zeros(*tokens.shape[:2], 1, device=tokens.device),
+        attention_mask=attention_mask,
+        past_key_values=None,
+        position_ids=None,
+        is_first_iteration=True,
+        **types,
+    )
+    return any(_shows_later(mask, begin) for mask in (masks.values() if isinstance(masks, dict) else [masks]))
+
+
+def _shows_later(mask: Any, begin: int) -> bool:
+    """Whether a mask `(rows, heads, tokens, keys)` shows a key from `begin` on to a token before it."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+        return False
+    visible = mask > HIDDEN if mask.is_floating_point() else mask.bool()
+    return bool(visible.triu(1)[..., begin:].any())
 
 
 # =====================================================================================================================
@@ -10631,7 +10909,12 @@ def session_of_call(
     if isinstance(cache, SOLCache) and prompt is not None:
         own_cache(cache, base, config)
         check_continuation(prompt, mask, cache)
-    return DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced, steps)
+        check_images(base, prompt, arguments, cache)
+    session = DecodingSession.after_prompt(base, cache, controls, prompt, mask, replaced, steps)
+    if session is not None and controls is not None and prompt is not None and is_one_piece(base, prompt, arguments):
+        session.is_recomputing = True
+        session.steps = None if steps is None else steps - 1
+    return session
 
 
 def new_tokens(
@@ -12642,6 +12925,9 @@ class WrappedGeneration(GenerationMixin):
         prepared = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         return keep_cache(self.base, prepared)
 
+    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
+        return positions_in_loop(self.base, inputs_tensor, model_kwargs)
+
     def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
         is_own = type(self.base)._get_logits_processor is not GenerationMixin._get_logits_processor
         make = self.base._get_logits_processor if is_own else super()._get_logits_processor
@@ -12788,7 +13074,7 @@ def forward_over_cache(
     logits_to_keep: int | torch.Tensor = 0,
 ) -> CausalLMOutputWithPast:
     """Process the tokens of a forward. If it is interrupted, the cache is what it was before."""
-    inputs = inputs_of(session, arguments, attention_mask)
+    inputs = inputs_of_in_cache_forward(session, arguments, attention_mask)
     all_logits = not (isinstance(logits_to_keep, int) and logits_to_keep == 1)
     context = watching(session.base) if session.controls is None else Instrumentation.of(session.base)
     alone = nullcontext() if session is DecodingSession.current() else using(session.cache)
@@ -12805,7 +13091,7 @@ def forward_over_cache(
     return output
 
 
-def inputs_of(
+def inputs_of_in_cache_forward(
     session: DecodingSession, arguments: Mapping[str, Any], attention_mask: torch.Tensor | None
 ) -> ForwardInputs:
     """The inputs of a forward, from its arguments."""
@@ -12930,7 +13216,7 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
     mask, step_mask, device = rows.attention_mask, rows.step_mask, rows.tokens.device
     everyone = torch.arange(len(rows.tokens), device=device)
     session.steps = step_mask.sum(dim=1) if controls.is_exact else None
-    merging, place = can_merge(controls), prefill_rows(session, rows)
+    merging, place = can_merge(controls) and not rows.further, prefill_rows(session, rows)
     actions, counted = torch.full_like(step_mask, NO_ACTION, dtype=torch.long), torch.zeros_like(step_mask)
     logprobs, greedy = torch.zeros(step_mask.shape, device=device), torch.zeros_like(step_mask)
     logits = []
@@ -12940,7 +13226,7 @@ def score_rows(session: DecodingSession, rows: AlignedRows, return_logits: bool)
         select_rows(session, None if place is None else place[leaders], len(leaders), rows.padding[leaders])
         place = torch.zeros_like(everyone).index_copy(0, alive, own) if merging else everyone
         begin = 0 if end == 1 else end - 1
-        inputs = ForwardInputs(rows.tokens[leaders, begin:end], None if mask is None else mask[leaders])
+        inputs = inputs_of_in_scoring(rows, leaders, begin, end, mask)
         output = decode_forward(session, inputs, all_logits=False, active=step_mask[leaders, step])
         step_logits, label = output.logits[:, -1], rows.tokens[alive, end]
         logprobs[alive, step] = step_logits.float().log_softmax(dim=-1)[own, label]
@@ -12975,15 +13261,27 @@ def can_share(controls: DecodeControls) -> bool:
 def prefill_rows(session: DecodingSession, rows: AlignedRows) -> torch.Tensor | None:
     """Process the contexts densely; a context that several rows have in common is processed once."""
     everyone = torch.arange(len(rows.tokens), device=rows.tokens.device)
-    shared = can_share(session.require_controls())
+    shared = can_share(session.require_controls()) and not rows.further
     leaders, place = rows.merge(rows.context, everyone) if shared else (everyone, everyone)
     if rows.context == 0:
         return None
     select_rows(session, None, len(leaders), rows.padding[leaders])
-    mask = None if rows.attention_mask is None else rows.attention_mask[leaders]
-    tokens = rows.tokens[leaders, : rows.context]
-    dense_forward(session, ForwardInputs(tokens, mask))
+    dense_forward(session, inputs_of_in_scoring(rows, leaders, 0, rows.context, rows.attention_mask, is_dense=True))
     return place
+
+
+def inputs_of_in_scoring(
+    rows: AlignedRows,
+    leaders: torch.Tensor,
+    begin: int,
+    end: int,
+    mask: torch.Tensor | None,
+    is_dense: bool = False,
+) -> ForwardInputs:
+    """The inputs of a forward over the columns from `begin` to `end` of the rows `leaders`; all rows beside images."""
+    if rows.further:
+        return ForwardInputs.of(rows.tokens, mask, rows.further).part(begin, end, is_dense)
+    return ForwardInputs(rows.tokens[leaders, begin:end], None if mask is None else mask[leaders])
 
 
 def select_rows(session: DecodingSession, source: torch.Tensor | None, number: int, padding: torch.Tensor) -> None:
@@ -13004,10 +13302,11 @@ def score_rows_densely(
     """Score every row in one parallel forward of the base, which is equivalent to a budget of (1, 1, 16)."""
     mask, step_mask = rows.attention_mask, rows.step_mask
     tokens, steps = rows.tokens[:, :-1], step_mask.shape[1]
-    arguments: dict = {"input_ids": tokens}
+    inputs = ForwardInputs.of(rows.tokens, mask, rows.further).part(0, tokens.shape[1], is_dense=True)
+    arguments = inputs.arguments()
     if mask is not None:
         arguments["attention_mask"] = mask[:, :-1]
-        if "position_ids" in accepted_arguments(base):
+        if "position_ids" in accepted_arguments(base) and not counts_images(base, inputs):
             slots = torch.arange(tokens.shape[1], device=tokens.device)
             arguments["position_ids"] = (slots - rows.padding[:, None]).clamp(min=0) + first_position(base)
     if "logits_to_keep" in accepted_arguments(base):
@@ -13159,8 +13458,8 @@ def ranges(numbers: Sequence[int]) -> str:
 
 CONTEXT = 40
 """Tokens before the steps: with fewer than 32 keys, attention is not compiled code."""
-LONG_CONTEXT, DRAFTED = 280, 12
-"""Tokens of a text of which drafts read a share of the keys, and how many of them are made."""
+LONG_CONTEXT, DRAFTED, NEW = 280, 3, 12
+"""Tokens of a text of which drafts read a share of the keys, those of a draft, and how many are made."""
 
 
 class Warmup(PreTrainedModel):
@@ -13191,17 +13490,25 @@ class Warmup(PreTrainedModel):
         if given is not None and not resolved.is_dense:
             self._process(given, steps=2, rows=rows)
         if resolved.lossless:
-            self._draft(options, rows)
+            self._draft(resolved, rows)
         return Coverage.of(self.base, own_cache(cache, self.base, self.config))
 
-    def _draft(self, options: dict[str, Any], rows: int) -> None:
-        """Draft and check in a short text, and in one that is not."""
-        for context in (CONTEXT, LONG_CONTEXT):
+    def _draft(self, options: DecodeOptions, rows: int) -> None:
+        """Draft and check in a text that counts as short, and in one that does not, however few tokens it has."""
+        controls, steps = lossless_controls(options, self.base, self.policy, self.config, rows)
+        options = dataclasses.replace(options, lossless=DRAFTED)
+        long = dataclasses.replace(controls, rule=dataclasses.replace(controls.rule, short_text_tokens=0))
+        for context, chosen in ((CONTEXT, controls), (LONG_CONTEXT, long)):
             text = self._text(context).repeat(rows, 1)
-            new = min(DRAFTED, text.shape[1] - 1)
-            ids = text[:, : text.shape[1] - new]
-            settings = dict(max_new_tokens=new, do_sample=False, num_beams=1, pad_token_id=0)
-            self.generate(ids, attention_mask=torch.ones_like(ids), **settings, **{**options, "lossless": 3})
+            new = min(NEW, text.shape[1] - 1)
+            begin = text.shape[1] - new
+            cache = own_cache(new_cache(self.base, self.config, controls.kv_dtype), self.base, self.config)
+            session = DecodingSession(self.base, cache, chosen, decode_from=begin - 1)
+            session.look_ahead = look_ahead_of(options, chosen, steps, self.base, RowEnds(begin))
+            with Instrumentation.of(self.base), session.running():
+                logits = self(text[:, :begin], past_key_values=cache, logits_to_keep=1).logits
+                for _ in range(new - 1):
+                    logits = self(logits[:, -1:].argmax(-1), past_key_values=cache).logits
 
     def _text(self, length: int) -> torch.Tensor:
         """Ids `(1, length)` of a text, fewer if the base has fewer positions."""
@@ -14887,6 +15194,10 @@ class SOLForCausalLM(EmbeddingsOfBase, PolicyLoading, PlaneScales, Warmup, Budge
         if input_ids.device != compute_device(self.base):
             raise ValueError(f"`input_ids` are on {input_ids.device}, the model on {compute_device(self.base)}.")
         rows = align_rows(input_ids, attention_mask, context_length)
+        further = inputs_to_score(
+            self.base, rows, options, lambda values: align_rows(values, attention_mask, context_length).tokens
+        )
+        rows = replace(rows, further=further)
         resolved = resolve_options(options, None, self.generation_config, self.config)
         resolved.check_for_score()
         check_agreement(self.config, self.policy)
@@ -15461,80 +15772,6 @@ class ImplementationName(str):
 def own_name(implementation: str | None) -> str | None:
     """The base's own name of an implementation, also while ours is in force."""
     return str.__str__(implementation) if isinstance(implementation, ImplementationName) else implementation
-
-
-# =====================================================================================================================
-# execution/attention/masks.py
-#
-# Checks whether attention over selected keys can compute the attention of a module.
-# =====================================================================================================================
-
-
-UNSUPPORTED_ARGUMENTS = ("position_bias", "sinks")
-SCORE_CHANGES = ("softcap", "s_aux")
-"""Arguments that attention over selected keys can carry out, see [`ScoreChanges`]."""
-HIDDEN = -1e4
-"""A key is hidden if the mask adds this value or less to its score."""
-
-
-def is_plain_in_masks(arguments: dict[str, Any]) -> bool:
-    """Whether a module's attention is a plain softmax of scaled products."""
-    return all(arguments.get(name) is None for name in (*UNSUPPORTED_ARGUMENTS, *SCORE_CHANGES))
-
-
-PLAIN, HIDES, ADDS = "plain", "hides", "adds"
-"""What a mask does: hide padding only, hide further keys too, change the scores of visible keys."""
-
-
-def kind_of_mask(context: ForwardContext, mask: object, padding: torch.Tensor | None = None, dropped: int = 0) -> str:
-    """What an attention mask does in a step or a KV refresh: [`PLAIN`], [`HIDES`] or [`ADDS`]."""
-    if not isinstance(mask, torch.Tensor) or mask.dim() < 4:
-        return PLAIN
-    if mask.device.type != "cpu":
-        if mask.is_floating_point() and mask.shape[1] > 1:
-            return ADDS
-        storage = mask.untyped_storage().data_ptr()
-        return PLAIN if any(storage == other.untyped_storage().data_ptr() for other in context.masks) else HIDES
-    known = next((kind for seen, kind in context.mask_kinds if seen is mask), None)
-    if known is None:
-        known = _kind_by_values(mask, None if padding is None else (padding.cpu() - dropped).clamp(min=0))
-        context.mask_kinds.append((mask, known))
-    return known
-
-
-def _kind_by_values(mask: torch.Tensor, first_key: torch.Tensor | None) -> str:
-    visible = mask
-    if mask.is_floating_point():
-        visible = mask > HIDDEN
-        if not bool((mask.eq(0) | ~visible).all()):
-            return ADDS
-    elif mask.dtype != torch.bool:
-        visible = mask != 0
-    queries, slots = mask.shape[-2:]
-    expected = torch.arange(slots - queries + 1, slots + 1)
-    if first_key is not None:
-        expected = (expected - first_key.view(-1, 1, 1)).clamp(min=0)
-    return PLAIN if bool((visible.sum(dim=-1) == expected).all()) else HIDES
-
-
-def refuse_unsupported(module: torch.nn.Module, arguments: dict[str, Any], kind: str, implementation: str) -> None:
-    """Raise [`UnsupportedAxisError`] if a module's attention needs something that ours does not compute."""
-    start = f"The axis `token_keep` cannot be controlled on {type(module).__name__}: its attention"
-    if kind == ADDS:
-        raise UnsupportedAxisError(
-            f"{start} mask adds to the scores of visible keys, which attention over selected keys does not support."
-        )
-    if kind == HIDES:
-        raise UnsupportedAxisError(
-            f"{start} mask hides keys that are not padding: the base selects the keys of a token itself, and cannot "
-            "select among them again."
-        )
-    own = () if implementation == "eager" else SCORE_CHANGES
-    for name in (*UNSUPPORTED_ARGUMENTS, *own):
-        if arguments.get(name) is not None:
-            raise UnsupportedAxisError(
-                f"{start} uses `{name}`, which attention over selected keys does not support with {implementation!r}."
-            )
 
 
 # =====================================================================================================================
