@@ -71,7 +71,7 @@ class CounterfactualWarmupConfig:
     warmup_cost_models: int = field(default=4, metadata={"help": "Cost models, each for blocks it was not fitted to."})
     warmup_updates: int | None = field(
         default=None,
-        metadata={"help": "Updates of the policy; by default as many as the measured steps are worth; 0: prices only."},
+        metadata={"help": "Updates of the policy; by default as the measured steps are worth; 0: prices only."},
     )
     warmup_episodes: int = field(default=64, metadata={"help": "Episodes of an update."})
     warmup_learning_rate: float = field(default=7e-4, metadata={"help": "Largest learning rate."})
