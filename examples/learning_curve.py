@@ -17,7 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-import compare_recipes
+import recipe_runs
 from sol_hf.cli.inputs import SMOLLM2
 
 
@@ -49,7 +49,7 @@ def draw(points: list[dict], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     x = [point["updates"] for point in points]
-    for number, budget in enumerate(compare_recipes.BUDGETS):
+    for number, budget in enumerate(recipe_runs.BUDGETS):
         gains = [point["gains"][number] for point in points]
         axes.plot(x, gains, color=f"C{number}", marker="o", ms=3, label=" / ".join(f"{x:g}" for x in budget))
     errors = [point["gain_error"] for point in points]
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     """Evaluates, draws, and returns the points of the curve."""
     options = parse(arguments)
     folders = sorted(options.policies, key=updates)
-    points = [{"updates": updates(folder)} | compare_recipes.evaluate(options, folder) for folder in folders]
+    points = [{"updates": updates(folder)} | recipe_runs.evaluate(options, folder) for folder in folders]
     options.out.with_suffix(".json").write_text(json.dumps(points, indent=1), encoding="utf-8")
     draw(points, options.out)
     return points

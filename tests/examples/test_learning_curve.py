@@ -17,7 +17,7 @@ from support.paths import ROOT
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module("learning_curve")
-    for name in ("learning_curve", "compare_recipes", "train_grpo", "evaluate_policy"):
+    for name in ("learning_curve", "recipe_runs", "train_grpo", "evaluate_policy"):
         sys.modules.pop(name, None)
 
 
@@ -30,7 +30,7 @@ def evaluated(folder: Path, gain: float) -> Path:
 
 
 def test_points_are_in_the_order_of_the_updates(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.compare_recipes.evaluate_policy, "main", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr(script.recipe_runs.evaluate_policy, "main", lambda *_: pytest.fail("evaluated again"))
     folders = [evaluated(tmp_path / name, gain) for name, gain in (("update-1000", 0.3), ("update-00200", 0.1))]
     points = script.main(["valid.jsonl", *map(str, folders), "--out", str(tmp_path / "curve")])
     assert [point["updates"] for point in points] == [200, 1000]
