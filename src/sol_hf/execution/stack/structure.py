@@ -135,7 +135,7 @@ def find_structure(layer: nn.Module) -> LayerStructure | None:
     if attention is None or parts is None or norms is None:
         return None
     factor = float(getattr(layer, "residual_multiplier", 1.0))
-    is_parallel = norms[0] is not None and norms[1] is None
+    is_parallel = "hidden_states_mlp" in _names_in(type(layer).forward)
     found = LayerStructure(layer, attention, mlp, parts, norms[:2], norms[2:], factor, is_parallel)
     known = {id(x) for part in (*found.linears, *(n.module for n in found.norms)) for x in part.parameters()}
     return found if {id(x) for x in (*layer.parameters(), *layer.buffers())} <= known else None
