@@ -16,7 +16,9 @@ from support.paths import TESTS
 
 SELECTED = (
     "kernels/test_planes.py",
+    "kernels/test_pairs.py",
     "kernels/test_token_choice.py",
+    "execution/test_linear.py",
     "execution/test_token_attention.py",
     "execution/test_paged_attention.py",
 )

@@ -16,10 +16,10 @@ from numba.extending import intrinsic
 
 from .code_cache import njit
 from .numba_memory import store, uint16_at
-from .numba_vectors import HAS_WIDE_VECTORS, LANES, LONG, VECTOR
+from .numba_vectors import LANES, LONG, VECTOR, has_features
 
 
-HAS_PAIRS = HAS_WIDE_VECTORS and bool(binding.get_host_cpu_features().get("avx512bf16"))
+HAS_PAIRS = has_features("avx512f", "avx512bf16")
 """Whether the processor has the instruction. Without it nothing of this is used: float32 is faster then."""
 if HAS_PAIRS:
     binding.initialize_native_asmparser()  # the instruction is written by its name, which LLVM has to read

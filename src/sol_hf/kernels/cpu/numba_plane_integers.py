@@ -21,8 +21,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -42,22 +41,10 @@ from .numba_plane_words import (
     planes_read,
     spread,
 )
-from .numba_vectors import FLOAT, LONG, WORD, add_product
+from .numba_vectors import FLOAT, LONG, WORD, add_product, has_features
 
 
-_NEEDED = ("avx512f", "avx512vnni")
-
-
-def _has_dot_products() -> bool:
-    """Whether numba compiles for a processor with dot products of bytes; it may be told which, by NUMBA_CPU_NAME."""
-    if numba.config.CPU_NAME is not None or numba.config.CPU_FEATURES is not None:
-        told = (numba.config.CPU_FEATURES or "").split(",")
-        return all(f"+{name}" in told for name in _NEEDED)
-    features = binding.get_host_cpu_features()
-    return all(features.get(name) for name in _NEEDED)
-
-
-HAS_DOT_PRODUCTS = _has_dot_products()
+HAS_DOT_PRODUCTS = has_features("avx512f", "avx512vnni")
 """Whether the processor has dot products of bytes with 16 sums."""
 LINES = (8, 4, 2, 1)
 """Numbers of lines for which a weight is put together once: the sums of 8 take 24 of 32 registers."""

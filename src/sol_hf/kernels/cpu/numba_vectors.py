@@ -3,13 +3,29 @@
 
 """LLVM vector instructions for numba code: loads, broadcasts, and products that are added up."""
 
+import numba
 from llvmlite import binding, ir
 from numba.core import cgutils
 
 from .numba_memory import FAST_MATH
 
 
-HAS_WIDE_VECTORS = bool(binding.get_host_cpu_features().get("avx512f"))
+def has_features(*names: str) -> bool:
+    """Whether numba compiles for a processor with some features, by the names that LLVM gives them.
+
+    It compiles for this one, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES name another.
+    """
+    if numba.config.CPU_NAME is not None or numba.config.CPU_FEATURES is not None:
+        told = (numba.config.CPU_FEATURES or "").split(",")
+        return all(f"+{name}" in told for name in names)
+    try:
+        features = binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know them on every processor
+        return False
+    return all(features.get(name) for name in names)
+
+
+HAS_WIDE_VECTORS = has_features("avx512f")
 LANES = 16 if HAS_WIDE_VECTORS else 8
 """Numbers in a vector."""
 FLOAT, WORD, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
