@@ -126,6 +126,7 @@ class TestLayersAsLibrariesMakeThem:
             layer.mlp.down_proj[1] = Unsized(layer.mlp.down_proj[1])
         with refused_before_any_compute(base, "`mlp_keep` and `bits` cannot be controlled on .*: no layer has an MLP"):
             control(base).generate(prompts(1), **RUN, mlp_keep=0.4)
+        assert not control(base).coverage().layers["mlp_keep"]
 
 
 class Unsized(nn.Module):
