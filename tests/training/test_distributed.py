@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from support.bases import tiny_base
+from support.cases import control
 from support.paths import PYTHON_PATH, SUPPORT
 
 
@@ -38,20 +40,28 @@ def figures(folder: Path, name: str) -> list[float]:
     return [entry[name] for entry in state["log_history"] if name in entry]
 
 
+def assert_same_training(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    """Asserts that every weight ends at the same place, measured by how far it moved.
+
+    Sums of another order differ by a rounding error, which Adam makes larger where gradients are almost 0.
+    """
+    start = control(tiny_base("llama")).policy.float().state_dict()
+    assert one.keys() == two.keys() == start.keys()
+    for name in one:
+        assert (one[name] - two[name]).norm() <= 1e-3 * (one[name] - start[name]).norm(), name
+    assert any((one[name] != start[name]).any() for name in one)
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_update_of_one_with_twice_the_batch(tmp_path):
     one, two = train(tmp_path / "one", 1), train(tmp_path / "two", 2)
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
+    assert_same_training(one, two)
 
 
 @pytest.mark.slow
 def test_two_processes_train_under_the_constraint_as_one_with_twice_the_batch(tmp_path):
     one, two = train(tmp_path / "one", 1, "--constraint"), train(tmp_path / "two", 2, "--constraint")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
+    assert_same_training(one, two)
     values = [load_file(tmp_path / number / "multipliers.safetensors")["values"] for number in ("one", "two")]
     assert torch.equal(*values) and bool(values[0].any())
     cosines = [figures(tmp_path / number, "sol/gradient_cosine") for number in ("one", "two")]
