@@ -58,6 +58,7 @@ def test_the_kernel_equals_the_reference_after_anything(
     slots = plain.cache.layers[0].length
     assert torch.equal(ours.packed[:, :, :slots], theirs.packed[:, :, :slots])
     assert torch.equal(ours.scale[:, :, :slots], theirs.scale[:, :, :slots])
+    assert torch.equal(ours.mean, theirs.mean)
 
 
 @needs_numba

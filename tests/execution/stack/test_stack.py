@@ -51,6 +51,16 @@ def test_budget(budget, criterion, bits_backend, ran):
     assert len(ran) >= CALL["max_new_tokens"] - 1
 
 
+@pytest.mark.parametrize("lengths", [(1,), (13,), (58,), (3, 30), (60, 20, 70)], ids=str)
+@pytest.mark.parametrize("rule", [{}, {"criterion": "sketch", "selection": "layer"}], ids=["quest", "sketch"])
+def test_texts_of_a_few_tokens(lengths, rule, ran):
+    """The means of the index of keys change while they are short."""
+    model = model_of(tiny_base("llama", **WIDE), **rule)
+    rows = [prompts(1, length, seed=length)[0] for length in lengths]
+    assert_same(model, token_keep=0.3, kv_refresh=False, **left_padded(rows))
+    assert len(ran) == CALL["max_new_tokens"] - (lengths == (1,))  # one token is a prefill
+
+
 @pytest.mark.parametrize("bits", [[5, 8, 16, 5], [16, 16, 4, 8], [6, 5, 4, 6]])
 def test_rows_may_read_different_numbers_of_bits(bits, ran):
     model = model_of(tiny_base("llama", **WIDE, vocab_size=96), bits=[4, 5, 6, 8, 16])

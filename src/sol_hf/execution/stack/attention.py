@@ -21,7 +21,6 @@ from ...cache.window_layer import WindowLayer
 from ...kernels.cpu.lines import Lines
 from ...selection.criterion import CRITERIA
 from ...selection.pages import pages_to_read
-from ...selection.sketch import MOST_IN_MEAN
 from ..attention.step.numba_pages import PagedAttention
 from ..attention.step.numba_tokens import TokenAttention
 from ..attention.step.operation import StepAttention
@@ -34,16 +33,15 @@ STEPS_AHEAD = 64
 """Later steps for which there is room when the attention is set up."""
 
 
-def attention_kind(plan: StepPlan, length: int) -> str | None:
-    """How a step attends to a text of `length` tokens; `None` if no kernel does."""
+def attention_kind(plan: StepPlan) -> str | None:
+    """How a step attends to a text; `None` if no kernel does."""
     if plan.token_keep is None:
         return ALL
     if not all(isinstance(plan.cache.layers[index], PagedLayer) for index in plan.sparse_layers):
         return None  # pages of a base without full attention begin before its windows
     criterion = CRITERIA[plan.rule.criterion]
     if criterion.has_token_kernel(plan.rule):
-        # Before that the means of the index may change with the new key, which is not known here.
-        return TOKENS if length > plan.cache.padding_range[1] + MOST_IN_MEAN else None
+        return TOKENS
     return PAGES if criterion.has_kernels else None
 
 
@@ -172,7 +170,7 @@ class LayersAlike:
         if isinstance(layer, WindowLayer):  # it is read whole, from the first slot that the new token sees
             token_keep = None
             first_key = (first_key + layer.slot_of(0)).clamp(min=max(layer.first, layer.length - layer.sliding_window))
-        elif isinstance(layer, PagedLayer) and attention_kind(plan, layer.length - 1) == TOKENS:
+        elif isinstance(layer, PagedLayer) and attention_kind(plan) == TOKENS:
             assert structure.soft_cap is None, "a base with soft caps reads all keys"
             call = StepAttention(plan, 0, query, layer.keys, layer.values, structure.scaling)
             return TokenAttention(call, layer, STEPS_AHEAD)

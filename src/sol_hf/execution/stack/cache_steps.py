@@ -65,7 +65,8 @@ class CacheSteps:
         if kind.attention == TOKENS:  # before there is room for the new key; the program encodes what has no codes
             first_key = _padding_of(plan, len(embeddings))
             for layer in (layer for layer in layers if isinstance(layer, PagedLayer)):
-                layer.sketch(plan.rule.index_bits, first_key, plan.cache.padding_range, most=layer.length)
+                bits, padding = plan.rule.index_bits, plan.cache.padding_range
+                layer.sketch(bits, first_key, padding, most=layer.length, keeps_means=True)
         for layer in layers:
             layer.append_slots(1)
         attention = self._attention(plan, kind, layers, len(embeddings))

@@ -182,16 +182,15 @@ class BaseStack:
         return found
 
 
-def kind_of_step(structure: StackStructure, plan: StepPlan, rows: int, length: int) -> StepKind | None:
+def kind_of_step(structure: StackStructure, plan: StepPlan, rows: int) -> StepKind | None:
     """The kind of a step; `None` if no program can carry it out.
 
     Args:
         structure ([`StackStructure`]): The base.
         plan ([`StepPlan`]): The step.
         rows (`int`): Tokens.
-        length (`int`): Tokens in the cache.
     """
-    attention = attention_kind(plan, length)
+    attention = attention_kind(plan)
     if attention == TOKENS and any(layer.attention.soft_cap is not None for layer in structure.layers):
         return None
     if attention is None or not set(plan.levels) <= KNOWN_AXES or rows > MOST_ROWS[structure.dtype]:
@@ -272,7 +271,7 @@ def run_step(
     if found is None:
         return None
     steps, layers = found
-    kind = kind_of_step(steps.structure, plan, len(tokens), plan.cache.get_seq_length())
+    kind = kind_of_step(steps.structure, plan, len(tokens))
     if kind is None:
         return None
     return steps.run(plan, kind, layers, _embedded(base, tokens)[:, 0], positions)

@@ -17,6 +17,7 @@ The arguments are an array of int64 as in `numba_attention`, with other entries 
 import numpy as np
 from numba import types
 
+from ...selection.sketch import MOST_IN_MEAN
 from .code_cache import cfunc, njit
 from .numba_attention import (
     ANCHORED,
@@ -116,10 +117,34 @@ def _encode_key(keys, begin, mean, mean_begin, half, codes, code_begin, scales, 
 
 
 @njit(error_model="numpy")
+def _tokens_in_mean(count):
+    """As `tokens_in_mean`: the largest power of two up to `count`, and at most `MOST_IN_MEAN`."""
+    number = 1
+    while 2 * number <= min(count, MOST_IN_MEAN):
+        number *= 2
+    return number
+
+
+@njit(error_model="numpy")
+def _set_mean(keys, begin, number, dim, mean, mean_begin):
+    """The mean of `number` keys, as in `channel_means`."""
+    for i in range(dim):
+        total = np.float64(0)
+        for n in range(number):
+            total += np.float64(widen(keys[begin + n * dim + i]))
+        mean[mean_begin + i] = np.float32(total / number)
+
+
+@njit(error_model="numpy")
 def _encode_keys(args, task, keys, codes, scales):
-    """Encode the keys of one key-value head that have no codes yet."""
+    """Encode the keys of one key-value head that have no codes yet; all keys if the new ones change their mean."""
     dim, mean = args[DIM], float32_at(args[MEAN])
-    for slot in range(args[ENCODED], args[SLOTS]):
+    first = int64_at(args[FIRST])[task // args[KV_HEADS]]
+    encoded, number = args[ENCODED], _tokens_in_mean(args[SLOTS] - first)
+    if encoded <= first or _tokens_in_mean(encoded - first) != number:
+        _set_mean(keys, (task * args[CAPACITY] + first) * dim, number, dim, mean, task * dim)
+        encoded = 0
+    for slot in range(encoded, args[SLOTS]):
         place = task * args[INDEX_CAPACITY] + slot
         begin = (task * args[CAPACITY] + slot) * dim
         _encode_key(keys, begin, mean, task * dim, dim // 2, codes, place * (dim // 2), scales, place)

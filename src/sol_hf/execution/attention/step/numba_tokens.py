@@ -106,8 +106,8 @@ class TokenAttention(CompiledAttention):
         a[kernel.SPLITS] = max(1, min(self._most_splits, int(self.wanted.max())))
 
     def index_of(self, layer: PagedLayer) -> SketchIndex:
-        """The index of a layer, whose means are up to date; the kernel encodes the tokens that have no codes."""
-        return layer.sketch(self.bits, self.first_key, self.padding_range, most=layer.length)
+        """The index of a layer; the kernel encodes the tokens that have no codes, and all where a mean changes."""
+        return layer.sketch(self.bits, self.first_key, self.padding_range, most=layer.length, keeps_means=True)
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the index."""
