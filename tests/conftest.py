@@ -34,6 +34,14 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """A test that sets the number of threads sets it for itself; two are slow where other tests run beside them."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def by_modules(monkeypatch):
     """Steps run by the modules of the base, never as one program."""

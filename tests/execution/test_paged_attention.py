@@ -35,13 +35,6 @@ SPACE = ActionSpace([0.2, 1.0], [1.0], [16])
 needs_numba = pytest.mark.skipif(not numba_pages.has_numba(), reason="numba is not installed")
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 class Steps:
     """A layer's cache with padded rows that take steps; two of them from the same seed see the same numbers."""
 

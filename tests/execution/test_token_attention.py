@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from execution.test_paged_attention import KEEP, OPERATIONS, PADDING, SHAPES, Steps, needs_numba
 from sol_hf.execution.attention.grouped_queries import attend_grouped
+from sol_hf.execution.attention.score_changes import ScoreChanges
 from sol_hf.execution.attention.step.numba_tokens import NumbaTokens
 from sol_hf.execution.attention.step.operation import StepAttention
 from sol_hf.execution.attention.step.selected_keys import select_keys
@@ -105,10 +106,11 @@ WIDE_SHAPES = st.sampled_from([(1, 1, 32, 16), (3, 3, 64, 64), (2, 7, 32, 7), (1
     rule=RULES,
     keep=KEEP,
     threads=st.integers(1, 2),
+    soft_cap=st.sampled_from([None, 0.5]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_tokens_are_those_of_the_reference_where_the_processor_multiplies_bytes(
-    shape, padding, prefill, rule, keep, threads, dtype
+    shape, padding, prefill, rule, keep, threads, soft_cap, dtype
 ):
     """Query heads of 32 channels and more are multiplied with codes by other instructions."""
     torch.set_num_threads(threads)
@@ -117,10 +119,12 @@ def test_tokens_are_those_of_the_reference_where_the_processor_multiplies_bytes(
     token_keep = torch.tensor([keep[row % len(keep)] for row in range(len(padding))])
     query = made.random(len(padding), made.kv_heads * made.group, 1, made.dim)
     plan = StepPlan(made.cache, rule, levels={"token_keep": token_keep}, backend="fast")
-    call = StepAttention(plan, 0, query, made.key, made.value)
+    changes = ScoreChanges(soft_cap)
+    call = StepAttention(plan, 0, query, made.key, made.value, changes=changes)
     output = NumbaTokens().prepare(call)()
     candidates, selection = select_keys(call)
     mask = candidates.mask_of(selection).repeat_interleave(made.group, dim=1)
-    expected = attend_grouped(query.float(), made.key.float(), made.value.float(), mask[:, :, None], None)
+    keys, values = made.key.float(), made.value.float()
+    expected = attend_grouped(query.float(), keys, values, mask[:, :, None], None, changes)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(output.float(), expected, atol=tolerance, rtol=0)

@@ -32,8 +32,10 @@ BITS_BACKENDS = ("fake", "int8", "nested")
 class AttentionKernel(Protocol):
     """A compiled kernel, set up for one step and for all layers of one shape."""
 
-    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
-        """Whether it was set up for layers of this shape."""
+    def fits(
+        self, query: torch.Tensor, layer: PagedLayer, scaling: float | None, soft_cap: float | None = None
+    ) -> bool:
+        """Whether it was set up for layers of this shape, and for these scores."""
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`."""

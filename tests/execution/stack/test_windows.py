@@ -170,6 +170,12 @@ class TestSoftCaps:
         assert_same(model_of(base), input_ids=prompts(2, 40), **budget)
         assert len(ran) >= STEPS - 1
 
+    @pytest.mark.parametrize("rule", [{}, {"criterion": "sketch", "selection": "layer"}], ids=["quest", "sketch"])
+    def test_with_a_share_of_the_keys(self, rule, ran):
+        model = model_of(tiny_base("gemma2", **MIXED, **self.CAPS), **rule)
+        assert_same(model, input_ids=prompts(2, 40), token_keep=0.3, kv_refresh=False)
+        assert len(ran) >= STEPS - 1
+
     def test_without_them_the_text_would_be_another(self):
         bent, plain = (tiny_base("gemma2", **MIXED, **caps) for caps in (self.CAPS, dict.fromkeys(self.CAPS)))
         logits = [logits_of(model_of(base), "fast", input_ids=prompts(1, 40)) for base in (bent, plain)]

@@ -21,6 +21,7 @@ from ...cache.window_layer import WindowLayer
 from ...kernels.cpu.lines import Lines
 from ...selection.criterion import CRITERIA
 from ...selection.pages import pages_to_read
+from ..attention.score_changes import ScoreChanges
 from ..attention.step.numba_pages import PagedAttention
 from ..attention.step.numba_tokens import TokenAttention
 from ..attention.step.operation import StepAttention
@@ -171,8 +172,8 @@ class LayersAlike:
             token_keep = None
             first_key = (first_key + layer.slot_of(0)).clamp(min=max(layer.first, layer.length - layer.sliding_window))
         elif isinstance(layer, PagedLayer) and attention_kind(plan) == TOKENS:
-            assert structure.soft_cap is None, "a base with soft caps reads all keys"
-            call = StepAttention(plan, 0, query, layer.keys, layer.values, structure.scaling)
+            changes = ScoreChanges(structure.soft_cap)
+            call = StepAttention(plan, 0, query, layer.keys, layer.values, structure.scaling, changes=changes)
             return TokenAttention(call, layer, STEPS_AHEAD)
         wanted = pages_to_read(token_keep, layer.length - first_key, plan.rule)
         scores = structure.scaling, structure.soft_cap

@@ -42,7 +42,7 @@ from ..mlp.step_down import StepDown
 from ..mlp.step_mlp import StepMLP
 from ..plan import RefreshPlan, StepPlan
 from ..step_part import StepPart
-from .attention import ALL, TOKENS, attention_kind
+from .attention import ALL, attention_kind
 from .cache_steps import CacheSteps
 from .programs import Programs
 from .recognition import DTYPES, TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
@@ -191,8 +191,6 @@ def kind_of_step(structure: StackStructure, plan: StepPlan, rows: int) -> StepKi
         rows (`int`): Tokens.
     """
     attention = attention_kind(plan)
-    if attention == TOKENS and any(layer.attention.soft_cap is not None for layer in structure.layers):
-        return None
     if attention is None or not set(plan.levels) <= KNOWN_AXES or rows > MOST_ROWS[structure.dtype]:
         return None
     bits, is_mixed, rounds = None, False, False

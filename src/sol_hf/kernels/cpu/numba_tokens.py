@@ -49,6 +49,7 @@ from .numba_attention import (
     QUERY_ROW,
     ROWS,
     SLOTS,
+    SOFT_CAP,
     SPLITS,
     UPPER,
     VALUE_DIM,
@@ -63,9 +64,11 @@ from .numba_attention import (
 from .numba_group import TOKENS, add_listed, fits_vectors, score_listed
 from .numba_memory import (
     FAST_MATH,
+    bend,
     exp_of_negative,
     fetch_add,
     float32_at,
+    float32_of,
     int32_at,
     int64_at,
     prefetch,
@@ -313,6 +316,8 @@ def _attend_tokens(args, task, split, keys, values):
             if not is_wide:
                 _dots(float32_at(queries + 4 * g * dim), tile, count, dim, float32_at(logits + 4 * g * BLOCK))
             state = parts + 4 * g * (2 + value_dim)
+            if args[SOFT_CAP]:
+                bend(float32_at(logits + 4 * g * BLOCK), count, float32_of(args[SOFT_CAP]))
             update_softmax(
                 float32_at(logits + 4 * g * BLOCK), count, value_dim, float32_at(state), float32_at(state + 8)
             )

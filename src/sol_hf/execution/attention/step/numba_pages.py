@@ -44,15 +44,15 @@ class NumbaPages(Implementation[StepAttention]):
         return call.is_long
 
     def _kernel(self, call: StepAttention, layer: PagedLayer) -> AttentionKernel:
-        plan, query = call.plan, call.query
+        plan, query, scores = call.plan, call.query, (call.scaling, call.changes.soft_cap)
         kernels = plan.shared.kernels.setdefault("numba", [])
         for kernel in kernels:
-            if kernel.fits(query, layer, call.scaling):
+            if kernel.fits(query, layer, *scores):
                 return kernel
         padding = plan.cache.padding
         first_key = torch.zeros(len(query), dtype=torch.long) if padding is None else padding
         wanted = pages_to_read(plan.token_keep, layer.length - first_key, plan.rule)
-        kernels.append(PagedAttention(query, layer, first_key, wanted, plan.rule, call.scaling))
+        kernels.append(PagedAttention(query, layer, first_key, wanted, plan.rule, *scores))
         return kernels[-1]
 
 
@@ -86,6 +86,7 @@ class CompiledAttention:
         arguments (`np.ndarray`): Its arguments.
         shape (`tuple` of `int`): Shape of the output, `(rows, 1, heads, value_dim)`.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
+        soft_cap (`float`, *optional*): Scaled scores `x` become `soft_cap * tanh(x / soft_cap)`.
         dtype (`torch.dtype`): Of keys and values, as they are stored.
     """
 
@@ -94,17 +95,20 @@ class CompiledAttention:
     room: int
     shape: tuple[int, int, int, int]
     scaling: float | None
+    soft_cap: float | None
     dtype: torch.dtype
 
-    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
-        """Whether a layer has the shapes and the dtype for which this was set up."""
+    def fits(
+        self, query: torch.Tensor, layer: PagedLayer, scaling: float | None, soft_cap: float | None = None
+    ) -> bool:
+        """Whether a layer has the shapes, the dtype and the scores for which this was set up."""
         rows, _, heads, value_dim = self.shape
         a, kernel = self.arguments, self.kernel
         return (
             query.shape == (rows, heads, 1, a[kernel.DIM])
             and layer.keys.shape == (rows, a[kernel.KV_HEADS], a[kernel.SLOTS], a[kernel.DIM])
             and layer.values.shape[-1] == value_dim
-            and scaling == self.scaling
+            and (scaling, soft_cap) == (self.scaling, self.soft_cap)
             and query.dtype == layer.dtype
             and layer.stored_dtype == self.dtype
         )
@@ -121,7 +125,7 @@ class PagedAttention(CompiledAttention):
             pages, none is scored.
         rule ([`SelectionRule`]): Page size, and per query head or per group.
         scaling (`float`, *optional*): Scale of the scores; `1 / sqrt(head_dim)` by default.
-        soft_cap (`float`, *optional*): Scores `x` become `soft_cap * tanh(x / soft_cap)`.
+        soft_cap (`float`, *optional*): Scaled scores `x` become `soft_cap * tanh(x / soft_cap)`.
         ahead (`int`, *optional*, defaults to 0): Slots of later steps that there is room for.
     """
 
@@ -156,7 +160,7 @@ class PagedAttention(CompiledAttention):
         self.scratch.numpy()[0] = dim**-0.5 if scaling is None else scaling
         floats = self.scratch.data_ptr()
         words, parts = floats + 4 * sizes[0], floats + 4 * (sizes[0] + sizes[1])
-        self.shape, self.scaling = (rows, 1, heads, value_dim), scaling
+        self.shape, self.scaling, self.soft_cap = (rows, 1, heads, value_dim), scaling, soft_cap
         arguments = np.zeros(kernel.HEADER + 2 * pairs, dtype=np.int64)
         arguments[kernel.FIRST] = self.first_key.data_ptr()
         arguments[kernel.ROWS : kernel.CAPACITY] = rows, kv_heads, group, dim, value_dim

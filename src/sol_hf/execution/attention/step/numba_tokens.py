@@ -15,6 +15,7 @@ import torch
 from ....cache.paged_layer import PagedLayer
 from ....cache.sketch_index import SketchIndex
 from ....kernels.cpu.compilation import loads
+from ....kernels.cpu.program import bits_of
 from ....kernels.cpu.torch_threads import run_in_torch_threads
 from ....selection.criterion import CRITERIA
 from ...dispatch import Implementation, Prepared
@@ -42,7 +43,7 @@ class NumbaTokens(Implementation[StepAttention]):
     def _kernel(self, call: StepAttention, layer: PagedLayer) -> AttentionKernel:
         kernels = call.plan.shared.kernels.setdefault("numba_tokens", [])
         for kernel in kernels:
-            if kernel.fits(call.query, layer, call.scaling):
+            if kernel.fits(call.query, layer, call.scaling, call.changes.soft_cap):
                 return kernel
         kernels.append(TokenAttention(call, layer))
         return kernels[-1]
@@ -61,8 +62,8 @@ class TokenAttention(CompiledAttention):
         from ....kernels.cpu import numba_attention
         from ....kernels.cpu import numba_tokens as kernel
 
-        plan, query = call.plan, call.query
-        rule, self.scaling, self.dtype = plan.rule, call.scaling, layer.stored_dtype
+        plan, query, scores = call.plan, call.query, (call.scaling, call.changes.soft_cap)
+        rule, self.scaling, self.soft_cap, self.dtype = plan.rule, *scores, layer.stored_dtype
         rows, heads, _, dim = query.shape
         kv_heads, slots, value_dim = layer.keys.shape[1], layer.length + ahead, layer.values.shape[-1]
         group, pairs = heads // kv_heads, rows * kv_heads
@@ -86,6 +87,7 @@ class TokenAttention(CompiledAttention):
         a[kernel.ROWS : kernel.CAPACITY] = rows, kv_heads, group, dim, value_dim
         a[kernel.SINK], a[kernel.RECENT] = rule.sink_tokens, rule.recent_tokens
         a[kernel.PER_LAYER], a[kernel.MOST] = rule.selection == "layer", slots
+        a[kernel.SOFT_CAP] = bits_of(self.soft_cap or 0.0)
         a[kernel.FLOATS], a[kernel.FLOATS_EACH], a[kernel.WORDS], a[kernel.WORDS_EACH] = (
             floats,
             floats_each,

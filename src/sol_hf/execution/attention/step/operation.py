@@ -66,17 +66,17 @@ class StepAttention:
 
     @property
     def reads_pages(self) -> bool:
-        """Whether the kernels for whole pages read the right keys: all, or those that the criterion selects."""
-        return self.changes.is_none and (
+        """Whether the CPU's kernels for whole pages can attend to the right keys: all, or those the criterion selects."""
+        return self.changes.sinks is None and (
             self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
         )
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether the kernels for single tokens read the keys that the criterion selects."""
+        """Whether the CPU's kernel for single tokens can attend to the keys that the criterion selects."""
         plan = self.plan
         selects = plan.token_keep is not None and CRITERIA[plan.rule.criterion].has_token_kernel(plan.rule)
-        return self.changes.is_none and selects
+        return self.changes.sinks is None and selects
 
     @property
     def is_long(self) -> bool:

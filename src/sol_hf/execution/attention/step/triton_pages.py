@@ -32,7 +32,7 @@ class TritonPages(Implementation[StepAttention]):
         plan, layer, query = call.plan, call.layer, call.query
         is_wanted = plan.backend == "fast" or plan.token_keep is not None
         usable = is_wanted and isinstance(layer, PagedLayer) and triton_supports(query, layer)
-        if usable and call.reads_pages and call.is_stored:
+        if usable and call.changes.is_none and call.reads_pages and call.is_stored:
             return functools.partial(self._kernel(call, layer), query, layer)
         refuse_capture(plan, query)
         return None
@@ -79,9 +79,12 @@ class TritonPagedAttention:
         self.padding, self.rule, self.scaling = padding, rule, scaling
         self.is_shared = rule.selection == "group" or token_keep is None  # all heads read the same keys
 
-    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
+    def fits(
+        self, query: torch.Tensor, layer: PagedLayer, scaling: float | None, soft_cap: float | None = None
+    ) -> bool:
         """Whether a layer can be attended to with these settings."""
-        return scaling == self.scaling and len(query) == len(self.first_key) and query.device == self.first_key.device
+        known = scaling == self.scaling and soft_cap is None
+        return known and len(query) == len(self.first_key) and query.device == self.first_key.device
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the page index."""

@@ -75,9 +75,12 @@ class TritonTokenAttention:
         self.rule, self.scaling = rule, scaling
         self.wanted = CRITERIA[rule.criterion].tokens_wanted(rule, token_keep, rows.count).int()
 
-    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
+    def fits(
+        self, query: torch.Tensor, layer: PagedLayer, scaling: float | None, soft_cap: float | None = None
+    ) -> bool:
         """Whether a layer can be attended to with these settings."""
-        return scaling == self.scaling and len(query) == len(self.first_key) and query.device == self.first_key.device
+        known = scaling == self.scaling and soft_cap is None
+        return known and len(query) == len(self.first_key) and query.device == self.first_key.device
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`. Updates the index."""
