@@ -66,7 +66,7 @@ class StepAttention:
 
     @property
     def reads_pages(self) -> bool:
-        """Whether the CPU's kernels for whole pages can attend to the right keys: all, or those the criterion selects."""
+        """Whether the CPU's kernels for whole pages can attend to all keys, or to those that the criterion selects."""
         return self.changes.sinks is None and (
             self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
         )
