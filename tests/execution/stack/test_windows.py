@@ -25,6 +25,8 @@ SPARSE = {
     "smollm3": {**USED, "no_rope_layer_interval": 2},
     "olmo3": MIXED,
     "ministral": MIXED,
+    "cohere2": MIXED,
+    "exaone4": MIXED,
 }
 """Bases in which some layers have full attention, which `token_keep` controls."""
 DENSE = {"mistral": {"sliding_window": WINDOW}, "phi3": {"sliding_window": WINDOW}}

@@ -8,6 +8,7 @@ read all weights. A [`StackProgram`] does the same in one call. It reads the sam
 it does not know, such as one of a base with hooks, runs as before.
 """
 
+import copy
 import functools
 import threading
 import weakref
@@ -45,7 +46,7 @@ from ..step_part import StepPart
 from .attention import ALL, attention_kind
 from .cache_steps import CacheSteps
 from .programs import Programs
-from .recognition import DTYPES, TOLERANCE, Probe, StackStructure, find_stack, probe, with_factors
+from .recognition import DTYPES, TOLERANCE, Probe, StackStructure, find_stack, probe, rotations_of, with_factors
 from .rotary import Tables
 from .stages import StepKind
 
@@ -137,12 +138,13 @@ class BaseStack:
         if stack is None:
             return None
         seen = probe(base, stack)
-        stack = with_factors(base, stack, seen)
-        if stack is None:
+        scaled = with_factors(base, stack, seen)
+        if scaled is None:
             return None
-        hidden = self.hidden_of_probe(stack, seen)
-        difference = (hidden - seen.hidden.float()).norm() / seen.hidden.float().norm()
-        return stack if bool(difference <= TOLERANCE[stack.dtype]) else None
+        expected, known = seen.hidden.float(), list(rotations_of(base, scaled))
+        found = [float((self.hidden_of_probe(x, seen) - expected).norm() / expected.norm()) for x in known]
+        least = min(found)
+        return known[found.index(least)] if least <= TOLERANCE[scaled.dtype] else None
 
     def steps_over(self, structure: StackStructure, cache: SOLCache, is_new: bool) -> CacheSteps:
         """What runs programs over a cache; with `is_new` it looks for weights that were moved."""
@@ -161,9 +163,10 @@ class BaseStack:
 
     def hidden_of_probe(self, structure: StackStructure, seen: Probe) -> torch.Tensor:
         """The LM head's input in the last forward of a probe, computed by a program that is not kept."""
-        layers = [layer for layer in seen.cache.layers if isinstance(layer, StoredLayer)]
-        places, steps = torch.tensor([seen.cache.get_seq_length()]), self._made_steps(structure, Programs(structure))
-        return steps.run(StepPlan(seen.cache, SelectionRule()), StepKind(ALL), layers, seen.embedding, places)[1]
+        cache = copy.deepcopy(seen.cache)  # which the step extends
+        layers = [layer for layer in cache.layers if isinstance(layer, StoredLayer)]
+        places, steps = torch.tensor([cache.get_seq_length()]), self._made_steps(structure, Programs(structure))
+        return steps.run(StepPlan(cache, SelectionRule()), StepKind(ALL), layers, seen.embedding, places)[1]
 
     def forget_programs(self) -> None:
         """Free all programs, and with them the copies of weights that they read."""
