@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from sol_hf import SOLForCausalLM
+from sol_hf import SOLForCausalLM, load_text
 from sol_hf.integrations.tiny_llama import tiny_base, tiny_tokenizer
 from support.paths import EXAMPLES
 
@@ -23,6 +23,8 @@ PARTS = (
     "timed_snapshots.py",
 )
 """Files that other scripts import."""
+GIVEN = {"evaluate_lm_eval": [], "other_texts": ["chat", "--out", "nowhere"]}
+"""Arguments without those that an example needs, where they are not `--out` alone."""
 RUN = dict(token_keep=0.6, mlp_keep=0.8, bits=12, max_new_tokens=6, do_sample=False)
 
 
@@ -66,6 +68,20 @@ def test_what_a_policy_is_worth(capsys):
     assert "4 texts of 4 documents" in capsys.readouterr().out
 
 
+def test_conversations_have_four_answers(tmp_path):
+    out = tmp_path / "chat.jsonl"
+    texts = script("other_texts").main(["chat", "--tiny", "--out", str(out)])
+    assert list(load_text(out)["text"]) == texts and len(set(texts)) == 2
+    assert {text.count("assistant: ") for text in texts} == {4}
+    assert "What is bread?" in texts[0] and "What is the moon?" in texts[1]
+
+
+def test_code_is_long_enough_for_a_block(tmp_path):
+    texts = script("other_texts").main(["code", "--documents", "5", "--out", str(tmp_path / "code.jsonl")])
+    assert len(set(texts)) == 5 and min(map(len, texts)) > 10_000 and all("def " in text for text in texts)
+    assert list(load_text(tmp_path / "code.jsonl")["text"]) == texts
+
+
 @pytest.mark.slow
 def test_a_policy_from_measured_costs(tmp_path):
     fitted = script("distill").main(["--tiny", "--out", str(tmp_path / "policy")])
@@ -86,9 +102,9 @@ def test_a_task_of_lm_eval(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train_lora", "distill", "evaluate_lm_eval"])
+@pytest.mark.parametrize("name", ["train_lora", "distill", "evaluate_lm_eval", "other_texts"])
 def test_what_is_missing_is_named(name, capsys):
     pytest.importorskip({"train_lora": "trl", "evaluate_lm_eval": "lm_eval"}.get(name, "torch"))
     with pytest.raises(SystemExit):
-        script(name).main([] if name == "evaluate_lm_eval" else ["--out", "nowhere"])
+        script(name).main(GIVEN.get(name, ["--out", "nowhere"]))
     assert "or --tiny" in capsys.readouterr().err
