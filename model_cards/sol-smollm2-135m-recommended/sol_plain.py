@@ -5437,8 +5437,10 @@ BITS_BACKENDS = ("fake", "int8", "nested")
 class AttentionKernel(Protocol):
     """A compiled kernel, set up for one step and for all layers of one shape."""
 
-    def fits(self, query: torch.Tensor, layer: PagedLayer, scaling: float | None) -> bool:
-        """Whether it was set up for layers of this shape."""
+    def fits(
+        self, query: torch.Tensor, layer: PagedLayer, scaling: float | None, soft_cap: float | None = None
+    ) -> bool:
+        """Whether it was set up for layers of this shape, and for these scores."""
 
     def __call__(self, query: torch.Tensor, layer: PagedLayer) -> torch.Tensor:
         """Attention of one new token per row, `(rows, 1, heads, value_dim)`."""
@@ -16177,17 +16179,17 @@ class StepAttention:
 
     @property
     def reads_pages(self) -> bool:
-        """Whether the kernels for whole pages read the right keys: all, or those that the criterion selects."""
-        return self.changes.is_none and (
+        """Whether the CPU's kernels for whole pages can attend to all keys, or to those that the criterion selects."""
+        return self.changes.sinks is None and (
             self.plan.token_keep is None or CRITERIA[self.plan.rule.criterion].has_kernels
         )
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether the kernels for single tokens read the keys that the criterion selects."""
+        """Whether the CPU's kernel for single tokens can attend to the keys that the criterion selects."""
         plan = self.plan
         selects = plan.token_keep is not None and CRITERIA[plan.rule.criterion].has_token_kernel(plan.rule)
-        return self.changes.is_none and selects
+        return self.changes.sinks is None and selects
 
     @property
     def is_long(self) -> bool:
@@ -16427,6 +16429,7 @@ class TokenKeepExecutor(AxisExecutor):
         check_attention(base)
         self._configs = attention_configs(base)
         config = text_config(base)
+        self._has_indexer = any(isinstance(vars(module).get("index_topk"), int) for module in base.modules())
         types = getattr(config, "layer_types", None) or []
         modes = getattr(config, "kv_sharing_modes", None) or []
         reused = [i for i, mode in enumerate(modes) if (mode or "").startswith("reuse")]
@@ -16450,10 +16453,15 @@ class TokenKeepExecutor(AxisExecutor):
         return CRITERIA[rule.criterion].refresh_gain(rule)
 
     def check_cache(self, cache: SOLCache, name: str) -> None:
-        if not cache.sparse_layers:
-            raise UnsupportedAxisError(
-                f"The axis `token_keep` cannot be controlled on {name}: none of its cache layers holds all keys."
+        if cache.sparse_layers:
+            return
+        reason = "none of its cache layers holds all keys"
+        if self._has_indexer:
+            reason = (
+                "an indexer of its own chooses the keys that a token reads: set `index_topk` in the config of the "
+                "base to read fewer, and leave `token_keep` out of the budget"
             )
+        raise UnsupportedAxisError(f"The axis `token_keep` cannot be controlled on {name}: {reason}.")
 
     def _sharing_layers(self, cache: SOLCache) -> list[int]:
         """Layers without keys of their own that read those of a layer which `token_keep` applies to."""

@@ -5,6 +5,7 @@
 
 import importlib
 import json
+import logging
 import os
 import runpy
 import sys
@@ -228,6 +229,14 @@ def test_a_warmup_over_a_sharded_base_is_refused_before_it_measures(script, tmp_
     ):
         run(script, tmp_path, base, shard_base=True, warmup_dir=str(tmp_path / "measured"), **WARMUP)
     assert not list(tmp_path.glob("measured/measured*"))
+
+
+def test_a_run_that_begins_anew_beside_checkpoints_says_so(script, tmp_path, base, caplog):
+    for said in (False, True):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="sol_hf"):
+            run(script, tmp_path, base)
+        assert ("begins anew: --resume goes on" in caplog.text) is said
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(script, tmp_path, base):

@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sol_hf import ActionSpace, ScheduleController, SOLCache, SOLConfig, SOLForCausalLM, UnsupportedAxisError
+from sol_hf.evaluation.families.tiny_configs import family_base
 from sol_hf.execution.attention.interface import register_attention
 from sol_hf.execution.attention.masks import ADDS, HIDES, PLAIN, kind_of_mask
 from sol_hf.execution.plan import ACTIVE, ForwardContext, StepPlan, active_forward
@@ -189,6 +190,16 @@ def test_without_a_selection_it_is_the_original_function(plan):
         output, _ = ALL_ATTENTION_FUNCTIONS[register_attention("sdpa")](*arguments, scaling=0.3, dropout=0.0)
     expected, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](*arguments, scaling=0.3, dropout=0.0)
     assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("deepseek_v32", "an indexer of its own.*set `index_topk`"), ("falcon_h1", "none of its cache layers holds all")],
+)
+def test_it_is_said_why_no_layer_can_choose_its_keys(family, reason):
+    model = SOLForCausalLM.from_base(family_base(family))
+    with pytest.raises(UnsupportedAxisError, match=reason):
+        model.generate(torch.arange(5, 25)[None], max_new_tokens=2, token_keep=0.5)
 
 
 @pytest.mark.parametrize("argument", ["softcap", "s_aux", "position_bias"])

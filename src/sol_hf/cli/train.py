@@ -10,6 +10,7 @@ the gain over the fixed schedule is measured at the end, printed, and written to
 Example: sol-hf train --train_file texts.jsonl --base smollm2-135m --output_dir policy --max_steps 0 --context_length 9
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..training.warmup_config import CounterfactualWarmupConfig
 from .train_arguments import PolicyArguments, ScriptArguments
 
 
+logger = logging.getLogger(__name__)
 ARGUMENTS = (ScriptArguments, PolicyArguments, SOLGRPOConfig, CounterfactualWarmupConfig)
 
 
@@ -60,6 +62,8 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
     if warmup.warmup_dir is not None:
         prices = warm_up(model, warmup, args, train_dataset, tokenizer)
     resume = script.resume and has_checkpoint(Path(args.output_dir))
+    if not script.resume and has_checkpoint(Path(args.output_dir)):
+        logger.warning("%s holds checkpoints, and this run begins anew: --resume goes on from them.", args.output_dir)
 
     steps, args.max_steps = args.max_steps, args.max_steps or 1  # a trainer for a stream wants a number of steps
     trainer = SOLGRPOTrainer(

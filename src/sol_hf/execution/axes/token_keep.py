@@ -38,6 +38,7 @@ class TokenKeepExecutor(AxisExecutor):
         check_attention(base)
         self._configs = attention_configs(base)
         config = text_config(base)
+        self._has_indexer = any(isinstance(vars(module).get("index_topk"), int) for module in base.modules())
         types = getattr(config, "layer_types", None) or []
         modes = getattr(config, "kv_sharing_modes", None) or []
         reused = [i for i, mode in enumerate(modes) if (mode or "").startswith("reuse")]
@@ -61,10 +62,15 @@ class TokenKeepExecutor(AxisExecutor):
         return CRITERIA[rule.criterion].refresh_gain(rule)
 
     def check_cache(self, cache: SOLCache, name: str) -> None:
-        if not cache.sparse_layers:
-            raise UnsupportedAxisError(
-                f"The axis `token_keep` cannot be controlled on {name}: none of its cache layers holds all keys."
+        if cache.sparse_layers:
+            return
+        reason = "none of its cache layers holds all keys"
+        if self._has_indexer:
+            reason = (
+                "an indexer of its own chooses the keys that a token reads: set `index_topk` in the config of the "
+                "base to read fewer, and leave `token_keep` out of the budget"
             )
+        raise UnsupportedAxisError(f"The axis `token_keep` cannot be controlled on {name}: {reason}.")
 
     def _sharing_layers(self, cache: SOLCache) -> list[int]:
         """Layers without keys of their own that read those of a layer which `token_keep` applies to."""
