@@ -18,7 +18,7 @@ from support.paths import ROOT
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield importlib.import_module("compare_grpo")
-    for name in ("compare_grpo", "train_grpo", "train_arguments"):
+    for name in ("compare_grpo", "grpo_arms", "train_grpo", "train_arguments"):
         sys.modules.pop(name, None)
 
 
@@ -48,7 +48,7 @@ def test_three_arms_are_compared_and_not_trained_again(script, tmp_path, capsys,
     assert done["updates"] > 0 and "sol/multiplier_bits" in done["log"][0]
     shown = capsys.readouterr().out.splitlines()[-3:]
     assert shown[0].startswith("start") and "KL minus the start's +0.0000 ± 0.0000" in shown[0]
-    monkeypatch.setattr(script.train_grpo, "main", None)
+    monkeypatch.setattr(sys.modules["train_grpo"], "main", None)
     assert script.main(arguments) == figures
     with pytest.raises(ValueError, match="holds a run with other arguments"):
         script.main([*arguments, "--minutes", "0.03"])

@@ -19,6 +19,7 @@ PARTS = (
     "demo_render.py",
     "demo_run.py",
     "demo_ways.py",
+    "grpo_arms.py",
     "recipe_runs.py",
     "timed_snapshots.py",
 )
