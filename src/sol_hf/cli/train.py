@@ -58,12 +58,12 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
     base, tokenizer = script.load_base(policy.base_model_revision)
     model = policy.load_model(base)
     train_dataset, eval_dataset = script.load_texts()
+    has_begun = has_checkpoint(Path(args.output_dir))
+    if has_begun and not script.resume:
+        logger.warning("%s holds checkpoints, and this run begins anew: --resume goes on from them.", args.output_dir)
     prices = None
     if warmup.warmup_dir is not None:
         prices = warm_up(model, warmup, args, train_dataset, tokenizer)
-    resume = script.resume and has_checkpoint(Path(args.output_dir))
-    if not script.resume and has_checkpoint(Path(args.output_dir)):
-        logger.warning("%s holds checkpoints, and this run begins anew: --resume goes on from them.", args.output_dir)
 
     steps, args.max_steps = args.max_steps, args.max_steps or 1  # a trainer for a stream wants a number of steps
     trainer = SOLGRPOTrainer(
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None, callbacks: Sequence[TrainerCallback
     )
     args.max_steps = steps
     if steps != 0:
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=script.resume and has_begun)
         trainer.save_state()
     trainer.save_model()
     if eval_dataset is not None:

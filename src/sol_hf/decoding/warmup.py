@@ -38,7 +38,7 @@ from .setup import controls_for, new_cache, own_cache
 
 
 CONTEXT = 40
-"""Tokens before the steps: with fewer than 32 keys, attention is not compiled code."""
+"""Tokens before the steps: with fewer than 32 keys, attention outside of programs is not compiled code."""
 LONG_CONTEXT, DRAFTED, NEW = 280, 3, 12
 """Tokens of a text of which drafts read a share of the keys, those of a draft, and how many are made."""
 

@@ -63,9 +63,9 @@ class CacheSteps:
             Logits `(rows, 1, vocab_size)`, and the LM head's input `(rows, hidden_size)`.
         """
         if kind.attention == TOKENS:  # before there is room for the new key; the program encodes what has no codes
-            first_key = _padding_of(plan, len(embeddings))
+            first_key, padding = _padding_of(plan, len(embeddings)), plan.cache.padding_range
+            bits = plan.rule.index_bits
             for layer in (layer for layer in layers if isinstance(layer, PagedLayer)):
-                bits, padding = plan.rule.index_bits, plan.cache.padding_range
                 layer.sketch(bits, first_key, padding, most=layer.length, keeps_means=True)
         for layer in layers:
             layer.append_slots(1)

@@ -10,7 +10,6 @@ the embeddings are multiplied before the first layer, and the logits after the L
 import copy
 import functools
 import inspect
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -224,20 +223,19 @@ def with_factors(base: PreTrainedModel, stack: StackStructure, seen: Probe) -> S
     return replace(stack, embedding_factor=embedding, logits_factor=factor, logits_cap=cap)
 
 
-def rotations_of(base: PreTrainedModel, stack: StackStructure) -> Iterator[StackStructure]:
+def rotations_of(base: PreTrainedModel, stack: StackStructure) -> list[StackStructure]:
     """The stack as its attributes have it, and, if some layers have windows, with rotary embeddings in those alone.
 
     Which layers of Cohere 2 and EXAONE 4 turn queries and keys is in their code, not in an attribute.
     """
-    yield stack
-    kinds = [type(layer) is DynamicSlidingWindowLayer for layer in DynamicCache(config=base.config).layers]
-    if len(set(kinds)) == 2:
-        attentions = (
-            replace(layer.attention, rotates=layer.attention.rotates and kind)
-            for layer, kind in zip(stack.layers, kinds, strict=True)
-        )
-        layers = zip(stack.layers, attentions, strict=True)
-        yield replace(stack, layers=tuple(replace(layer, attention=own) for layer, own in layers))
+    has_window = [type(layer) is DynamicSlidingWindowLayer for layer in DynamicCache(config=base.config).layers]
+    if all(has_window) or not any(has_window):
+        return [stack]
+    layers = (
+        layer if windowed else replace(layer, attention=replace(layer.attention, rotates=False))
+        for layer, windowed in zip(stack.layers, has_window, strict=True)
+    )
+    return [stack, replace(stack, layers=tuple(layers))]
 
 
 def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:

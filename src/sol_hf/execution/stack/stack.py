@@ -141,10 +141,10 @@ class BaseStack:
         scaled = with_factors(base, stack, seen)
         if scaled is None:
             return None
-        expected, known = seen.hidden.float(), list(rotations_of(base, scaled))
-        found = [float((self.hidden_of_probe(x, seen) - expected).norm() / expected.norm()) for x in known]
-        least = min(found)
-        return known[found.index(least)] if least <= TOLERANCE[scaled.dtype] else None
+        expected, possible = seen.hidden.float(), rotations_of(base, scaled)
+        errors = [float((self.hidden_of_probe(x, seen) - expected).norm() / expected.norm()) for x in possible]
+        least = min(errors)
+        return possible[errors.index(least)] if least <= TOLERANCE[scaled.dtype] else None
 
     def steps_over(self, structure: StackStructure, cache: SOLCache, is_new: bool) -> CacheSteps:
         """What runs programs over a cache; with `is_new` it looks for weights that were moved."""
